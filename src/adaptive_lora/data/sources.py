@@ -1,0 +1,253 @@
+"""Where records come from: the hub or a local JSON, JSONL or Parquet file, in one of four forms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptive_lora.errors import DataError
+
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "alpaca": ("instruction", "output"),
+    "prompt-completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "text": ("text",),
+}
+"""Form -> the keys that every record of it has (`input` is optional in Alpaca)."""
+
+LICENCES = {
+    "tatsu-lab/alpaca": "CC BY-NC 4.0",
+    "yahma/alpaca-cleaned": "CC BY-NC 4.0",
+}
+"""What is known of a source's licence, for reports."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One piece of training text before any template."""
+
+    form: str
+    """`alpaca`, `prompt-completion`, `messages` or `text`."""
+    prompt: str
+    """What is asked; empty for plain text."""
+    context: str
+    """Alpaca's `input`; may be empty."""
+    completion: str
+    """What is learnt."""
+    turns: tuple[tuple[str, str], ...] = ()
+    """(role, content) of the turns before the completion, for chat records."""
+
+    def prompt_key(self) -> str:
+        """A hash of what is asked, blind to case and white space; records that share it never part.
+
+        Plain text has no prompt: its own text counts.
+        """
+        asked = [self.prompt, self.context, *(content for _, content in self.turns)]
+        return _text_hash(asked if any(asked) else [self.completion])
+
+    def content_key(self) -> str:
+        """A hash of the whole record, blind to case and white space."""
+        return _text_hash([self.prompt, self.context, *(c for _, c in self.turns), self.completion])
+
+
+@dataclass(frozen=True)
+class RecordSet:
+    """All records of a source, with what a report must say about them."""
+
+    name: str
+    """The source as the user wrote it."""
+    form: str
+    records: tuple[Record, ...]
+    revision: str | None
+    """The hub's commit, or nothing for local and generated data."""
+    licence: str | None = None
+    exact_answers: bool = False
+    """Whether each prompt has one right completion, so that exact match means something."""
+
+    def fingerprint(self) -> str:
+        """A hash of the content in order; equal content gives equal fingerprints, wherever it lies."""
+        digest = hashlib.sha256(self.form.encode())
+        for record in self.records:
+            digest.update(
+                repr((record.prompt, record.context, record.completion, record.turns)).encode(errors="replace")
+            )
+        return digest.hexdigest()
+
+
+def load_records(source: str) -> RecordSet:
+    """Records of a local file (`.json`, `.jsonl`, `.parquet`) or a hub data set (`owner/name`).
+
+    Raises DataError, naming the file and the remedy, for a source that is missing, torn, empty or of
+    no known form.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise DataError(f"{source} is a folder; name one .json, .jsonl or .parquet file in it.")
+    if path.exists() or path.suffix in READERS or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        return from_dicts(read_file(path), name=source)
+    rows, revision = _read_hub(source)
+    return from_dicts(rows, name=source, revision=revision)
+
+
+def from_dicts(
+    rows: Sequence[Any], name: str, revision: str | None = None, exact_answers: bool = False
+) -> RecordSet:
+    """Records from parsed rows, their form recognised from the first one."""
+    if not rows:
+        raise DataError(f"{name} holds no records; expected a list of {_forms_in_words()}.")
+    form = recognise(rows[0], name)
+    records = tuple(_record(row, form, i, name) for i, row in enumerate(rows))
+    return RecordSet(name, form, records, revision, LICENCES.get(name), exact_answers)
+
+
+def recognise(row: Any, name: str) -> str:
+    """The form of a row by its keys, or DataError with what was found and what would do."""
+    if isinstance(row, Mapping):
+        for form, keys in FORMS.items():
+            if all(key in row for key in keys):
+                return form
+        found = ", ".join(f"`{key}`" for key in list(row)[:8]) or "no keys"
+    else:
+        found = f"a {type(row).__name__}"
+    raise DataError(f"{name}: the first record has {found}; expected {_forms_in_words()}.")
+
+
+def read_file(path: Path) -> Sequence[Any]:
+    """Rows of a local file by its ending; DataError where it is missing, torn or of another kind."""
+    if not path.exists():
+        raise DataError(f"{path} does not exist. Give a .json, .jsonl or .parquet file, or a hub data set owner/name.")
+    if path.suffix not in READERS:
+        raise DataError(f"{path}: files ending in {path.suffix or 'nothing'} are not read; use {', '.join(READERS)}.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; expected {_forms_in_words()}.")
+    return READERS[path.suffix](path)
+
+
+def _read_json(path: Path) -> Sequence[Any]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        # People name JSON lines .json; only a file whose first line parses alone is taken as such.
+        first = path.read_text(encoding="utf-8-sig").lstrip().split("\n", 1)[0]
+        if first.startswith("{") and _parses(first):
+            return _read_jsonl(path)
+        raise DataError(
+            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); the file may be cut short. Fetch it again."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    if isinstance(rows, Mapping):
+        lists = [value for value in rows.values() if isinstance(value, list)]
+        rows = lists[0] if len(lists) == 1 else [rows]
+    if not isinstance(rows, list):
+        raise DataError(f"{path} holds a {type(rows).__name__}; expected a list of records.")
+    return rows
+
+
+def _read_jsonl(path: Path) -> Sequence[Any]:
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    rows.append(json.loads(line))
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {number}: not valid JSON ({error.msg}); the file may be cut short. Fetch it again."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+    return rows
+
+
+def _read_parquet(path: Path) -> Sequence[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return list(pyarrow.parquet.read_table(path).to_pylist())
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+
+
+READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _read_hub(name: str) -> tuple[Sequence[Any], str | None]:
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(name)
+        rows = list(datasets.load_dataset(name, split="train"))
+    except Exception as error:
+        # The hub libraries raise a dozen unrelated classes for "cannot be had".
+        raise DataError(
+            f"The data set {name} could not be loaded from the hub: {type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}. Check the name and the network "
+            "(`adaptive-lora doctor`), or give a local .json, .jsonl or .parquet file."
+        ) from None
+    return rows, getattr(builder, "hash", None)
+
+
+def _record(row: Any, form: str, index: int, name: str) -> Record:
+    if not isinstance(row, Mapping):
+        raise DataError(f"{name}, record {index}: expected an object, got a {type(row).__name__}.")
+    missing = [key for key in FORMS[form] if key not in row]
+    if missing:
+        raise DataError(f"{name}, record {index}: no `{missing[0]}`, which the first record ({form} form) has.")
+    if form == "messages":
+        return _chat_record(row["messages"], index, name)
+    if form == "text":
+        return Record(form, "", "", _text(row, "text", index, name))
+    prompt_key, completion_key = FORMS[form]
+    if form == "prompt-completion" and isinstance(row["prompt"], list):
+        return _chat_record([*row["prompt"], *row["completion"]], index, name)
+    context = _text(row, "input", index, name) if row.get("input") else ""
+    return Record(
+        form,
+        _text(row, prompt_key, index, name),
+        context if form == "alpaca" else "",
+        _text(row, completion_key, index, name),
+    )
+
+
+def _chat_record(messages: Any, index: int, name: str) -> Record:
+    """The last assistant turn is the completion; all turns before it are the prompt."""
+    try:
+        turns = [(str(turn["role"]), str(turn["content"])) for turn in messages]
+    except (TypeError, KeyError):
+        raise DataError(f"{name}, record {index}: `messages` must be a list of {{role, content}} objects.") from None
+    answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+    if not answers:
+        raise DataError(f"{name}, record {index}: `messages` has no assistant turn to learn from.")
+    before = tuple(turns[: answers[-1]])
+    asked = before[-1][1] if before else ""
+    return Record("messages", asked, "", turns[answers[-1]][1], before)
+
+
+def _text(row: Mapping[str, Any], key: str, index: int, name: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise DataError(f"{name}, record {index}: `{key}` must be text, got a {type(value).__name__}.")
+    return value
+
+
+def _text_hash(parts: Iterable[str]) -> str:
+    text = "\x1f".join(" ".join(part.split()).casefold() for part in parts)
+    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+
+
+def _parses(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def _forms_in_words() -> str:
+    return " or ".join(f"{form} records ({' + '.join(f'`{k}`' for k in keys)})" for form, keys in FORMS.items())

@@ -1,0 +1,71 @@
+"""How a record becomes the text a model sees: a prompt, which is masked, and a completion, which is learnt."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from adaptive_lora.data.sources import Record
+from adaptive_lora.errors import DataError
+
+TemplateName = Literal["auto", "alpaca", "alpaca-short", "chat", "plain"]
+
+# The two prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, README, "Data Release").
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+ALPACA_WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:"
+)
+
+# The same without the preamble, for models whose context the preamble would fill.
+SHORT_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+SHORT_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
+
+PROMPTS = {
+    "alpaca": (ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT),
+    "alpaca-short": (SHORT_WITH_INPUT, SHORT_WITHOUT_INPUT),
+}
+
+
+def choose_template(template: TemplateName, form: str, has_chat_template: bool) -> TemplateName:
+    """The template in force for data of `form` where the study says `auto`.
+
+    Chat messages take the model's chat template, Alpaca records the Alpaca prompts, everything else
+    is used as it is. Raises DataError where messages meet a model without a chat template.
+    """
+    if template == "auto":
+        template = {"alpaca": "alpaca", "messages": "chat"}.get(form, "plain")  # type: ignore[assignment]
+    if template == "chat" and not has_chat_template:
+        raise DataError(
+            "The template `chat` was asked for (or chosen for records with `messages`), but this model's "
+            "tokenizer has no chat template. Write `template: alpaca` or `template: plain` under `data`."
+        )
+    return template
+
+
+def render(record: Record, template: TemplateName, tokenizer: Any = None) -> tuple[str, str]:
+    """(prompt, completion) of a record as text.
+
+    `alpaca` and `alpaca-short` fill the prompt with or without an input; `chat` asks `tokenizer`, whose template is the
+    model's own; `plain` joins what there is with newlines. `tokenizer` is needed for `chat` alone.
+    """
+    if template in PROMPTS:
+        with_input, without_input = PROMPTS[template]
+        text = with_input if record.context else without_input
+        # Split, not str.format: a record may hold braces and placeholders of its own.
+        head, tail = text.split("{instruction}")
+        return head + record.prompt + tail.replace("{input}", record.context), record.completion
+    if template == "chat":
+        return _render_chat(record, tokenizer), record.completion
+    return "\n".join(part for part in (record.prompt, record.context) if part), record.completion
+
+
+def _render_chat(record: Record, tokenizer: Any) -> str:
+    turns = [{"role": role, "content": content} for role, content in record.turns]
+    if not turns:
+        turns = [{"role": "user", "content": "\n".join(p for p in (record.prompt, record.context) if p)}]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -1,0 +1,81 @@
+"""What can go wrong, as one tree; every message says what was asked, what arrived and what to do.
+
+AdaptiveLoraError
+├── UsageError           the user's input cannot be used (exit code 2)
+│   ├── StudyFileError     a study file, with all its complaints at once
+│   ├── DataError          a data set: missing, torn, wrong form, too small
+│   ├── ModelError         a model: missing, unsafe, nothing to adapt
+│   ├── BudgetError        a budget that no plan can meet
+│   ├── StrategyError      an unknown strategy or option
+│   ├── PlanError          a plan file that is torn or does not fit the model
+│   └── StudyFolderError   a folder that is in use, missing, or another study's
+└── TrainingError        a run that failed while it trained (exit code 1)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdaptiveLoraError(Exception):
+    """Anything this package raises on purpose."""
+
+
+class UsageError(AdaptiveLoraError, ValueError):
+    """The input cannot be used; the message says what would do."""
+
+
+class StudyFileError(UsageError):
+    """A study file with one or more complaints.
+
+    `complaints` holds one line each, already with line number, key and remedy.
+    """
+
+    def __init__(self, path: str, complaints: Iterable[str]) -> None:
+        self.path = path
+        self.complaints = tuple(complaints)
+        count = len(self.complaints)
+        heading = f"{path}: {count} thing{'s' if count != 1 else ''} to mend"
+        super().__init__("\n".join([heading, *(f"  - {line}" for line in self.complaints)]))
+
+    def __reduce__(self) -> tuple[type[StudyFileError], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.path, self.complaints)
+
+
+class DataError(UsageError):
+    """A data set that is missing, torn, of unknown form, or too small."""
+
+
+class ModelError(UsageError):
+    """A model that is missing, unsafe to load, or has nothing to adapt."""
+
+
+class BudgetError(UsageError):
+    """A budget of trainable parameters that no plan can meet."""
+
+
+class StrategyError(UsageError):
+    """A strategy or one of its options that does not exist."""
+
+
+class PlanError(UsageError):
+    """A plan that cannot be read or does not fit the model."""
+
+
+class StudyFolderError(UsageError):
+    """A study folder that is missing, in use, or belongs to another study."""
+
+
+class TrainingError(AdaptiveLoraError, RuntimeError):
+    """A run that failed while it trained."""
+
+
+def nearest_hint(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the known word nearest to `word`, or nothing.
+
+    >>> nearest_hint("unifrom", ["uniform", "random"])
+    " (did you mean 'uniform'?)"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

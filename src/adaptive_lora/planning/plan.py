@@ -1,0 +1,196 @@
+"""A rank plan: which module gets which rank and scaling, and what decided so. A value, no tensors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from adaptive_lora.errors import PlanError
+from adaptive_lora.files import write_atomically
+from adaptive_lora.planning.modules import ModuleShape, to_dicts, total_cost
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+ScalingRule = Literal["constant", "rslora", "alpha-over-r"]
+EXPONENTS: Mapping[str, float] = {"constant": 0.0, "rslora": 0.5, "alpha-over-r": 1.0}
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How strongly a module's update counts: s = s_ref · (r_ref / r)^g.
+
+    g is 0 for `constant`, 1/2 for `rslora` (arXiv 2312.03732) and 1 for `alpha-over-r`, which is what
+    PEFT does when alpha is left constant. At r = r_ref the three agree, so that a uniform plan is the
+    same run under all of them.
+    """
+
+    rule: ScalingRule = "constant"
+    reference_scaling: float = 2.0
+    """s_ref; 2 is the common habit alpha = 2r."""
+    reference_rank: float = 8.0
+    """r_ref; the uniform rank that costs the plan's budget."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in EXPONENTS:
+            raise PlanError(f"The scaling rule must be one of {', '.join(get_args(ScalingRule))}, got {self.rule!r}.")
+
+    def at(self, rank: int) -> float:
+        """The factor multiplied with B A in a module of this rank.
+
+        >>> Scaling("alpha-over-r", reference_scaling=2.0, reference_rank=8).at(16)
+        1.0
+        """
+        return float(self.reference_scaling * (self.reference_rank / rank) ** EXPONENTS[self.rule])
+
+
+@dataclass(frozen=True)
+class RankPlan:
+    """The result of an allocation, and what produced it."""
+
+    strategy: str
+    """Name of the strategy, or `ranks` for fixed ranks from a file."""
+    budget: int
+    """The ceiling asked for, in trainable parameters."""
+    modules: tuple[ModuleShape, ...]
+    ranks: Mapping[str, int]
+    scaling: Scaling
+    options: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float] | None = None
+    """What was measured per module, where the strategy measures."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    """Model, data, seed and planning cost, as far as known."""
+
+    def __post_init__(self) -> None:
+        names = [m.name for m in self.modules]
+        if sorted(names) != sorted(self.ranks):
+            odd = sorted(set(names) ^ set(self.ranks))
+            raise PlanError(f"A plan must give a rank to each of its modules; ranks and modules differ in {odd[:4]}.")
+        if bad := {name: rank for name, rank in self.ranks.items() if rank < 1}:
+            raise PlanError(f"Ranks start at 1; leave a module out instead of rank 0. Got {dict(list(bad.items())[:4])}.")
+
+    @property
+    def trainable_parameters(self) -> int:
+        """What the plan costs: Σ rank · (d_in + d_out)."""
+        return total_cost(self.modules, self.ranks)
+
+    def scaling_of(self, name: str) -> float:
+        """The factor of a module by the plan's rule."""
+        return self.scaling.at(self.ranks[name])
+
+    def alpha_of(self, name: str) -> float:
+        """PEFT's `lora_alpha` of a module: scaling · rank."""
+        return self.scaling_of(name) * self.ranks[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON values; `from_json` reads it back."""
+        return {
+            "format": _FORMAT,
+            "strategy": self.strategy,
+            "options": dict(self.options),
+            "budget": self.budget,
+            "trainable_parameters": self.trainable_parameters,
+            "scaling": {
+                "rule": self.scaling.rule,
+                "reference_scaling": self.scaling.reference_scaling,
+                "reference_rank": self.scaling.reference_rank,
+            },
+            "modules": to_dicts(self.modules),
+            "ranks": {m.name: self.ranks[m.name] for m in self.modules},
+            "scalings": {m.name: self.scaling_of(m.name) for m in self.modules},
+            "scores": None if self.scores is None else dict(self.scores),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RankPlan:
+        """A plan from `to_json`; PlanError where something is missing or of another format."""
+        try:
+            if data["format"] != _FORMAT:
+                raise PlanError(f"The plan has format {data['format']!r}; this version reads format {_FORMAT}.")
+            return cls(
+                strategy=data["strategy"],
+                budget=int(data["budget"]),
+                modules=tuple(ModuleShape(**m) for m in data["modules"]),
+                ranks={str(name): int(rank) for name, rank in data["ranks"].items()},
+                scaling=Scaling(**data["scaling"]),
+                options=data["options"],
+                scores=data["scores"],
+                provenance=data["provenance"],
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise PlanError(f"Not a rank plan: {type(error).__name__}: {error}. Make one with `adaptive-lora plan`.") from None
+
+    def save(self, path: Path) -> None:
+        """Writes the plan as JSON, whole or not at all."""
+        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> RankPlan:
+        """Reads a saved plan; PlanError where the file is missing or torn."""
+        return cls.from_json(read_json(path))
+
+    def to_lora_config(self, dropout: float = 0.0) -> LoraConfig:
+        """The plan as PEFT's configuration; the only place that makes one.
+
+        Every module gets its own rank and alpha under the key `^` + its escaped full name: PEFT reads
+        keys as regular expressions at dot boundaries, and would apply `mlp.c_proj` to every block.
+        """
+        from peft import LoraConfig
+
+        common = Counter(self.ranks.values()).most_common(1)[0][0]
+        return LoraConfig(
+            r=common,
+            lora_alpha=self.scaling.at(common) * common,
+            lora_dropout=dropout,
+            target_modules=[m.name for m in self.modules],
+            rank_pattern={f"^{re.escape(m.name)}": self.ranks[m.name] for m in self.modules},
+            alpha_pattern={f"^{re.escape(m.name)}": self.alpha_of(m.name) for m in self.modules},
+            use_rslora=False,
+            fan_in_fan_out=any(m.fan_in_fan_out for m in self.modules),
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Parsed JSON of a plan or rank file; PlanError with the file and line where it cannot be had."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"{path} does not exist. Make a plan with `adaptive-lora plan --out {path}`.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        line = getattr(error, "lineno", None)
+        raise PlanError(f"{path}{f', line {line}' if line else ''}: not valid JSON; the file may be cut short.") from None
+
+
+def fixed_ranks(path: Path, modules: tuple[ModuleShape, ...]) -> dict[str, int]:
+    """Ranks for `modules` from a file: a saved plan, or a JSON object of names and ranks.
+
+    A name is a module's full name or the end of it at a dot (`attn.c_attn`, `h.3.mlp.c_fc`); where
+    several match, the longest counts. Raises PlanError unless every module and every name is matched.
+    """
+    data = read_json(path)
+    if not isinstance(data, Mapping):
+        raise PlanError(f"{path} holds a {type(data).__name__}; expected an object of module names and ranks.")
+    pattern = data["ranks"] if "ranks" in data and isinstance(data["ranks"], Mapping) else data
+    bad = [f"{name!r}: {rank!r}" for name, rank in pattern.items() if type(rank) is not int or rank < 1]
+    if bad:
+        raise PlanError(f"{path}: ranks must be whole numbers from 1 on, got {', '.join(bad[:4])}.")
+    ranks, used = {}, set()
+    for module in modules:
+        matching = [key for key in pattern if module.name == key or module.name.endswith(f".{key}")]
+        if not matching:
+            raise PlanError(f"{path} has no rank for {module.name}; name it, or the end of its name.")
+        best = max(matching, key=len)
+        used.add(best)
+        ranks[module.name] = min(pattern[best], module.largest_rank)
+    if unused := sorted(set(pattern) - used):
+        raise PlanError(f"{path}: {', '.join(map(repr, unused[:4]))} matches no target module.")
+    return ranks

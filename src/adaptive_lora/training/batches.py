@@ -1,0 +1,71 @@
+"""Examples to padded tensors, and logits to losses. B sequences, T positions, V vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adaptive_lora.data.encoding import Example
+
+IGNORED = -100
+"""The label of positions that are not learnt (torch's own default)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right to the longest of them."""
+
+    input_ids: Tensor
+    """(B, T) token ids; 0 where padded, which the mask hides."""
+    attention_mask: Tensor
+    """(B, T) 1 for tokens, 0 for padding. Built from lengths, never from a pad id."""
+    labels: Tensor
+    """(B, T) the token ids of the completion, `IGNORED` for prompt and padding."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device))
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """One batch; the mask and the labels come from lengths, so that a pad token equal to the end
+    token (GPT-2) hides nothing."""
+    longest = max(len(example.ids) for example in examples)
+    input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    labels = torch.full_like(input_ids, IGNORED)
+    for row, example in enumerate(examples):
+        ids = torch.tensor(example.ids)
+        input_ids[row, : len(ids)] = ids
+        attention_mask[row, : len(ids)] = 1
+        labels[row, example.prompt_length : len(ids)] = ids[example.prompt_length :]
+    return Batch(input_ids, attention_mask, labels)
+
+
+@dataclass(frozen=True)
+class SequenceLosses:
+    """What a batch says of each of its sequences; all (B,)."""
+
+    nll: Tensor
+    """Summed negative log-likelihood of the completion tokens, nats."""
+    tokens: Tensor
+    """Number of completion tokens."""
+    exact: Tensor
+    """Whether the likeliest token was right at every completion position. Given the same prefix,
+    greedy decoding makes the same choices, so this is exact match without generating."""
+
+
+def sequence_losses(logits: Tensor, labels: Tensor) -> SequenceLosses:
+    """Per-sequence losses of next-token predictions; logits (B, T, V), labels (B, T)."""
+    logits, targets = logits[:, :-1], labels[:, 1:]  # (B, T-1, V), (B, T-1): position t predicts t+1
+    counted = targets != IGNORED
+    nll = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float() if logits.dtype in (torch.float16, torch.bfloat16) else logits.flatten(0, 1),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
+    ).view_as(targets)
+    wrong = (logits.argmax(-1) != targets) & counted
+    return SequenceLosses(nll=nll.sum(1), tokens=counted.sum(1), exact=~wrong.any(1))
