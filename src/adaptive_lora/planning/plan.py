@@ -170,27 +170,23 @@ def read_json(path: Path) -> Any:
         raise PlanError(f"{path}{f', line {line}' if line else ''}: not valid JSON; the file may be cut short.") from None
 
 
-def fixed_ranks(path: Path, modules: tuple[ModuleShape, ...]) -> dict[str, int]:
-    """Ranks for `modules` from a file: a saved plan, or a JSON object of names and ranks.
+def fixed_ranks(pattern: Mapping[str, Any], modules: tuple[ModuleShape, ...], name: str) -> dict[str, int]:
+    """Ranks for `modules` from names and ranks; `name` is what to call the pattern in complaints.
 
-    A name is a module's full name or the end of it at a dot (`attn.c_attn`, `h.3.mlp.c_fc`); where
-    several match, the longest counts. Raises PlanError unless every module and every name is matched.
+    A key is a module's full name or the end of it at a dot (`attn.c_attn`, `3.mlp.c_fc`); where several
+    match, the longest counts. Raises PlanError unless every module and every key is matched.
     """
-    data = read_json(path)
-    if not isinstance(data, Mapping):
-        raise PlanError(f"{path} holds a {type(data).__name__}; expected an object of module names and ranks.")
-    pattern = data["ranks"] if "ranks" in data and isinstance(data["ranks"], Mapping) else data
-    bad = [f"{name!r}: {rank!r}" for name, rank in pattern.items() if type(rank) is not int or rank < 1]
+    bad = [f"{key!r}: {rank!r}" for key, rank in pattern.items() if type(rank) is not int or rank < 1]
     if bad:
-        raise PlanError(f"{path}: ranks must be whole numbers from 1 on, got {', '.join(bad[:4])}.")
+        raise PlanError(f"{name}: ranks must be whole numbers from 1 on, got {', '.join(bad[:4])}.")
     ranks, used = {}, set()
     for module in modules:
         matching = [key for key in pattern if module.name == key or module.name.endswith(f".{key}")]
         if not matching:
-            raise PlanError(f"{path} has no rank for {module.name}; name it, or the end of its name.")
+            raise PlanError(f"{name} has no rank for {module.name}; name it, or the end of its name.")
         best = max(matching, key=len)
         used.add(best)
         ranks[module.name] = min(pattern[best], module.largest_rank)
     if unused := sorted(set(pattern) - used):
-        raise PlanError(f"{path}: {', '.join(map(repr, unused[:4]))} matches no target module.")
+        raise PlanError(f"{name}: {', '.join(map(repr, unused[:4]))} matches no target module, or never counts.")
     return ranks

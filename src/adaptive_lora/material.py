@@ -1,0 +1,222 @@
+"""What a study works on: base model, target modules, budgets, records; `demo` resolved, everything checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptive_lora import demo
+from adaptive_lora.data.encoding import Encoder, Example
+from adaptive_lora.data.sources import RecordSet, from_dicts, load_records
+from adaptive_lora.data.splits import Splits, calibration_subset, make_splits
+from adaptive_lora.demo.tasks import generate
+from adaptive_lora.errors import BudgetError, ModelError, StudyFileError, UsageError
+from adaptive_lora.planning.budget import Budget, resolve_budget, spend
+from adaptive_lora.planning.modules import ModuleShape, select_targets
+from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
+from adaptive_lora.planning.strategies import StrategyOptions, check_options, find_strategy
+from adaptive_lora.planning.strategies.base import CalibrationOptions
+from adaptive_lora.record.runs import RunSpec
+from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
+from adaptive_lora.scores.gradients import gradient_scores
+from adaptive_lora.streams import derive_seed
+from adaptive_lora.training.base import FrozenBase, ModelOutline, load_base, outline_of
+from adaptive_lora.training.options import TrainingOptions
+
+DEMO_RECORDS = 4000
+"""How many different records a generated source has at the most."""
+
+
+def open_outline(name: str, revision: str | None = None) -> ModelOutline:
+    """`training.base.outline_of` that knows the embedded model."""
+    return outline_of(name, _location(name), revision)
+
+
+def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
+    """`training.base.load_base` that knows the embedded model."""
+    return load_base(name, _location(name), revision, dtype, device)
+
+
+def open_records(source: str) -> RecordSet:
+    """`data.sources.load_records` that knows the generated tasks (`demo:fine-tuning` and others)."""
+    if source.startswith(demo.SOURCE_PREFIX):
+        rows = generate(source.removeprefix(demo.SOURCE_PREFIX), DEMO_RECORDS)
+        return from_dicts(rows, source, exact_answers=True)
+    return load_records(source)
+
+
+def _location(name: str) -> str | Path:
+    return demo.model_folder() if name == demo.MODEL else name
+
+
+@dataclass(frozen=True)
+class Material:
+    """A study's model and data, loaded and checked."""
+
+    study: Study
+    base: FrozenBase
+    modules: tuple[ModuleShape, ...]
+    budgets: Mapping[str, Budget]
+    source: RecordSet
+    splits: Splits
+
+    def context(self) -> dict[str, Any]:
+        """What all runs share and their results depend on; part of every run's identity."""
+        spec = self.study.spec
+        return {
+            "model": {"revision": self.base.revision, "dtype": spec.model.dtype},
+            "data": {
+                "fingerprint": self.source.fingerprint(),
+                **spec.data.model_dump(mode="json", exclude={"source", "max_length"}),
+                "max_length": self.splits.encoder.max_length,
+            },
+            "modules": [m.name for m in self.modules],
+            "train": spec.train.model_dump(mode="json", exclude={"learning_rate"}),
+            "engine": spec.engine,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What a report says of the material."""
+        spec = self.study.spec
+        return {
+            "model": {
+                "name": spec.model.name, "revision": self.base.revision, "dtype": spec.model.dtype,
+                "total_parameters": self.base.outline.total_parameters, "context": self.base.outline.context,
+                "target_modules": len(self.modules),
+            },
+            "data": {
+                "source": spec.data.source, "form": self.source.form, "revision": self.source.revision,
+                "fingerprint": self.source.fingerprint(), "records": len(self.source.records),
+                "duplicates": self.splits.duplicates, "unusable": self.splits.unusable,
+                "licence": self.source.licence, "exact_answers": self.source.exact_answers,
+                "truncated_test": sum(e.truncated for e in self.splits.test),
+            },
+            "budgets": {text: budget.parameters for text, budget in self.budgets.items()},
+        }  # fmt: skip
+
+    def training_examples(self, seed: int) -> tuple[Example, ...]:
+        """The training records of a seed."""
+        return self.splits.training_subset(self.study.spec.data.train, seed)
+
+    def training_options(self, run: RunSpec) -> TrainingOptions:
+        """The study's training for one run."""
+        train = self.study.spec.train
+        per_epoch = -(-self.study.spec.data.train // train.batch_size)
+        steps = train.steps if train.steps is not None else max(1, round((train.epochs or 1) * per_epoch))
+        shared = train.model_dump(exclude={"epochs", "steps", "learning_rate"})
+        return TrainingOptions(learning_rate=run.learning_rate, steps=steps, **shared)
+
+    def plan(self, run: RunSpec, examples: Sequence[Example]) -> RankPlan:
+        """The plan of a run, measured on its own training examples where its strategy measures."""
+        budget = self.budgets[run.budget]
+        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples)
+
+
+def make_plan(
+    base: FrozenBase | None,
+    modules: tuple[ModuleShape, ...],
+    arm: ArmPart,
+    budget: Budget,
+    scaling: ScalingPart,
+    seed: int,
+    examples: Sequence[Example] = (),
+) -> RankPlan:
+    """An arm's plan on a budget.
+
+    Plans that rest on data are measured on calibration examples drawn from `examples` (`base` is then
+    needed), plans that rest on chance take the seed's stream `calibration`, unless the study file
+    fixes their `seed` option.
+    """
+    rule = Scaling(scaling.rule, scaling.reference, budget.reference_rank)
+    if arm.ranks is not None:
+        ranks = fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
+        cost = sum(m.params_per_rank * ranks[m.name] for m in modules)
+        return RankPlan("ranks", cost, modules, ranks, rule, provenance={"seed": seed})
+    assert arm.strategy is not None  # ArmPart has either
+    strategy = find_strategy(arm.strategy)
+    options = check_options(strategy, arm.options)
+    if strategy.chance and "seed" not in options.model_fields_set:
+        options = options.model_copy(update={"seed": derive_seed(seed, "calibration")})
+    needs = strategy.needs(options)
+    scores = _measure(base, modules, needs, options, examples, seed) if needs else {}
+    ranks = strategy.allocate(modules, scores, budget.parameters, options)
+    return RankPlan(
+        strategy=strategy.name,
+        budget=budget.parameters,
+        modules=modules,
+        ranks=ranks,
+        scaling=rule,
+        options=options.model_dump(mode="json"),
+        scores=scores[needs[0]] if needs else None,
+        provenance={"seed": seed, "budget": budget.text},
+    )
+
+
+def _measure(
+    base: FrozenBase | None,
+    modules: tuple[ModuleShape, ...],
+    needs: tuple[str, ...],
+    options: StrategyOptions,
+    examples: Sequence[Example],
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    assert isinstance(options, CalibrationOptions)  # what declares needs has calibration options
+    if base is None or not examples:
+        raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
+    count = options.calibration_batches * options.calibration_batch_size
+    chosen = calibration_subset(examples, count, seed)
+    return gradient_scores(base, modules, chosen, options.calibration_batch_size, needs)
+
+
+def prepare(study: Study, device: str = "cpu") -> Material:
+    """Loads and checks everything that a study needs before anything is written.
+
+    Raises UsageError with the remedy for whatever cannot work.
+    """
+    spec = study.spec
+    location = spec.model.name if spec.model.name == demo.MODEL else study.locate(spec.model.name)
+    outline = open_outline(location, spec.model.revision)
+    modules = targets_of(outline, spec.targets)
+    budgets = _checked_budgets(study, modules)
+    source = open_records(study.locate(spec.data.source))
+    base = open_base(location, spec.model.revision, spec.model.dtype, device)
+    encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template)
+    data = spec.data
+    splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
+    material = Material(study, base, modules, budgets, source, splits)
+    material.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
+    return material
+
+
+def targets_of(outline: ModelOutline, targets: str | Sequence[str]) -> tuple[ModuleShape, ...]:
+    """The target modules of a model; ModelError where there are none."""
+    if not outline.modules:
+        raise ModelError(f"The model {outline.name} has no linear modules to adapt.")
+    return select_targets(outline.modules, targets)
+
+
+def _checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str, Budget]:
+    """Every budget resolved and every arm seen to fit it; StudyFileError with all that do not."""
+    budgets: dict[str, Budget] = {}
+    complaints = []
+    for index, text in enumerate(study.spec.budgets):
+        try:
+            budget = budgets[text] = resolve_budget(text, modules)
+            for arm in study.spec.arms:
+                if arm.strategy is not None:
+                    options = check_options(find_strategy(arm.strategy), arm.options)
+                    even = {m.name: 1.0 for m in modules}
+                    spend(modules, even, budget.parameters, options.min_rank, options.max_rank)
+        except BudgetError as error:
+            complaints.append(study.complaint(("budgets", index), str(error)))
+    for index, arm in enumerate(study.spec.arms):
+        if arm.ranks is not None:
+            try:
+                fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
+            except UsageError as error:
+                complaints.append(study.complaint(("arms", index, "ranks"), str(error)))
+    if complaints:
+        raise StudyFileError(str(study.path), complaints)
+    return budgets

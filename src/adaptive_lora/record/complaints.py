@@ -1,0 +1,116 @@
+"""What is wrong with a study file, in words: where, what arrived, what is allowed, the nearest right name."""
+
+from __future__ import annotations
+
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from adaptive_lora.errors import nearest_hint
+from adaptive_lora.record.yaml import Location
+
+
+def complaints_of(error: ValueError, model: type[BaseModel], data: Any) -> Iterator[tuple[Location, str]]:
+    """(location, message) for every problem pydantic found."""
+    if not isinstance(error, ValidationError):
+        yield (), str(error)
+        return
+    for problem in error.errors():
+        at = _without_types(problem["loc"], data)
+        yield at, _in_words(problem, at, model)
+
+
+def cross_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
+    """What one value alone cannot say: names that must exist or differ, seeds that must not meet.
+
+    Works on the raw data, so that it is said together with everything else; what is not of the
+    expected type is passed over here, since pydantic speaks of it.
+    """
+    arms = [arm for arm in _part(data, "arms", list) if isinstance(arm, str | dict)]
+    names = [arm if isinstance(arm, str) else str(arm.get("name") or arm.get("strategy") or "ranks") for arm in arms]
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield ("arms",), f"{count} arms are called {name!r}; give each its own `name`"
+    baseline = str(_part(data, "analysis", dict).get("baseline", "uniform"))
+    if names and baseline not in names:
+        hint = nearest_hint(baseline, names)
+        yield ("analysis", "baseline"), f"no arm is called {baseline!r}{hint}; arms: {', '.join(names)}"
+    yield from _seed_complaints(data)
+
+
+def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
+    seeds = _part(data, "seeds", dict)
+    lists = {phase: _part(seeds, phase, list) for phase in ("evaluation", "tuning")}
+    for phase, values in lists.items():
+        if len(set(map(str, values))) < len(values):
+            yield ("seeds", phase), f"seeds must differ from each other, got {values}"
+    if shared := sorted(set(map(str, lists["evaluation"])) & set(map(str, lists["tuning"]))):
+        yield ("seeds",), f"{', '.join(shared)} both tune and evaluate; choose learning rates with other seeds"
+    if len(_part(_part(data, "train", dict), "learning_rate", list)) > 1 and not seeds.get("tuning"):
+        yield (
+            ("seeds", "tuning"),
+            "a grid of learning rates needs tuning seeds to choose with; write for example `tuning: 3`",
+        )
+
+
+def _part(data: dict[str, Any], key: str, kind: type) -> Any:
+    """data[key] if it is of this kind, else an empty one."""
+    value = data.get(key)
+    return value if isinstance(value, kind) else kind()
+
+
+def _without_types(loc: tuple[Any, ...], data: Any) -> Location:
+    """pydantic puts names of union members into locations; keep what stands in the file."""
+    at: list[str | int] = []
+    here = data
+    for part in loc:
+        if isinstance(here, dict):
+            at.append(part)
+            here = here.get(part)
+        elif isinstance(here, list) and isinstance(part, int):
+            at.append(part)
+            here = here[part] if part < len(here) else None
+    return tuple(at)
+
+
+def _in_words(problem: Any, at: Location, model: type[BaseModel]) -> str:
+    kind, value = problem["type"], problem.get("input")
+    if kind == "extra_forbidden":
+        known = _keys_at(model, at[:-1])
+        return f"unknown key{nearest_hint(str(at[-1]), known)}; keys here: {', '.join(known)}"
+    if kind == "missing":
+        return "this key is missing"
+    if kind == "value_error":
+        return str(problem["ctx"]["error"])
+    if kind == "literal_error":
+        expected = problem["ctx"]["expected"]
+        hint = nearest_hint(str(value), [word.strip(" '") for word in expected.replace(" or ", ",").split(",")])
+        return f"expected {expected}, got {value!r}{hint}"
+    message = str(problem["msg"]).removeprefix("Input should be ").removeprefix("a valid ")
+    if kind == "string_pattern_mismatch":
+        message = "letters, digits, `.`, `_` and `-`, at most 64, not beginning with a sign"
+    return f"expected {message}, got {value!r}"
+
+
+def _keys_at(model: type[BaseModel], at: Location) -> list[str]:
+    """The keys allowed at a location, by walking the types."""
+    here: Any = model
+    for part in at:
+        if isinstance(part, str):
+            here = here.model_fields[part].annotation if _is_model(here) and part in here.model_fields else None
+        found = [t for t in _types_in(here) if _is_model(t)]
+        here = found[0] if found else None
+    return list(here.model_fields) if _is_model(here) else []
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for inner in typing.get_args(annotation):
+        yield from _types_in(inner)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

@@ -1,0 +1,109 @@
+"""From the ledger to tables. The one place where a published number gets its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.files import write_atomically
+from adaptive_lora.record.ledger import BASE, Ledger
+from adaptive_lora.record.runs import Phase
+
+RUN_COLUMNS = (
+    "run_id", "phase", "arm", "strategy", "budget", "seed", "replica", "learning_rate", "scaling",
+    "trainable_parameters", "status", "base_loss", "validation_loss", "test_loss", "test_perplexity",
+    "test_exact_match", "plan_seconds", "train_seconds", "engine", "step", "error",
+)  # fmt: skip
+"""One row a run. Losses in nats per completion token; `base_loss` is the frozen model's on the split
+that the phase is about (validation for tuning, test for evaluation). What does not exist is empty."""
+
+
+def runs_table(ledger: Ledger) -> pd.DataFrame:
+    """Every run with `RUN_COLUMNS`, in order of registration."""
+    totals = ledger.totals()
+    exact_answers = bool(ledger.facts().get("data", {}).get("exact_answers"))
+    rows = []
+    for run in ledger.runs():
+        own = "validation" if run["phase"] == Phase.TUNING else "test"
+        test_loss = _loss(totals.get((run["run_id"], "test")))
+        rows.append(
+            {
+                **run,
+                "base_loss": _loss(totals.get((BASE, own))),
+                "validation_loss": _loss(totals.get((run["run_id"], "validation"))),
+                "test_loss": test_loss,
+                "test_perplexity": None if test_loss is None else math.exp(test_loss),
+                "test_exact_match": _exact(totals.get((run["run_id"], "test"))) if exact_answers else None,
+            }
+        )
+    table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+    return table.astype({"trainable_parameters": "Int64", "step": "Int64"})
+
+
+def ranks_table(ledger: Ledger) -> pd.DataFrame:
+    """One row per finished run and module: rank, alpha's scaling, parameters, measured score."""
+    rows: list[dict[str, Any]] = []
+    for run in ledger.runs():
+        plan = ledger.plan(run["run_id"])
+        if plan is None:
+            continue
+        for module in plan["modules"]:
+            name = module["name"]
+            rows.append(
+                {
+                    "run_id": run["run_id"], "phase": run["phase"], "arm": run["arm"], "budget": run["budget"],
+                    "seed": run["seed"], "module": name, "kind": module["kind"], "depth": module["depth"],
+                    "rank": plan["ranks"][name], "scaling": plan["scalings"][name],
+                    "parameters": plan["ranks"][name] * (module["d_in"] + module["d_out"]),
+                    "score": plan["scores"][name] if plan["scores"] else None,
+                }
+            )  # fmt: skip
+    columns = ["run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling",
+               "parameters", "score"]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFrame:
+    """One row per step of every finished run of a phase."""
+    parts = []
+    for run in ledger.runs():
+        curve = ledger.curve(run["run_id"]) if run["phase"] == phase else None
+        if curve:
+            labels = {key: run[key] for key in ("run_id", "arm", "budget", "seed")}
+            parts.append(pd.DataFrame(curve).assign(**labels))
+    columns = ["run_id", "arm", "budget", "seed", "step", "loss", "gradient_norm", "learning_rate", "tokens"]
+    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def export(ledger: Ledger, folder: Path) -> list[Path]:
+    """Writes the study as text that can be committed: runs, ranks, curves and facts."""
+    facts = ledger.facts()
+    if not facts:
+        raise StudyFolderError("The ledger holds no study yet; `adaptive-lora run` begins one.")
+    curves = curves_table(ledger)
+    # Every tenth step tells the course; the whole curve stays in the ledger.
+    thinned = curves[(curves["step"] % 10 == 0) | (curves["step"] == curves["step"].max())]
+    files = {
+        "study.yaml": facts["text"],
+        "facts.json": json.dumps({k: v for k, v in facts.items() if k != "text"}, indent=2, sort_keys=True) + "\n",
+        "runs.csv": runs_table(ledger).to_csv(index=False, float_format="%.8g"),
+        "runs.jsonl": runs_table(ledger).to_json(orient="records", lines=True, double_precision=10),
+        "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
+        "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
+    }
+    for name, text in files.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in files]
+
+
+def _loss(total: dict[str, Any] | None) -> float | None:
+    return total["nll"] / total["tokens"] if total else None
+
+
+def _exact(total: dict[str, Any] | None) -> float | None:
+    return total["exact"] / total["records"] if total else None

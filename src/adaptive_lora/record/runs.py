@@ -1,0 +1,109 @@
+"""Which runs a study consists of, and what makes each of them the run it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from adaptive_lora.record.spec import ArmPart, ScalingPart, StudySpec
+
+
+class Phase(StrEnum):
+    """What a run is for."""
+
+    TUNING = "tuning"
+    """Chooses a learning rate, on validation, with tuning seeds."""
+    EVALUATION = "evaluation"
+    """Counts, on test, with evaluation seeds."""
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    """Begun; interrupted if nobody works on the study now."""
+    COMPLETED = "completed"
+    DIVERGED = "diverged"
+    """A loss or gradient was not finite; recorded with the step, not tried again."""
+    FAILED = "failed"
+    """Anything else went wrong; tried again by the next `run`."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether a result stands and the run is not to be repeated."""
+        return self in (Status.COMPLETED, Status.DIVERGED)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One adapter to train: plan, learning rate and seed."""
+
+    phase: Phase
+    arm: ArmPart
+    budget: str
+    scaling: ScalingPart
+    learning_rate: float
+    seed: int
+    replica: int = 0
+    """Twins of a run differ in it alone; it enters no random stream."""
+
+    def run_id(self, context: Mapping[str, Any]) -> str:
+        """Hash of what determines the result: the study's material and training (`context`) and this run.
+
+        The arm's name and the phase are labels and do not enter.
+        """
+        identity = {
+            "context": context,
+            "arm": self.arm.model_dump(mode="json", exclude={"name", "scaling"}),
+            "budget": self.budget,
+            "scaling": self.scaling.model_dump(mode="json"),
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "replica": self.replica,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tuning_runs(spec: StudySpec) -> Iterator[RunSpec]:
+    """Every arm at every rate with every tuning seed; none where there is one rate and so no choice."""
+    if len(spec.train.learning_rate) > 1:
+        for budget, arm in _arms(spec):
+            for rate in spec.train.learning_rate:
+                for seed in spec.seeds.tuning:
+                    yield RunSpec(Phase.TUNING, arm, budget, arm.scaling or spec.scaling, rate, seed)
+
+
+def evaluation_runs(spec: StudySpec, chosen: Mapping[tuple[str, str], float]) -> Iterator[RunSpec]:
+    """Every arm with every evaluation seed, seed by seed, at the rate chosen for (arm, budget).
+
+    Arms whose rate is not chosen yet are left out.
+    """
+    for seed in spec.seeds.evaluation:
+        for budget, arm in _arms(spec):
+            if (rate := chosen.get((arm.name, budget))) is not None:
+                yield RunSpec(Phase.EVALUATION, arm, budget, arm.scaling or spec.scaling, rate, seed)
+
+
+def single_rate(spec: StudySpec) -> dict[tuple[str, str], float]:
+    """The choice where the study gives one learning rate, empty where it gives a grid."""
+    rates = spec.train.learning_rate
+    return {(arm.name, budget): rates[0] for budget, arm in _arms(spec)} if len(rates) == 1 else {}
+
+
+def count_runs(spec: StudySpec) -> dict[Phase, int]:
+    """How many runs each phase has in the end."""
+    arms = len(list(_arms(spec)))
+    return {Phase.TUNING: len(list(tuning_runs(spec))), Phase.EVALUATION: arms * len(spec.seeds.evaluation)}
+
+
+def _arms(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
+    """(budget, arm); fixed ranks have a size of their own and so stand under the first budget alone."""
+    for index, budget in enumerate(spec.budgets):
+        for arm in spec.arms:
+            if arm.ranks is None or index == 0:
+                yield budget, arm

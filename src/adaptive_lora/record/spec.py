@@ -1,0 +1,278 @@
+"""The study file: what is compared with what, on which data, trained how. Validated once, at the door."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from adaptive_lora.data.templates import TemplateName
+from adaptive_lora.errors import StudyFileError
+from adaptive_lora.planning.budget import parse_budget
+from adaptive_lora.planning.plan import ScalingRule
+from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.record.complaints import complaints_of, cross_complaints
+from adaptive_lora.record.yaml import Location, dotted, read_yaml
+
+TUNING_SEEDS_FROM = 1000
+"""Where counted tuning seeds begin, so that they never meet evaluation seeds."""
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _with_known_variables(text: str) -> str:
+    unset = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
+    if unset:
+        raise ValueError(
+            f"the environment variable {' and '.join(unset)} is not set; set it to the folder that holds the material"
+        )
+    return text
+
+
+def _parsed_budget(text: str) -> str:
+    parse_budget(text)
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_with_known_variables)]
+BudgetText = Annotated[str, AfterValidator(_parsed_budget)]
+
+
+class Part(BaseModel):
+    """A part of the study file: unknown keys are errors, values are frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelPart(Part):
+    """Which base model."""
+
+    name: PathText
+    """`demo`, a folder, or a hub name owner/name."""
+    revision: str | None = None
+    """Hub commit, tag or branch."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+
+
+class DataPart(Part):
+    """Which records, and how many for what."""
+
+    source: PathText
+    """`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name."""
+    train: Annotated[int, Field(ge=1)]
+    validation: Annotated[int, Field(ge=1)]
+    test: Annotated[int, Field(ge=1)]
+    max_length: Annotated[int, Field(ge=2)] = 512
+    """Longest text in tokens; the model's own context caps it."""
+    template: TemplateName = "auto"
+    split_seed: int = 0
+
+
+class ScalingPart(Part):
+    """How strongly updates count; see `planning.plan.Scaling`."""
+
+    rule: ScalingRule = "constant"
+    reference: Annotated[float, Field(gt=0)] = 2.0
+    """s_ref: alpha / rank of a uniform plan."""
+
+
+def _as_scaling(value: Any) -> Any:
+    return {"rule": value} if isinstance(value, str) else value
+
+
+ScalingField = Annotated[ScalingPart, BeforeValidator(_as_scaling)]
+
+
+class ArmPart(Part):
+    """One thing that is compared: a strategy with its options, or fixed ranks."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    strategy: str | None = None
+    options: dict[str, Any] = {}
+    scaling: ScalingField | None = None
+    """Only where it differs from the study's."""
+    ranks: dict[str, int] | None = None
+    """Fixed ranks by name (read from a file where one is named); exempt from equal size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value, "strategy": value}
+        if isinstance(value, Mapping) and "name" not in value:
+            return {**value, "name": value.get("strategy") or "ranks"}
+        return value
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ArmPart:
+        if (self.strategy is None) == (self.ranks is None):
+            raise ValueError("an arm has either a `strategy` or `ranks`")
+        if self.strategy is not None:
+            check_options(find_strategy(self.strategy), self.options)
+        return self
+
+
+def _seeds_from(first: int) -> BeforeValidator:
+    def count(value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return list(range(first, first + value)) if whole else value
+
+    return BeforeValidator(count)
+
+
+class SeedsPart(Part):
+    """How often: a number of seeds, or the seeds themselves."""
+
+    evaluation: Annotated[list[int], _seeds_from(0), Field(min_length=1)]
+    tuning: Annotated[list[int], _seeds_from(TUNING_SEEDS_FROM)] = []
+
+
+class TrainPart(Part):
+    """How each adapter is trained; every arm the same."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0, lt=10)]], BeforeValidator(_as_list), Field(min_length=1)]
+    """One rate, or a grid from which each arm's is chosen on validation with the tuning seeds."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainPart:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either `epochs` or `steps`")
+        return self
+
+
+class AnalysisPart(Part):
+    """How it will be judged."""
+
+    baseline: str = "uniform"
+    metric: Literal["test_loss"] = "test_loss"
+    margin: Annotated[float, Field(gt=0)] = 0.01
+    """Differences within it do not matter, nats per token; 0.01 is about 1 % of perplexity."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+class StudySpec(Part):
+    """A whole study file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    model: ModelPart
+    data: DataPart
+    targets: str | list[str] = "all-linear"
+    budgets: Annotated[list[BudgetText], Field(min_length=1)]
+    arms: Annotated[list[ArmPart], Field(min_length=1)]
+    scaling: ScalingField = ScalingPart()
+    seeds: SeedsPart
+    train: TrainPart
+    analysis: AnalysisPart = AnalysisPart()
+    engine: Literal["reference"] = "reference"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A validated study and the file it came from."""
+
+    spec: StudySpec
+    path: Path
+    text: str
+    lines: Mapping[Location, int]
+
+    @property
+    def identity(self) -> str:
+        """Hash of all that the file says (comments and order of keys apart): the study's content."""
+        canonical = json.dumps(self.spec.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def locate(self, text: str) -> str:
+        """`text` with `${NAME}` filled in; a relative path is sought beside the study file, then from here."""
+        return locate(text, self.path.parent)
+
+    def complaint(self, at: Location, message: str) -> str:
+        """A complaint with the line of the key it is about."""
+        return placed(self.lines, at, message)
+
+
+def load_study(path: Path) -> Study:
+    """Reads and validates a study file; StudyFileError with everything that is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StudyFileError(str(path), ["the file does not exist; `adaptive-lora init` writes one"]) from None
+    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
+        raise StudyFileError(str(path), [f"cannot be read as text: {type(error).__name__}"]) from None
+    return parse_study(text, path)
+
+
+def parse_study(text: str, path: Path) -> Study:
+    """`load_study` for text that is already at hand; `path` says what relative paths are relative to."""
+    data, lines, complaints = read_yaml(text, path)
+    if not isinstance(data, dict):
+        raise StudyFileError(str(path), complaints or ["expected keys and values, such as `name: my-study`"])
+    found = list(cross_complaints(data))
+    data = _with_rank_files(data, path.parent, found)
+    try:
+        spec = StudySpec(**data)
+    except ValueError as error:
+        found += complaints_of(error, StudySpec, data)
+    found.sort(key=lambda complaint: _line(lines, complaint[0]))
+    complaints += [placed(lines, at, message) for at, message in found]
+    if complaints:
+        raise StudyFileError(str(path), complaints)
+    return Study(spec, path, text, lines)
+
+
+def locate(text: str, folder: Path) -> str:
+    """See `Study.locate`."""
+    filled = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found.group(1), found.group(0)), text)
+    beside = folder / filled
+    return str(beside) if not Path(filled).is_absolute() and beside.exists() else filled
+
+
+def placed(lines: Mapping[Location, int], at: Location, message: str) -> str:
+    """`line 12, data.train: message`, by the nearest key that stands in the file."""
+    line = _line(lines, at)
+    return f"{f'line {line}, ' if line and at else ''}{dotted(at)}: {message}"
+
+
+def _line(lines: Mapping[Location, int], at: Location) -> int:
+    """The line of a key, or of the nearest part round it that stands in the file; 0 where none does."""
+    while at and at not in lines:
+        at = at[:-1]
+    return lines[at] if at else 0
+
+
+def _with_rank_files(
+    data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]
+) -> dict[str, Any]:
+    """Replaces `ranks: FILE` by what the file says, so that the study's identity covers it."""
+    arms = data.get("arms")
+    if not isinstance(arms, list):
+        return data
+    read = []
+    for index, arm in enumerate(arms):
+        if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
+            try:
+                content = json.loads(Path(locate(arm["ranks"], folder)).read_text())
+                arm = {"name": Path(arm["ranks"]).stem, **arm, "ranks": content.get("ranks", content)}
+            except (OSError, ValueError, AttributeError) as error:
+                at = ("arms", index, "ranks")
+                why = "does not exist" if isinstance(error, FileNotFoundError) else "is not a JSON object of ranks"
+                complaints.append((at, f"the file {arm['ranks']} {why}"))
+                arm = {"name": Path(arm["ranks"]).stem, **arm, "ranks": {}}
+        read.append(arm)
+    return {**data, "arms": read}

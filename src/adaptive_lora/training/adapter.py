@@ -1,0 +1,123 @@
+"""One adapter on the frozen base, through PEFT: built from a plan, read back, saved in PEFT's format."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptive_lora.errors import TrainingError
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.streams import derive_seed
+from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.options import initial_a
+
+ADAPTER = "default"
+"""PEFT's name of the one adapter in place."""
+
+
+class SeededDropout(nn.Module):
+    """Dropout whose mask depends on (seed, module, step) and nothing else.
+
+    `step` is set by the training loop before each forward pass; masks are drawn on the CPU, so that
+    they are the same on every device.
+    """
+
+    def __init__(self, p: float, seed: int, name: str) -> None:
+        super().__init__()
+        self.p, self.seed, self.name, self.step = p, seed, name, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "dropout", self.name, self.step))
+        kept = torch.rand(x.shape, generator=generator) >= self.p
+        return x * kept.to(x.device) / (1 - self.p)
+
+
+@contextlib.contextmanager
+def attached(base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0) -> Iterator[Any]:
+    """The base as a PeftModel with a fresh adapter of `plan`; taken off again at the end.
+
+    A starts nested (`initial_a`) and B at 0, so that at step 0 the model is the base. Realised ranks
+    and scalings are read back from the built model; TrainingError where they are not the plan's.
+    """
+    from peft import get_peft_model
+
+    # PEFT initialises with the global generator before we write our own values over it.
+    with torch.random.fork_rng(devices=[]), quiet_libraries():
+        model = get_peft_model(base.model, plan.to_lora_config(dropout))
+    try:
+        layers = lora_layers(model)
+        verify(layers, plan)
+        for name, layer in layers.items():
+            a = initial_a(seed, name, plan.ranks[name], layer.in_features)
+            weight = layer.lora_A[ADAPTER].weight
+            weight.data.copy_(torch.from_numpy(a))
+            layer.lora_B[ADAPTER].weight.data.zero_()
+            layer.lora_dropout[ADAPTER] = SeededDropout(dropout, seed, name)
+        model.eval()
+        yield model
+    finally:
+        model.unload()
+        # PEFT leaves its mark on the base, and would warn of a second adapter at the next run.
+        if hasattr(base.model, "peft_config"):
+            del base.model.peft_config
+        base.model.requires_grad_(False)
+
+
+def lora_layers(model: Any) -> dict[str, Any]:
+    """Full module name in the base -> PEFT's layer, in the model's order."""
+    from peft.tuners.lora import LoraLayer
+
+    inner = model.base_model.model
+    return {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}
+
+
+def verify(layers: dict[str, Any], plan: RankPlan) -> None:
+    """TrainingError unless every module of the plan, and no other, has the plan's rank and scaling.
+
+    PEFT before 0.21 ignores a pattern key that matches nothing (huggingface/peft#3582).
+    """
+    wrong = [f"{name} has an adapter that the plan does not name" for name in layers.keys() - plan.ranks.keys()]
+    for name, rank in plan.ranks.items():
+        layer, scaling = layers.get(name), plan.scaling_of(name)
+        if layer is None:
+            wrong.append(f"{name} has no adapter")
+        elif layer.r[ADAPTER] != rank or tuple(layer.lora_A[ADAPTER].weight.shape) != (rank, layer.in_features):
+            wrong.append(f"{name} has rank {layer.r[ADAPTER]}, the plan says {rank}")
+        elif abs(layer.scaling[ADAPTER] - scaling) > 1e-12 * scaling:
+            wrong.append(f"{name} has scaling {layer.scaling[ADAPTER]}, the plan says {scaling}")
+    if wrong:
+        raise TrainingError(f"PEFT did not build the plan: {'; '.join(wrong[:4])} ({len(wrong)} modules in all).")
+
+
+def trainable(model: Any) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name, in a fixed order."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def set_training(model: Any, on: bool) -> None:
+    """Switches the adapter's dropout; the base stays in evaluation mode, its own dropout off."""
+    for layer in lora_layers(model).values():
+        layer.lora_dropout[ADAPTER].train(on)
+
+
+def set_step(model: Any, step: int) -> None:
+    """Tells the dropout streams which update comes next."""
+    for layer in lora_layers(model).values():
+        layer.lora_dropout[ADAPTER].step = step
+
+
+def save_adapter(model: Any, folder: Path, base: FrozenBase) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`, readable by `PeftModel.from_pretrained`."""
+    config = model.peft_config[ADAPTER]
+    config.base_model_name_or_path = base.name
+    config.revision = base.revision if not base.revision.startswith("sha256:") else None
+    # Never "auto": it would ask the hub whether the vocabulary has grown.
+    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, full of blanks

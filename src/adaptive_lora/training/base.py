@@ -1,0 +1,171 @@
+"""The frozen base model: found on the hub or in a folder, loaded from safetensors alone, never from remote code."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from adaptive_lora.errors import ModelError
+from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
+
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What the configuration alone tells of a model; no weights were read."""
+
+    name: str
+    modules: tuple[ModuleShape, ...]
+    """Every weight that can be adapted (the output layer and embeddings are not among them)."""
+    total_parameters: int
+    """All parameters, tied ones counted once."""
+    context: int
+    """The longest sequence, in tokens."""
+
+
+@dataclass(frozen=True)
+class FrozenBase:
+    """A loaded model whose weights never change, with its tokenizer."""
+
+    name: str
+    """As the user wrote it."""
+    model: Any
+    tokenizer: Any
+    outline: ModelOutline
+    revision: str
+    """The hub's commit, or `sha256:` and a hash of a folder's configuration and weights."""
+    device: torch.device
+
+
+def outline_of(name: str, location: str | Path, revision: str | None = None) -> ModelOutline:
+    """Modules and sizes from a model's configuration; milliseconds, and no weights needed.
+
+    `location` is a folder or a hub name; `name` is what to call it. Raises ModelError.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with _explained(name, location):
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return _outline(name, model)
+
+
+def load_base(
+    name: str,
+    location: str | Path,
+    revision: str | None = None,
+    dtype: DType = "float32",
+    device: str | torch.device = "cpu",
+) -> FrozenBase:
+    """Loads model and tokenizer, frozen and in evaluation mode (its own dropout is off).
+
+    Only safetensors are read, `trust_remote_code` is off. Raises ModelError with the remedy.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _explained(name, location), quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    model = model.to(device).eval().requires_grad_(False)
+    found = getattr(model.config, "_commit_hash", None) if not Path(location).is_dir() else None
+    return FrozenBase(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        outline=_outline(name, model),
+        revision=found or _folder_hash(Path(location)),
+        device=torch.device(device),
+    )
+
+
+def find_modules(model: nn.Module) -> tuple[ModuleShape, ...]:
+    """Every `nn.Linear` and GPT-2 `Conv1D` but the output layer, in the model's order."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    shapes = []
+    for name, module in model.named_modules():
+        if module is output or name.split(".")[-1] == "lm_head":
+            continue
+        if isinstance(module, nn.Linear):
+            d_in, d_out, transposed = module.in_features, module.out_features, False
+        elif type(module).__name__ == "Conv1D":
+            d_in, d_out = module.weight.shape  # type: ignore[misc, assignment, union-attr]
+            transposed = True
+        else:
+            continue
+        shapes.append(ModuleShape(name, kind_of(name), depth_of(name), int(d_in), int(d_out), transposed))
+    return tuple(shapes)
+
+
+def _outline(name: str, model: Any) -> ModelOutline:
+    text = model.config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1024
+    return ModelOutline(name, find_modules(model), sum(p.numel() for p in model.parameters()), int(context))
+
+
+@contextlib.contextmanager
+def _explained(name: str, location: str | Path) -> Iterator[None]:
+    """Turns what the hub libraries raise into one message with a remedy."""
+    folder = Path(location)
+    if not folder.exists():
+        if str(location).startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(str(location)):
+            raise ModelError(f"The model folder {location} does not exist. Give a folder, a hub name owner/name, or `demo`.")
+    elif not (folder / "config.json").is_file():
+        raise ModelError(f"{location} has no config.json, so it is no Hugging Face model folder.")
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "safetensors" in str(error):
+            remedy = (
+                "Only safetensors are read; convert the weights with `model.save_pretrained(folder)` and name that "
+                "folder, or name a revision that has them."
+            )
+        elif folder.exists():
+            remedy = "Check that config.json, tokenizer.json and model.safetensors are whole and fit together."
+        else:
+            remedy = "Check the name and the network (`adaptive-lora doctor`), or name a local folder."
+        raise ModelError(f"The model {name} could not be loaded: {reason} {remedy}") from error
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silences loading bars and what the libraries say of each other's future: nothing a user can act on."""
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            for category in (FutureWarning, DeprecationWarning):
+                warnings.simplefilter("ignore", category)
+            yield
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _folder_hash(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")]):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"

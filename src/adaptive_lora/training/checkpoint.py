@@ -1,0 +1,80 @@
+"""The state of a run between two updates, in one safetensors file that is replaced whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from adaptive_lora.files import write_atomically
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one update tells."""
+
+    step: int
+    """From 0."""
+    loss: float
+    """Mean over the batch's completion tokens before the update, nats."""
+    gradient_norm: float
+    """2-norm of the adapter's gradient before clipping."""
+    learning_rate: float
+    tokens: int
+    """Completion tokens in the batch."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come. All randomness is a function of the step, so no generator is saved."""
+
+    steps_done: int = 0
+    train_seconds: float = 0.0
+    curve: tuple[StepRecord, ...] = field(default=())
+
+
+def save_checkpoint(
+    path: Path, run_id: str, progress: Progress, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    """Writes parameters, AdamW moments and progress; the old checkpoint stays until the new one is whole."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"parameter/{name}"] = parameter.detach().cpu().contiguous()
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).cpu().contiguous()
+    metadata = {"run_id": run_id, "progress": json.dumps(asdict(progress))}
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
+
+
+def load_checkpoint(
+    path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Restores a run into its parameters and optimizer; a fresh start where there is nothing to restore.
+
+    A file that cannot be read, or that is another run's, counts as nothing: at worst work is repeated.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("run_id") != run_id:
+                return Progress()
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (FileNotFoundError, SafetensorError, OSError):
+        return Progress()
+    progress = json.loads(metadata["progress"])
+    for name, parameter in parameters.items():
+        parameter.data.copy_(tensors[f"parameter/{name}"])
+        state = {
+            key.split("/")[1]: value.to(parameter.device if value.dim() else "cpu")
+            for key, value in tensors.items()
+            if key.startswith("optimizer/") and key.split("/", 2)[2] == name
+        }
+        if state:
+            optimizer.state[parameter] = state
+    curve = tuple(StepRecord(**record) for record in progress["curve"])
+    return Progress(progress["steps_done"], progress["train_seconds"], curve)

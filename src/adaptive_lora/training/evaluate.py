@@ -1,0 +1,65 @@
+"""Losses of a model on examples, one number pair per example, so that any average can be made later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.training.batches import collate, sequence_losses
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-example results in the order of the examples."""
+
+    nll: NDArray[np.float64]
+    """(N,) summed negative log-likelihood of the completion, nats."""
+    tokens: NDArray[np.int64]
+    """(N,) completion tokens."""
+    exact: NDArray[np.bool_]
+    """(N,) whether greedy decoding gives the completion exactly."""
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood per completion token over all examples, nats: Σ nll / Σ tokens."""
+        return float(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+
+@torch.no_grad()
+def evaluate(model: Any, examples: Sequence[Example], device: torch.device, tokens: int = 4096) -> Evaluation:
+    """Evaluates in batches of similar length of at most `tokens` positions; consumes no randomness."""
+    nll = np.zeros(len(examples))
+    count = np.zeros(len(examples), dtype=np.int64)
+    exact = np.zeros(len(examples), dtype=np.bool_)
+    for rows in _batches(examples, tokens):
+        batch = collate([examples[i] for i in rows]).to(device)
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        losses = sequence_losses(logits, batch.labels)
+        nll[rows] = losses.nll.double().cpu().numpy()
+        count[rows] = losses.tokens.cpu().numpy()
+        exact[rows] = losses.exact.cpu().numpy()
+    return Evaluation(nll, count, exact)
+
+
+def _batches(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
+    """Indices, shortest first, so that little is padding; the order depends on the examples alone."""
+    rows: list[int] = []
+    for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
+        if rows and (len(rows) + 1) * len(examples[i].ids) > tokens:
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
