@@ -129,7 +129,9 @@ def train(model: GPT2LMHeadModel, encoder: Encoder, steps: int, seed: int) -> No
             print(f"step {step} loss {loss.item():.4f}{mean}, {time.monotonic() - started:.0f} s", flush=True)
 
 
-def save(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, encoder: Encoder, options: argparse.Namespace) -> None:
+def save(
+    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, encoder: Encoder, options: argparse.Namespace
+) -> None:
     """Half-precision weights, tokenizer, and a card with the exact match per family."""
     model.half().float()  # the card speaks of the weights as they will be read back
     card = {

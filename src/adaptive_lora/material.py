@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import RecordSet, from_dicts, load_records
 from adaptive_lora.data.splits import Splits, calibration_subset, make_splits
+from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import BudgetError, ModelError, StudyFileError, UsageError
 from adaptive_lora.planning.budget import Budget, resolve_budget, spend
@@ -22,7 +23,7 @@ from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
 from adaptive_lora.scores.gradients import gradient_scores
 from adaptive_lora.streams import derive_seed
-from adaptive_lora.training.base import FrozenBase, ModelOutline, load_base, outline_of
+from adaptive_lora.training.base import FrozenBase, ModelOutline, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions
 
 DEMO_RECORDS = 4000
@@ -37,6 +38,15 @@ def open_outline(name: str, revision: str | None = None) -> ModelOutline:
 def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
     """`training.base.load_base` that knows the embedded model."""
     return load_base(name, _location(name), revision, dtype, device)
+
+
+def open_encoder(name: str, max_length: int, template: str, revision: str | None = None) -> Encoder:
+    """An encoder for a model of which only configuration and tokenizer are read."""
+    outline = open_outline(name, revision)
+    tokenizer = load_tokenizer(name, _location(name), revision)
+    if template not in get_args(TemplateName):
+        raise UsageError(f"The template must be one of {', '.join(get_args(TemplateName))}, got {template!r}.")
+    return Encoder(tokenizer, min(max_length, outline.context), template)  # type: ignore[arg-type]
 
 
 def open_records(source: str) -> RecordSet:

@@ -93,7 +93,11 @@ class Outcome:
 
 
 def run_study(
-    study: Study, out: Path, watcher: Watcher | None = None, device: str = "cpu", checkpoint_seconds: float = 30.0
+    study: Study,
+    out: Path,
+    watcher: Watcher | None = None,
+    device: str = "cpu",
+    checkpoint_seconds: float = 30.0,
 ) -> Outcome:
     """Trains what is missing of `study` in the folder `out`, and says how it stands.
 

@@ -93,9 +93,7 @@ def load_records(source: str) -> RecordSet:
     return from_dicts(rows, name=source, revision=revision)
 
 
-def from_dicts(
-    rows: Sequence[Any], name: str, revision: str | None = None, exact_answers: bool = False
-) -> RecordSet:
+def from_dicts(rows: Sequence[Any], name: str, revision: str | None = None, exact_answers: bool = False) -> RecordSet:
     """Records from parsed rows, their form recognised from the first one."""
     if not rows:
         raise DataError(f"{name} holds no records; expected a list of {_forms_in_words()}.")
@@ -149,10 +147,11 @@ def _read_json(path: Path) -> Sequence[Any]:
 
 
 def _read_jsonl(path: Path) -> Sequence[Any]:
-    rows = []
+    rows, number = [], 0
     try:
         with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
+                number += 1
                 if line.strip():
                     rows.append(json.loads(line))
     except json.JSONDecodeError as error:

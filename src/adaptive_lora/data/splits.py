@@ -46,9 +46,7 @@ class Splits:
         return tuple(found)
 
 
-def make_splits(
-    source: RecordSet, encoder: Encoder, train: int, validation: int, test: int, seed: int = 0
-) -> Splits:
+def make_splits(source: RecordSet, encoder: Encoder, train: int, validation: int, test: int, seed: int = 0) -> Splits:
     """Fixed test and validation examples, and the pool that is left for training.
 
     Exact duplicates count once, and records that ask the same thing stay together, so that no prompt of

@@ -7,7 +7,7 @@ not seen, near enough to what it knows that an adapter can learn it from a few h
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from adaptive_lora.demo import words as w
@@ -31,7 +31,7 @@ def _items(draw: Draw, low: int = 3, high: int = 5) -> list[str]:
     return draw.sample(w.WORDS, draw.randint(low, high))
 
 
-def _joined(items: Sequence[object]) -> str:
+def _joined(items: Iterable[object]) -> str:
     return ", ".join(map(str, items))
 
 

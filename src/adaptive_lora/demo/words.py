@@ -10,9 +10,7 @@ CATEGORIES = {"animal": ANIMALS, "fruit": FRUITS, "colour": COLOURS, "tool": TOO
 WORDS = ANIMALS + FRUITS + COLOURS + TOOLS
 
 DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple(
-    "January February March April May June July August September October November December".split()
-)
+MONTHS = tuple("January February March April May June July August September October November December".split())
 NAMES = tuple("Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam".split())
 NUMBER_WORDS = tuple(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
@@ -38,6 +36,14 @@ PAST_TENSES = dict(
 )
 PLURALS = {
     **{word: word + "s" for word in ("cat", "dog", "horse", "cow", "bear", "apple", "lemon", "hammer")},
-    **{"wolf": "wolves", "mouse": "mice", "cherry": "cherries", "fox": "foxes", "peach": "peaches"},
-    **{"knife": "knives", "sheep": "sheep", "axe": "axes", "banana": "bananas", "duck": "ducks"},
+    "wolf": "wolves",
+    "mouse": "mice",
+    "cherry": "cherries",
+    "fox": "foxes",
+    "peach": "peaches",
+    "knife": "knives",
+    "sheep": "sheep",
+    "axe": "axes",
+    "banana": "bananas",
+    "duck": "ducks",
 }

@@ -228,7 +228,9 @@ def _search(steps: list[int], room_down: list[int], room_up: list[int], goal: in
     reached = np.flatnonzero(best[window : window + goal + 1] < unreached)
     at = window + int(reached[-1])
     moves = []
-    for step, down, up, before, after in reversed(list(zip(steps, room_down, room_up, tables, tables[1:], strict=False))):
+    for step, down, up, before, after in reversed(
+        list(zip(steps, room_down, room_up, tables, tables[1:], strict=False))
+    ):
         move = _move_that_led_here(before, int(after[at]), at, step, down, up)
         moves.append(move)
         at -= move * step

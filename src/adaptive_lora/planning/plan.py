@@ -73,7 +73,9 @@ class RankPlan:
             odd = sorted(set(names) ^ set(self.ranks))
             raise PlanError(f"A plan must give a rank to each of its modules; ranks and modules differ in {odd[:4]}.")
         if bad := {name: rank for name, rank in self.ranks.items() if rank < 1}:
-            raise PlanError(f"Ranks start at 1; leave a module out instead of rank 0. Got {dict(list(bad.items())[:4])}.")
+            raise PlanError(
+                f"Ranks start at 1; leave a module out instead of rank 0. Got {dict(list(bad.items())[:4])}."
+            )
 
     @property
     def trainable_parameters(self) -> int:
@@ -125,7 +127,9 @@ class RankPlan:
                 provenance=data["provenance"],
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise PlanError(f"Not a rank plan: {type(error).__name__}: {error}. Make one with `adaptive-lora plan`.") from None
+            raise PlanError(
+                f"Not a rank plan: {type(error).__name__}: {error}. Make one with `adaptive-lora plan`."
+            ) from None
 
     def save(self, path: Path) -> None:
         """Writes the plan as JSON, whole or not at all."""
@@ -167,7 +171,9 @@ def read_json(path: Path) -> Any:
         raise PlanError(f"{path} does not exist. Make a plan with `adaptive-lora plan --out {path}`.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         line = getattr(error, "lineno", None)
-        raise PlanError(f"{path}{f', line {line}' if line else ''}: not valid JSON; the file may be cut short.") from None
+        raise PlanError(
+            f"{path}{f', line {line}' if line else ''}: not valid JSON; the file may be cut short."
+        ) from None
 
 
 def fixed_ranks(pattern: Mapping[str, Any], modules: tuple[ModuleShape, ...], name: str) -> dict[str, int]:

@@ -48,7 +48,10 @@ def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         if len(set(map(str, values))) < len(values):
             yield ("seeds", phase), f"seeds must differ from each other, got {values}"
     if shared := sorted(set(map(str, lists["evaluation"])) & set(map(str, lists["tuning"]))):
-        yield ("seeds",), f"{', '.join(shared)} both tune and evaluate; choose learning rates with other seeds"
+        yield (
+            ("seeds",),
+            f"{', '.join(shared)} both tune and evaluate; choose learning rates with other seeds",
+        )
     if len(_part(_part(data, "train", dict), "learning_rate", list)) > 1 and not seeds.get("tuning"):
         yield (
             ("seeds", "tuning"),

@@ -205,9 +205,7 @@ class Ledger:
 
     def by_record(self, run_id: str, split: str) -> SplitResult | None:
         """Per-record results, or nothing where there are none."""
-        row = self._db.execute(
-            "SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)
-        ).fetchone()
+        row = self._db.execute("SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)).fetchone()
         if row is None:
             return None
         return SplitResult(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
-from adaptive_lora.record.ledger import BASE, Ledger
+from adaptive_lora.record.ledger import BASE, Ledger, open_to_read
 from adaptive_lora.record.runs import Phase
 
 RUN_COLUMNS = (
@@ -21,6 +22,12 @@ RUN_COLUMNS = (
 )  # fmt: skip
 """One row a run. Losses in nats per completion token; `base_loss` is the frozen model's on the split
 that the phase is about (validation for tuning, test for evaluation). What does not exist is empty."""
+
+
+def load_results(folder: Path) -> pd.DataFrame:
+    """The runs of a study folder with `RUN_COLUMNS`; StudyFolderError where there is no study."""
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        return runs_table(ledger)
 
 
 def runs_table(ledger: Ledger) -> pd.DataFrame:

@@ -256,9 +256,7 @@ def _line(lines: Mapping[Location, int], at: Location) -> int:
     return lines[at] if at else 0
 
 
-def _with_rank_files(
-    data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]
-) -> dict[str, Any]:
+def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]) -> dict[str, Any]:
     """Replaces `ranks: FILE` by what the file says, so that the study's identity covers it."""
     arms = data.get("arms")
     if not isinstance(arms, list):

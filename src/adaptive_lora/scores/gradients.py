@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
@@ -40,8 +39,7 @@ def gradient_scores(
         for batch in batches:
             _backward(base, batch, len(batches))
         scores = {
-            measure: {name: float(_value(measure, weight)) for name, weight in weights.items()}
-            for measure in measures
+            measure: {name: float(_value(measure, weight)) for name, weight in weights.items()} for measure in measures
         }
     finally:
         for weight in weights.values():
@@ -57,7 +55,7 @@ def _backward(base: FrozenBase, examples: Sequence[Example], batches: int) -> No
     batch = collate(examples).to(base.device)
     logits = base.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     losses = sequence_losses(logits, batch.labels)
-    (losses.nll.sum() / losses.tokens.sum() / batches).backward()
+    (losses.nll.sum() / losses.tokens.sum() / batches).backward()  # type: ignore[no-untyped-call]
 
 
 def _value(measure: str, weight: Tensor) -> Tensor:

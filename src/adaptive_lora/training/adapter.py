@@ -88,7 +88,10 @@ def verify(layers: dict[str, Any], plan: RankPlan) -> None:
         layer, scaling = layers.get(name), plan.scaling_of(name)
         if layer is None:
             wrong.append(f"{name} has no adapter")
-        elif layer.r[ADAPTER] != rank or tuple(layer.lora_A[ADAPTER].weight.shape) != (rank, layer.in_features):
+        elif layer.r[ADAPTER] != rank or tuple(layer.lora_A[ADAPTER].weight.shape) != (
+            rank,
+            layer.in_features,
+        ):
             wrong.append(f"{name} has rank {layer.r[ADAPTER]}, the plan says {rank}")
         elif abs(layer.scaling[ADAPTER] - scaling) > 1e-12 * scaling:
             wrong.append(f"{name} has scaling {layer.scaling[ADAPTER]}, the plan says {scaling}")

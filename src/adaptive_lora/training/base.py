@@ -73,10 +73,10 @@ def load_base(
 
     Only safetensors are read, `trust_remote_code` is off. Raises ModelError with the remedy.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(name, location, revision)
     with _explained(name, location), quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             location,
             revision=revision,
@@ -96,9 +96,17 @@ def load_base(
     )
 
 
-def find_modules(model: nn.Module) -> tuple[ModuleShape, ...]:
+def load_tokenizer(name: str, location: str | Path, revision: str | None = None) -> Any:
+    """A model's tokenizer; ModelError with the remedy."""
+    from transformers import AutoTokenizer
+
+    with _explained(name, location), quiet_libraries():
+        return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+
+
+def find_modules(model: Any) -> tuple[ModuleShape, ...]:
     """Every `nn.Linear` and GPT-2 `Conv1D` but the output layer, in the model's order."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = getattr(model, "get_output_embeddings", lambda: None)()
     shapes = []
     for name, module in model.named_modules():
         if module is output or name.split(".")[-1] == "lm_head":
@@ -106,7 +114,7 @@ def find_modules(model: nn.Module) -> tuple[ModuleShape, ...]:
         if isinstance(module, nn.Linear):
             d_in, d_out, transposed = module.in_features, module.out_features, False
         elif type(module).__name__ == "Conv1D":
-            d_in, d_out = module.weight.shape  # type: ignore[misc, assignment, union-attr]
+            d_in, d_out = module.weight.shape
             transposed = True
         else:
             continue
@@ -126,7 +134,9 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
     folder = Path(location)
     if not folder.exists():
         if str(location).startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(str(location)):
-            raise ModelError(f"The model folder {location} does not exist. Give a folder, a hub name owner/name, or `demo`.")
+            raise ModelError(
+                f"The model folder {location} does not exist. Give a folder, a hub name owner/name, or `demo`."
+            )
     elif not (folder / "config.json").is_file():
         raise ModelError(f"{location} has no config.json, so it is no Hugging Face model folder.")
     try:

@@ -39,7 +39,11 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, run_id: str, progress: Progress, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    path: Path,
+    run_id: str,
+    progress: Progress,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Writes parameters, AdamW moments and progress; the old checkpoint stays until the new one is whole."""
     tensors: dict[str, Tensor] = {}

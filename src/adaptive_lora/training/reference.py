@@ -67,7 +67,11 @@ def train(
     """
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=0.0, betas=options.betas, eps=options.epsilon, weight_decay=options.weight_decay
+        parameters.values(),
+        lr=0.0,
+        betas=options.betas,
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
     )
     progress = load_checkpoint(keeping.path, keeping.run_id, parameters, optimizer) if keeping else Progress()
     order = DataOrder(seed, len(examples), options.batch_size)
@@ -92,7 +96,11 @@ def train(
 
 
 def update(
-    model: Any, optimizer: torch.optim.Optimizer, examples: Sequence[Example], options: TrainingOptions, step: int
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    options: TrainingOptions,
+    step: int,
 ) -> StepRecord:
     """One update of the adapter on one batch; raises Diverged before anything non-finite is applied."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -105,7 +113,7 @@ def update(
         raise Diverged(step, "loss")
 
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     limit = options.max_grad_norm if options.max_grad_norm is not None else float("inf")
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     if not torch.isfinite(norm):

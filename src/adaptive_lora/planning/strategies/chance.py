@@ -25,12 +25,15 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
 
     Each module draws from a stream of its own name, so that the order of modules is irrelevant.
     """
-    weights = {
-        m.name: numpy_stream(options.seed, "random-ranks", m.name).gamma(options.concentration) for m in modules
-    }
+    weights = {m.name: numpy_stream(options.seed, "random-ranks", m.name).gamma(options.concentration) for m in modules}
     return spend(modules, weights, budget, options.min_rank, options.max_rank)
 
 
 STRATEGY = Strategy(
-    "random", "rank by chance (Dirichlet), the control of informed strategies", "control", allocate, Options, chance=True
+    "random",
+    "rank by chance (Dirichlet), the control of informed strategies",
+    "control",
+    allocate,
+    Options,
+    chance=True,
 )

@@ -9,9 +9,7 @@ from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions
 
 
-def allocate(
-    modules: Sequence[ModuleShape], scores: Scores, budget: int, options: StrategyOptions
-) -> dict[str, int]:
+def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: StrategyOptions) -> dict[str, int]:
     """r_l = r for all l.
 
     Where the budget is not a whole rank everywhere, ranks differ by one, or by what it takes to spend

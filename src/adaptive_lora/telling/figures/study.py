@@ -1,0 +1,134 @@
+"""The figures of a study: where the rank went, what it changed, how training went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from adaptive_lora.judging.arms import ArmSummary
+from adaptive_lora.planning.modules import role_of
+from adaptive_lora.telling.figures.theme import COLOURS, DASHES, MARKERS, RANK_COLOURS, themed
+
+
+def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Figure | None:
+    """Mean rank over seeds per block and module, one panel an arm, all on one colour scale.
+
+    Nothing where no run of the budget has finished.
+    """
+    ranks = ranks[(ranks["budget"] == budget) & (ranks["phase"] == "evaluation")]
+    ranks = ranks.assign(role=[role_of(name) for name in ranks["module"]])
+    shown = [arm for arm in arms if (ranks["arm"] == arm).any()]
+    if not shown:
+        return None
+    roles = list(dict.fromkeys(ranks["role"]))
+    highest = max(float(_grid(ranks, arm, roles).max()) for arm in shown)
+    columns = min(len(shown), 3 if len(roles) > 4 else 5)
+    rows = -(-len(shown) // columns)
+    depths = ranks["depth"].nunique()
+    with themed():
+        width = 1.5 + columns * (0.9 + 0.32 * len(roles))
+        figure = Figure(figsize=(width, rows * (1.35 + 0.16 * depths)), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for ax, arm in zip(axes.flat, shown, strict=False):
+            image = _heat_map(ax, _grid(ranks, arm, roles), roles, highest)
+            ax.set_title(arm)
+        for ax in axes.flat[len(shown) :]:
+            ax.axis("off")
+        for ax in axes[:, 0]:
+            ax.set_ylabel("block")
+        figure.colorbar(image, ax=axes, label="rank (mean over seeds)", shrink=0.8, aspect=30)
+    return figure
+
+
+def _grid(ranks: pd.DataFrame, arm: str, roles: Sequence[str]) -> NDArray[np.float64]:
+    mean = ranks[ranks["arm"] == arm].pivot_table(index="depth", columns="role", values="rank", aggfunc="mean")
+    return mean.reindex(columns=list(roles)).to_numpy(dtype=float)
+
+
+def _heat_map(ax: Axes, grid: NDArray[np.float64], roles: Sequence[str], highest: float) -> AxesImage:
+    image = ax.imshow(grid, cmap=RANK_COLOURS, vmin=0, vmax=highest, aspect="auto")
+    ax.set_xticks(range(len(roles)), [role.split(".")[-1] for role in roles], rotation=60, ha="right", fontsize=7)
+    ax.set_yticks(range(0, len(grid), max(1, len(grid) // 6)))
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    if grid.size <= 80:
+        for (block, module), rank in np.ndenumerate(grid):
+            if np.isfinite(rank):
+                light = rank > 0.6 * highest
+                ax.text(module, block, f"{rank:.0f}", ha="center", va="center", fontsize=6.5,
+                        color="black" if light else "white")  # fmt: skip
+    return image
+
+
+def paired_differences(arms: Sequence[ArmSummary], baseline: str, margin: float) -> Figure | None:
+    """Test loss minus the baseline's at the same seed: every seed, the mean and its 95 % t interval.
+
+    The band is the margin within which differences do not matter. Nothing where there is nothing to compare.
+    """
+    shown = [arm for arm in arms if arm.difference is not None]
+    if not shown:
+        return None
+    several = len({arm.budget for arm in shown}) > 1
+    with themed():
+        figure = Figure(figsize=(6.4, 1.1 + 0.38 * len(shown)), layout="constrained")
+        ax = figure.subplots()
+        ax.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0, label=f"margin ±{margin:g}")
+        ax.axvline(0, color="black", lw=0.8)
+        for row, arm in enumerate(shown):
+            _difference_row(ax, row, arm)
+        ax.set_yticks(range(len(shown)), [f"{a.arm} ({a.budget})" if several else a.arm for a in shown])
+        ax.set_ylim(len(shown) - 0.5, -0.5)
+        ax.set_xlabel(f"test loss minus {baseline}, nats per token (left: better than {baseline})")
+        ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    return figure
+
+
+def _difference_row(ax: Axes, row: int, arm: ArmSummary) -> None:
+    assert arm.difference is not None
+    first = row == 0
+    values = [difference for _, difference in arm.differences]
+    ax.plot(values, [row + 0.18] * len(values), "o", ms=3.5, mfc="none", color=COLOURS[0],
+            label="one seed" if first else None)  # fmt: skip
+    ax.plot(
+        arm.difference.mean,
+        row - 0.08,
+        "D",
+        ms=5,
+        color=COLOURS[1],
+        label="mean, 95 % interval" if first else None,
+    )
+    if arm.difference.low is not None and arm.difference.high is not None:
+        ax.plot([arm.difference.low, arm.difference.high], [row - 0.08] * 2, color=COLOURS[1], lw=1.6)
+
+
+def learning_curves(curves: pd.DataFrame, arms: Sequence[str], budget: str) -> Figure | None:
+    """Training loss by step, running mean over a tenth of the run, mean over seeds with their range.
+
+    Nothing where no run of the budget has finished.
+    """
+    curves = curves[curves["budget"] == budget]
+    shown = [arm for arm in arms if (curves["arm"] == arm).any()]
+    if not shown:
+        return None
+    with themed():
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        ax = figure.subplots()
+        for index, arm in enumerate(shown):
+            by_seed = curves[curves["arm"] == arm].pivot(index="step", columns="seed", values="loss")
+            smooth = by_seed.rolling(max(1, len(by_seed) // 10), min_periods=1).mean()
+            colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+            ax.plot(
+                smooth.index + 1, smooth.mean(axis=1), color=colour, ls=dash, lw=1.5, ms=3.5, label=arm,
+                marker=MARKERS[index % len(MARKERS)], markevery=len(smooth) // 10 + 1,
+            )  # fmt: skip
+            ax.fill_between(smooth.index + 1, smooth.min(axis=1), smooth.max(axis=1), color=colour, alpha=0.1, lw=0)
+        ax.set_xlabel("step")
+        ax.set_ylabel("training loss, nats per token")
+        ax.legend(fontsize=8)
+    return figure

@@ -1,0 +1,145 @@
+"""One self-contained HTML page from a ledger: study card, arms, ranks, differences, curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from adaptive_lora.files import write_atomically
+from adaptive_lora.judging.arms import ArmSummary, summarise
+from adaptive_lora.judging.stats import Interval, seeds_needed, smallest_p
+from adaptive_lora.record.ledger import Ledger, StudyPaths
+from adaptive_lora.record.results import curves_table, ranks_table, runs_table
+from adaptive_lora.record.runs import Phase, Status
+from adaptive_lora.telling.figures import study as figures
+from adaptive_lora.telling.figures.theme import save, to_svg
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The study's figures by file name, with caption."""
+
+    drawn: dict[str, tuple[Figure, str]]
+
+    def save(self, folder: Path) -> list[Path]:
+        """PDF, SVG and PNG of each."""
+        return [path for name, (figure, _) in self.drawn.items() for path in save(figure, folder / name)]
+
+
+def write_report(ledger: Ledger, folder: Path) -> Path:
+    """Writes `report.html` and `figures/` into a study folder; the same ledger gives the same bytes."""
+    facts = ledger.facts()
+    runs = runs_table(ledger)
+    arms = summarise(runs, facts["spec"]["analysis"]["baseline"])
+    drawn = draw(ledger, facts, arms)
+    drawn.save(folder / "figures")
+    path = StudyPaths(folder).report
+    rows: list[dict[str, Any]] = runs.astype(object).where(runs.notna(), None).to_dict("records")  # type: ignore[assignment]
+    write_atomically(path, render(facts, rows, arms, drawn))
+    return path
+
+
+def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figures:
+    """All figures for which there are results."""
+    names = list(dict.fromkeys(arm.arm for arm in arms))
+    analysis = facts["spec"]["analysis"]
+    ranks, curves = ranks_table(ledger), curves_table(ledger)
+    wanted: dict[str, tuple[Figure | None, str]] = {
+        "differences": (
+            figures.paired_differences(arms, analysis["baseline"], analysis["margin"]),
+            f"Test loss of each arm minus {analysis['baseline']} at the same seed. Open circles: seeds; diamond and "
+            "line: their mean and 95 % t interval over seeds; band: the margin within which differences do not matter.",
+        )
+    }
+    for budget in dict.fromkeys(arm.budget for arm in arms):
+        suffix = budget.replace(":", "-")
+        wanted[f"ranks-{suffix}"] = (
+            figures.rank_heat_maps(ranks, names, budget),
+            f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.",
+        )
+        wanted[f"curves-{suffix}"] = (
+            figures.learning_curves(curves, names, budget),
+            f"Training loss at {budget}, running mean over a tenth of the run; line: mean of the seeds, band: range.",
+        )
+    return Figures({name: (figure, caption) for name, (figure, caption) in wanted.items() if figure is not None})
+
+
+def render(facts: dict[str, Any], runs: list[dict[str, Any]], arms: list[ArmSummary], drawn: Figures) -> str:
+    """The page as text; everything that comes from outside is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["interval"] = interval_text
+    environment.filters["signed"] = lambda value: f"{value:+.4f}".replace("-", "−")
+    template = environment.from_string(resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8"))
+    seeds = len(facts["spec"]["seeds"]["evaluation"])
+    compared = sum(arm.difference is not None for arm in arms)
+    tuning = [run for run in runs if run["phase"] == Phase.TUNING and run["status"] == Status.COMPLETED]
+    base = next((run["base_loss"] for run in runs if run["phase"] == Phase.EVALUATION), None)
+    return template.render(
+        facts=facts,
+        spec=facts["spec"],
+        arms=arms,
+        bottom_line=bottom_line(arms, facts["spec"]["analysis"], seeds),
+        base_loss=base,
+        seeds=seeds,
+        smallest_p=smallest_p(seeds),
+        seeds_needed=seeds_needed(facts["spec"]["analysis"]["alpha"], max(compared, 1)),
+        tuning=_tuning_rows(tuning),
+        troubles=[run for run in runs if run["status"] in (Status.DIVERGED, Status.FAILED)],
+        done=sum(run["status"] == Status.COMPLETED for run in runs),
+        expected=sum(facts["expected_runs"].values()),
+        figures=[(name, to_svg(figure), caption) for name, (figure, caption) in drawn.drawn.items()],
+    )
+
+
+def bottom_line(arms: list[ArmSummary], analysis: dict[str, Any], seeds: int) -> str:
+    """What the numbers say, in one or two plain sentences; no claim beyond them."""
+    compared = [arm for arm in arms if arm.difference is not None]
+    if not compared:
+        return "Nothing to compare yet: no arm has finished beside the baseline."
+    margin, baseline = analysis["margin"], analysis["baseline"]
+    outside = [arm for arm in compared if arm.difference and abs(arm.difference.mean) > margin]
+    best = min(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0)
+    worst = max(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0)
+    assert best.difference is not None and worst.difference is not None
+    spread = (
+        f"mean differences from {baseline} run from {best.difference.mean:+.4f} ({best.arm}) to "
+        f"{worst.difference.mean:+.4f} ({worst.arm}) nats per token"
+    )
+    size = (
+        f"all inside the margin of {margin:g}"
+        if not outside
+        else f"outside the margin of {margin:g}: {', '.join(f'{a.arm} at {a.budget}' for a in outside)}"
+    )
+    if smallest_p(seeds) > analysis["alpha"]:
+        weight = (
+            f"With {seeds} seed{'s' if seeds != 1 else ''} no exact test can decide at {analysis['alpha']:g} "
+            f"(the smallest p is {smallest_p(seeds):.3g}): read this as a description, not a verdict."
+        )
+    else:
+        weight = "Intervals are over seeds; verdicts with exact tests and equivalence are not part of this report yet."
+    return f"Over {seeds} seed{'s' if seeds != 1 else ''}, {spread}; {size}. {weight}"
+
+
+def interval_text(interval: Interval | None) -> str:
+    """`[low, high]`, or a dash where there are too few seeds."""
+    if interval is None or interval.low is None or interval.high is None:
+        return "–"
+    return f"[{interval.low:.4f}, {interval.high:.4f}]".replace("-", "−")
+
+
+def _tuning_rows(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean validation loss per arm, budget and rate."""
+    grouped: dict[tuple[str, str, float], list[float]] = {}
+    for run in runs:
+        grouped.setdefault((run["arm"], run["budget"], run["learning_rate"]), []).append(run["validation_loss"])
+    return [
+        {"arm": arm, "budget": budget, "rate": rate, "loss": sum(losses) / len(losses), "n": len(losses)}
+        for (arm, budget, rate), losses in grouped.items()
+    ]
