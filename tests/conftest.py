@@ -1,0 +1,120 @@
+"""What tests share: two tiny models of real architectures, the embedded one, real material where it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adaptive_lora import demo
+from adaptive_lora.data.encoding import Encoder, Example
+from adaptive_lora.data.sources import from_dicts
+from adaptive_lora.demo.tasks import generate
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.plan import RankPlan, Scaling
+from adaptive_lora.training.base import FrozenBase, load_base
+
+# Nothing in the suite may ask the network, whatever the machine allows.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder with real models and data; the test is skipped where there is none."""
+    place = os.environ.get("ADAPTIVE_LORA_ASSETS")
+    if not place:
+        pytest.skip("ADAPTIVE_LORA_ASSETS is not set: no real models and data here")
+    return Path(place)
+
+
+def make_model(kind: str, folder: Path) -> Path:
+    """Saves a tiny random model of a real architecture, with the embedded tokenizer, as a model folder."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = GPT2Config(
+            vocab_size=768, n_positions=64, n_embd=24, n_layer=3, n_head=2, initializer_range=0.2,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        GPT2LMHeadModel(config).save_pretrained(folder)
+    else:
+        config = LlamaConfig(
+            vocab_size=768, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.2,
+            bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+        LlamaForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo.model_folder() / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """`gpt2` and `llama` model folders."""
+    return {kind: make_model(kind, tmp_path_factory.mktemp(kind)) for kind in ("gpt2", "llama")}
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def base(request: pytest.FixtureRequest, model_folders: dict[str, Path]) -> FrozenBase:
+    """Each tiny model in turn, freshly loaded."""
+    return load_base(request.param, model_folders[request.param])
+
+
+@pytest.fixture
+def gpt2(model_folders: dict[str, Path]) -> FrozenBase:
+    """The tiny GPT-2."""
+    return load_base("gpt2", model_folders["gpt2"])
+
+
+@pytest.fixture(scope="session")
+def embedded() -> FrozenBase:
+    """The embedded model."""
+    return load_base(demo.MODEL, demo.model_folder())
+
+
+@pytest.fixture
+def examples(gpt2: FrozenBase) -> list[Example]:
+    """Forty encoded demo tasks of different lengths."""
+    records = from_dicts(generate("fine-tuning", 40), "demo").records
+    return list(Encoder(gpt2.tokenizer, 64).encode_all(records))
+
+
+def mixed_plan(modules: tuple[ModuleShape, ...], rule: str = "constant", shift: int = 0) -> RankPlan:
+    """A plan with ranks 1, 2, 3, 4, 5 in turn."""
+    ranks = {m.name: 1 + (i + shift) % 5 for i, m in enumerate(modules)}
+    cost = sum(m.params_per_rank * ranks[m.name] for m in modules)
+    return RankPlan("ranks", cost, modules, ranks, Scaling(rule, 2.0, 3.0))  # type: ignore[arg-type]
+
+
+STUDY = """\
+name: small
+model: {{name: {model}}}
+data: {{source: "demo:fine-tuning", train: 24, validation: 10, test: 20, max_length: 64}}
+budgets: ["rank:2"]
+arms: [uniform, linear-decay, empirical, random]
+seeds: {{evaluation: 2}}
+train: {{steps: 6, batch_size: 4, learning_rate: 1e-2, dropout: 0.1}}
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path, model_folders: dict[str, Path]) -> Callable[..., Path]:
+    """Writes a small study file, with replacements, and returns its path."""
+
+    def write(*replacements: tuple[str, str], name: str = "study.yaml") -> Path:
+        text = STUDY.format(model=model_folders["gpt2"])
+        for old, new in replacements:
+            assert old in text, f"{old!r} is not in the study file"
+            text = text.replace(old, new)
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write
