@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from adaptive_lora.errors import nearest_hint
+from adaptive_lora.record.seeds import SEEDS_FROM, expand_seeds
 from adaptive_lora.record.yaml import Location
 
 
@@ -43,7 +44,8 @@ def cross_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
 
 def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     seeds = _part(data, "seeds", dict)
-    lists = {phase: _part(seeds, phase, list) for phase in ("evaluation", "tuning")}
+    lists = {phase: expand_seeds(seeds.get(phase), phase) for phase in SEEDS_FROM}
+    lists = {phase: values if isinstance(values, list) else [] for phase, values in lists.items()}
     for phase, values in lists.items():
         if len(set(map(str, values))) < len(values):
             yield ("seeds", phase), f"seeds must differ from each other, got {values}"

@@ -19,11 +19,8 @@ from adaptive_lora.planning.budget import parse_budget
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.complaints import complaints_of, cross_complaints
+from adaptive_lora.record.seeds import expand_seeds
 from adaptive_lora.record.yaml import Location, dotted, read_yaml
-
-TUNING_SEEDS_FROM = 1000
-"""Where counted tuning seeds begin, so that they never meet evaluation seeds."""
-
 
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
@@ -121,19 +118,15 @@ class ArmPart(Part):
         return self
 
 
-def _seeds_from(first: int) -> BeforeValidator:
-    def count(value: Any) -> Any:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return list(range(first, first + value)) if whole else value
-
-    return BeforeValidator(count)
+def _seeds_of(phase: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: expand_seeds(value, phase))
 
 
 class SeedsPart(Part):
     """How often: a number of seeds, or the seeds themselves."""
 
-    evaluation: Annotated[list[int], _seeds_from(0), Field(min_length=1)]
-    tuning: Annotated[list[int], _seeds_from(TUNING_SEEDS_FROM)] = []
+    evaluation: Annotated[list[int], _seeds_of("evaluation"), Field(min_length=1)]
+    tuning: Annotated[list[int], _seeds_of("tuning")] = []
 
 
 class TrainPart(Part):

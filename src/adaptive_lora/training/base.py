@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from adaptive_lora.errors import ModelError
@@ -141,9 +142,9 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
         raise ModelError(f"{location} has no config.json, so it is no Hugging Face model folder.")
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "safetensors" in str(error):
+        if "safetensors" in str(error) and not isinstance(error, SafetensorError):
             remedy = (
                 "Only safetensors are read; convert the weights with `model.save_pretrained(folder)` and name that "
                 "folder, or name a revision that has them."

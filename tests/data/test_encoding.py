@@ -1,0 +1,97 @@
+"""Templates, masks and truncation."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive_lora.data.encoding import Encoder
+from adaptive_lora.data.sources import Record, from_dicts
+from adaptive_lora.data.templates import choose_template, render
+from adaptive_lora.errors import DataError
+from adaptive_lora.training.base import FrozenBase
+
+RECORD = Record("alpaca", "Add the two numbers.", "1 and 2", "3")
+
+
+def test_alpaca_prompts_are_the_published_ones() -> None:
+    with_input, _ = render(RECORD, "alpaca")
+    without, completion = render(Record("alpaca", "Hi", "", "yo"), "alpaca")
+    assert with_input == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd the two numbers.\n\n### Input:\n"
+        "1 and 2\n\n### Response:"
+    )
+    assert without.startswith("Below is an instruction that describes a task. Write a response")
+    assert without.endswith("### Instruction:\nHi\n\n### Response:")
+    assert completion == "yo"
+
+
+@given(st.text(max_size=30), st.text(min_size=1, max_size=30))
+def test_placeholders_inside_records_stay_text(instruction: str, context: str) -> None:
+    text, _ = render(Record("alpaca", instruction + "{input}", context + "{instruction}", ""), "alpaca-short")
+    assert text == f"### Instruction:\n{instruction}{{input}}\n\n### Input:\n{context}{{instruction}}\n\n### Response:\n"
+
+
+@pytest.mark.parametrize(("form", "chosen"), [("alpaca", "alpaca"), ("prompt-completion", "plain"), ("text", "plain"), ("messages", "chat")])
+def test_auto_goes_by_form(form: str, chosen: str) -> None:
+    assert choose_template("auto", form, has_chat_template=True) == chosen
+
+
+def test_chat_without_a_chat_template_is_refused() -> None:
+    with pytest.raises(DataError, match="tokenizer has no chat template.*template: alpaca"):
+        choose_template("auto", "messages", has_chat_template=False)
+
+
+def test_chat_uses_the_models_own_template(gpt2: FrozenBase) -> None:
+    gpt2.tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[bot] {% endif %}"
+    )
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    record = from_dicts([row], "x").records[0]
+    assert Encoder(gpt2.tokenizer, 64).render(record) == ("[user] hi\n[bot] ", "yo")
+
+
+def test_prompt_is_masked_and_completion_ends_the_text(embedded: FrozenBase) -> None:
+    tokenizer = embedded.tokenizer
+    example = Encoder(tokenizer, 128).encode(RECORD)
+    prompt, completion = Encoder(tokenizer, 128).render(RECORD)
+    assert tokenizer.decode(example.ids[: example.prompt_length]) == prompt
+    assert tokenizer.decode(example.ids[example.prompt_length :]) == completion + "<|endoftext|>"
+    assert example.completion_tokens == 2
+    assert not example.truncated
+
+
+def test_a_start_token_is_written_where_it_differs_from_the_end(gpt2: FrozenBase) -> None:
+    tokenizer = gpt2.tokenizer
+    plain = Encoder(tokenizer, 64).encode(RECORD)
+    tokenizer.bos_token = "a"  # any token that is not the end
+    with_start = Encoder(tokenizer, 64).encode(RECORD)
+    assert with_start.ids == (tokenizer.bos_token_id, *plain.ids)
+    assert with_start.prompt_length == plain.prompt_length + 1
+
+
+def test_truncation_takes_the_end_and_is_reported(gpt2: FrozenBase) -> None:
+    record = Record("text", "", "", "cat, dog, horse, cow, sheep, goat")
+    whole = Encoder(gpt2.tokenizer, 64).encode(record)
+    cut = Encoder(gpt2.tokenizer, 5).encode(record)
+    assert cut.ids == whole.ids[:5]
+    assert cut.truncated and not whole.truncated
+
+
+def test_a_prompt_that_fills_the_length_leaves_nothing_to_learn(gpt2: FrozenBase) -> None:
+    example = Encoder(gpt2.tokenizer, 4).encode(RECORD)
+    assert example.completion_tokens == 0
+
+
+def test_plain_text_learns_all_but_the_first_token(gpt2: FrozenBase) -> None:
+    example = Encoder(gpt2.tokenizer, 64).encode(Record("text", "", "", "cat, dog"))
+    assert example.prompt_length == 0
+    assert example.completion_tokens == len(example.ids) - 1
+
+
+def test_encoding_many_is_encoding_each(gpt2: FrozenBase) -> None:
+    encoder = Encoder(gpt2.tokenizer, 64)
+    records = [Record("alpaca", f"say {i}", "", str(i)) for i in range(600)]
+    assert list(encoder.encode_all(records)) == [encoder.encode(r) for r in records]

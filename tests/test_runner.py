@@ -1,0 +1,216 @@
+"""Studies end to end on a tiny model: every arm on budget, nothing lost however it is cut."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from adaptive_lora.errors import StudyFileError, StudyFolderError
+from adaptive_lora.record.ledger import StudyPaths, exclusive, open_to_read
+from adaptive_lora.record.results import load_results, ranks_table
+from adaptive_lora.record.spec import load_study
+from adaptive_lora.runner import Silent, run_study
+from adaptive_lora.training.checkpoint import StepRecord
+
+WriteStudy = Callable[..., Path]
+RESULTS = ["run_id", "status", "validation_loss", "test_loss", "trainable_parameters"]
+
+
+def final(folder: Path) -> pd.DataFrame:
+    """What must be equal however a study came to its end."""
+    return load_results(folder)[RESULTS].sort_values("run_id", ignore_index=True)
+
+
+def test_a_study_from_file_to_results(study_file: WriteStudy, tmp_path: Path) -> None:
+    outcome = run_study(load_study(study_file()), tmp_path / "out")
+    table = load_results(tmp_path / "out")
+
+    assert outcome.whole and outcome.completed == len(table) == 8
+    assert table["trainable_parameters"].nunique() == 1
+    assert (table["test_loss"] < table["base_loss"]).all()
+    assert table["run_id"].is_unique
+    for run_id in table["run_id"]:
+        files = {path.name for path in StudyPaths(tmp_path / "out").adapter(run_id).iterdir()}
+        assert files == {"adapter_config.json", "adapter_model.safetensors", "plan.json"}
+    assert not list((tmp_path / "out").glob("checkpoints/*"))
+    with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
+        ranks = ranks_table(ledger)
+    by_seed = ranks.pivot_table(index=["arm", "module"], columns="seed", values="rank")
+    remade = (by_seed[0] != by_seed[1]).groupby("arm").any()
+    assert remade.to_dict() == {"uniform": False, "linear-decay": False, "empirical": True, "random": True}
+
+
+def test_what_is_done_is_not_done_again(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(study_file())
+    run_study(study, tmp_path / "out")
+    before = (load_results(tmp_path / "out"), StudyPaths(tmp_path / "out").ledger.stat().st_size)
+
+    class NoStep(Silent):
+        def step(self, record: StepRecord) -> None:
+            raise AssertionError("a finished run was trained again")
+
+    assert run_study(study, tmp_path / "out", NoStep()).whole
+    pd.testing.assert_frame_equal(load_results(tmp_path / "out"), before[0])
+
+
+def test_other_arms_change_nothing_for_an_arm(study_file: WriteStudy, tmp_path: Path) -> None:
+    run_study(load_study(study_file()), tmp_path / "all")
+    alone = study_file(("arms: [uniform, linear-decay, empirical, random]", "arms: [uniform, random]"), name="b.yaml")
+    run_study(load_study(alone), tmp_path / "some")
+    merged = final(tmp_path / "all").merge(final(tmp_path / "some"), on="run_id")
+    assert len(merged) == 4
+    assert (merged["test_loss_x"] == merged["test_loss_y"]).all()
+
+
+def test_a_grid_is_tuned_on_validation_with_other_seeds(study_file: WriteStudy, tmp_path: Path) -> None:
+    path = study_file(
+        ("learning_rate: 1e-2", "learning_rate: [1e-6, 1e-2]"),
+        ("{evaluation: 2}", "{evaluation: 2, tuning: 2}"),
+        ("[uniform, linear-decay, empirical, random]", "[uniform, random]"),
+    )
+    outcome = run_study(load_study(path), tmp_path / "out")
+    table = load_results(tmp_path / "out")
+    tuning, evaluation = (table[table["phase"] == phase] for phase in ("tuning", "evaluation"))
+    assert outcome.total == len(table) == 8 + 4
+    assert tuning["test_loss"].isna().all() and tuning["validation_loss"].notna().all()
+    assert set(evaluation["learning_rate"]) == {1e-2}  # the other rate hardly moves
+    assert not set(tuning["seed"]) & set(evaluation["seed"])
+
+
+def test_a_run_that_diverges_is_recorded_and_leaves_the_others(study_file: WriteStudy, tmp_path: Path) -> None:
+    path = study_file(
+        ("learning_rate: 1e-2", "learning_rate: 9.9"),
+        ("dropout: 0.1", "max_grad_norm: null"),
+        ("[uniform, linear-decay, empirical, random]", "[uniform, {strategy: random, scaling: {reference: 1e38}}]"),
+    )
+    outcome = run_study(load_study(path), tmp_path / "out")
+    table = load_results(tmp_path / "out").set_index("arm")
+    assert (outcome.completed, outcome.diverged, outcome.failed) == (2, 2, 0)
+    assert outcome.whole
+    assert (table.loc["random", "status"] == "diverged").all() and table.loc["random", "test_loss"].isna().all()
+    assert table.loc["random", "step"].notna().all() and table.loc["random", "error"].str.contains("not finite").all()
+
+
+def test_a_failure_is_recorded_and_tried_again(study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform, random]")))
+    from adaptive_lora import runner
+
+    real = runner.save_adapter
+    monkeypatch.setattr(runner, "save_adapter", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    outcome = run_study(study, tmp_path / "out")
+    assert (outcome.failed, outcome.whole) == (4, False)
+    assert load_results(tmp_path / "out")["error"].str.contains("OSError: disk full").all()
+
+    monkeypatch.setattr(runner, "save_adapter", real)
+    assert run_study(study, tmp_path / "out").completed == 4
+
+
+def test_an_interrupt_keeps_the_run_and_the_same_call_goes_on(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(study_file())
+    run_study(study, tmp_path / "whole")
+
+    class Interrupt(Silent):
+        steps = 0
+
+        def step(self, record: StepRecord) -> None:
+            self.steps += 1
+            if self.steps in (4, 15):
+                signal.raise_signal(signal.SIGINT)
+
+    watcher = Interrupt()
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, tmp_path / "cut", watcher)
+        assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
+    assert run_study(study, tmp_path / "cut", watcher).whole
+    assert watcher.steps == 8 * 6  # no step was lost or repeated
+    pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
+
+
+KILLED = """\
+import os, signal, sys
+from pathlib import Path
+from adaptive_lora.record.spec import load_study
+from adaptive_lora.runner import Silent, run_study
+
+class Kill(Silent):
+    steps = 0
+    def step(self, record):
+        self.steps += 1
+        if self.steps == int(sys.argv[3]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run_study(load_study(Path(sys.argv[1])), Path(sys.argv[2]), Kill(), checkpoint_seconds=0)
+"""
+
+
+def test_kill_9_and_the_same_command_end_in_the_same_results(study_file: WriteStudy, tmp_path: Path) -> None:
+    path = study_file()
+    run_study(load_study(path), tmp_path / "whole")
+    for step in (9, 16):
+        command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cut"), str(step)]
+        assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert run_study(load_study(path), tmp_path / "cut").whole
+    pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
+
+
+def test_a_folder_in_use_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(study_file())
+    (tmp_path / "out").mkdir()
+    with exclusive(tmp_path / "out"), pytest.raises(StudyFolderError, match="in use"):
+        run_study(study, tmp_path / "out")
+
+
+def test_a_folder_of_another_study_is_refused_with_the_difference(study_file: WriteStudy, tmp_path: Path) -> None:
+    run_study(load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]"))), tmp_path / "out")
+    before = final(tmp_path / "out")
+    changed = study_file(("[uniform, linear-decay, empirical, random]", "[uniform]"), ("steps: 6", "steps: 7"))
+    with pytest.raises(StudyFolderError, match=r"belongs to another study \('small'\).*train.steps: 6 there, 7 here"):
+        run_study(load_study(changed), tmp_path / "out")
+    pd.testing.assert_frame_equal(final(tmp_path / "out"), before)
+
+
+@pytest.mark.parametrize(
+    ("replacements", "message"),
+    [
+        ([("train: 24", "train: 99999")], "the splits ask for"),
+        ([('"demo:fine-tuning"', '"demo:fine-tunning"')], "did you mean 'fine-tuning'"),
+        ([('"demo:fine-tuning"', '"none.json"')], r"none\.json does not exist"),
+        ([('"rank:2"', '"params:100"')], "line 4, budgets.0.: The budget must be at least"),
+        ([('"rank:2"', '"rank:999"')], "line 4, budgets.0.: The budget rank:999 is above rank 24"),
+        ([("[uniform,", "[uniform, {name: f, ranks: {c_fc: 2}},")], r"line 5, arms\[1\]\.ranks: .*no rank for"),
+        ([("budgets:", "targets: [q_proj]\nbudgets:")], "'q_proj', which matches no module"),
+        ([("max_length: 64", "max_length: 8")], "without room for a completion"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    study_file: WriteStudy, tmp_path: Path, replacements: list[tuple[str, str]], message: str
+) -> None:
+    study = load_study(study_file(*replacements))
+    with pytest.raises(ValueError, match=message):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_impossible_budgets_are_named_together(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(study_file(('["rank:2"]', '["params:5", "rank:2", "rank:999"]')))
+    with pytest.raises(StudyFileError) as caught:
+        run_study(study, tmp_path / "out")
+    assert len(caught.value.complaints) == 2
+
+
+def test_a_folder_with_other_things_is_left_alone(study_file: WriteStudy, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("precious")
+    with pytest.raises(StudyFolderError, match="not empty and holds no study"):
+        run_study(load_study(study_file()), tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+

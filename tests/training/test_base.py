@@ -1,0 +1,96 @@
+"""Bases: what is found in them, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from adaptive_lora.errors import ModelError
+from adaptive_lora.training.base import FrozenBase, load_base, outline_of
+
+GPT2_MEDIUM = {
+    "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
+    "n_layer": 24, "n_embd": 1024, "n_head": 16, "n_positions": 1024, "vocab_size": 50257,
+}  # fmt: skip
+
+
+def test_shapes_come_from_the_module_and_not_from_its_weight(base: FrozenBase) -> None:
+    """Conv1D stores (in, out), Linear (out, in); a rank-one update must fit either way."""
+    for m in base.outline.modules:
+        module = base.model.get_submodule(m.name)
+        out = module(torch.zeros(2, m.d_in))
+        assert out.shape == (2, m.d_out)
+        stored = tuple(module.weight.shape)
+        assert stored == ((m.d_in, m.d_out) if m.fan_in_fan_out else (m.d_out, m.d_in))
+
+
+def test_output_layer_and_embeddings_are_not_targets(base: FrozenBase) -> None:
+    assert not any("lm_head" in m.name or "wte" in m.name or "embed" in m.name for m in base.outline.modules)
+    assert len(base.outline.modules) == 3 * (4 if base.name == "gpt2" else 7)
+    assert {m.kind for m in base.outline.modules} == {"attention", "mlp"}
+
+
+def test_the_base_is_frozen_and_quiet(base: FrozenBase) -> None:
+    assert not any(p.requires_grad for p in base.model.parameters())
+    assert not base.model.training
+
+
+def test_the_outline_needs_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GPT2_MEDIUM))
+    outline = outline_of("medium", tmp_path)
+    assert len(outline.modules) == 96
+    assert outline.total_parameters == 354_823_168
+    assert outline.context == 1024
+
+
+def test_outline_and_loaded_model_agree(base: FrozenBase, model_folders: dict[str, Path]) -> None:
+    assert outline_of(base.name, model_folders[base.name]) == base.outline
+
+
+def test_revision_is_a_hash_of_the_content(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(model_folders["gpt2"], tmp_path / "copy")
+    same = load_base("x", copy).revision
+    assert same == load_base("y", model_folders["gpt2"]).revision
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "note": 1}))
+    assert load_base("x", copy).revision != same
+
+
+def test_half_precision_weights_can_be_read_in_full(embedded: FrozenBase) -> None:
+    assert embedded.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["./none", "/none/at/all", "a/b/c", "no such"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_base(name, name)
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_base("x", tmp_path)
+
+
+def test_weights_in_pickles_are_refused(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(model_folders["gpt2"], tmp_path / "copy")
+    (copy / "model.safetensors").unlink()
+    torch.save({}, copy / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="Only safetensors are read"):
+        load_base("x", copy)
+
+
+def test_torn_weights_are_refused(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    copy = shutil.copytree(model_folders["gpt2"], tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_base("x", copy)
+
+
+def test_a_hub_name_without_the_hub_says_what_to_do() -> None:
+    with pytest.raises(ModelError, match=r"nobody/nothing could not be loaded.*"):
+        load_base("nobody/nothing", "nobody/nothing")
