@@ -98,7 +98,9 @@ def test_a_run_that_diverges_is_recorded_and_leaves_the_others(study_file: Write
     assert table.loc["random", "step"].notna().all() and table.loc["random", "error"].str.contains("not finite").all()
 
 
-def test_a_failure_is_recorded_and_tried_again(study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_recorded_and_tried_again(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform, random]")))
     from adaptive_lora import runner
 
@@ -212,5 +214,3 @@ def test_a_folder_with_other_things_is_left_alone(study_file: WriteStudy, tmp_pa
     with pytest.raises(StudyFolderError, match="not empty and holds no study"):
         run_study(load_study(study_file()), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
-
-

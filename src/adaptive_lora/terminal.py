@@ -13,7 +13,7 @@ from rich.text import Text
 
 from adaptive_lora.data.profile import DataProfile, quantiles
 from adaptive_lora.judging.arms import ArmSummary
-from adaptive_lora.planning.modules import role_of
+from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.record.status import StudyStatus
@@ -59,8 +59,8 @@ def heat_map(plan: RankPlan) -> Table:
     top = max(plan.ranks.values())
     table = Table(box=None, padding=(0, 0), title="rank per block and module", title_justify="left")
     table.add_column("block", justify="right")
-    for role in roles:
-        table.add_column(Text(f" {role.split('.')[-1]}"), justify="center")
+    for label in role_labels(roles):
+        table.add_column(Text(f" {label}"), justify="center")
     for depth in sorted({m.depth for m in plan.modules}):
         table.add_row(str(depth), *(_cell(cells.get((depth, role)), top) for role in roles))
     return table
@@ -157,8 +157,8 @@ def estimate_view(found: Estimate) -> Group:
         sizes.add_row(Text(label), f"{count:,}")
     minutes = found.seconds / 60
     cost = (
-        f"\n{found.steps:,} steps a run; at least {found.memory_bytes / 1e6:,.0f} MB of memory for weights, adapter and "
-        f"logits; about {minutes:.1f} minutes in all on this machine"
+        f"\n{found.steps:,} steps a run; at least {found.memory_bytes / 1e6:,.0f} MB of memory for weights, adapter "
+        f"and logits; about {minutes:.1f} minutes in all on this machine"
     )
     return Group(
         runs,

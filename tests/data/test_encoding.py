@@ -31,23 +31,26 @@ def test_alpaca_prompts_are_the_published_ones() -> None:
 @given(st.text(max_size=30), st.text(min_size=1, max_size=30))
 def test_placeholders_inside_records_stay_text(instruction: str, context: str) -> None:
     text, _ = render(Record("alpaca", instruction + "{input}", context + "{instruction}", ""), "alpaca-short")
-    assert text == f"### Instruction:\n{instruction}{{input}}\n\n### Input:\n{context}{{instruction}}\n\n### Response:\n"
+    assert (
+        text == f"### Instruction:\n{instruction}{{input}}\n\n### Input:\n{context}{{instruction}}\n\n### Response:\n"
+    )
 
 
-@pytest.mark.parametrize(("form", "chosen"), [("alpaca", "alpaca"), ("prompt-completion", "plain"), ("text", "plain"), ("messages", "chat")])
+@pytest.mark.parametrize(
+    ("form", "chosen"), [("alpaca", "alpaca"), ("prompt-completion", "plain"), ("text", "plain"), ("messages", "chat")]
+)
 def test_auto_goes_by_form(form: str, chosen: str) -> None:
     assert choose_template("auto", form, has_chat_template=True) == chosen
 
 
 def test_chat_without_a_chat_template_is_refused() -> None:
-    with pytest.raises(DataError, match="tokenizer has no chat template.*template: alpaca"):
+    with pytest.raises(DataError, match=r"tokenizer has no chat template.*template: alpaca"):
         choose_template("auto", "messages", has_chat_template=False)
 
 
 def test_chat_uses_the_models_own_template(gpt2: FrozenBase) -> None:
-    gpt2.tokenizer.chat_template = (
-        "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[bot] {% endif %}"
-    )
+    turns = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    gpt2.tokenizer.chat_template = turns + "{% if add_generation_prompt %}[bot] {% endif %}"
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
     record = from_dicts([row], "x").records[0]
     assert Encoder(gpt2.tokenizer, 64).render(record) == ("[user] hi\n[bot] ", "yo")

@@ -16,7 +16,11 @@ ROWS = [
     {"instruction": "Say hi", "output": "hi"},
     {"instruction": "say  HI", "output": "Hi"},
     {"instruction": "Say hi", "output": "hello"},
-    {"instruction": "Repeat the list.", "input": "cat, dog, horse, cow, sheep", "output": "cat, dog, horse, cow, sheep"},
+    {
+        "instruction": "Repeat the list.",
+        "input": "cat, dog, horse, cow, sheep",
+        "output": "cat, dog, horse, cow, sheep",
+    },
     {"instruction": "cat " * 40, "output": ""},
 ]
 

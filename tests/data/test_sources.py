@@ -14,7 +14,13 @@ from adaptive_lora.errors import DataError
 ALPACA = [{"instruction": "Say hi", "input": "", "output": "hi"}, {"instruction": "Add", "input": "1 2", "output": "3"}]
 PAIRS = [{"prompt": "a", "completion": "b"}]
 CHAT = [
-    {"messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
+    {
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": "hi"},
+            {"role": "assistant", "content": "yo"},
+        ]
+    }
 ]
 TEXT = [{"text": "once upon a time"}]
 
@@ -35,7 +41,12 @@ def write(path: Path, rows: Any) -> Path:
 @pytest.mark.parametrize("ending", [".json", ".jsonl", ".parquet"])
 @pytest.mark.parametrize(
     ("rows", "form", "prompt", "completion"),
-    [(ALPACA, "alpaca", "Say hi", "hi"), (PAIRS, "prompt-completion", "a", "b"), (CHAT, "messages", "hi", "yo"), (TEXT, "text", "", "once upon a time")],
+    [
+        (ALPACA, "alpaca", "Say hi", "hi"),
+        (PAIRS, "prompt-completion", "a", "b"),
+        (CHAT, "messages", "hi", "yo"),
+        (TEXT, "text", "", "once upon a time"),
+    ],
 )
 def test_forms_are_recognised_in_every_file_kind(
     tmp_path: Path, ending: str, rows: list[dict[str, Any]], form: str, prompt: str, completion: str

@@ -35,7 +35,14 @@ def modules() -> list[ModuleShape]:
 
 @pytest.mark.parametrize(
     ("targets", "count"),
-    [("all-linear", 9), ("attention", 3), ("mlp", 6), ("c_proj", 6), (["mlp.c_proj"], 3), (["h.2.mlp.c_fc", "attention"], 4)],
+    [
+        ("all-linear", 9),
+        ("attention", 3),
+        ("mlp", 6),
+        ("c_proj", 6),
+        (["mlp.c_proj"], 3),
+        (["h.2.mlp.c_fc", "attention"], 4),
+    ],
 )
 def test_targets_select_groups_leaves_roles_and_names(targets: str | list[str], count: int) -> None:
     assert len(select_targets(modules(), targets)) == count

@@ -20,7 +20,10 @@ MODULES = tuple(
 )
 
 
-@pytest.mark.parametrize(("rule", "at_4", "at_16"), [("constant", 2.0, 2.0), ("rslora", 2.0 * 2**0.5, 2.0 / 2**0.5), ("alpha-over-r", 4.0, 1.0)])
+@pytest.mark.parametrize(
+    ("rule", "at_4", "at_16"),
+    [("constant", 2.0, 2.0), ("rslora", 2.0 * 2**0.5, 2.0 / 2**0.5), ("alpha-over-r", 4.0, 1.0)],
+)
 def test_scaling_rules_agree_at_the_reference_rank(rule: str, at_4: float, at_16: float) -> None:
     scaling = Scaling(rule, reference_scaling=2.0, reference_rank=8)  # type: ignore[arg-type]
     assert scaling.at(8) == 2.0

@@ -12,7 +12,12 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, kind_of, total_cost
 from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options, find_strategy
 
-PER_BLOCK = {"self_attn.q_proj": (16, 16), "self_attn.v_proj": (16, 8), "mlp.up_proj": (16, 44), "mlp.down_proj": (44, 16)}
+PER_BLOCK = {
+    "self_attn.q_proj": (16, 16),
+    "self_attn.v_proj": (16, 8),
+    "mlp.up_proj": (16, 44),
+    "mlp.down_proj": (44, 16),
+}
 
 
 def network(blocks: int) -> list[ModuleShape]:
@@ -25,9 +30,7 @@ def network(blocks: int) -> list[ModuleShape]:
 
 def scores_for(strategy: Strategy, modules: list[ModuleShape], seed: int = 0) -> dict[str, dict[str, float]]:
     rng = np.random.default_rng(seed)
-    return {
-        need: {m.name: float(rng.lognormal()) for m in modules} for need in strategy.needs(strategy.options())
-    }
+    return {need: {m.name: float(rng.lognormal()) for m in modules} for need in strategy.needs(strategy.options())}
 
 
 contract = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
@@ -64,7 +67,12 @@ def test_contract_pure_deterministic_and_blind_to_order(strategy: Strategy) -> N
 def test_contract_bounds_are_options(strategy: Strategy) -> None:
     modules = network(4)
     options = check_options(strategy, {"min_rank": 2, "max_rank": 7})
-    ranks = strategy.allocate(modules, scores_for(strategy, modules), total_cost(modules, dict.fromkeys([m.name for m in modules], 4)), options)
+    ranks = strategy.allocate(
+        modules,
+        scores_for(strategy, modules),
+        total_cost(modules, dict.fromkeys([m.name for m in modules], 4)),
+        options,
+    )
     assert set(ranks.values()) <= set(range(2, 8))
 
 
@@ -117,5 +125,7 @@ def test_random_is_a_function_of_its_seed() -> None:
 def test_unknown_strategies_and_options_get_the_nearest_name() -> None:
     with pytest.raises(StrategyError, match="did you mean 'uniform'"):
         find_strategy("unifrom")
-    with pytest.raises(StrategyError, match=r"no option `slop` \(did you mean 'slope'\?\).*`min_rank`|`min_rank`.*`slop`"):
+    with pytest.raises(
+        StrategyError, match=r"no option `slop` \(did you mean 'slope'\?\).*`min_rank`|`min_rank`.*`slop`"
+    ):
         check_options(find_strategy("linear-decay"), {"slop": 1, "min_rank": 0})

@@ -25,7 +25,13 @@ PLAN = {
     "trainable_parameters": 96, "scores": None, "ranks": {"h.0.attn": 4}, "scalings": {"h.0.attn": 2.0},
     "modules": [{"name": "h.0.attn", "kind": "attention", "depth": 0, "d_in": 8, "d_out": 16}],
 }  # fmt: skip
-CURVE = {"step": [0.0, 1.0], "loss": [3.0, 2.0], "gradient_norm": [1.0, 1.0], "learning_rate": [1.0, 0.5], "tokens": [4.0, 4.0]}
+CURVE = {
+    "step": [0.0, 1.0],
+    "loss": [3.0, 2.0],
+    "gradient_norm": [1.0, 1.0],
+    "learning_rate": [1.0, 0.5],
+    "tokens": [4.0, 4.0],
+}
 
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
@@ -89,7 +95,9 @@ def test_folders_without_a_ledger_are_refused(tmp_path: Path) -> None:
 def test_run_table_has_the_published_names_and_leaves_missing_empty(tmp_path: Path) -> None:
     tuning = RunSpec(Phase.TUNING, RUN.arm, "rank:4", ScalingPart(), 1e-3, 1000)
     with contextlib.closing(create_or_open(tmp_path)) as ledger:
-        ledger.set_facts({"data": {"exact_answers": True}, "text": "x", "name": "s", "expected_runs": {"evaluation": 3}})
+        ledger.set_facts(
+            {"data": {"exact_answers": True}, "text": "x", "name": "s", "expected_runs": {"evaluation": 3}}
+        )
         ledger.register({"a": RUN, "t": tuning, "d": RUN})
         ledger.store_base({"test": RESULT, "validation": RESULT})
         ledger.complete("a", PLAN, CURVE, {"validation": RESULT, "test": RESULT}, {"plan": 0.5, "train": 7.0})
@@ -104,8 +112,20 @@ def test_run_table_has_the_published_names_and_leaves_missing_empty(tmp_path: Pa
     assert table.loc["a", "test_exact_match"] == 2 / 3
     assert table.loc["t", ["test_loss", "test_perplexity"]].isna().all() and table.loc["t", "validation_loss"] == 1.25
     assert table.loc["d", ["test_loss", "validation_loss", "trainable_parameters", "train_seconds"]].isna().all()
-    assert (tmp_path / "text" / "runs.csv").read_text().splitlines()[3].startswith("d,evaluation,uniform,uniform,rank:4,0,0,0.001,constant,,diverged,1.25,,,,,")
-    assert {path.name for path in files} == {"study.yaml", "facts.json", "runs.csv", "runs.jsonl", "ranks.csv", "curves.csv"}
+    assert (
+        (tmp_path / "text" / "runs.csv")
+        .read_text()
+        .splitlines()[3]
+        .startswith("d,evaluation,uniform,uniform,rank:4,0,0,0.001,constant,,diverged,1.25,,,,,")
+    )
+    assert {path.name for path in files} == {
+        "study.yaml",
+        "facts.json",
+        "runs.csv",
+        "runs.jsonl",
+        "ranks.csv",
+        "curves.csv",
+    }
 
 
 def test_ranks_table_counts_parameters(tmp_path: Path) -> None:
@@ -125,7 +145,12 @@ def test_status_tells_interrupted_from_running(tmp_path: Path) -> None:
         ledger.fail("b", Status.FAILED, "OSError: disk full")
     found = study_status(tmp_path)
     assert found.counts == {"interrupted": 1, "failed": 1, "pending": 1}
-    assert (found.left, found.in_use, found.current[0]["step"], found.troubles[0]["error"]) == (4, False, 4, "OSError: disk full")
+    assert (found.left, found.in_use, found.current[0]["step"], found.troubles[0]["error"]) == (
+        4,
+        False,
+        4,
+        "OSError: disk full",
+    )
     with exclusive(tmp_path):
         assert study_status(tmp_path).counts["running"] == 1
 

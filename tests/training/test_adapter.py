@@ -116,5 +116,7 @@ def test_dropout_masks_are_functions_of_seed_module_and_step() -> None:
     for other in (mask(2, "a", 2), mask(1, "b", 2), mask(1, "a", 3)):
         assert not torch.equal(mask(1, "a", 2), other)
     assert mask(1, "a", 2).unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
-    assert (SeededDropout(0.25, 0, "a").train()(torch.ones(200, 200)) == 0).float().mean() == pytest.approx(0.25, abs=0.01)
+    assert (SeededDropout(0.25, 0, "a").train()(torch.ones(200, 200)) == 0).float().mean() == pytest.approx(
+        0.25, abs=0.01
+    )
     assert torch.equal(SeededDropout(0.4, 1, "a").eval()(x), x)

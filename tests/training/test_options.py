@@ -21,7 +21,9 @@ def rates(schedule: Schedule, steps: int, warmup: float) -> list[float]:
 def test_schedules_by_hand() -> None:
     assert rates("constant", 4, 2) == [0.5, 1, 1, 1]
     assert rates("linear", 6, 2) == [0.5, 1, 1, 0.75, 0.5, 0.25]
-    assert rates("cosine", 4, 0) == pytest.approx([1, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)])
+    assert rates("cosine", 4, 0) == pytest.approx(
+        [1, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)]
+    )
 
 
 @given(st.sampled_from(["linear", "cosine", "constant"]), st.integers(1, 60), st.floats(0, 0.9))

@@ -1,0 +1,1 @@
+"""Records: where they come from, how they are written out, encoded, split and profiled."""

@@ -1,0 +1,1 @@
+"""What decides ranks: shapes, budgets, plans, strategies. No tensors."""

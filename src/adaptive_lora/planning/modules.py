@@ -87,6 +87,16 @@ def role_of(name: str) -> str:
     return name[found.end() - 1 :] if found else name
 
 
+def role_labels(roles: Sequence[str]) -> list[str]:
+    """Short names for columns: the leaf where leaves tell the roles apart, else the whole role.
+
+    >>> role_labels(["attn.c_proj", "mlp.c_proj"]), role_labels(["attn.q_proj", "mlp.up_proj"])
+    (['attn.c_proj', 'mlp.c_proj'], ['q_proj', 'up_proj'])
+    """
+    leaves = [role.split(".")[-1] for role in roles]
+    return leaves if len(set(leaves)) == len(set(roles)) else list(roles)
+
+
 def select_targets(modules: Sequence[ModuleShape], targets: str | Sequence[str]) -> tuple[ModuleShape, ...]:
     """The modules that `targets` names: a group (`all-linear`, `attention`, `mlp`), or leaf, role or full names.
 

@@ -22,6 +22,7 @@ from adaptive_lora.record.complaints import complaints_of, cross_complaints
 from adaptive_lora.record.seeds import expand_seeds
 from adaptive_lora.record.yaml import Location, dotted, read_yaml
 
+
 def _as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 

@@ -1,0 +1,1 @@
+"""What is measured on the frozen model before ranks are planned."""

@@ -1,0 +1,1 @@
+"""One adapter trained on a frozen base: the plain reference engine."""

@@ -49,12 +49,19 @@ def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figur
     names = list(dict.fromkeys(arm.arm for arm in arms))
     analysis = facts["spec"]["analysis"]
     ranks, curves = ranks_table(ledger), curves_table(ledger)
+    margin = f"band: the margin of {analysis['margin']:g} within which differences do not matter."
     wanted: dict[str, tuple[Figure | None, str]] = {
+        "overview": (
+            figures.overview(ranks, arms, analysis["baseline"], analysis["margin"]) if arms else None,
+            "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
+            f"changed in test loss against {analysis['baseline']}, circles: seeds, diamond: mean, line: 95 % t "
+            f"interval over seeds, {margin}",
+        ),
         "differences": (
             figures.paired_differences(arms, analysis["baseline"], analysis["margin"]),
             f"Test loss of each arm minus {analysis['baseline']} at the same seed. Open circles: seeds; diamond and "
-            "line: their mean and 95 % t interval over seeds; band: the margin within which differences do not matter.",
-        )
+            f"line: their mean and 95 % t interval over seeds; {margin}",
+        ),
     }
     for budget in dict.fromkeys(arm.budget for arm in arms):
         suffix = budget.replace(":", "-")

@@ -1,0 +1,125 @@
+"""The report: the numbers of the ledger, the same bytes every time, nothing foreign let through."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from adaptive_lora.record.ledger import create_or_open, open_to_read
+from adaptive_lora.record.results import runs_table
+from adaptive_lora.record.spec import load_study
+from adaptive_lora.runner import run_study
+from adaptive_lora.telling.report.build import write_report
+
+ARMS = "[uniform, linear-decay, empirical, random]"
+
+
+@pytest.fixture
+def done(study_file: Callable[..., Path], tmp_path: Path) -> Path:
+    run_study(
+        load_study(study_file((ARMS, "[uniform, {name: fixed, ranks: {c_attn: 3, c_proj: 1, c_fc: 1}}]"))),
+        tmp_path / "out",
+    )
+    return tmp_path / "out"
+
+
+def report(folder: Path) -> str:
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        return write_report(ledger, folder).read_text()
+
+
+def test_the_page_shows_the_ledgers_numbers(done: Path) -> None:
+    page = report(done)
+    with contextlib.closing(open_to_read(done)) as ledger:
+        runs = runs_table(ledger)
+    for arm in ("uniform", "fixed"):
+        mean = runs[runs["arm"] == arm]["test_loss"].mean()
+        assert f"<td>{mean:.4f}<span" in page
+    assert f"{runs['base_loss'].iloc[0]:.4f}" in page
+    assert f"{int(runs['trainable_parameters'].iloc[0]):,}" in page
+    assert "no exact test can decide" in page  # two seeds are no verdict
+    assert page.count("<svg") == 4
+    assert "a size of its own" in page  # fixed ranks are exempt from equal size, and it says so
+
+
+def test_the_same_ledger_gives_the_same_bytes(done: Path) -> None:
+    report(done)
+    first = {path: path.read_bytes() for path in [done / "report.html", *(done / "figures").iterdir()]}
+    again = report(done)
+    assert again.encode() == first[done / "report.html"]
+    for path, content in first.items():
+        assert path.read_bytes() == content, path.name
+    assert {path.suffix for path in first} == {".html", ".pdf", ".svg", ".png"}
+
+
+def test_the_reading_wing_needs_no_torch(done: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path\n"
+        "class Block:\n"
+        "    def find_spec(self, name, *a):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'peft'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "from adaptive_lora.record.ledger import open_to_read\n"
+        "from adaptive_lora.telling.report.build import write_report\n"
+        "from adaptive_lora.record.status import study_status\n"
+        "from adaptive_lora.record.results import export\n"
+        "folder = Path(sys.argv[1]); ledger = open_to_read(folder)\n"
+        "write_report(ledger, folder); export(ledger, folder / 'text'); study_status(folder)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script, str(done)], check=True)
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+
+NASTY = "</script><script>alert(1)</script><img src=x onerror=alert(2)>&\"'{{ 7*7 }}"
+
+
+def test_foreign_text_stays_text_and_nothing_is_fetched(done: Path) -> None:
+    with contextlib.closing(create_or_open(done)) as ledger:
+        facts = ledger.facts()
+        facts["model"]["name"] = facts["data"]["source"] = facts["name"] = NASTY
+        ledger.set_facts(facts)
+        ledger._db.execute("UPDATE runs SET error = ?, status = 'failed' WHERE arm = 'fixed'", (NASTY,))
+        ledger._db.commit()
+    page = report(done)
+    parser = _Tags()
+    parser.feed(page)
+    assert not parser.tags & {"script", "img", "iframe", "link", "object"}
+    assert all(link.startswith("#") for link in parser.links)
+    assert html.escape(NASTY, quote=False).split("&amp;")[0] in page
+    assert "default-src 'none'" in page
+    assert "{{ 7*7 }}" in page
+
+
+def test_a_study_that_has_hardly_begun_still_has_a_report(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    from adaptive_lora.runner import Silent
+
+    class Stop(Silent):
+        def step(self, record: object) -> None:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(load_study(study_file()), tmp_path / "out", Stop())
+    page = report(tmp_path / "out")
+    assert "Unfinished: 0 of 8 runs" in page and "Nothing to compare yet" in page
+    assert not re.search(r"nan|None", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
