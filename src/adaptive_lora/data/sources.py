@@ -178,9 +178,9 @@ READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet
 
 def _read_hub(name: str) -> tuple[Sequence[Any], str | None]:
     import datasets
+    import huggingface_hub
 
     try:
-        builder = datasets.load_dataset_builder(name)
         rows = list(datasets.load_dataset(name, split="train"))
     except Exception as error:
         # The hub libraries raise a dozen unrelated classes for "cannot be had".
@@ -189,7 +189,10 @@ def _read_hub(name: str) -> tuple[Sequence[Any], str | None]:
             f"{str(error).splitlines()[0] if str(error) else 'no reason given'}. Check the name and the network "
             "(`adaptive-lora doctor`), or give a local .json, .jsonl or .parquet file."
         ) from None
-    return rows, getattr(builder, "hash", None)
+    try:
+        return rows, huggingface_hub.dataset_info(name).sha
+    except Exception:
+        return rows, None  # read from the cache while offline; the content's own fingerprint still tells
 
 
 def _record(row: Any, form: str, index: int, name: str) -> Record:

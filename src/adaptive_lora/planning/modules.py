@@ -100,7 +100,7 @@ def role_labels(roles: Sequence[str]) -> list[str]:
 def select_targets(modules: Sequence[ModuleShape], targets: str | Sequence[str]) -> tuple[ModuleShape, ...]:
     """The modules that `targets` names: a group (`all-linear`, `attention`, `mlp`), or leaf, role or full names.
 
-    Every entry must match something. Raises ModelError with what there is.
+    They keep the model's own order. Every entry must match something. Raises ModelError with what there is.
     """
     entries = [targets] if isinstance(targets, str) else list(targets)
     chosen: dict[str, ModuleShape] = {}
@@ -114,12 +114,7 @@ def select_targets(modules: Sequence[ModuleShape], targets: str | Sequence[str])
                 f"or write one of {', '.join(TARGET_GROUPS)}."
             )
         chosen.update((m.name, m) for m in found)
-    return tuple(sorted(chosen.values(), key=lambda m: natural_key(m.name)))
-
-
-def natural_key(name: str) -> tuple[tuple[int, str], ...]:
-    """Sorts names with numbers as people do: block 2 before block 10."""
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name))
+    return tuple(m for m in modules if m.name in chosen)
 
 
 def _matches(module: ModuleShape, entry: str) -> bool:

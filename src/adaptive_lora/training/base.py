@@ -86,13 +86,13 @@ def load_base(
             trust_remote_code=False,
         )
     model = model.to(device).eval().requires_grad_(False)
-    found = getattr(model.config, "_commit_hash", None) if not Path(location).is_dir() else None
+    local = Path(location).is_dir()
     return FrozenBase(
         name=name,
         model=model,
         tokenizer=tokenizer,
         outline=_outline(name, model),
-        revision=found or _folder_hash(Path(location)),
+        revision=_folder_hash(Path(location)) if local else getattr(model.config, "_commit_hash", None) or "unknown",
         device=torch.device(device),
     )
 
