@@ -138,6 +138,8 @@ def test_bad_input_ends_with_2_one_message_and_nothing_written(study_file: Write
         (["data", "profile", "demo:all", "--template", "alpacca"], "template must be one of"),
         (["data", "profile", "demo:all", "--template", "chat"], "no chat template"),
         (["init", "dem"], "did you mean 'demo'"),
+        (["plan", "--model", "demo", "--out", "/"], "is a directory"),
+        (["run", "studies/demo.yaml", "--out", "x", "--device", "gpu"], "there is: cpu"),
         (["status", "none"], "no study folder"),
         (["report", "none"], "no study folder"),
         (["results", "none"], "no study folder"),
@@ -146,7 +148,7 @@ def test_bad_input_ends_with_2_one_message_and_nothing_written(study_file: Write
 def test_every_verb_explains_bad_input(arguments: list[str], message: str) -> None:
     result = call(*arguments)
     assert result.exit_code == 2
-    assert message in " ".join(result.stderr.split())
+    assert message.lower() in " ".join(result.stderr.split()).lower()
     assert result.stdout == ""
 
 

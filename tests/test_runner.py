@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pandas as pd
 import pytest
 
 from adaptive_lora.errors import StudyFileError, StudyFolderError
-from adaptive_lora.record.ledger import StudyPaths, exclusive, open_to_read
+from adaptive_lora.recipes import recipe
+from adaptive_lora.record.folder import StudyPaths, exclusive
+from adaptive_lora.record.ledger import open_to_read
 from adaptive_lora.record.results import load_results, ranks_table
 from adaptive_lora.record.spec import load_study
 from adaptive_lora.runner import Silent, run_study
@@ -214,3 +217,99 @@ def test_a_folder_with_other_things_is_left_alone(study_file: WriteStudy, tmp_pa
     with pytest.raises(StudyFolderError, match="not empty and holds no study"):
         run_study(load_study(study_file()), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+GRID = (
+    ("learning_rate: 1e-2", "learning_rate: [1e-3, 1e-2]"),
+    ("{evaluation: 2}", "{evaluation: 2, tuning: 2}"),
+    ("[uniform, linear-decay, empirical, random]", "[uniform, random]"),
+)
+
+
+def test_nothing_is_chosen_while_a_tuning_run_is_missing(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rate chosen without the run that failed would be another rate after the repeat."""
+    study = load_study(study_file(*GRID))
+    from adaptive_lora import runner
+
+    real, calls = runner.train, iter(range(100))
+
+    def failing(*arguments: object, **named: object) -> object:
+        if next(calls) == 2:  # uniform at the better rate
+            raise OSError("out of memory")
+        return real(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(runner, "train", failing)
+    first = run_study(study, tmp_path / "out")
+    assert (first.failed, first.whole) == (1, False)
+    evaluated = load_results(tmp_path / "out").query("phase == 'evaluation'")
+    assert set(evaluated["arm"]) == {"random"}
+    assert run_study(study, tmp_path / "out").whole
+    evaluated = load_results(tmp_path / "out").query("phase == 'evaluation'")
+    assert evaluated.groupby("arm").size().to_dict() == {"uniform": 2, "random": 2}
+
+
+def test_an_arm_whose_every_rate_diverges_is_decided(study_file: WriteStudy, tmp_path: Path) -> None:
+    arms = "[uniform, {strategy: random, scaling: {reference: 1e38}}]"
+    path = study_file(*GRID[:2], (GRID[2][0], arms), ("dropout: 0.1", "max_grad_norm: null"))
+    outcome = run_study(load_study(path), tmp_path / "out")
+    assert outcome.whole and outcome.diverged == 4
+    assert set(load_results(tmp_path / "out").query("phase == 'evaluation'")["arm"]) == {"uniform"}
+
+
+def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptive_lora import runner
+    from adaptive_lora.training.evaluate import Evaluation
+
+    real, calls = runner.evaluate, iter(range(100))
+
+    def broken(*arguments: object) -> Evaluation:
+        found = real(*arguments)  # type: ignore[arg-type]
+        if next(calls) == 3:  # the first run's test split
+            found.nll[0] = float("nan")
+        return found
+
+    monkeypatch.setattr(runner, "evaluate", broken)
+    outcome = run_study(load_study(study_file()), tmp_path / "out")
+    assert (outcome.diverged, outcome.completed, outcome.whole) == (1, 7, True)
+
+
+def test_changed_data_under_the_same_study_are_refused(study_file: WriteStudy, tmp_path: Path) -> None:
+    rows = [{"instruction": f"say {i}", "output": str(i)} for i in range(80)]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(rows))
+    study = load_study(study_file(('"demo:fine-tuning"', f'"{data}"'), (GRID[2][0], "[uniform]")))
+    run_study(study, tmp_path / "out")
+    before = final(tmp_path / "out")
+    data.write_text(json.dumps(rows[1:]))
+    with pytest.raises(StudyFolderError, match=r"data of the study .* have changed .*data.fingerprint"):
+        run_study(study, tmp_path / "out")
+    pd.testing.assert_frame_equal(final(tmp_path / "out"), before)
+
+
+def test_a_folder_below_a_file_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StudyFolderError, match="file is a file"):
+        run_study(load_study(study_file()), tmp_path / "file" / "out")
+
+
+def test_real_model_and_real_records(assets: Path, tmp_path: Path) -> None:
+    """A short study on a pretrained Llama and Alpaca: equal sizes, and every arm far below the frozen model."""
+    text = recipe("alpaca-babyllama").read_text()
+    for old, new in (
+        ("steps: 150", "steps: 25"),
+        ("test: 400", "test: 60"),
+        ("validation: 100", "validation: 20"),
+        ("evaluation: 3", "evaluation: 1"),
+        ("[uniform, linear-decay, attention-heavy, empirical, random]", "[uniform, empirical]"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "study.yaml").write_text(text)
+    assert run_study(load_study(tmp_path / "study.yaml"), tmp_path / "out").whole
+    table = load_results(tmp_path / "out")
+    assert set(table["trainable_parameters"]) == {93_440}
+    assert (table["base_loss"] - table["test_loss"] > 0.3).all()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,9 +50,15 @@ def explained(function: F) -> F:
         except AdaptiveLoraError as error:
             err.print(f"failed: {error}", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
+        except sqlite3.Error as error:
+            err.print(f"failed: the ledger could not be written: {error}; is the disk full?", markup=False)
+            raise typer.Exit(1) from None
         except KeyboardInterrupt:
             err.print("interrupted; the same command goes on where it stopped")
             raise typer.Exit(130) from None
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            err.print(f"error: {error.filename or error}: {error.strerror}.", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
@@ -154,6 +161,7 @@ def plan(
 ) -> None:
     """One rank plan, exactly on its budget: table, heat map, and files for PEFT."""
     from adaptive_lora import single, terminal
+    from adaptive_lora.planning.strategies import coverage_warnings
 
     request = single.PlanRequest(
         model=model, strategy=strategy, budget=budget, data=data, scaling=scaling, seed=seed, revision=revision,
@@ -165,8 +173,11 @@ def plan(
         made.save(to)
         err.print(f"wrote {to}", markup=False)
     if peft:
+        peft.mkdir(parents=True, exist_ok=True)
         made.to_lora_config().save_pretrained(str(peft))
         err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
+    for warning in coverage_warnings(made.modules, [strategy]):
+        err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     facts = single.plan_json(made)
     if as_json:
         print_json(facts)

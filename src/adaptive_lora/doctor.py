@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import urllib.error
@@ -98,21 +99,25 @@ def _rank_pattern() -> tuple[State, str]:
 
 def _ledger() -> tuple[State, str]:
     """What was committed must outlive a writer that dies in the middle of the next transaction."""
-    from adaptive_lora.record.ledger import StudyPaths, create_or_open, open_to_read
+    from adaptive_lora.record.folder import StudyPaths
+    from adaptive_lora.record.ledger import create_or_open, open_to_read
 
-    with tempfile.TemporaryDirectory() as name:
+    dies = (
+        "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"
+        "db.execute(\"INSERT INTO study VALUES ('torn', '1')\"); os._exit(9)"
+    )
+    place = Path.cwd() if os.access(Path.cwd(), os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=place, prefix=".doctor-") as name:
         folder = Path(name)
         ledger = create_or_open(folder)
         ledger.set_facts({"kept": 1})
-        torn = sqlite3.connect(StudyPaths(folder).ledger)
-        torn.execute("INSERT INTO study VALUES ('torn', '1')")
-        torn.close()  # without commit
         ledger.close()
+        subprocess.run([sys.executable, "-c", dies, str(StudyPaths(folder).ledger)], check=False)
         with contextlib.closing(open_to_read(folder)) as reader:
             facts = reader.facts()
     return (
         "ok" if facts == {"kept": 1} else "failed"
-    ), f"SQLite {sqlite3.sqlite_version}; committed facts kept, torn ones gone"
+    ), f"SQLite {sqlite3.sqlite_version}; what a killed writer had committed is kept, the rest is gone"
 
 
 def _hub() -> tuple[State, str]:

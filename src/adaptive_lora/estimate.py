@@ -9,7 +9,8 @@ import torch
 
 from adaptive_lora.judging.stats import seeds_needed, smallest_p
 from adaptive_lora.material import Material
-from adaptive_lora.record.runs import Phase, RunSpec, count_runs
+from adaptive_lora.planning.strategies import coverage_warnings
+from adaptive_lora.record.runs import Phase, RunSpec, arms_on_budgets, count_runs
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.reference import update
@@ -39,13 +40,12 @@ def estimate(material: Material) -> Estimate:
     examples = material.training_examples(seed)
     parameters, plan_seconds = {}, 0.0
     plans = []
-    for text in spec.budgets:
-        for arm in spec.arms:
-            run = RunSpec(Phase.EVALUATION, arm, text, arm.scaling or spec.scaling, spec.train.learning_rate[0], seed)
-            began = time.monotonic()
-            plans.append((run, material.plan(run, examples)))
-            plan_seconds += time.monotonic() - began
-            parameters[f"{arm.name} at {text}"] = plans[-1][1].trainable_parameters
+    for text, arm in arms_on_budgets(spec):
+        run = RunSpec(Phase.EVALUATION, arm, text, arm.scaling or spec.scaling, spec.train.learning_rate[0], seed)
+        began = time.monotonic()
+        plans.append((run, material.plan(run, examples)))
+        plan_seconds += time.monotonic() - began
+        parameters[f"{arm.name} at {text}"] = plans[-1][1].trainable_parameters
     run, plan = plans[0]
     options = material.training_options(run)
     with attached(material.base, plan, seed, options.dropout) as model:
@@ -88,7 +88,7 @@ def _warnings(material: Material, parameters: dict[str, int]) -> list[str]:
     spec = material.study.spec
     found = []
     seeds, alpha = len(spec.seeds.evaluation), spec.analysis.alpha
-    comparisons = max(1, (len(spec.arms) - 1) * len(spec.budgets))
+    comparisons = max(1, sum(arm.name != spec.analysis.baseline for _, arm in arms_on_budgets(spec)))
     needed = seeds_needed(alpha, comparisons)
     if seeds < needed:
         found.append(
@@ -101,8 +101,7 @@ def _warnings(material: Material, parameters: dict[str, int]) -> list[str]:
     if cut > 0.2 * spec.data.test:
         limit = material.splits.encoder.max_length
         found.append(f"{cut} of {spec.data.test} test records are cut at {limit} tokens.")
-    if others := [m.name for m in material.modules if m.kind == "other"]:
-        found.append(f"{len(others)} target modules are neither attention nor MLP by their path, e.g. {others[0]}.")
+    found += coverage_warnings(material.modules, [arm.strategy or "" for arm in spec.arms])
     fixed = {arm.name for arm in spec.arms if arm.ranks is not None}
     sizes = {n for label, n in parameters.items() if label.split(" at ")[0] not in fixed}
     if fixed and len(set(parameters.values())) > len(sizes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
 from adaptive_lora.scores.gradients import gradient_scores
 from adaptive_lora.streams import derive_seed
-from adaptive_lora.training.base import FrozenBase, ModelOutline, load_base, load_tokenizer, outline_of
+from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions
 
 DEMO_RECORDS = 4000
@@ -72,13 +73,18 @@ class Material:
     source: RecordSet
     splits: Splits
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of all records."""
+        return self.source.fingerprint()
+
     def context(self) -> dict[str, Any]:
         """What all runs share and their results depend on; part of every run's identity."""
         spec = self.study.spec
         return {
             "model": {"revision": self.base.revision, "dtype": spec.model.dtype},
             "data": {
-                "fingerprint": self.source.fingerprint(),
+                "fingerprint": self.fingerprint,
                 **spec.data.model_dump(mode="json", exclude={"source", "max_length"}),
                 "max_length": self.splits.encoder.max_length,
             },
@@ -98,12 +104,13 @@ class Material:
             },
             "data": {
                 "source": spec.data.source, "form": self.source.form, "revision": self.source.revision,
-                "fingerprint": self.source.fingerprint(), "records": len(self.source.records),
+                "fingerprint": self.fingerprint, "records": len(self.source.records),
                 "duplicates": self.splits.duplicates, "unusable": self.splits.unusable,
                 "licence": self.source.licence, "exact_answers": self.source.exact_answers,
                 "truncated_test": sum(e.truncated for e in self.splits.test),
             },
             "budgets": {text: budget.parameters for text, budget in self.budgets.items()},
+            "material": self.context(),
         }  # fmt: skip
 
     def training_examples(self, seed: int) -> tuple[Example, ...]:
@@ -186,6 +193,7 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     Raises UsageError with the remedy for whatever cannot work.
     """
     spec = study.spec
+    check_device(device)
     location = spec.model.name if spec.model.name == demo.MODEL else study.locate(spec.model.name)
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)

@@ -7,6 +7,7 @@ same command and ends in the same results.
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
 import shutil
 import signal
@@ -22,14 +23,9 @@ from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.record.ledger import (
-    Ledger,
-    SplitResult,
-    StudyPaths,
-    create_or_open,
-    exclusive,
-    open_to_read,
-)
+from adaptive_lora.planning.strategies import coverage_warnings
+from adaptive_lora.record.folder import StudyPaths, exclusive
+from adaptive_lora.record.ledger import Ledger, SplitResult, create_or_open, open_to_read
 from adaptive_lora.record.runs import (
     Phase,
     RunSpec,
@@ -109,9 +105,13 @@ def run_study(
     check_folder(study, out)
     watcher.stage("loading model and data")
     material = prepare(study, device)
+    for warning in coverage_warnings(material.modules, [arm.strategy or "" for arm in study.spec.arms]):
+        watcher.stage(f"warning: {warning}")
     out.mkdir(parents=True, exist_ok=True)
-    with exclusive(out), contextlib.closing(create_or_open(out)) as ledger, interruptible() as stop:
-        ledger.set_facts({**study_facts(study), **material.facts()})
+    with exclusive(out), interruptible(watcher) as stop, contextlib.ExitStack() as stack:
+        check_folder(study, out, material)  # again: another process may have been here while we loaded
+        ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
+        ledger.set_facts({**study_facts(study), **material.facts(), **ledger.facts()})
         write_atomically(StudyPaths(out).study_file, study.text)
         worker = _Worker(material, ledger, StudyPaths(out), watcher, stop, checkpoint_seconds)
         worker.evaluate_base()
@@ -122,11 +122,11 @@ def run_study(
         return outcome_of(study.spec, ledger)
 
 
-def check_folder(study: Study, out: Path) -> None:
-    """StudyFolderError unless `out` is new, empty, or already this study's."""
+def check_folder(study: Study, out: Path, material: Material | None = None) -> None:
+    """StudyFolderError unless `out` is new, empty, or already this study's, on the same model and data."""
     paths = StudyPaths(out)
-    if out.exists() and not out.is_dir():
-        raise StudyFolderError(f"{out} is a file; name a folder for the study.")
+    if blocking := [place for place in (out, *out.parents) if place.exists() and not place.is_dir()]:
+        raise StudyFolderError(f"{blocking[0]} is a file; name a folder for the study.")
     if not paths.ledger.exists():
         if out.is_dir() and any(path.name != paths.lock.name for path in out.iterdir()):
             raise StudyFolderError(f"{out} is not empty and holds no study. Name a new folder with --out.")
@@ -139,6 +139,12 @@ def check_folder(study: Study, out: Path) -> None:
             f"{out} belongs to another study ({facts['name']!r}). It differs from {study.path}: {differences}. "
             "Name another folder with --out, or go back to the study file that the folder was made with "
             f"({paths.study_file})."
+        )
+    if facts and material is not None and facts["material"] != material.context():
+        differences = "; ".join(_differences(facts["material"], material.context()))
+        raise StudyFolderError(
+            f"The model or the data of the study in {out} have changed since it began: {differences}. "
+            "Results on both would be mixed; name a new folder with --out, or bring the old files back."
         )
 
 
@@ -161,39 +167,49 @@ def study_facts(study: Study) -> dict[str, Any]:
 def chosen_rates(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], float]:
     """(arm, budget) -> the rate with the lowest mean validation loss over all tuning seeds.
 
-    A rate that diverged with any seed, or has not finished, is no candidate; an arm without a
-    candidate is left out.
+    A rate that diverged with any seed is no candidate. An arm is left out while one of its tuning runs
+    is missing, so that a choice once made stays, and for good where every rate diverged.
     """
     if fixed := single_rate(spec):
         return fixed
-    totals = ledger.totals()
-    losses: dict[tuple[str, str], dict[float, list[float]]] = {}
-    for run in ledger.runs():
-        total = totals.get((run["run_id"], "validation"))
-        if run["phase"] == Phase.TUNING and run["status"] == Status.COMPLETED and total:
-            by_rate = losses.setdefault((run["arm"], run["budget"]), {})
-            by_rate.setdefault(run["learning_rate"], []).append(total["nll"] / total["tokens"])
     chosen = {}
-    for key, by_rate in losses.items():
-        whole = {rate: sum(v) / len(v) for rate, v in by_rate.items() if len(v) == len(spec.seeds.tuning)}
-        if whole:
-            chosen[key] = min(whole, key=lambda rate: (whole[rate], rate))
+    for key, by_rate in _tuning_losses(spec, ledger).items():
+        means = {rate: sum(found) / len(found) for rate, found in by_rate.items() if None not in found}
+        if means:
+            chosen[key] = min(means, key=lambda rate: (means[rate], rate))
     return chosen
 
 
+def _tuning_losses(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], dict[float, list[Any]]]:
+    """(arm, budget) -> rate -> validation losses, nothing where it diverged; arms with all tuning runs finished."""
+    totals = ledger.totals()
+    losses: dict[tuple[str, str], dict[float, list[Any]]] = {}
+    for run in ledger.runs():
+        if run["phase"] == Phase.TUNING and Status(run["status"]).is_finished:
+            total = totals.get((run["run_id"], "validation"))
+            by_rate = losses.setdefault((run["arm"], run["budget"]), {})
+            by_rate.setdefault(run["learning_rate"], []).append(total["nll"] / total["tokens"] if total else None)
+    wanted = len(spec.train.learning_rate) * len(spec.seeds.tuning)
+    return {key: by_rate for key, by_rate in losses.items() if sum(map(len, by_rate.values())) == wanted}
+
+
 def outcome_of(spec: StudySpec, ledger: Ledger) -> Outcome:
-    """Counts of the ledger's runs against what the study asks for."""
+    """Counts of the ledger's runs against what the study asks for.
+
+    Evaluation runs of an arm whose every rate diverged will never be, and are not asked for.
+    """
     states = [Status(run["status"]) for run in ledger.runs()]
+    hopeless = 0 if single_rate(spec) else len(_tuning_losses(spec, ledger).keys() - chosen_rates(spec, ledger).keys())
     return Outcome(
         completed=states.count(Status.COMPLETED),
         diverged=states.count(Status.DIVERGED),
         failed=states.count(Status.FAILED),
-        total=sum(count_runs(spec).values()),
+        total=sum(count_runs(spec).values()) - hopeless * len(spec.seeds.evaluation),
     )
 
 
 @contextlib.contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible(watcher: Watcher) -> Iterator[Callable[[], bool]]:
     """A question "shall we stop?" that the first Ctrl-C answers with yes; the second stops at once."""
     asked = threading.Event()
 
@@ -201,6 +217,7 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
+        watcher.stage("keeping the current run safe; Ctrl-C again stops at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -252,12 +269,13 @@ class _Worker:
     def _run(self, run_id: str, run: RunSpec) -> None:
         label = f"{run.phase} {run.arm.name} {run.budget} seed {run.seed} rate {run.learning_rate:g}"
         options = self.material.training_options(run)
-        self.ledger.begin(run_id, ENGINE, options.steps)
+        self.ledger.begin(run_id, ENGINE, str(self.material.base.device), options.steps)
         self.watcher.begin(label, options.steps)
         try:
             outcome = self._train(run_id, run)
         except Diverged as error:
             self.ledger.fail(run_id, Status.DIVERGED, str(error), error.step)
+            self.paths.checkpoint(run_id).unlink(missing_ok=True)
             outcome = f"diverged at step {error.step}"
         except Exception as error:
             # One bad run must not take the others with it; the reason stands in the ledger.
@@ -289,8 +307,12 @@ class _Worker:
         splits = {"validation": self.material.splits.validation}
         if run.phase == Phase.EVALUATION:
             splits["test"] = self.material.splits.test
-        device = self.material.base.device
-        return {name: evaluate(model, examples, device) for name, examples in splits.items()}
+        results = {}
+        for name, examples in splits.items():
+            results[name] = evaluate(model, examples, self.material.base.device, self.should_stop)
+            if not math.isfinite(results[name].loss):
+                raise Diverged(self.material.training_options(run).steps, f"{name} loss")
+        return results
 
     def _keep_adapter(self, model: Any, run_id: str, plan: RankPlan) -> None:
         folder = self.paths.adapter(run_id)

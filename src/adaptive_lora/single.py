@@ -10,7 +10,7 @@ from typing import Any
 
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.templates import TemplateName
-from adaptive_lora.errors import DataError, UsageError
+from adaptive_lora.errors import DataError, PlanError, UsageError
 from adaptive_lora.material import make_plan, open_base, open_outline, open_records, targets_of
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
@@ -100,6 +100,8 @@ def train(
     Returns the training loss per step, nats per completion token.
     """
     base = open_base(model)
+    if missing := {m.name for m in plan.modules} - {m.name for m in base.outline.modules}:
+        raise PlanError(f"The plan is of another model: {model} has no module {sorted(missing)[0]}.")
     encoder = Encoder(base.tokenizer, min(max_length, base.outline.context))
     examples = [e for e in encoder.encode_all(open_records(data).records) if e.completion_tokens > 0]
     if not examples:

@@ -82,12 +82,13 @@ def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
     for name in ("arm", "budget", "parameters", "rate", "seeds", "test loss", "difference", "95 % interval"):
         table.add_column(name, justify="left" if name in ("arm", "budget") else "right")
     for arm in arms:
+        name = arm.arm + (f" ({arm.diverged} diverged)" if arm.diverged else "")
         sizes = " / ".join(f"{n:,}" for n in arm.trainable_parameters)
         difference = f"{arm.difference.mean:+.4f}" if arm.difference else ""
         interval = ""
         if arm.difference and arm.difference.low is not None:
             interval = f"[{arm.difference.low:+.4f}, {arm.difference.high:+.4f}]"
-        table.add_row(Text(arm.arm), arm.budget, sizes, f"{arm.learning_rate:g}", str(arm.loss.n if arm.loss else 0),
+        table.add_row(Text(name), arm.budget, sizes, f"{arm.learning_rate:g}", str(arm.loss.n if arm.loss else 0),
                       f"{arm.loss.mean:.4f}" if arm.loss else "", difference, interval)  # fmt: skip
     return table
 

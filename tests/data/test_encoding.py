@@ -56,6 +56,13 @@ def test_chat_uses_the_models_own_template(gpt2: FrozenBase) -> None:
     assert Encoder(gpt2.tokenizer, 64).render(record) == ("[user] hi\n[bot] ", "yo")
 
 
+def test_a_chat_template_that_refuses_a_record_is_explained(gpt2: FrozenBase) -> None:
+    gpt2.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    row = {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]}
+    with pytest.raises(DataError, match=r"refuses a record with the turns system: System role not supported"):
+        Encoder(gpt2.tokenizer, 64).encode(from_dicts([row], "x").records[0])
+
+
 def test_prompt_is_masked_and_completion_ends_the_text(embedded: FrozenBase) -> None:
     tokenizer = embedded.tokenizer
     example = Encoder(tokenizer, 128).encode(RECORD)

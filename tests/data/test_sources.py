@@ -63,6 +63,12 @@ def test_chat_learns_the_last_assistant_turn() -> None:
     assert (record.completion, record.turns) == ("4", (("user", "1"), ("assistant", "2"), ("user", "3")))
 
 
+def test_text_parts_of_a_turn_are_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {"messages": [{"role": "assistant", "content": parts}]}
+    assert from_dicts([row], "x").records[0].completion == "ab"
+
+
 def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n')
@@ -87,6 +93,8 @@ def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
         ("bad.parquet", "PAR1", "not a readable Parquet file"),
         ("chat.json", '[{"messages": [{"role": "user", "content": "x"}]}]', "no assistant turn"),
         ("turns.json", '[{"messages": ["x"]}]', "list of {role, content}"),
+        ("null.json", '[{"messages": [{"role": "assistant", "content": null}]}]', "whose content is text"),
+        ("image.json", '[{"messages": [{"role": "assistant", "content": [{"type": "x"}]}]}]', "content is text"),
     ],
 )
 def test_bad_files_get_one_clear_message(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:

@@ -67,6 +67,11 @@ def test_differences_are_paired_by_seed_within_a_budget() -> None:
     assert uniform.perplexity == pytest.approx(np.exp(2.5))  # exp of the mean, not the mean of exps
 
 
+def test_a_loss_too_large_for_a_perplexity_has_none() -> None:
+    (arm,) = summarise(table(row("uniform", 0, 5000.0)), "uniform")
+    assert arm.loss is not None and arm.perplexity is None
+
+
 def test_runs_without_a_result_are_counted_and_not_averaged() -> None:
     runs = table(row("uniform", 0, 2.0), row("bad", 0, None, "diverged"), row("bad", 1, None, "pending"))
     _, bad = summarise(runs, "uniform")

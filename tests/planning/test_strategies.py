@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from adaptive_lora.errors import StrategyError
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, kind_of, total_cost
-from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options, find_strategy
+from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options, coverage_warnings, find_strategy
 
 PER_BLOCK = {
     "self_attn.q_proj": (16, 16),
@@ -114,6 +114,15 @@ def test_empirical_follows_its_scores_and_power_flattens() -> None:
     bent = strategy.allocate(modules, scores, 128 * 24, check_options(strategy, {"power": 0.5}))
     assert list(plain.values()) == [2, 8, 18]
     assert list(bent.values()) == [4, 8, 12]
+
+
+def test_strategies_that_cannot_differ_from_uniform_say_so() -> None:
+    attention = [m for m in network(2) if m.kind == "attention"]
+    assert coverage_warnings(network(2), list(STRATEGIES)) == []
+    assert "attention-heavy is the same as uniform here: all" in coverage_warnings(attention, ["attention-heavy"])[0]
+    assert "mlp-heavy is the same as uniform here: none" in coverage_warnings(attention, ["mlp-heavy"])[0]
+    odd = [ModuleShape("project_in", "other", 0, 4, 4)]
+    assert "1 target modules are neither attention nor MLP" in coverage_warnings(odd, ["uniform"])[0]
 
 
 def test_random_is_a_function_of_its_seed() -> None:

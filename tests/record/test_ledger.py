@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 
 from adaptive_lora.errors import StudyFolderError
-from adaptive_lora.record.ledger import SplitResult, StudyPaths, create_or_open, exclusive, is_in_use, open_to_read
+from adaptive_lora.record.folder import StudyPaths, exclusive, is_in_use
+from adaptive_lora.record.ledger import SplitResult, create_or_open, open_to_read
 from adaptive_lora.record.results import RUN_COLUMNS, export, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, RunSpec, Status, count_runs, evaluation_runs, single_rate, tuning_runs
 from adaptive_lora.record.spec import ArmPart, ScalingPart, parse_study
@@ -36,8 +38,9 @@ CURVE = {
 
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     with contextlib.closing(create_or_open(tmp_path)) as ledger:
+        ledger.set_facts({"name": "s"})
         ledger.register({"a": RUN})
-        ledger.begin("a", "reference", 2)
+        ledger.begin("a", "reference", "cpu", 2)
         ledger.complete("a", PLAN, CURVE, {"test": RESULT}, {"plan": 0.5, "train": 7.0})
     with contextlib.closing(open_to_read(tmp_path)) as ledger:
         assert ledger.status_of("a") == Status.COMPLETED
@@ -87,6 +90,15 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
 def test_folders_without_a_ledger_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StudyFolderError, match="no study folder"):
         open_to_read(tmp_path)
+    create_or_open(tmp_path).close()
+    with pytest.raises(StudyFolderError, match="never began"):
+        open_to_read(tmp_path)
+    (tmp_path / "foreign").mkdir()
+    foreign = sqlite3.connect(StudyPaths(tmp_path / "foreign").ledger)
+    foreign.execute("CREATE TABLE things (x)")
+    foreign.close()
+    with pytest.raises(StudyFolderError, match="no ledger of this version"):
+        open_to_read(tmp_path / "foreign")
     StudyPaths(tmp_path).ledger.write_text("this is no database, and it is long enough to be seen as none")
     with pytest.raises(StudyFolderError, match="cannot be read as a ledger"):
         open_to_read(tmp_path)
@@ -140,7 +152,7 @@ def test_status_tells_interrupted_from_running(tmp_path: Path) -> None:
     with contextlib.closing(create_or_open(tmp_path)) as ledger:
         ledger.set_facts({"name": "s", "expected_runs": {"evaluation": 4}})
         ledger.register({"a": RUN, "b": RUN, "c": RUN})
-        ledger.begin("a", "reference", 10)
+        ledger.begin("a", "reference", "cpu", 10)
         ledger.record_step("a", 4)
         ledger.fail("b", Status.FAILED, "OSError: disk full")
     found = study_status(tmp_path)

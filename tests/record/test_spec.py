@@ -105,6 +105,17 @@ extra: 1
         ("strategy: linear-decay", "strategy: linear-decay, ranks: {c_attn: 4}", "either a `strategy` or `ranks`"),
         ("{name: demo}", '{name: "${SURELY_NOT_SET}/x"}', "SURELY_NOT_SET is not set"),
         ("name: good", "name: ../evil", "letters, digits"),
+        (
+            "  - uniform\n",
+            "  - uniform\n  - {name: t, strategy: uniform, scaling: constant}\n",
+            "same arm as 'uniform'",
+        ),
+        ('["rank:4", "params:50_000"]', '["rank:4", "rank:4"]', "budgets: each value once"),
+        ("[1e-4, 3e-4]", "[1e-4, 1e-4]", "train.learning_rate: each value once"),
+        ("epochs: 3,", "steps: 6, warmup: 500,", "`warmup` of 500 steps leaves nothing"),
+        ("evaluation: 3", "evaluation: 20000", "seeds.evaluation: expected"),
+        ("train: 20", 'train: "20"', r"data.train: expected integer, got '20'"),
+        ("epochs: 3", "epochs: true", "train.epochs: expected number, got True"),
     ],
 )
 def test_single_faults(old: str, new: str, message: str) -> None:

@@ -43,6 +43,19 @@ def test_the_base_is_left_frozen_and_clean(gpt2: FrozenBase, examples: list[Exam
         assert torch.equal(parameter, before[name])
 
 
+def test_half_precision_gradients_are_summed_in_full(gpt2: FrozenBase, examples: list[Example]) -> None:
+    full = gradient_scores(gpt2, gpt2.outline.modules, examples[:12], 1, ["gradient-norm"])["gradient-norm"]
+    gpt2.model.bfloat16()
+    half = gradient_scores(gpt2, gpt2.outline.modules, examples[:12], 1, ["gradient-norm"])["gradient-norm"]
+    assert [half[name] for name in full] == pytest.approx(list(full.values()), rel=0.05)
+
+
+def test_weights_that_take_no_part_score_zero(gpt2: FrozenBase, examples: list[Example]) -> None:
+    gpt2.model.transformer.h[2].register_forward_hook(lambda module, inputs, output: inputs[0])
+    scores = gradient_scores(gpt2, gpt2.outline.modules, examples[:2], 2, ["gradient-norm"])["gradient-norm"]
+    assert {name for name, value in scores.items() if value == 0} == {name for name in scores if ".h.2." in name}
+
+
 def test_a_score_that_is_not_finite_is_an_error(gpt2: FrozenBase, examples: list[Example]) -> None:
     gpt2.model.transformer.ln_f.weight.data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="not finite"):

@@ -58,6 +58,20 @@ def test_the_base_is_given_back_as_it_was(base: FrozenBase) -> None:
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+def test_a_plan_that_peft_cannot_build_leaves_the_base_clean(gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    import peft
+
+    def halfway(model: torch.nn.Module, config: peft.LoraConfig) -> None:
+        peft.PeftModel(model, config)  # the layers are in place, and then something goes wrong
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("peft.get_peft_model", halfway)
+    names = [name for name, _ in gpt2.model.named_modules()]
+    with pytest.raises(RuntimeError, match="out of memory"), attached(gpt2, mixed_plan(gpt2.outline.modules), 0):
+        pass
+    assert [name for name, _ in gpt2.model.named_modules()] == names
+
+
 def test_global_randomness_is_neither_read_nor_moved(gpt2: FrozenBase) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adaptive_lora.errors import ModelError
-from adaptive_lora.training.base import FrozenBase, load_base, outline_of
+from adaptive_lora.errors import ModelError, UsageError
+from adaptive_lora.training.base import FrozenBase, check_device, load_base, outline_of
 
 GPT2_MEDIUM = {
     "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
@@ -89,6 +89,19 @@ def test_torn_weights_are_refused(model_folders: dict[str, Path], tmp_path: Path
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(ModelError, match="could not be loaded"):
         load_base("x", copy)
+
+
+def test_a_configuration_of_nonsense_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({**GPT2_MEDIUM, "n_layer": "many"}))
+    with pytest.raises(ModelError, match="could not be loaded"):
+        outline_of("x", tmp_path)
+
+
+def test_devices_that_are_not_there_are_refused() -> None:
+    assert check_device("cpu") == torch.device("cpu")
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(UsageError, match=f"no device '{device}' here; there is: cpu"):
+            check_device(device)
 
 
 def test_a_hub_name_without_the_hub_says_what_to_do() -> None:

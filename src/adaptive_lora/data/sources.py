@@ -220,15 +220,26 @@ def _record(row: Any, form: str, index: int, name: str) -> Record:
 def _chat_record(messages: Any, index: int, name: str) -> Record:
     """The last assistant turn is the completion; all turns before it are the prompt."""
     try:
-        turns = [(str(turn["role"]), str(turn["content"])) for turn in messages]
+        turns = [(str(turn["role"]), _content(turn["content"])) for turn in messages]
     except (TypeError, KeyError):
-        raise DataError(f"{name}, record {index}: `messages` must be a list of {{role, content}} objects.") from None
+        raise DataError(
+            f"{name}, record {index}: `messages` must be a list of {{role, content}} objects whose content is text."
+        ) from None
     answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
     if not answers:
         raise DataError(f"{name}, record {index}: `messages` has no assistant turn to learn from.")
     before = tuple(turns[: answers[-1]])
     asked = before[-1][1] if before else ""
     return Record("messages", asked, "", turns[answers[-1]][1], before)
+
+
+def _content(content: Any) -> str:
+    """Text, or the text parts of a list of parts; TypeError for anything else (an image, a tool call)."""
+    if isinstance(content, list):
+        return "".join(_content(part["text"]) for part in content)
+    if not isinstance(content, str):
+        raise TypeError
+    return content
 
 
 def _text(row: Mapping[str, Any], key: str, index: int, name: str) -> str:

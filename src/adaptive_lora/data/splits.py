@@ -64,8 +64,9 @@ def make_splits(source: RecordSet, encoder: Encoder, train: int, validation: int
     taken, rest, unusable = _take(ordered, encoder, [test, validation])
     if len(taken[0]) < test or len(taken[1]) < validation or len(rest) < train:
         raise DataError(
-            f"{source.name}: after leaving out {unusable:,} records without room for a completion within "
-            f"{encoder.max_length} tokens, test {len(taken[0]):,} of {test:,}, validation {len(taken[1]):,} of "
+            f"{source.name}: keeping records that ask the same together, and leaving out {unusable:,} without room "
+            f"for a completion within {encoder.max_length} tokens, test {len(taken[0]):,} of {test:,}, "
+            f"validation {len(taken[1]):,} of "
             f"{validation:,} and training {len(rest):,} of {train:,} remain. Ask for fewer, or raise `max_length`."
         )
     return Splits(tuple(rest), tuple(taken[1]), tuple(taken[0]), duplicates, unusable, encoder)

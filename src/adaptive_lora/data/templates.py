@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import jinja2
+
 from adaptive_lora.data.sources import Record
 from adaptive_lora.errors import DataError
 
@@ -68,4 +70,11 @@ def _render_chat(record: Record, tokenizer: Any) -> str:
     turns = [{"role": role, "content": content} for role, content in record.turns]
     if not turns:
         turns = [{"role": "user", "content": "\n".join(p for p in (record.prompt, record.context) if p)}]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except jinja2.TemplateError as error:
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise DataError(
+            f"The model's chat template refuses a record with the turns {roles}: {error}. Leave such records out, or "
+            "write `template: plain` under `data`."
+        ) from None

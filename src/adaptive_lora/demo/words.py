@@ -12,10 +12,6 @@ WORDS = ANIMALS + FRUITS + COLOURS + TOOLS
 DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
 MONTHS = tuple("January February March April May June July August September October November December".split())
 NAMES = tuple("Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Liam".split())
-NUMBER_WORDS = tuple(
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty".split()
-)
 
 CAPITALS = dict(
     pair.split(":")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
 from adaptive_lora.judging.stats import Interval, mean_interval
+from adaptive_lora.record.results import perplexity
 from adaptive_lora.record.runs import Phase, Status
 
 
@@ -40,7 +40,7 @@ class ArmSummary:
     @property
     def perplexity(self) -> float | None:
         """exp of the mean loss."""
-        return math.exp(self.loss.mean) if self.loss else None
+        return perplexity(self.loss.mean) if self.loss else None
 
 
 def summarise(runs: pd.DataFrame, baseline: str) -> list[ArmSummary]:

@@ -12,7 +12,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -257,9 +256,3 @@ def _move_that_led_here(before: NDArray[np.int32], units: int, at: int, step: in
             if -down <= move <= up and 0 <= source < len(before) and int(before[source]) + size == units:
                 return move
     raise AssertionError("the table holds no way back")  # unreachable: `after` was built from `before`
-
-
-def exact_reference(modules: Sequence[ModuleShape], ranks: Mapping[str, int]) -> float:
-    """The uniform rank (often fractional) that costs as much as `ranks`."""
-    cost = sum(m.params_per_rank * ranks[m.name] for m in modules)
-    return float(Fraction(cost, sum(m.params_per_rank for m in modules)))

@@ -35,11 +35,31 @@ def cross_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     for name, count in Counter(names).items():
         if count > 1:
             yield ("arms",), f"{count} arms are called {name!r}; give each its own `name`"
+    yield from _repeats(data, arms)
     baseline = str(_part(data, "analysis", dict).get("baseline", "uniform"))
     if names and baseline not in names:
         hint = nearest_hint(baseline, names)
         yield ("analysis", "baseline"), f"no arm is called {baseline!r}{hint}; arms: {', '.join(names)}"
     yield from _seed_complaints(data)
+
+
+def _repeats(data: dict[str, Any], arms: list[Any]) -> Iterator[tuple[Location, str]]:
+    """Values that would make the same run twice under two names."""
+    for at in (("budgets",), ("train", "learning_rate")):
+        part: Any = data
+        for key in at:
+            part = part.get(key) if isinstance(part, dict) else None
+        values = [str(value) for value in part] if isinstance(part, list) else []
+        if len(set(values)) < len(values):
+            yield at, f"each value once, got {', '.join(values)}"
+    contents: dict[str, str] = {}
+    for index, arm in enumerate(arms):
+        whole = {"strategy": arm} if isinstance(arm, str) else arm
+        name = str(whole.get("name") or whole.get("strategy"))
+        scaling = whole.get("scaling") or data.get("scaling") or "constant"
+        content = repr((whole.get("strategy"), whole.get("options") or {}, whole.get("ranks"), scaling))
+        if contents.setdefault(content, name) != name:
+            yield ("arms", index), f"{name!r} is the same arm as {contents[content]!r}; leave one out"
 
 
 def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:

@@ -6,14 +6,12 @@ moment leaves a run either finished with all its numbers or not finished.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.runs import RunSpec, Status
 
 BASE = "base"
@@ -33,7 +32,7 @@ CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, phase TEXT NOT NULL, arm TEXT NOT NULL, strategy TEXT NOT NULL,
     budget TEXT NOT NULL, scaling TEXT NOT NULL, learning_rate REAL NOT NULL, seed INTEGER NOT NULL,
     replica INTEGER NOT NULL, status TEXT NOT NULL, step INTEGER, steps INTEGER, error TEXT,
-    engine TEXT, plan TEXT, trainable_parameters INTEGER, plan_seconds REAL, train_seconds REAL,
+    engine TEXT, device TEXT, plan TEXT, trainable_parameters INTEGER, plan_seconds REAL, train_seconds REAL,
     started REAL, finished REAL
 );
 CREATE TABLE evaluations (
@@ -45,35 +44,7 @@ CREATE TABLE evaluations (
 CREATE TABLE curves (run_id TEXT PRIMARY KEY, columns TEXT NOT NULL, points BLOB NOT NULL);
 PRAGMA user_version = 1;
 """
-
-
-@dataclass(frozen=True)
-class StudyPaths:
-    """Every file name of a study folder."""
-
-    folder: Path
-
-    @property
-    def ledger(self) -> Path:
-        return self.folder / "study.db"
-
-    @property
-    def study_file(self) -> Path:
-        return self.folder / "study.yaml"
-
-    @property
-    def lock(self) -> Path:
-        return self.folder / ".lock"
-
-    @property
-    def report(self) -> Path:
-        return self.folder / "report.html"
-
-    def adapter(self, run_id: str) -> Path:
-        return self.folder / "adapters" / run_id
-
-    def checkpoint(self, run_id: str) -> Path:
-        return self.folder / "checkpoints" / f"{run_id}.safetensors"
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -98,6 +69,8 @@ class Ledger:
 
     def facts(self) -> dict[str, Any]:
         """What is known of the study as a whole: identity, spec, versions, material."""
+        if not self._db.execute("PRAGMA user_version").fetchone()[0]:
+            return {}
         return {row["key"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM study")}
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
@@ -128,12 +101,13 @@ class Ledger:
         row = self._db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         return Status(row["status"]) if row else Status.PENDING
 
-    def begin(self, run_id: str, engine: str, steps: int) -> None:
+    def begin(self, run_id: str, engine: str, device: str, steps: int) -> None:
         """Marks a run as running."""
         with self._db:
             self._db.execute(
-                "UPDATE runs SET status = ?, engine = ?, steps = ?, error = NULL, started = ? WHERE run_id = ?",
-                (Status.RUNNING.value, engine, steps, time.time(), run_id),
+                "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, error = NULL, started = ?"
+                " WHERE run_id = ?",
+                (Status.RUNNING.value, engine, device, steps, time.time(), run_id),
             )
 
     def record_step(self, run_id: str, step: int) -> None:
@@ -234,9 +208,18 @@ def open_to_read(folder: Path) -> Ledger:
     path = StudyPaths(folder).ledger
     if not path.is_file():
         raise StudyFolderError(f"{folder} is no study folder: it has no {path.name}. `adaptive-lora run` makes one.")
+    log = path.with_name(f"{path.name}-wal")
+    writable = os.access(folder, os.W_OK)
+    if not writable and log.exists() and log.stat().st_size:
+        raise StudyFolderError(
+            f"{folder} cannot be written, and its last results are still in {log.name}; copy it first."
+        )
     # A folder that cannot be written (a mounted archive) cannot hold WAL's side files either.
-    mode = "mode=ro" if os.access(folder, os.W_OK) else "mode=ro&immutable=1"
-    return _connect(path, f"{path.resolve().as_uri()}?{mode}")
+    ledger = _connect(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
+    if not ledger.facts():
+        ledger.close()
+        raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
+    return ledger
 
 
 def create_or_open(folder: Path) -> Ledger:
@@ -251,45 +234,14 @@ def create_or_open(folder: Path) -> Ledger:
     return ledger
 
 
-@contextlib.contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Holds a study folder for one writing process; StudyFolderError where another has it.
-
-    The lock is the operating system's and goes with the process, however it ends.
-    """
-    path = StudyPaths(folder).lock
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StudyFolderError(
-                f"{folder} is in use: process {file.read().strip() or 'unknown'} is running this study. "
-                "Wait for it, or stop it first; nothing is lost."
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-def is_in_use(folder: Path) -> bool:
-    """Whether a process is writing to the study folder now."""
-    path = StudyPaths(folder).lock
-    if not path.exists():
-        return False
-    with path.open("r") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
-
-
 def _connect(path: Path, uri: str) -> Ledger:
     try:
         connection = sqlite3.connect(uri, uri=True, timeout=30)
-        connection.execute("PRAGMA schema_version").fetchone()
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     except sqlite3.DatabaseError as error:
         raise StudyFolderError(f"{path} cannot be read as a ledger: {error}.") from None
+    if (version, bool(tables)) not in ((0, False), (_VERSION, True)):
+        connection.close()
+        raise StudyFolderError(f"{path} is no ledger of this version ({version} instead of {_VERSION}).")
     return Ledger(connection)

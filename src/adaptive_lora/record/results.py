@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.record.ledger import BASE, Ledger, open_to_read
 from adaptive_lora.record.runs import Phase
@@ -18,7 +17,7 @@ from adaptive_lora.record.runs import Phase
 RUN_COLUMNS = (
     "run_id", "phase", "arm", "strategy", "budget", "seed", "replica", "learning_rate", "scaling",
     "trainable_parameters", "status", "base_loss", "validation_loss", "test_loss", "test_perplexity",
-    "test_exact_match", "plan_seconds", "train_seconds", "engine", "step", "error",
+    "test_exact_match", "plan_seconds", "train_seconds", "engine", "device", "step", "error",
 )  # fmt: skip
 """One row a run. Losses in nats per completion token; `base_loss` is the frozen model's on the split
 that the phase is about (validation for tuning, test for evaluation). What does not exist is empty."""
@@ -44,12 +43,21 @@ def runs_table(ledger: Ledger) -> pd.DataFrame:
                 "base_loss": _loss(totals.get((BASE, own))),
                 "validation_loss": _loss(totals.get((run["run_id"], "validation"))),
                 "test_loss": test_loss,
-                "test_perplexity": None if test_loss is None else math.exp(test_loss),
+                "test_perplexity": perplexity(test_loss),
                 "test_exact_match": _exact(totals.get((run["run_id"], "test"))) if exact_answers else None,
             }
         )
     table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
     return table.astype({"trainable_parameters": "Int64", "step": "Int64"})
+
+
+def perplexity(loss: float | None) -> float | None:
+    """exp(loss); nothing where there is no loss, or one so large that its exp is no number.
+
+    >>> perplexity(0.0), perplexity(None), perplexity(1e4)
+    (1.0, None, None)
+    """
+    return math.exp(loss) if loss is not None and loss < 700 else None
 
 
 def ranks_table(ledger: Ledger) -> pd.DataFrame:
@@ -90,8 +98,6 @@ def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFram
 def export(ledger: Ledger, folder: Path) -> list[Path]:
     """Writes the study as text that can be committed: runs, ranks, curves and facts."""
     facts = ledger.facts()
-    if not facts:
-        raise StudyFolderError("The ledger holds no study yet; `adaptive-lora run` begins one.")
     curves = curves_table(ledger)
     # Every tenth step tells the course; the whole curve stays in the ledger.
     thinned = curves[(curves["step"] % 10 == 0) | (curves["step"] == curves["step"].max())]

@@ -72,7 +72,7 @@ class RunSpec:
 def tuning_runs(spec: StudySpec) -> Iterator[RunSpec]:
     """Every arm at every rate with every tuning seed; none where there is one rate and so no choice."""
     if len(spec.train.learning_rate) > 1:
-        for budget, arm in _arms(spec):
+        for budget, arm in arms_on_budgets(spec):
             for rate in spec.train.learning_rate:
                 for seed in spec.seeds.tuning:
                     yield RunSpec(Phase.TUNING, arm, budget, arm.scaling or spec.scaling, rate, seed)
@@ -84,7 +84,7 @@ def evaluation_runs(spec: StudySpec, chosen: Mapping[tuple[str, str], float]) ->
     Arms whose rate is not chosen yet are left out.
     """
     for seed in spec.seeds.evaluation:
-        for budget, arm in _arms(spec):
+        for budget, arm in arms_on_budgets(spec):
             if (rate := chosen.get((arm.name, budget))) is not None:
                 yield RunSpec(Phase.EVALUATION, arm, budget, arm.scaling or spec.scaling, rate, seed)
 
@@ -92,16 +92,16 @@ def evaluation_runs(spec: StudySpec, chosen: Mapping[tuple[str, str], float]) ->
 def single_rate(spec: StudySpec) -> dict[tuple[str, str], float]:
     """The choice where the study gives one learning rate, empty where it gives a grid."""
     rates = spec.train.learning_rate
-    return {(arm.name, budget): rates[0] for budget, arm in _arms(spec)} if len(rates) == 1 else {}
+    return {(arm.name, budget): rates[0] for budget, arm in arms_on_budgets(spec)} if len(rates) == 1 else {}
 
 
 def count_runs(spec: StudySpec) -> dict[Phase, int]:
     """How many runs each phase has in the end."""
-    arms = len(list(_arms(spec)))
+    arms = len(list(arms_on_budgets(spec)))
     return {Phase.TUNING: len(list(tuning_runs(spec))), Phase.EVALUATION: arms * len(spec.seeds.evaluation)}
 
 
-def _arms(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
+def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
     """(budget, arm); fixed ranks have a size of their own and so stand under the first budget alone."""
     for index, budget in enumerate(spec.budgets):
         for arm in spec.arms:

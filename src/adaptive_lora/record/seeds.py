@@ -15,5 +15,5 @@ def expand_seeds(value: Any, phase: str) -> Any:
     ([1000, 1001], [5, 6])
     """
     first = SEEDS_FROM[phase]
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return list(range(first, first + min(value, 10_000))) if whole else value
+    whole = isinstance(value, int) and not isinstance(value, bool) and value <= 10_000
+    return list(range(first, first + value)) if whole else value

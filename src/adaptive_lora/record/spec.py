@@ -48,7 +48,7 @@ BudgetText = Annotated[str, AfterValidator(_parsed_budget)]
 class Part(BaseModel):
     """A part of the study file: unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelPart(Part):
@@ -148,6 +148,8 @@ class TrainPart(Part):
     def _one_length(self) -> TrainPart:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either `epochs` or `steps`")
+        if self.steps is not None and self.warmup >= max(self.steps, 1):
+            raise ValueError(f"`warmup` of {self.warmup:g} steps leaves nothing of {self.steps} `steps`")
         return self
 
 
@@ -233,8 +235,9 @@ def parse_study(text: str, path: Path) -> Study:
 def locate(text: str, folder: Path) -> str:
     """See `Study.locate`."""
     filled = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found.group(1), found.group(0)), text)
-    beside = folder / filled
-    return str(beside) if not Path(filled).is_absolute() and beside.exists() else filled
+    expanded = Path(filled).expanduser()
+    beside = folder / expanded
+    return str(beside if beside.exists() else expanded)
 
 
 def placed(lines: Mapping[Location, int], at: Location, message: str) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.record.ledger import is_in_use, open_to_read
+from adaptive_lora.record.folder import is_in_use
+from adaptive_lora.record.ledger import open_to_read
 from adaptive_lora.record.runs import Status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,10 @@ def attached(base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0) 
     """
     from peft import get_peft_model
 
-    # PEFT initialises with the global generator before we write our own values over it.
-    with torch.random.fork_rng(devices=[]), quiet_libraries():
-        model = get_peft_model(base.model, plan.to_lora_config(dropout))
     try:
+        # PEFT initialises with the global generator before we write our own values over it.
+        with torch.random.fork_rng(devices=[]), quiet_libraries():
+            model = get_peft_model(base.model, plan.to_lora_config(dropout))
         layers = lora_layers(model)
         verify(layers, plan)
         for name, layer in layers.items():
@@ -63,7 +64,9 @@ def attached(base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0) 
         model.eval()
         yield model
     finally:
-        model.unload()
+        # Also where PEFT gave up halfway: the next run must find the base as it was.
+        for name, layer in _layers_in(base.model).items():
+            base.model.set_submodule(name, layer.get_base_layer())
         # PEFT leaves its mark on the base, and would warn of a second adapter at the next run.
         if hasattr(base.model, "peft_config"):
             del base.model.peft_config
@@ -72,9 +75,12 @@ def attached(base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0) 
 
 def lora_layers(model: Any) -> dict[str, Any]:
     """Full module name in the base -> PEFT's layer, in the model's order."""
+    return _layers_in(model.base_model.model)
+
+
+def _layers_in(inner: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
-    inner = model.base_model.model
     return {name: module for name, module in inner.named_modules() if isinstance(module, LoraLayer)}
 
 
@@ -119,8 +125,8 @@ def set_step(model: Any, step: int) -> None:
 def save_adapter(model: Any, folder: Path, base: FrozenBase) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, readable by `PeftModel.from_pretrained`."""
     config = model.peft_config[ADAPTER]
-    config.base_model_name_or_path = base.name
-    config.revision = base.revision if not base.revision.startswith("sha256:") else None
+    config.base_model_name_or_path = base.location
+    config.revision = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision) else None
     # Never "auto": it would ask the hub whether the vocabulary has grown.
     model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, full of blanks

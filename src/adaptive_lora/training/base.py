@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from adaptive_lora.errors import ModelError
+from adaptive_lora.errors import ModelError, UsageError
 from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
@@ -46,6 +46,8 @@ class FrozenBase:
     outline: ModelOutline
     revision: str
     """The hub's commit, or `sha256:` and a hash of a folder's configuration and weights."""
+    location: str
+    """The folder or hub name it was loaded from."""
     device: torch.device
 
 
@@ -93,6 +95,7 @@ def load_base(
         tokenizer=tokenizer,
         outline=_outline(name, model),
         revision=_folder_hash(Path(location)) if local else getattr(model.config, "_commit_hash", None) or "unknown",
+        location=str(location),
         device=torch.device(device),
     )
 
@@ -103,6 +106,18 @@ def load_tokenizer(name: str, location: str | Path, revision: str | None = None)
 
     with _explained(name, location), quiet_libraries():
         return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """A device that is there; UsageError with those that are otherwise."""
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there += ["mps"]
+    if str(device) not in there:
+        raise UsageError(f"There is no device {str(device)!r} here; there is: {', '.join(there)}.")
+    return torch.device(device)
 
 
 def find_modules(model: Any) -> tuple[ModuleShape, ...]:
@@ -132,7 +147,7 @@ def _outline(name: str, model: Any) -> ModelOutline:
 @contextlib.contextmanager
 def _explained(name: str, location: str | Path) -> Iterator[None]:
     """Turns what the hub libraries raise into one message with a remedy."""
-    folder = Path(location)
+    folder = Path(location).expanduser()
     if not folder.exists():
         if str(location).startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(str(location)):
             raise ModelError(
@@ -142,7 +157,8 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
         raise ModelError(f"{location} has no config.json, so it is no Hugging Face model folder.")
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        # Configurations, tokenizers and weights fail in a dozen unrelated classes; all mean "cannot be read".
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "safetensors" in str(error) and not isinstance(error, SafetensorError):
             remedy = (

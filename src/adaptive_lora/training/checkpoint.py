@@ -70,6 +70,11 @@ def load_checkpoint(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (FileNotFoundError, SafetensorError, OSError):
         return Progress()
+    if any(
+        tensors.get(f"parameter/{name}", torch.empty(0)).shape != parameter.shape
+        for name, parameter in parameters.items()
+    ):
+        return Progress()  # measured again, the plan came out otherwise: its run begins anew
     progress = json.loads(metadata["progress"])
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"parameter/{name}"])

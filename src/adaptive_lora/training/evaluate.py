@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,9 @@ from numpy.typing import NDArray
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.training.batches import collate, sequence_losses
+
+_LARGEST_LOGITS = 1 << 26
+"""Most logits at once, positions times vocabulary: 0.27 GB in float32, a few times that while the loss is taken."""
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,22 @@ class Evaluation:
         """Mean negative log-likelihood per completion token over all examples, nats: Σ nll / Σ tokens."""
         return float(self.nll.sum() / self.tokens.sum())
 
-    @property
-    def perplexity(self) -> float:
-        """exp(loss)."""
-        return math.exp(self.loss)
-
 
 @torch.no_grad()
-def evaluate(model: Any, examples: Sequence[Example], device: torch.device, tokens: int = 4096) -> Evaluation:
-    """Evaluates in batches of similar length of at most `tokens` positions; consumes no randomness."""
+def evaluate(
+    model: Any, examples: Sequence[Example], device: torch.device, should_stop: Callable[[], bool] = lambda: False
+) -> Evaluation:
+    """Evaluates in batches of similar length, few enough that the logits stay in bounds; consumes no randomness.
+
+    `should_stop` is asked between batches; a yes is raised as KeyboardInterrupt.
+    """
+    tokens = min(4096, _LARGEST_LOGITS // model.config.get_text_config().vocab_size)
     nll = np.zeros(len(examples))
     count = np.zeros(len(examples), dtype=np.int64)
     exact = np.zeros(len(examples), dtype=np.bool_)
     for rows in _batches(examples, tokens):
+        if should_stop():
+            raise KeyboardInterrupt
         batch = collate([examples[i] for i in rows]).to(device)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         losses = sequence_losses(logits, batch.labels)

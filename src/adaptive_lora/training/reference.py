@@ -33,7 +33,7 @@ class Diverged(TrainingError):
 
     def __init__(self, step: int, what: str) -> None:
         self.step, self.what = step, what
-        super().__init__(f"The {what} of step {step} is not finite. Try a lower learning rate or a longer warm-up.")
+        super().__init__(f"The {what} at step {step} is not finite. Try a lower learning rate or a longer warm-up.")
 
     def __reduce__(self) -> tuple[type[Diverged], tuple[int, str]]:
         return type(self), (self.step, self.what)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
 from adaptive_lora.errors import StrategyError, nearest_hint
+from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies import chance, empirical, family, linear_decay, uniform
 from adaptive_lora.planning.strategies.base import Strategy, StrategyOptions
 
@@ -49,4 +51,19 @@ def check_options(strategy: Strategy, options: Mapping[str, Any]) -> StrategyOpt
         raise StrategyError(f"{strategy.name}: {'; '.join(complaints)}.") from None
 
 
-__all__ = ["STRATEGIES", "Strategy", "StrategyOptions", "check_options", "find_strategy"]
+def coverage_warnings(modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
+    """What a user should know of how these strategies meet these target modules."""
+    found = []
+    kinds: Counter[str] = Counter(m.kind for m in modules)
+    if kinds["other"]:
+        example = next(m.name for m in modules if m.kind == "other")
+        found.append(f"{kinds['other']} target modules are neither attention nor MLP by their path, e.g. {example}.")
+    for name in dict.fromkeys(strategies):
+        favoured = {"attention-heavy": "attention", "mlp-heavy": "mlp"}.get(name)
+        if favoured and kinds[favoured] in (0, len(modules)):
+            some = "all" if kinds[favoured] else "none"
+            found.append(f"{name} is the same as uniform here: {some} of the target modules are {favoured}.")
+    return found
+
+
+__all__ = ["STRATEGIES", "Strategy", "StrategyOptions", "check_options", "coverage_warnings", "find_strategy"]

@@ -29,7 +29,7 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
     if not shown:
         return None
     roles = list(dict.fromkeys(ranks["role"]))
-    highest = max(float(_grid(ranks, arm, roles).max()) for arm in shown)
+    highest = max(float(np.nanmax(_grid(ranks, arm, roles))) for arm in shown)
     columns = min(len(shown), 3 if len(roles) > 4 else 5)
     rows = -(-len(shown) // columns)
     depths = ranks["depth"].nunique()
@@ -60,7 +60,7 @@ def overview(ranks: pd.DataFrame, arms: Sequence[ArmSummary], baseline: str, mar
     if not shown or ranks.empty:
         return None
     roles = list(dict.fromkeys(ranks["role"]))
-    highest = max(float(_grid(ranks, arm.arm, roles).max()) for arm in shown)
+    highest = max(float(np.nanmax(_grid(ranks, arm.arm, roles))) for arm in shown)
     with themed():
         figure = Figure(figsize=(1.2 + 1.75 * len(shown), 4.4), layout="constrained")
         axes = figure.subplots(2, len(shown), squeeze=False, sharey="row", height_ratios=(1.15, 1))

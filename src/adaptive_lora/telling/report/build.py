@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,15 @@ from matplotlib.figure import Figure
 from adaptive_lora.files import write_atomically
 from adaptive_lora.judging.arms import ArmSummary, summarise
 from adaptive_lora.judging.stats import Interval, seeds_needed, smallest_p
-from adaptive_lora.record.ledger import Ledger, StudyPaths
+from adaptive_lora.record.folder import StudyPaths
+from adaptive_lora.record.ledger import Ledger
 from adaptive_lora.record.results import curves_table, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.telling.figures import study as figures
 from adaptive_lora.telling.figures.theme import save, to_svg
 
-
-@dataclass(frozen=True)
-class Figures:
-    """The study's figures by file name, with caption."""
-
-    drawn: dict[str, tuple[Figure, str]]
-
-    def save(self, folder: Path) -> list[Path]:
-        """PDF, SVG and PNG of each."""
-        return [path for name, (figure, _) in self.drawn.items() for path in save(figure, folder / name)]
+Figures = dict[str, tuple[Figure, str]]
+"""Name of the file -> figure and caption."""
 
 
 def write_report(ledger: Ledger, folder: Path) -> Path:
@@ -37,7 +29,8 @@ def write_report(ledger: Ledger, folder: Path) -> Path:
     runs = runs_table(ledger)
     arms = summarise(runs, facts["spec"]["analysis"]["baseline"])
     drawn = draw(ledger, facts, arms)
-    drawn.save(folder / "figures")
+    for name, (figure, _) in drawn.items():
+        save(figure, folder / "figures" / name)
     path = StudyPaths(folder).report
     rows: list[dict[str, Any]] = runs.astype(object).where(runs.notna(), None).to_dict("records")  # type: ignore[assignment]
     write_atomically(path, render(facts, rows, arms, drawn))
@@ -73,7 +66,7 @@ def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figur
             figures.learning_curves(curves, names, budget),
             f"Training loss at {budget}, running mean over a tenth of the run; line: mean of the seeds, band: range.",
         )
-    return Figures({name: (figure, caption) for name, (figure, caption) in wanted.items() if figure is not None})
+    return {name: (figure, caption) for name, (figure, caption) in wanted.items() if figure is not None}
 
 
 def render(facts: dict[str, Any], runs: list[dict[str, Any]], arms: list[ArmSummary], drawn: Figures) -> str:
@@ -92,7 +85,7 @@ def render(facts: dict[str, Any], runs: list[dict[str, Any]], arms: list[ArmSumm
         facts=facts,
         spec=facts["spec"],
         arms=arms,
-        bottom_line=bottom_line(arms, facts["spec"]["analysis"], seeds),
+        bottom_line=bottom_line(arms, facts["spec"]["analysis"]),
         base_loss=base,
         seeds=seeds,
         smallest_p=smallest_p(seeds),
@@ -101,37 +94,40 @@ def render(facts: dict[str, Any], runs: list[dict[str, Any]], arms: list[ArmSumm
         troubles=[run for run in runs if run["status"] in (Status.DIVERGED, Status.FAILED)],
         done=sum(run["status"] == Status.COMPLETED for run in runs),
         expected=sum(facts["expected_runs"].values()),
-        figures=[(name, to_svg(figure), caption) for name, (figure, caption) in drawn.drawn.items()],
+        figures=[(name, to_svg(figure), caption) for name, (figure, caption) in drawn.items()],
     )
 
 
-def bottom_line(arms: list[ArmSummary], analysis: dict[str, Any], seeds: int) -> str:
-    """What the numbers say, in one or two plain sentences; no claim beyond them."""
-    compared = [arm for arm in arms if arm.difference is not None]
+def bottom_line(arms: list[ArmSummary], analysis: dict[str, Any]) -> str:
+    """What the numbers say, in a few plain sentences; no claim beyond them."""
+    compared = {arm: arm.difference for arm in arms if arm.difference is not None}
     if not compared:
         return "Nothing to compare yet: no arm has finished beside the baseline."
-    margin, baseline = analysis["margin"], analysis["baseline"]
-    outside = [arm for arm in compared if arm.difference and abs(arm.difference.mean) > margin]
-    best = min(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0)
-    worst = max(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0)
-    assert best.difference is not None and worst.difference is not None
-    spread = (
-        f"mean differences from {baseline} run from {best.difference.mean:+.4f} ({best.arm}) to "
-        f"{worst.difference.mean:+.4f} ({worst.arm}) nats per token"
-    )
-    size = (
-        f"all inside the margin of {margin:g}"
-        if not outside
-        else f"outside the margin of {margin:g}: {', '.join(f'{a.arm} at {a.budget}' for a in outside)}"
-    )
-    if smallest_p(seeds) > analysis["alpha"]:
-        weight = (
-            f"With {seeds} seed{'s' if seeds != 1 else ''} no exact test can decide at {analysis['alpha']:g} "
-            f"(the smallest p is {smallest_p(seeds):.3g}): read this as a description, not a verdict."
+    margin, alpha = analysis["margin"], analysis["alpha"]
+    best, worst = (choose(compared, key=lambda arm: compared[arm].mean) for choose in (min, max))
+    outside = [f"{arm.arm} at {arm.budget}" for arm, found in compared.items() if abs(found.mean) > margin]
+    seeds = min(found.n for found in compared.values())
+    sentences = [
+        f"Over {_counted(seeds, 'seed')}, mean differences from {analysis['baseline']} run from "
+        f"{compared[best].mean:+.4f} ({best.arm}) to {compared[worst].mean:+.4f} ({worst.arm}) nats per token; "
+        + (
+            f"outside the margin of {margin:g}: {', '.join(outside)}."
+            if outside
+            else f"all inside the margin of {margin:g}."
         )
-    else:
-        weight = "Intervals are over seeds; verdicts with exact tests and equivalence are not part of this report yet."
-    return f"Over {seeds} seed{'s' if seeds != 1 else ''}, {spread}; {size}. {weight}"
+    ]
+    if smallest_p(seeds) > alpha:
+        sentences.append(
+            f"With {_counted(seeds, 'seed')} no exact test can decide at {alpha:g} (the smallest p is "
+            f"{smallest_p(seeds):.3g}): read this as a description, not a verdict."
+        )
+    if diverged := [f"{arm.arm} ({arm.diverged})" for arm in arms if arm.diverged]:
+        sentences.append(f"Runs diverged and are missing from the means: {', '.join(diverged)}.")
+    return " ".join(sentences)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def interval_text(interval: Interval | None) -> str:
