@@ -161,7 +161,6 @@ def plan(
 ) -> None:
     """One rank plan, exactly on its budget: table, heat map, and files for PEFT."""
     from adaptive_lora import single, terminal
-    from adaptive_lora.planning.strategies import coverage_warnings
 
     request = single.PlanRequest(
         model=model, strategy=strategy, budget=budget, data=data, scaling=scaling, seed=seed, revision=revision,
@@ -176,7 +175,7 @@ def plan(
         peft.mkdir(parents=True, exist_ok=True)
         made.to_lora_config().save_pretrained(str(peft))
         err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
-    for warning in coverage_warnings(made.modules, [strategy]):
+    for warning in made.provenance["warnings"]:
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     facts = single.plan_json(made)
     if as_json:

@@ -9,7 +9,7 @@ import torch
 
 from adaptive_lora.judging.stats import seeds_needed, smallest_p
 from adaptive_lora.material import Material
-from adaptive_lora.planning.strategies import coverage_warnings
+from adaptive_lora.planning.strategies import find_strategy
 from adaptive_lora.record.runs import Phase, RunSpec, arms_on_budgets, count_runs
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.evaluate import evaluate
@@ -78,10 +78,13 @@ def estimate(material: Material) -> Estimate:
 
 
 def _memory(material: Material, trainable_parameters: int, batch_size: int, length: int) -> int:
+    """Weights, and the larger of training (adapter, gradient, moments, logits) and scoring (a gradient per weight)."""
     model = material.base.model
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    logits = batch_size * length * model.config.get_text_config().vocab_size * 4
-    return int(weights + 16 * trainable_parameters + 3 * logits)
+    logits = 3 * 4 * batch_size * length * model.config.get_text_config().vocab_size
+    measures = any(arm.strategy and find_strategy(arm.strategy).rests_on == "data" for arm in material.study.spec.arms)
+    scoring = 4 * sum(m.d_in * m.d_out for m in material.modules) if measures else 0
+    return int(weights + max(16 * trainable_parameters, scoring) + logits)
 
 
 def _warnings(material: Material, parameters: dict[str, int]) -> list[str]:
@@ -101,7 +104,7 @@ def _warnings(material: Material, parameters: dict[str, int]) -> list[str]:
     if cut > 0.2 * spec.data.test:
         limit = material.splits.encoder.max_length
         found.append(f"{cut} of {spec.data.test} test records are cut at {limit} tokens.")
-    found += coverage_warnings(material.modules, [arm.strategy or "" for arm in spec.arms])
+    found += material.warnings()
     fixed = {arm.name for arm in spec.arms if arm.ranks is not None}
     sizes = {n for label, n in parameters.items() if label.split(" at ")[0] not in fixed}
     if fixed and len(set(parameters.values())) > len(sizes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +18,7 @@ from adaptive_lora.errors import BudgetError, ModelError, StudyFileError, UsageE
 from adaptive_lora.planning.budget import Budget, resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
-from adaptive_lora.planning.strategies import StrategyOptions, check_options, find_strategy
+from adaptive_lora.planning.strategies import StrategyOptions, check_options, coverage_warnings, find_strategy
 from adaptive_lora.planning.strategies.base import CalibrationOptions
 from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
@@ -113,6 +113,11 @@ class Material:
             "material": self.context(),
         }  # fmt: skip
 
+    def warnings(self) -> list[str]:
+        """`warnings_of` the study's model and arms."""
+        strategies = [arm.strategy for arm in self.study.spec.arms if arm.strategy]
+        return warnings_of(self.base.outline, self.modules, strategies)
+
     def training_examples(self, seed: int) -> tuple[Example, ...]:
         """The training records of a seed."""
         return self.splits.training_subset(self.study.spec.data.train, seed)
@@ -206,6 +211,18 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     material = Material(study, base, modules, budgets, source, splits)
     material.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
     return material
+
+
+def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
+    """What a user should know before trusting plans on these modules."""
+    found = coverage_warnings(modules, strategies)
+    if outline.fused_parameters:
+        share = 100 * outline.fused_parameters / outline.total_parameters
+        found.append(
+            f"{share:.0f} % of the parameters of {outline.name} lie in fused stacks (experts of a mixture), which get "
+            "no adapter: plans speak of the rest alone."
+        )
+    return found
 
 
 def targets_of(outline: ModelOutline, targets: str | Sequence[str]) -> tuple[ModuleShape, ...]:

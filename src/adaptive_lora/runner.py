@@ -23,7 +23,6 @@ from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies import coverage_warnings
 from adaptive_lora.record.folder import StudyPaths, exclusive
 from adaptive_lora.record.ledger import Ledger, SplitResult, create_or_open, open_to_read
 from adaptive_lora.record.runs import (
@@ -105,7 +104,7 @@ def run_study(
     check_folder(study, out)
     watcher.stage("loading model and data")
     material = prepare(study, device)
-    for warning in coverage_warnings(material.modules, [arm.strategy or "" for arm in study.spec.arms]):
+    for warning in material.warnings():
         watcher.stage(f"warning: {warning}")
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out), interruptible(watcher) as stop, contextlib.ExitStack() as stack:

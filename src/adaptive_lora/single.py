@@ -11,7 +11,7 @@ from typing import Any
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.errors import DataError, PlanError, UsageError
-from adaptive_lora.material import make_plan, open_base, open_outline, open_records, targets_of
+from adaptive_lora.material import make_plan, open_base, open_outline, open_records, targets_of, warnings_of
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
@@ -82,6 +82,7 @@ def plan(request: PlanRequest) -> RankPlan:
         "base_parameters": outline.total_parameters,
         "data": request.data,
         "plan_seconds": time.monotonic() - began,
+        "warnings": warnings_of(outline, modules, [strategy.name]),
     }
     return replace(made, provenance={**made.provenance, **facts})
 

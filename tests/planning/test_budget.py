@@ -86,6 +86,12 @@ def test_the_repair_alone_finds_what_greedy_rounding_misses() -> None:
     assert moves == [2, -1]
 
 
+def test_the_repair_widens_its_search_until_nothing_can_be_missed() -> None:
+    # 50·101 - 50·100 = 50 is the only way, through partial sums of 5,000: far outside the first window.
+    assert _fewest_moves([100, 101], room_down=[60, 60], room_up=[60, 60], rest=50) == [-50, 50]
+    assert _fewest_moves([100, 101], room_down=[49, 60], room_up=[60, 60], rest=50) == [-49, 49]  # 49 of 50
+
+
 def test_the_repair_leaves_least_where_nothing_is_exact() -> None:
     assert _fewest_moves([4, 6], room_down=[0, 0], room_up=[3, 3], rest=5) == [1, 0]
 

@@ -97,6 +97,38 @@ def test_a_configuration_of_nonsense_is_refused(tmp_path: Path) -> None:
         outline_of("x", tmp_path)
 
 
+ARCHITECTURES = {
+    "opt": {"ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "word_embed_proj_dim": 32},
+    "gpt_neox": {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "qwen2": {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "mistral": {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "phi3": {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0},
+    "bloom": {"n_layer": 2, "n_head": 2},
+    "falcon": {"num_hidden_layers": 2, "num_attention_heads": 2},
+}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_other_architectures_are_told_apart_by_their_structure(kind: str, tmp_path: Path) -> None:
+    config = {"model_type": kind, "hidden_size": 32, "vocab_size": 100, "eos_token_id": 1, "bos_token_id": 1}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **ARCHITECTURES[kind]}))
+    outline = outline_of(kind, tmp_path)
+    kinds = {m.kind for m in outline.modules}
+    assert kinds == {"attention", "mlp"} and {m.depth for m in outline.modules} == {0, 1}
+    assert outline.fused_parameters == 0
+
+
+def test_fused_experts_are_counted(tmp_path: Path) -> None:
+    config = {"model_type": "mixtral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+              "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 100,
+              "num_local_experts": 4}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    outline = outline_of("mixtral", tmp_path)
+    in_modules = sum(1 for m in outline.modules if m.kind == "mlp")
+    # transformers 5 fuses the experts; before, each was a module of its own.
+    assert (outline.fused_parameters > 0.5 * outline.total_parameters) != (in_modules > 0)
+
+
 def test_devices_that_are_not_there_are_refused() -> None:
     assert check_device("cpu") == torch.device("cpu")
     for device in ("gpu", "cuda:99"):

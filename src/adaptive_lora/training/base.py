@@ -33,6 +33,8 @@ class ModelOutline:
     """All parameters, tied ones counted once."""
     context: int
     """The longest sequence, in tokens."""
+    fused_parameters: int = 0
+    """Parameters in stacks of matrices (the experts of most mixtures), which no module of their own holds."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,14 @@ def find_modules(model: Any) -> tuple[ModuleShape, ...]:
 def _outline(name: str, model: Any) -> ModelOutline:
     text = model.config.get_text_config()
     context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1024
-    return ModelOutline(name, find_modules(model), sum(p.numel() for p in model.parameters()), int(context))
+    parameters = list(model.parameters())
+    return ModelOutline(
+        name=name,
+        modules=find_modules(model),
+        total_parameters=sum(p.numel() for p in parameters),
+        context=int(context),
+        fused_parameters=sum(p.numel() for p in parameters if p.ndim >= 3),
+    )
 
 
 @contextlib.contextmanager
