@@ -87,9 +87,9 @@ def test_the_repair_alone_finds_what_greedy_rounding_misses() -> None:
 
 
 def test_the_repair_widens_its_search_until_nothing_can_be_missed() -> None:
-    # 50·101 - 50·100 = 50 is the only way, through partial sums of 5,000: far outside the first window.
+    # 50·101 - 50·100 = 50 is the shortest way, through partial sums of 5,000: far outside the first window.
     assert _fewest_moves([100, 101], room_down=[60, 60], room_up=[60, 60], rest=50) == [-50, 50]
-    assert _fewest_moves([100, 101], room_down=[49, 60], room_up=[60, 60], rest=50) == [-49, 49]  # 49 of 50
+    assert _fewest_moves([100, 101], room_down=[49, 49], room_up=[60, 60], rest=50) == [-49, 49]  # 49 of 50
 
 
 def test_the_repair_leaves_least_where_nothing_is_exact() -> None:
