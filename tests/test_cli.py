@@ -81,6 +81,8 @@ def test_a_study_by_its_verbs(study_file: WriteStudy, tmp_path: Path) -> None:
     assert (status["left"], status["counts"]) == (0, {"completed": 4})
     assert "4 of 4 runs have a result" in call("status", out).stdout
 
+    as_json = json.loads(call("report", out, "--json").stdout)
+    assert [arm["arm"] for arm in as_json["arms"]] == ["uniform", "random"] and Path(as_json["report"]).is_file()
     report = call("report", out)
     assert report.exit_code == 0 and str(out / "report.html") in report.stdout
 

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -71,6 +72,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def working(text: str) -> contextlib.AbstractContextManager[Any]:
+    """Says on stderr what takes its time: a spinner on a terminal, a line elsewhere."""
+    if err.is_terminal:
+        return err.status(text)
+    err.print(text, markup=False)
+    return contextlib.nullcontext()
+
+
 @app.command()
 @explained
 def demo(to: Annotated[Path, typer.Option("--out", help="Study folder.")] = Path("runs/demo")) -> None:
@@ -120,7 +129,8 @@ def data_profile(
     from adaptive_lora.material import open_encoder, open_records
 
     records = open_records(source)
-    found = profile(records, open_encoder(model, max_length, template))
+    with working(f"tokenising {len(records.records):,} records"):
+        found = profile(records, open_encoder(model, max_length, template))
     if png:
         save_histogram(found, png)
         err.print(f"wrote {png}", markup=False)
@@ -167,7 +177,8 @@ def plan(
         targets=targets if targets in TARGET_GROUPS else targets.split(","), max_length=max_length,
         reference_scaling=reference_scaling, options=single.parse_options(option or ()),
     )  # fmt: skip
-    made = single.plan(request)
+    with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):
+        made = single.plan(request)
     if to:
         made.save(to)
         err.print(f"wrote {to}", markup=False)
@@ -212,7 +223,8 @@ def run(
         from adaptive_lora.material import prepare
         from adaptive_lora.record.spec import load_study
 
-        found = estimate(prepare(load_study(study), device))
+        with working("planning every arm and timing a few steps"):
+            found = estimate(prepare(load_study(study), device))
         if as_json:
             print_json({**vars(found), "warnings": list(found.warnings)})
         else:
@@ -261,12 +273,12 @@ def status(folder: FolderArgument, as_json: JsonFlag = False) -> None:
 
 @app.command()
 @explained
-def report(folder: FolderArgument) -> None:
+def report(folder: FolderArgument, as_json: JsonFlag = False) -> None:
     """Make the HTML report and the figures again from what is recorded."""
-    _report(folder)
+    _report(folder, as_json)
 
 
-def _report(folder: Path) -> None:
+def _report(folder: Path, as_json: bool = False) -> None:
     from adaptive_lora.judging.arms import summarise
     from adaptive_lora.record.ledger import open_to_read
     from adaptive_lora.record.results import runs_table
@@ -275,8 +287,13 @@ def _report(folder: Path) -> None:
 
     with contextlib.closing(open_to_read(folder)) as ledger:
         baseline = ledger.facts()["spec"]["analysis"]["baseline"]
-        out.print(arms_table(summarise(runs_table(ledger), baseline), baseline))
-        path = write_report(ledger, folder)
+        arms = summarise(runs_table(ledger), baseline)
+        with working("drawing figures"):
+            path = write_report(ledger, folder)
+    if as_json:
+        print_json({"report": str(path), "figures": str(folder / "figures"), "arms": [asdict(arm) for arm in arms]})
+        return
+    out.print(arms_table(arms, baseline))
     out.print(f"report: {path}", markup=False, soft_wrap=True)
 
 

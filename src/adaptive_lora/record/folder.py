@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from adaptive_lora.errors import StudyFolderError
 
@@ -46,13 +48,9 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     The lock is the operating system's and goes with the process, however it ends.
     """
-    import fcntl  # not on every system, and reading needs none
-
     path = StudyPaths(folder).lock
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file, patience_seconds=1.0):
             file.seek(0)
             raise StudyFolderError(
                 f"{folder} is in use: process {file.read().strip() or 'unknown'} is running this study. "
@@ -75,7 +73,22 @@ def is_in_use(folder: Path) -> bool:
         return False
     with path.open("r") as file:
         try:
+            # Held for an instant only; `exclusive` has the patience to wait for that.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         return False
+
+
+def _locked(file: IO[str], patience_seconds: float) -> bool:
+    import fcntl  # not on every system, and reading needs none
+
+    until = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)

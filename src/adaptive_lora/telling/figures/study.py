@@ -102,8 +102,9 @@ def _differences_below(ax: Axes, arm: ArmSummary, margin: float) -> None:
 
 
 def _grid(ranks: pd.DataFrame, arm: str, roles: Sequence[str]) -> NDArray[np.float64]:
+    """(blocks, roles) mean ranks; NaN where a block lacks a module. Row i is block i."""
     mean = ranks[ranks["arm"] == arm].pivot_table(index="depth", columns="role", values="rank", aggfunc="mean")
-    return mean.reindex(columns=list(roles)).to_numpy(dtype=float)
+    return mean.reindex(index=range(int(ranks["depth"].max()) + 1), columns=list(roles)).to_numpy(dtype=float)
 
 
 def _heat_map(ax: Axes, grid: NDArray[np.float64], roles: Sequence[str], highest: float) -> QuadMesh:
