@@ -30,7 +30,6 @@ WITHOUT_TORCH = {"errors", "streams", "files", "planning", "data", "record", "ju
 # Rooms over 300 lines, each with its reason.
 LARGE = {
     "cli.py": "one verb after another, nothing between them",
-    "runner.py": "the one path from study to results, read top to bottom",
 }
 
 

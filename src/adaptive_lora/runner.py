@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
+from adaptive_lora.judging.rates import Outcome, chosen_rates, outcome_of
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.record.folder import StudyPaths, exclusive
@@ -31,10 +32,9 @@ from adaptive_lora.record.runs import (
     Status,
     count_runs,
     evaluation_runs,
-    single_rate,
     tuning_runs,
 )
-from adaptive_lora.record.spec import Study, StudySpec
+from adaptive_lora.record.spec import Study
 from adaptive_lora.training.adapter import attached, save_adapter
 from adaptive_lora.training.checkpoint import Progress, StepRecord
 from adaptive_lora.training.evaluate import Evaluation, evaluate
@@ -70,21 +70,6 @@ class Silent:
     def begin(self, label: str, steps: int) -> None: ...
     def step(self, record: StepRecord) -> None: ...
     def end(self, label: str, outcome: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a study stands after `run_study`."""
-
-    completed: int
-    diverged: int
-    failed: int
-    total: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether every run gave a result (a divergence is one)."""
-        return self.completed + self.diverged == self.total
 
 
 def run_study(
@@ -161,50 +146,6 @@ def study_facts(study: Study) -> dict[str, Any]:
         },
         "expected_runs": {phase.value: count for phase, count in count_runs(study.spec).items()},
     }
-
-
-def chosen_rates(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], float]:
-    """(arm, budget) -> the rate with the lowest mean validation loss over all tuning seeds.
-
-    A rate that diverged with any seed is no candidate. An arm is left out while one of its tuning runs
-    is missing, so that a choice once made stays, and for good where every rate diverged.
-    """
-    if fixed := single_rate(spec):
-        return fixed
-    chosen = {}
-    for key, by_rate in _tuning_losses(spec, ledger).items():
-        means = {rate: sum(found) / len(found) for rate, found in by_rate.items() if None not in found}
-        if means:
-            chosen[key] = min(means, key=lambda rate: (means[rate], rate))
-    return chosen
-
-
-def _tuning_losses(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], dict[float, list[Any]]]:
-    """(arm, budget) -> rate -> validation losses, nothing where it diverged; arms with all tuning runs finished."""
-    totals = ledger.totals()
-    losses: dict[tuple[str, str], dict[float, list[Any]]] = {}
-    for run in ledger.runs():
-        if run["phase"] == Phase.TUNING and Status(run["status"]).is_finished:
-            total = totals.get((run["run_id"], "validation"))
-            by_rate = losses.setdefault((run["arm"], run["budget"]), {})
-            by_rate.setdefault(run["learning_rate"], []).append(total["nll"] / total["tokens"] if total else None)
-    wanted = len(spec.train.learning_rate) * len(spec.seeds.tuning)
-    return {key: by_rate for key, by_rate in losses.items() if sum(map(len, by_rate.values())) == wanted}
-
-
-def outcome_of(spec: StudySpec, ledger: Ledger) -> Outcome:
-    """Counts of the ledger's runs against what the study asks for.
-
-    Evaluation runs of an arm whose every rate diverged will never be, and are not asked for.
-    """
-    states = [Status(run["status"]) for run in ledger.runs()]
-    hopeless = 0 if single_rate(spec) else len(_tuning_losses(spec, ledger).keys() - chosen_rates(spec, ledger).keys())
-    return Outcome(
-        completed=states.count(Status.COMPLETED),
-        diverged=states.count(Status.DIVERGED),
-        failed=states.count(Status.FAILED),
-        total=sum(count_runs(spec).values()) - hopeless * len(spec.seeds.evaluation),
-    )
 
 
 @contextlib.contextmanager
