@@ -19,7 +19,9 @@ from adaptive_lora.record.folder import StudyPaths, exclusive
 from adaptive_lora.record.ledger import open_to_read
 from adaptive_lora.record.results import load_results, ranks_table
 from adaptive_lora.record.spec import load_study
+from adaptive_lora.record.status import study_status
 from adaptive_lora.runner import Silent, run_study
+from adaptive_lora.telling.report.build import write_report
 from adaptive_lora.training.checkpoint import StepRecord
 
 WriteStudy = Callable[..., Path]
@@ -143,7 +145,9 @@ KILLED = """\
 import os, signal, sys
 from pathlib import Path
 from adaptive_lora.record.spec import load_study
+from adaptive_lora.record.status import study_status
 from adaptive_lora.runner import Silent, run_study
+from adaptive_lora.telling.report.build import write_report
 
 class Kill(Silent):
     steps = 0
@@ -255,6 +259,10 @@ def test_an_arm_whose_every_rate_diverges_is_decided(study_file: WriteStudy, tmp
     path = study_file(*GRID[:2], (GRID[2][0], arms), ("dropout: 0.1", "max_grad_norm: null"))
     outcome = run_study(load_study(path), tmp_path / "out")
     assert outcome.whole and outcome.diverged == 4
+    assert study_status(tmp_path / "out").left == 0
+    with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
+        page = write_report(ledger, tmp_path / "out").read_text()
+    assert "Unfinished" not in page and page.count("<td>diverged</td>") == 4
     assert set(load_results(tmp_path / "out").query("phase == 'evaluation'")["arm"]) == {"uniform"}
 
 

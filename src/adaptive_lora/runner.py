@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
-from adaptive_lora.judging.rates import Outcome, chosen_rates, outcome_of
+from adaptive_lora.judging.rates import Outcome, chosen_rates, evaluations_expected, outcome_of
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.record.folder import StudyPaths, exclusive
@@ -101,7 +101,8 @@ def run_study(
         worker.evaluate_base()
         worker.run_all(list(tuning_runs(study.spec)))
         chosen = chosen_rates(study.spec, ledger)
-        ledger.set_facts({"chosen_rates": [[*key, rate] for key, rate in chosen.items()]})
+        expected = {**count_runs(study.spec), Phase.EVALUATION: evaluations_expected(study.spec, ledger)}
+        ledger.set_facts({"chosen_rates": [[*key, rate] for key, rate in chosen.items()], "expected_runs": expected})
         worker.run_all(list(evaluation_runs(study.spec, chosen)))
         return outcome_of(study.spec, ledger)
 

@@ -55,15 +55,17 @@ def tuning_losses(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], dict
 
 
 def outcome_of(spec: StudySpec, ledger: Ledger) -> Outcome:
-    """Counts of the ledger's runs against what the study asks for.
-
-    Evaluation runs of an arm whose every rate diverged will never be, and are not asked for.
-    """
+    """Counts of the ledger's runs against what the study asks for."""
     states = [Status(run["status"]) for run in ledger.runs()]
-    hopeless = 0 if single_rate(spec) else len(tuning_losses(spec, ledger).keys() - chosen_rates(spec, ledger).keys())
     return Outcome(
         completed=states.count(Status.COMPLETED),
         diverged=states.count(Status.DIVERGED),
         failed=states.count(Status.FAILED),
-        total=sum(count_runs(spec).values()) - hopeless * len(spec.seeds.evaluation),
+        total=count_runs(spec)[Phase.TUNING] + evaluations_expected(spec, ledger),
     )
+
+
+def evaluations_expected(spec: StudySpec, ledger: Ledger) -> int:
+    """Evaluation runs there will be in the end: none for an arm whose every rate diverged."""
+    hopeless = 0 if single_rate(spec) else len(tuning_losses(spec, ledger).keys() - chosen_rates(spec, ledger).keys())
+    return count_runs(spec)[Phase.EVALUATION] - hopeless * len(spec.seeds.evaluation)

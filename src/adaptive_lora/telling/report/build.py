@@ -92,7 +92,7 @@ def render(facts: dict[str, Any], runs: list[dict[str, Any]], arms: list[ArmSumm
         seeds_needed=seeds_needed(facts["spec"]["analysis"]["alpha"], max(compared, 1)),
         tuning=_tuning_rows(tuning),
         troubles=[run for run in runs if run["status"] in (Status.DIVERGED, Status.FAILED)],
-        done=sum(run["status"] == Status.COMPLETED for run in runs),
+        done=sum(Status(run["status"]).is_finished for run in runs),
         expected=sum(facts["expected_runs"].values()),
         figures=[(name, to_svg(figure), caption) for name, (figure, caption) in drawn.items()],
     )
