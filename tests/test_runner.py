@@ -16,7 +16,7 @@ import pytest
 from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.recipes import recipe
 from adaptive_lora.record.folder import StudyPaths, exclusive
-from adaptive_lora.record.ledger import open_to_read
+from adaptive_lora.record.ledger import create_or_open, open_to_read
 from adaptive_lora.record.results import load_results, ranks_table
 from adaptive_lora.record.spec import load_study
 from adaptive_lora.record.status import study_status
@@ -168,6 +168,42 @@ def test_kill_9_and_the_same_command_end_in_the_same_results(study_file: WriteSt
         assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
     assert run_study(load_study(path), tmp_path / "cut").whole
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
+
+
+def test_a_folder_whose_writer_was_killed_at_its_first_breath_can_be_run(
+    study_file: WriteStudy, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    create_or_open(tmp_path / "out").close()  # tables, and not one fact
+    study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]")))
+    assert run_study(study, tmp_path / "out").whole
+
+
+def test_a_run_cut_while_it_is_evaluated_is_not_trained_again(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adaptive_lora import runner
+
+    real, calls = runner.evaluate, iter(range(100))
+
+    def cut(*arguments: object) -> object:
+        if next(calls) == 2:  # the first run's validation, after the frozen model's two splits
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    class Count(Silent):
+        steps = 0
+
+        def step(self, record: StepRecord) -> None:
+            self.steps += 1
+
+    monkeypatch.setattr(runner, "evaluate", cut)
+    study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]")))
+    watcher = Count()
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path / "out", watcher)
+    assert run_study(study, tmp_path / "out", watcher).whole
+    assert watcher.steps == 2 * 6
 
 
 def test_a_folder_in_use_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:

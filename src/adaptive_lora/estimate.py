@@ -10,7 +10,7 @@ import torch
 from adaptive_lora.judging.stats import seeds_needed, smallest_p
 from adaptive_lora.material import Material
 from adaptive_lora.planning.strategies import find_strategy
-from adaptive_lora.record.runs import Phase, RunSpec, arms_on_budgets, count_runs
+from adaptive_lora.record.runs import Phase, RunSpec, arms_on_budgets, count_runs, scaling_of
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.reference import update
@@ -41,7 +41,7 @@ def estimate(material: Material) -> Estimate:
     parameters, plan_seconds = {}, 0.0
     plans = []
     for text, arm in arms_on_budgets(spec):
-        run = RunSpec(Phase.EVALUATION, arm, text, arm.scaling or spec.scaling, spec.train.learning_rate[0], seed)
+        run = RunSpec(Phase.EVALUATION, arm, text, scaling_of(spec, arm), spec.train.learning_rate[0], seed)
         began = time.monotonic()
         plans.append((run, material.plan(run, examples)))
         plan_seconds += time.monotonic() - began

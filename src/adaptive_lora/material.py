@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def open_records(source: str) -> RecordSet:
 
 
 def _location(name: str) -> str | Path:
-    return demo.model_folder() if name == demo.MODEL else name
+    return demo.model_folder() if name == demo.MODEL else os.path.expanduser(name)
 
 
 @dataclass(frozen=True)

@@ -25,15 +25,8 @@ from adaptive_lora.judging.rates import Outcome, chosen_rates, evaluations_expec
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.record.folder import StudyPaths, exclusive
-from adaptive_lora.record.ledger import Ledger, SplitResult, create_or_open, open_to_read
-from adaptive_lora.record.runs import (
-    Phase,
-    RunSpec,
-    Status,
-    count_runs,
-    evaluation_runs,
-    tuning_runs,
-)
+from adaptive_lora.record.ledger import BASE, Ledger, SplitResult, create_or_open, open_to_read
+from adaptive_lora.record.runs import Phase, RunSpec, Status, count_runs, evaluation_runs, tuning_runs
 from adaptive_lora.record.spec import Study
 from adaptive_lora.training.adapter import attached, save_adapter
 from adaptive_lora.training.checkpoint import Progress, StepRecord
@@ -116,7 +109,7 @@ def check_folder(study: Study, out: Path, material: Material | None = None) -> N
         if out.is_dir() and any(path.name != paths.lock.name for path in out.iterdir()):
             raise StudyFolderError(f"{out} is not empty and holds no study. Name a new folder with --out.")
         return
-    with contextlib.closing(open_to_read(out)) as ledger:
+    with contextlib.closing(open_to_read(out, begun=False)) as ledger:
         facts = ledger.facts()
     if facts and facts.get("identity") != study.identity:
         differences = "; ".join(_differences(facts["spec"], study.spec.model_dump(mode="json")))
@@ -183,13 +176,16 @@ class _Worker:
 
     def evaluate_base(self) -> None:
         """The frozen model on both splits, once a study."""
-        if ("base", "test") in self.ledger.totals():
+        if (BASE, "test") in self.ledger.totals():
             return
         self.watcher.stage("evaluating the frozen model")
         base = self.material.base
         splits = {"validation": self.material.splits.validation, "test": self.material.splits.test}
         self.ledger.store_base(
-            {name: _result(evaluate(base.model, examples, base.device)) for name, examples in splits.items()}
+            {
+                name: _result(evaluate(base.model, examples, base.device, self.should_stop))
+                for name, examples in splits.items()
+            }
         )
 
     def run_all(self, runs: Sequence[RunSpec]) -> None:

@@ -190,6 +190,15 @@ def test_the_run_matrix() -> None:
     assert len(runs) == 6
 
 
+def test_an_arms_scaling_keeps_what_it_does_not_name() -> None:
+    """A rule alone must not bring back the default reference: the arms would differ in scale unasked."""
+    text = STUDY.replace("arms: [uniform, random,", "arms: [uniform, {strategy: random, scaling: rslora},")
+    spec = parse_study(f"{text}scaling: {{rule: constant, reference: 0.5}}\n", Path("s.yaml")).spec
+    by_arm = {run.arm.name: run.scaling for run in tuning_runs(spec)}
+    assert (by_arm["uniform"].rule, by_arm["uniform"].reference) == ("constant", 0.5)
+    assert (by_arm["random"].rule, by_arm["random"].reference) == ("rslora", 0.5)
+
+
 def test_run_ids_are_what_determines_the_result() -> None:
     renamed = RunSpec(Phase.TUNING, ArmPart(name="other", strategy="uniform"), "rank:4", ScalingPart(), 1e-3, 0)
     assert RUN.run_id({"x": 1}) == renamed.run_id({"x": 1})

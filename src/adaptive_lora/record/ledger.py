@@ -203,8 +203,11 @@ class Ledger:
         return {column: values.tolist() for column, values in zip(columns, points, strict=True)}
 
 
-def open_to_read(folder: Path) -> Ledger:
-    """The ledger of a study folder, read only; StudyFolderError where there is none."""
+def open_to_read(folder: Path, begun: bool = True) -> Ledger:
+    """The ledger of a study folder, read only; StudyFolderError where there is none.
+
+    `begun` refuses one without any facts too: its writer was killed before it wrote the first.
+    """
     path = StudyPaths(folder).ledger
     if not path.is_file():
         raise StudyFolderError(f"{folder} is no study folder: it has no {path.name}. `adaptive-lora run` makes one.")
@@ -216,7 +219,7 @@ def open_to_read(folder: Path) -> Ledger:
         )
     # A folder that cannot be written (a mounted archive) cannot hold WAL's side files either.
     ledger = _connect(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
-    if not ledger.facts():
+    if begun and not ledger.facts():
         ledger.close()
         raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
     return ledger

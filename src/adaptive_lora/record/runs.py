@@ -75,7 +75,7 @@ def tuning_runs(spec: StudySpec) -> Iterator[RunSpec]:
         for budget, arm in arms_on_budgets(spec):
             for rate in spec.train.learning_rate:
                 for seed in spec.seeds.tuning:
-                    yield RunSpec(Phase.TUNING, arm, budget, arm.scaling or spec.scaling, rate, seed)
+                    yield RunSpec(Phase.TUNING, arm, budget, scaling_of(spec, arm), rate, seed)
 
 
 def evaluation_runs(spec: StudySpec, chosen: Mapping[tuple[str, str], float]) -> Iterator[RunSpec]:
@@ -86,7 +86,7 @@ def evaluation_runs(spec: StudySpec, chosen: Mapping[tuple[str, str], float]) ->
     for seed in spec.seeds.evaluation:
         for budget, arm in arms_on_budgets(spec):
             if (rate := chosen.get((arm.name, budget))) is not None:
-                yield RunSpec(Phase.EVALUATION, arm, budget, arm.scaling or spec.scaling, rate, seed)
+                yield RunSpec(Phase.EVALUATION, arm, budget, scaling_of(spec, arm), rate, seed)
 
 
 def single_rate(spec: StudySpec) -> dict[tuple[str, str], float]:
@@ -99,6 +99,12 @@ def count_runs(spec: StudySpec) -> dict[Phase, int]:
     """How many runs each phase has in the end."""
     arms = len(list(arms_on_budgets(spec)))
     return {Phase.TUNING: len(list(tuning_runs(spec))), Phase.EVALUATION: arms * len(spec.seeds.evaluation)}
+
+
+def scaling_of(spec: StudySpec, arm: ArmPart) -> ScalingPart:
+    """The study's scaling with what the arm says otherwise; a rule alone keeps the study's reference."""
+    own = arm.scaling.model_dump(exclude_unset=True) if arm.scaling else {}
+    return spec.scaling.model_copy(update=own)
 
 
 def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:

@@ -85,7 +85,8 @@ def train(
         on_step(curve[-1])
         progress = Progress(step + 1, earlier + time.monotonic() - started)
         stopping = should_stop()
-        if keeping and (stopping or time.monotonic() - kept >= keeping.every_seconds):
+        trained = progress.steps_done == options.steps  # kept too: evaluating may take long, or be cut
+        if keeping and (stopping or trained or time.monotonic() - kept >= keeping.every_seconds):
             save_checkpoint(keeping.path, keeping.run_id, _with(progress, curve), parameters, optimizer)
             keeping.on_kept(progress.steps_done)
             kept = time.monotonic()
