@@ -19,6 +19,7 @@ FLOORS = [
     {"demo", "training", "judging", "recipes"},
     {"scores", "telling"},
     {"material"},
+    {"workers"},
     {"runner", "estimate", "single", "progress", "terminal"},
     {"doctor"},
     {"cli"},

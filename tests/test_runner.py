@@ -107,7 +107,7 @@ def test_a_failure_is_recorded_and_tried_again(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform, random]")))
-    from adaptive_lora import runner
+    from adaptive_lora.workers import reference as runner
 
     real = runner.save_adapter
     monkeypatch.setattr(runner, "save_adapter", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
@@ -182,7 +182,7 @@ def test_a_folder_whose_writer_was_killed_at_its_first_breath_can_be_run(
 def test_a_run_cut_while_it_is_evaluated_is_not_trained_again(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptive_lora import runner
+    from adaptive_lora.workers import reference as runner
 
     real, calls = runner.evaluate, iter(range(100))
 
@@ -271,7 +271,7 @@ def test_nothing_is_chosen_while_a_tuning_run_is_missing(
 ) -> None:
     """A rate chosen without the run that failed would be another rate after the repeat."""
     study = load_study(study_file(*GRID))
-    from adaptive_lora import runner
+    from adaptive_lora.workers import reference as runner
 
     real, calls = runner.train, iter(range(100))
 
@@ -305,7 +305,7 @@ def test_an_arm_whose_every_rate_diverges_is_decided(study_file: WriteStudy, tmp
 def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptive_lora import runner
+    from adaptive_lora.workers import reference as runner
     from adaptive_lora.training.evaluate import Evaluation
 
     real, calls = runner.evaluate, iter(range(100))

@@ -78,7 +78,7 @@ def _rank_pattern() -> tuple[State, str]:
     import torch
     from peft import PeftModel
 
-    from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers, save_adapter
+    from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers, save_adapter, weights_of
     from adaptive_lora.training.base import quiet_libraries
 
     base, plan, examples = _small_case({"attention": 3, "mlp": 1})
@@ -88,7 +88,7 @@ def _rank_pattern() -> tuple[State, str]:
             for layer in lora_layers(model).values():
                 layer.lora_B[ADAPTER].weight.fill_(0.01)
             expected = model(input_ids=ids).logits
-            save_adapter(model, Path(folder), base)
+            save_adapter(weights_of(model), plan, Path(folder), base)
         with quiet_libraries():
             loaded = PeftModel.from_pretrained(base.model, folder)
         difference = float((loaded(input_ids=ids).logits - expected).abs().max())

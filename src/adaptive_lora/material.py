@@ -26,7 +26,7 @@ from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
 from adaptive_lora.scores.gradients import gradient_scores
 from adaptive_lora.streams import derive_seed
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
-from adaptive_lora.training.options import TrainingOptions
+from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
 DEMO_RECORDS = 4000
 """How many different records a generated source has at the most."""
@@ -90,7 +90,7 @@ class Material:
                 "max_length": self.splits.encoder.max_length,
             },
             "modules": [m.name for m in self.modules],
-            "train": spec.train.model_dump(mode="json", exclude={"learning_rate"}),
+            "train": spec.train.model_dump(mode="json", exclude={"learning_rate", "activation_checkpointing"}),
             "engine": spec.engine,
         }
 
@@ -128,8 +128,15 @@ class Material:
         train = self.study.spec.train
         per_epoch = -(-self.study.spec.data.train // train.batch_size)
         steps = train.steps if train.steps is not None else max(1, round((train.epochs or 1) * per_epoch))
-        shared = train.model_dump(exclude={"epochs", "steps", "learning_rate"})
-        return TrainingOptions(learning_rate=run.learning_rate, steps=steps, **shared)
+        elsewhere = {"epochs", "steps", "learning_rate", "multipliers", "activation_checkpointing"}
+        return TrainingOptions(
+            learning_rate=run.learning_rate,
+            steps=steps,
+            b_multiplier=train.multipliers.b,
+            rank_exponent=train.multipliers.rank_exponent,
+            module_multipliers=train.multipliers.modules,
+            **train.model_dump(exclude=elsewhere),
+        )
 
     def plan(self, run: RunSpec, examples: Sequence[Example]) -> RankPlan:
         """The plan of a run, measured on its own training examples where its strategy measures."""
@@ -204,6 +211,12 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)
     budgets = _checked_budgets(study, modules)
+    try:
+        check_multipliers(spec.train.multipliers.modules, modules)
+    except UsageError as error:
+        raise StudyFileError(
+            str(study.path), [study.complaint(("train", "multipliers", "modules"), str(error))]
+        ) from None
     source = open_records(study.locate(spec.data.source))
     base = open_base(location, spec.model.revision, spec.model.dtype, device)
     encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template)

@@ -17,9 +17,9 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.spec import ArmPart, ScalingPart
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.training.adapter import attached, save_adapter
+from adaptive_lora.training.adapter import attached, save_adapter, weights_of
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.options import TrainingOptions
+from adaptive_lora.training.options import TrainingOptions, rate_factors
 from adaptive_lora.training.reference import train as train_reference
 
 _CALIBRATION_POOL = 512
@@ -108,8 +108,9 @@ def train(
     if not examples:
         raise DataError(f"No record of {data} has room for a completion within {encoder.max_length} tokens.")
     with attached(base, plan, seed, options.dropout) as adapted:
-        progress = train_reference(adapted, examples, options, seed)
-        save_adapter(adapted, out, base)
+        factors = rate_factors(plan, options)
+        progress = train_reference(adapted, examples, options, seed, factors=factors)
+        save_adapter(weights_of(adapted), plan, out, base, options.dropout)
     return [record.loss for record in progress.curve]
 
 

@@ -38,6 +38,10 @@ class StudyPaths:
     def adapter(self, run_id: str) -> Path:
         return self.folder / "adapters" / run_id
 
+    @property
+    def bank(self) -> Path:
+        return self.folder / "checkpoints" / "bank.json"
+
     def checkpoint(self, run_id: str) -> Path:
         return self.folder / "checkpoints" / f"{run_id}.safetensors"
 

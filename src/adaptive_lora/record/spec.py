@@ -130,6 +130,17 @@ class SeedsPart(Part):
     tuning: Annotated[list[int], _seeds_of("tuning")] = []
 
 
+class MultipliersPart(Part):
+    """By what the learning rate is multiplied where; see `training.options.rate_factors`."""
+
+    b: Annotated[float, Field(gt=0)] = 1.0
+    """The rate of B over that of A (LoRA+)."""
+    rank_exponent: float = 0.0
+    """Modules of rank r learn at (r_ref / r)^exponent times the rate."""
+    modules: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """By full module name, last part of the name, or kind (attention, mlp)."""
+
+
 class TrainPart(Part):
     """How each adapter is trained; every arm the same."""
 
@@ -143,6 +154,9 @@ class TrainPart(Part):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    multipliers: MultipliersPart = MultipliersPart()
+    activation_checkpointing: bool = False
+    """Less memory for more time: activations are computed again on the way back (bank only)."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainPart:
@@ -176,7 +190,8 @@ class StudySpec(Part):
     seeds: SeedsPart
     train: TrainPart
     analysis: AnalysisPart = AnalysisPart()
-    engine: Literal["reference"] = "reference"
+    engine: Literal["bank", "reference"] = "bank"
+    """All adapters together, or one after another through PEFT."""
 
 
 @dataclass(frozen=True)

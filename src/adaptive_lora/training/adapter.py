@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.streams import derive_seed
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.dropout import dropped, erase_
 from adaptive_lora.training.options import initial_a
 
 ADAPTER = "default"
@@ -22,22 +23,25 @@ ADAPTER = "default"
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose mask depends on (seed, module, step) and nothing else.
+    """Dropout whose mask follows from (seed, module, step) and the batch's tokens; see `dropout.dropped`.
 
-    `step` is set by the training loop before each forward pass; masks are drawn on the CPU, so that
-    they are the same on every device.
+    `step` and `real`, (B, T) true for tokens, are set by the training loop before each forward pass.
     """
 
     def __init__(self, p: float, seed: int, name: str) -> None:
         super().__init__()
         self.p, self.seed, self.name, self.step = p, seed, name, 0
+        self.real: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "dropout", self.name, self.step))
-        kept = torch.rand(x.shape, generator=generator) >= self.p
-        return x * kept.to(x.device) / (1 - self.p)
+        assert self.real is not None  # `set_step` comes before every pass
+        kept = torch.ones_like(x)
+        tokens = kept[self.real]  # (n, d_in), a copy
+        which = dropped(self.seed, self.name, self.step, (len(tokens), x.shape[-1]), self.p, x.device)
+        kept[self.real] = erase_(tokens, which)
+        return x * kept / (1 - self.p)
 
 
 @contextlib.contextmanager
@@ -116,17 +120,37 @@ def set_training(model: Any, on: bool) -> None:
         layer.lora_dropout[ADAPTER].train(on)
 
 
-def set_step(model: Any, step: int) -> None:
-    """Tells the dropout streams which update comes next."""
+def set_step(model: Any, step: int, real: Tensor) -> None:
+    """Tells the dropout streams which update comes next, and which positions of its batch, (B, T), are tokens."""
     for layer in lora_layers(model).values():
         layer.lora_dropout[ADAPTER].step = step
+        layer.lora_dropout[ADAPTER].real = real
 
 
-def save_adapter(model: Any, folder: Path, base: FrozenBase) -> None:
-    """Writes `adapter_config.json` and `adapter_model.safetensors`, readable by `PeftModel.from_pretrained`."""
-    config = model.peft_config[ADAPTER]
+def weights_of(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """A (r, d_in) and B (d_out, r) by full module name, on the CPU."""
+    return {
+        name: (layer.lora_A[ADAPTER].weight.detach().cpu(), layer.lora_B[ADAPTER].weight.detach().cpu())
+        for name, layer in lora_layers(model).items()
+    }
+
+
+def save_adapter(
+    weights: Mapping[str, tuple[Tensor, Tensor]], plan: RankPlan, folder: Path, base: FrozenBase, dropout: float = 0.0
+) -> None:
+    """Writes `adapter_config.json` and `adapter_model.safetensors`, readable by `PeftModel.from_pretrained`.
+
+    `weights` as `weights_of` gives them, whichever engine trained them.
+    """
+    config = plan.to_lora_config(dropout)
     config.base_model_name_or_path = base.location
     config.revision = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision) else None
-    # Never "auto": it would ask the hub whether the vocabulary has grown.
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card, full of blanks
+    config.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    tensors = {
+        f"base_model.model.{name}.lora_{letter}.weight": matrix.contiguous()
+        for name, pair in weights.items()
+        for letter, matrix in zip("AB", pair, strict=True)
+    }
+    (folder / "adapter_model.safetensors").write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))

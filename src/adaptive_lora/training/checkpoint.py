@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,28 @@ class Progress:
     curve: tuple[StepRecord, ...] = field(default=())
 
 
+def write_checkpoint(path: Path, run_id: str, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a run's tensors and progress; the old checkpoint stays until the new one is whole."""
+    metadata = {"run_id": run_id, "progress": json.dumps(asdict(progress))}
+    write_atomically(path, safetensors.torch.save(dict(tensors), metadata))
+
+
+def read_checkpoint(path: Path, run_id: str) -> tuple[Progress, dict[str, Tensor]] | None:
+    """What `write_checkpoint` wrote; nothing where there is no file, one that cannot be read, or another run's:
+    at worst work is repeated."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("run_id") != run_id:
+                return None
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (FileNotFoundError, SafetensorError, OSError):
+        return None
+    content = json.loads(metadata["progress"])
+    curve = tuple(StepRecord(**record) for record in content["curve"])
+    return Progress(content["steps_done"], content["train_seconds"], curve), tensors
+
+
 def save_checkpoint(
     path: Path,
     run_id: str,
@@ -45,37 +68,28 @@ def save_checkpoint(
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Writes parameters, AdamW moments and progress; the old checkpoint stays until the new one is whole."""
+    """`write_checkpoint` of parameters and a torch optimizer's moments."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"parameter/{name}"] = parameter.detach().cpu().contiguous()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = torch.as_tensor(value).cpu().contiguous()
-    metadata = {"run_id": run_id, "progress": json.dumps(asdict(progress))}
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    write_checkpoint(path, run_id, progress, tensors)
 
 
 def load_checkpoint(
     path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> Progress:
-    """Restores a run into its parameters and optimizer; a fresh start where there is nothing to restore.
-
-    A file that cannot be read, or that is another run's, counts as nothing: at worst work is repeated.
-    """
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("run_id") != run_id:
-                return Progress()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (FileNotFoundError, SafetensorError, OSError):
+    """Restores a run into its parameters and optimizer; a fresh start where there is nothing to restore."""
+    found = read_checkpoint(path, run_id)
+    if found is None:
         return Progress()
+    progress, tensors = found
     if any(
         tensors.get(f"parameter/{name}", torch.empty(0)).shape != parameter.shape
         for name, parameter in parameters.items()
     ):
         return Progress()  # measured again, the plan came out otherwise: its run begins anew
-    progress = json.loads(metadata["progress"])
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"parameter/{name}"])
         state = {
@@ -85,5 +99,4 @@ def load_checkpoint(
         }
         if state:
             optimizer.state[parameter] = state
-    curve = tuple(StepRecord(**record) for record in progress["curve"])
-    return Progress(progress["steps_done"], progress["train_seconds"], curve)
+    return progress

@@ -46,7 +46,7 @@ def evaluate(
     nll = np.zeros(len(examples))
     count = np.zeros(len(examples), dtype=np.int64)
     exact = np.zeros(len(examples), dtype=np.bool_)
-    for rows in _batches(examples, tokens):
+    for rows in batches_of(examples, tokens):
         if should_stop():
             raise KeyboardInterrupt
         batch = collate([examples[i] for i in rows]).to(device)
@@ -58,8 +58,8 @@ def evaluate(
     return Evaluation(nll, count, exact)
 
 
-def _batches(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
-    """Indices, shortest first, so that little is padding; the order depends on the examples alone."""
+def batches_of(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `tokens` positions, shortest first, so that little is padding."""
     rows: list[int] = []
     for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
         if rows and (len(rows) + 1) * len(examples[i].ids) > tokens:

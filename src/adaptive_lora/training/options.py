@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptive_lora.errors import UsageError
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.streams import numpy_stream
 
 Schedule = Literal["linear", "cosine", "constant"]
@@ -34,6 +38,13 @@ class TrainingOptions:
     """Share of the adapter's inputs that is dropped, LoRA's own dropout."""
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    b_multiplier: float = 1.0
+    """The rate of B over that of A (LoRA+, arXiv 2402.12354, takes about 16)."""
+    rank_exponent: float = 0.0
+    """A module of rank r learns at (r_ref / r)^exponent times the rate, r_ref being the scaling rule's
+    (1/2 keeps the first steps alike under constant scaling, arXiv 2602.06204)."""
+    module_multipliers: Mapping[str, float] = field(default_factory=dict)
+    """Factor on the rate by full module name, by last part of the name (`c_attn`), or by kind (`attention`)."""
 
     @property
     def warmup_steps(self) -> int:
@@ -76,6 +87,33 @@ class DataOrder:
         epoch, within = divmod(step, self.steps_per_epoch)
         order = numpy_stream(self.seed, "data", epoch).permutation(self.examples)
         return order[within * self.batch_size : (within + 1) * self.batch_size]
+
+
+def rate_factors(plan: RankPlan, options: TrainingOptions) -> dict[str, tuple[float, float]]:
+    """By what the rates of A and of B of each module are multiplied; 1 and 1 unless the options say otherwise.
+
+    Of several multipliers that name a module the most particular counts: full name, last part, kind.
+    """
+    factors = {}
+    for shape in plan.modules:
+        factor = next((options.module_multipliers[n] for n in _names(shape) if n in options.module_multipliers), 1.0)
+        factor *= (plan.scaling.reference_rank / plan.ranks[shape.name]) ** options.rank_exponent
+        factors[shape.name] = (factor, factor * options.b_multiplier)
+    return factors
+
+
+def check_multipliers(multipliers: Mapping[str, float], modules: Sequence[ModuleShape]) -> None:
+    """UsageError where a multiplier names nothing among the modules."""
+    known = {name for shape in modules for name in _names(shape)}
+    if unknown := sorted(multipliers.keys() - known):
+        raise UsageError(
+            f"A rate multiplier is given for {unknown[0]!r}, which is no target module, last part of one, or kind. "
+            f"Parts and kinds here: {', '.join(sorted({name for shape in modules for name in _names(shape)[1:]}))}."
+        )
+
+
+def _names(shape: ModuleShape) -> tuple[str, str, str]:
+    return shape.name, shape.name.split(".")[-1], shape.kind
 
 
 def initial_a(seed: int, name: str, rank: int, d_in: int) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ Everything random is a function of (seed, name, step): nothing is drawn from glo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import torch
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.training.adapter import set_step, set_training, trainable
+from adaptive_lora.training.adapter import ADAPTER, lora_layers, set_step, set_training, trainable
 from adaptive_lora.training.batches import collate, sequence_losses
 from adaptive_lora.training.checkpoint import Progress, StepRecord, load_checkpoint, save_checkpoint
 from adaptive_lora.training.options import DataOrder, TrainingOptions
@@ -58,16 +58,17 @@ def train(
     keeping: Keeping | None = None,
     on_step: Callable[[StepRecord], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
+    factors: Mapping[str, tuple[float, float]] | None = None,
 ) -> Progress:
     """Trains the adapter of a PeftModel in place and says how it went.
 
     With `keeping`, continues from the checkpoint of the same run and ends as if never interrupted.
-    `should_stop` is asked between updates; a yes is kept safe and raised as KeyboardInterrupt.
-    Raises Diverged.
+    `should_stop` is asked between updates; a yes is kept safe and raised as KeyboardInterrupt. `factors`
+    (`rate_factors`) multiply the rates of A and B by module. Raises Diverged.
     """
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(
-        parameters.values(),
+        _groups(model, factors) if factors else parameters.values(),
         lr=0.0,
         betas=options.betas,
         eps=options.epsilon,
@@ -106,7 +107,7 @@ def update(
     """One update of the adapter on one batch; raises Diverged before anything non-finite is applied."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch = collate(examples).to(parameters[0].device)
-    set_step(model, step)
+    set_step(model, step, batch.attention_mask.bool())
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     losses = sequence_losses(logits, batch.labels)
     loss = losses.nll.sum() / losses.tokens.sum()
@@ -114,7 +115,7 @@ def update(
         raise Diverged(step, "loss")
 
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     limit = options.max_grad_norm if options.max_grad_norm is not None else float("inf")
     norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
     if not torch.isfinite(norm):
@@ -122,9 +123,18 @@ def update(
 
     rate = options.rate_at(step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     optimizer.step()
     return StepRecord(step, loss.item(), norm.item(), rate, int(losses.tokens.sum()))
+
+
+def _groups(model: Any, factors: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
+    """The adapter's parameters in groups that share a factor on the rate."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, layer in lora_layers(model).items():
+        for factor, part in zip(factors[name], (layer.lora_A, layer.lora_B), strict=True):
+            groups.setdefault(factor, []).append(part[ADAPTER].weight)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
 
 
 def _with(progress: Progress, curve: list[StepRecord]) -> Progress:

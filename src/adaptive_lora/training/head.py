@@ -1,0 +1,86 @@
+"""From hidden states to losses: the model's output layer on the positions that count, a bounded number at a time."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LARGEST_LOGITS = 1 << 25
+"""Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that while the loss is taken."""
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """What the completion tokens of a pack cost; all (C,), and the gradient (C, d)."""
+
+    nll: Tensor
+    """Negative log-likelihood, nats."""
+    right: Tensor
+    """Whether the likeliest token was the right one."""
+    gradient: Tensor | None
+    """Of the weighted sum of `nll` by the hidden states."""
+
+
+class _Given(nn.Module):
+    """Stands where the decoder was, and hands on what it is given."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+
+class Head:
+    """A causal language model in two halves: `decoder` up to the hidden states, `losses` from there.
+
+    The second half is the model's own forward pass with its decoder left out, so that whatever it does to
+    its logits (scales, caps) is done.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.decoder = model.get_decoder()
+        path = next(name for name, module in model.named_modules() if module is self.decoder)
+        self._rest = _without(model, path.split("."))
+        self._vocabulary = model.config.get_text_config().vocab_size
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(C, d) to (C, V)."""
+        return self._rest(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+    def losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> TokenLosses:
+        """Losses of the tokens `targets` (C,) that follow `hidden` (C, d).
+
+        With `weights` (C,) also the gradient of Σ weight · nll by `hidden`, so that the logits of no more
+        than a few positions are ever held.
+        """
+        size = max(1, LARGEST_LOGITS // self._vocabulary)
+        nll, right, gradients = [], [], []
+        for begin in range(0, len(targets), size):
+            part = slice(begin, begin + size)
+            rows = hidden[part].detach().requires_grad_(weights is not None)
+            with torch.set_grad_enabled(weights is not None):
+                logits = self.logits(rows)
+                exact = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+                cost = functional.cross_entropy(exact, targets[part], reduction="none")
+                if weights is not None:
+                    gradients.append(torch.autograd.grad(cost @ weights[part].to(cost.dtype), rows)[0])
+            nll.append(cost.detach())
+            right.append(logits.detach().argmax(-1) == targets[part])
+        return TokenLosses(torch.cat(nll), torch.cat(right), torch.cat(gradients) if weights is not None else None)
+
+
+def _without(model: nn.Module, path: list[str]) -> nn.Module:
+    """A copy of the model that shares everything but the module at `path`."""
+    twin = copy.copy(model)
+    modules = dict(model._modules)
+    name, *rest = path
+    inner = modules[name]
+    assert inner is not None  # `path` came from the model's own modules
+    modules[name] = _without(inner, rest) if rest else _Given()
+    object.__setattr__(twin, "_modules", modules)
+    return twin

@@ -1,0 +1,33 @@
+"""AdamW on one adapter's vector, the arithmetic of `torch.optim.AdamW`, with a factor on the rate of each parameter."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from adaptive_lora.training.slots import Slot
+
+
+@torch.no_grad()
+def update_slot(slot: Slot, norm: float) -> float:
+    """Clips the slot's gradient, whose 2-norm is `norm`, applies it and counts the step; gives the rate.
+
+    g <- g min(1, c / (norm + 1e-6));  p <- p (1 - f η λ);  m, v <- moments;
+    p <- p - f η / (1 - β1^t) m / (sqrt(v / (1 - β2^t)) + ε)   (arXiv 1711.05101; f the factor, η the rate)
+    """
+    options = slot.member.options
+    rate = options.rate_at(slot.step)
+    slot.step += 1
+    if options.max_grad_norm is not None:
+        slot.gradient.mul_(min(1.0, options.max_grad_norm / (norm + 1e-6)))
+    beta1, beta2 = options.betas
+    if options.weight_decay:
+        decay = rate * options.weight_decay
+        slot.parameters.mul_(1 - decay if slot.factors is None else 1 - decay * slot.factors)
+    slot.mean.lerp_(slot.gradient, 1 - beta1)
+    slot.square.mul_(beta2).addcmul_(slot.gradient, slot.gradient, value=1 - beta2)
+    spread = slot.square.sqrt().div_(math.sqrt(1 - beta2**slot.step)).add_(options.epsilon)
+    direction = slot.mean if slot.factors is None else slot.mean * slot.factors
+    slot.parameters.addcdiv_(direction, spread, value=-rate / (1 - beta1**slot.step))
+    return rate
