@@ -101,7 +101,9 @@ budgets: ["rank:2"]
 arms: [uniform, linear-decay, empirical, random]
 seeds: {{evaluation: 2}}
 train: {{steps: 6, batch_size: 4, learning_rate: 1e-2, dropout: 0.1}}
+engine: bank
 """
+REFERENCE = ("engine: bank", "engine: reference")
 
 
 @pytest.fixture

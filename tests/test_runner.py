@@ -23,6 +23,7 @@ from adaptive_lora.record.status import study_status
 from adaptive_lora.runner import Silent, run_study
 from adaptive_lora.telling.report.build import write_report
 from adaptive_lora.training.checkpoint import StepRecord
+from tests.conftest import REFERENCE
 
 WriteStudy = Callable[..., Path]
 RESULTS = ["run_id", "status", "validation_loss", "test_loss", "trainable_parameters"]
@@ -103,24 +104,26 @@ def test_a_run_that_diverges_is_recorded_and_leaves_the_others(study_file: Write
     assert table.loc["random", "step"].notna().all() and table.loc["random", "error"].str.contains("not finite").all()
 
 
+@pytest.mark.parametrize("engine", ["bank", "reference"])
 def test_a_failure_is_recorded_and_tried_again(
-    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform, random]")))
-    from adaptive_lora.workers import reference as runner
+    arms = ("[uniform, linear-decay, empirical, random]", "[uniform, random]")
+    study = load_study(study_file(arms, ("engine: bank", f"engine: {engine}")))
+    from adaptive_lora.workers import common
 
-    real = runner.save_adapter
-    monkeypatch.setattr(runner, "save_adapter", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    real = common.save_adapter
+    monkeypatch.setattr(common, "save_adapter", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     outcome = run_study(study, tmp_path / "out")
     assert (outcome.failed, outcome.whole) == (4, False)
     assert load_results(tmp_path / "out")["error"].str.contains("OSError: disk full").all()
 
-    monkeypatch.setattr(runner, "save_adapter", real)
+    monkeypatch.setattr(common, "save_adapter", real)
     assert run_study(study, tmp_path / "out").completed == 4
 
 
 def test_an_interrupt_keeps_the_run_and_the_same_call_goes_on(study_file: WriteStudy, tmp_path: Path) -> None:
-    study = load_study(study_file())
+    study = load_study(study_file(REFERENCE))
     run_study(study, tmp_path / "whole")
 
     class Interrupt(Silent):
@@ -160,10 +163,14 @@ run_study(load_study(Path(sys.argv[1])), Path(sys.argv[2]), Kill(), checkpoint_s
 """
 
 
-def test_kill_9_and_the_same_command_end_in_the_same_results(study_file: WriteStudy, tmp_path: Path) -> None:
-    path = study_file()
+@pytest.mark.parametrize(("engine", "steps"), [("reference", (9, 16)), ("bank", (2, 3))])
+def test_kill_9_and_the_same_command_end_in_the_same_results(
+    study_file: WriteStudy, tmp_path: Path, engine: str, steps: tuple[int, int]
+) -> None:
+    """Bit for bit, also in the bank: it is formed again as it was."""
+    path = study_file(("engine: bank", f"engine: {engine}"))
     run_study(load_study(path), tmp_path / "whole")
-    for step in (9, 16):
+    for step in steps:
         command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cut"), str(step)]
         assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
     assert run_study(load_study(path), tmp_path / "cut").whole
@@ -187,7 +194,7 @@ def test_a_run_cut_while_it_is_evaluated_is_not_trained_again(
     real, calls = runner.evaluate, iter(range(100))
 
     def cut(*arguments: object) -> object:
-        if next(calls) == 2:  # the first run's validation, after the frozen model's two splits
+        if next(calls) == 0:  # the first run's validation
             raise KeyboardInterrupt
         return real(*arguments)  # type: ignore[arg-type]
 
@@ -198,7 +205,7 @@ def test_a_run_cut_while_it_is_evaluated_is_not_trained_again(
             self.steps += 1
 
     monkeypatch.setattr(runner, "evaluate", cut)
-    study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]")))
+    study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]"), REFERENCE))
     watcher = Count()
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path / "out", watcher)
@@ -270,7 +277,7 @@ def test_nothing_is_chosen_while_a_tuning_run_is_missing(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rate chosen without the run that failed would be another rate after the repeat."""
-    study = load_study(study_file(*GRID))
+    study = load_study(study_file(*GRID, REFERENCE))
     from adaptive_lora.workers import reference as runner
 
     real, calls = runner.train, iter(range(100))
@@ -305,19 +312,19 @@ def test_an_arm_whose_every_rate_diverges_is_decided(study_file: WriteStudy, tmp
 def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptive_lora.workers import reference as runner
     from adaptive_lora.training.evaluate import Evaluation
+    from adaptive_lora.workers import reference as runner
 
     real, calls = runner.evaluate, iter(range(100))
 
     def broken(*arguments: object) -> Evaluation:
         found = real(*arguments)  # type: ignore[arg-type]
-        if next(calls) == 3:  # the first run's test split
+        if next(calls) == 1:  # the first run's test split
             found.nll[0] = float("nan")
         return found
 
     monkeypatch.setattr(runner, "evaluate", broken)
-    outcome = run_study(load_study(study_file()), tmp_path / "out")
+    outcome = run_study(load_study(study_file(REFERENCE)), tmp_path / "out")
     assert (outcome.diverged, outcome.completed, outcome.whole) == (1, 7, True)
 
 

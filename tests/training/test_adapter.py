@@ -18,6 +18,7 @@ from adaptive_lora.training.adapter import (
     save_adapter,
     trainable,
     verify,
+    weights_of,
 )
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
 from adaptive_lora.training.options import initial_a
@@ -90,7 +91,7 @@ def test_peft_reads_what_we_save(base: FrozenBase, tmp_path: Path, rule: str) ->
         for layer in lora_layers(model).values():
             torch.nn.init.normal_(layer.lora_B[ADAPTER].weight, generator=torch.Generator().manual_seed(1))
         expected = model(IDS).logits
-        save_adapter(model, tmp_path, base)
+        save_adapter(weights_of(model), mixed_plan(base.outline.modules, rule), tmp_path, base)
     plain = base.model(IDS).logits
     with quiet_libraries():
         loaded = PeftModel.from_pretrained(base.model, tmp_path)

@@ -25,7 +25,8 @@ ADAPTER = "default"
 class SeededDropout(nn.Module):
     """Dropout whose mask follows from (seed, module, step) and the batch's tokens; see `dropout.dropped`.
 
-    `step` and `real`, (B, T) true for tokens, are set by the training loop before each forward pass.
+    `step` and `real`, (B, T) true for tokens (nothing: all are), are set by the training loop before each
+    forward pass.
     """
 
     def __init__(self, p: float, seed: int, name: str) -> None:
@@ -36,11 +37,11 @@ class SeededDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        assert self.real is not None  # `set_step` comes before every pass
+        real = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if self.real is None else self.real
         kept = torch.ones_like(x)
-        tokens = kept[self.real]  # (n, d_in), a copy
+        tokens = kept[real]  # (n, d_in), a copy
         which = dropped(self.seed, self.name, self.step, (len(tokens), x.shape[-1]), self.p, x.device)
-        kept[self.real] = erase_(tokens, which)
+        kept[real] = erase_(tokens, which)
         return x * kept / (1 - self.p)
 
 

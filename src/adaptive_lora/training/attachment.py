@@ -142,7 +142,8 @@ def _recomputed(model: Any) -> Iterator[None]:
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks:
         raise ModelError("This model's blocks do not support activation checkpointing; leave it off.")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with quiet_libraries():  # transformers 6 will call it otherwise
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     for block in blocks:
         block.training = True  # the block alone, not what is in it: the base's own dropout stays off
     try:
@@ -150,4 +151,5 @@ def _recomputed(model: Any) -> Iterator[None]:
     finally:
         for block in blocks:
             block.training = False
-        model.gradient_checkpointing_disable()
+        with quiet_libraries():
+            model.gradient_checkpointing_disable()

@@ -31,7 +31,7 @@ from adaptive_lora.training.evaluate import Evaluation, batches_of
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.memory import is_out_of_memory, tokens_at_once
 from adaptive_lora.training.optimizer import update_slot
-from adaptive_lora.training.packing import Pack, pack
+from adaptive_lora.training.packing import Pack, chunks_of, pack
 from adaptive_lora.training.reference import Diverged
 from adaptive_lora.training.slots import Member, Slot, make_slots
 
@@ -163,7 +163,7 @@ class Bank:
         batches = {i: self.slots[i].member.batch(self.slots[i].step) for i in running}
         self._all.refresh(self._dtype)
         self.tokens = {i: sum(len(example.ids) for example in batch) for i, batch in batches.items()}
-        chunks = self._chunks(running, self.tokens)
+        chunks = chunks_of(self.tokens, self.chunk_tokens, self.workers)
         for chunk, outcomes in zip(chunks, self._each(lambda c: self._update(c, batches), chunks), strict=True):
             for i, outcome in zip(chunk, outcomes, strict=True):
                 results[i] = outcome
@@ -205,7 +205,7 @@ class Bank:
     def gradients(self, members: Sequence[int], batches: Sequence[Sequence[Example]]) -> list[tuple[float, int]]:
         """Adds the gradient of each member's mean loss on its batch to its vector; gives loss and token count."""
         work = self._work(members, batches, training=True)
-        tokens = _per_member(work.pack, torch.tensor(work.pack.counts))
+        tokens = _sum_by(torch.tensor(work.pack.counts), torch.tensor(work.pack.owners), len(members))
         with at_work(work), torch.enable_grad():
             hidden = self._hidden(work.pack)
             weights = torch.tensor([1 / n if n else float("nan") for n in tokens.tolist()], device=self.device)
@@ -272,21 +272,6 @@ class Bank:
         assert self._form is not None
         return self._form.head.losses(hidden, packed.targets, weights)
 
-    def _chunks(self, members: Sequence[int], sizes: dict[int, int]) -> list[list[int]]:
-        """Consecutive members, as many as go into a pass; as many chunks as keep all workers busy to the end."""
-        total = sum(sizes.values())
-        passes = math.ceil(total / self.chunk_tokens / self.workers) * self.workers
-        share = total / min(passes, max(1, len(members)))
-        chunks: list[list[int]] = []
-        filled = 0
-        for i in members:
-            room = chunks and sum(sizes[j] for j in chunks[-1]) + sizes[i] <= self.chunk_tokens
-            if not room or filled >= share * len(chunks):
-                chunks.append([])
-            chunks[-1].append(i)
-            filled += sizes[i]
-        return chunks
-
     def _each(self, do: Callable[[Any], Any], units: Iterable[Any]) -> list[Any]:
         """`do` of every unit, by the workers where there are several."""
         units = list(units)
@@ -306,10 +291,6 @@ def _apply(slot: Slot, loss: float, tokens: int, norm: float) -> StepRecord | Di
         return Diverged(slot.step, "gradient")
     step = slot.step
     return StepRecord(step, loss, norm, update_slot(slot, norm), tokens)
-
-
-def _per_member(packed: Pack, values: Tensor) -> Tensor:
-    return _sum_by(values, torch.tensor(packed.owners), len(packed.segments))
 
 
 def _sum_by(values: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,6 +107,27 @@ def pack(
         counts=tuple(int(count) for count in counts),
         owners=tuple(owners),
     )
+
+
+def chunks_of(sizes: Mapping[int, int], limit: int, workers: int) -> list[list[int]]:
+    """Members with `sizes` tokens cut into consecutive chunks of at most `limit`, so even and so many that all
+    workers are busy to the end; a member larger than the limit has a chunk of its own.
+
+    >>> chunks_of({0: 30, 1: 30, 4: 30, 5: 30}, limit=100, workers=2)
+    [[0, 1], [4, 5]]
+    """
+    total = sum(sizes.values())
+    passes = math.ceil(total / limit / workers) * workers
+    share = total / max(1, min(passes, len(sizes)))
+    chunks: list[list[int]] = []
+    filled = within = 0
+    for member, size in sizes.items():
+        if not chunks or within + size > limit or filled >= share * len(chunks):
+            chunks.append([])
+            within = 0
+        chunks[-1].append(member)
+        filled, within = filled + size, within + size
+    return chunks
 
 
 def _stretches(

@@ -93,7 +93,6 @@ class BankWorker(Worker):
             if self.should_stop():
                 raise KeyboardInterrupt
             options = self.material.training_options(run)
-            self.ledger.begin(run_id, "bank", str(self.material.base.device), options.steps)
             began = time.monotonic()
             try:
                 examples = self.material.training_examples(run.seed)
@@ -127,7 +126,11 @@ class BankWorker(Worker):
     def _train(self, seats: Sequence[_Seat], composition: Composition) -> None:
         spec = self.material.study.spec.train
         steps = max(seat.member.options.steps for seat in seats)
-        self.watcher.begin(f"{len(seats)} {seats[0].run.phase} runs together", steps)
+        for seat in seats:
+            engine = f"bank of {len(seats)}"  # what its seconds are to be read with
+            self.ledger.begin(seat.run_id, engine, str(self.material.base.device), seat.member.options.steps)
+        self.watcher.stage(f"training {len(seats)} {seats[0].run.phase} runs together")
+        self.watcher.begin(f"{len(seats)} {seats[0].run.phase} runs", steps)
         bank = Bank(
             self.material.base,
             [seat.member for seat in seats],
