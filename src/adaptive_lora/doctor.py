@@ -73,6 +73,32 @@ def _forward_and_backward() -> tuple[State, str]:
     return ("ok" if last < first else "failed"), f"loss {first:.3f} -> {last:.3f} in two updates"
 
 
+def _bank() -> tuple[State, str]:
+    """Two adapters trained together must go as each does alone; says which attention they were trained with."""
+    from adaptive_lora.training.adapter import attached
+    from adaptive_lora.training.bank import Bank, Member
+    from adaptive_lora.training.kernel import attention_kernel
+    from adaptive_lora.training.options import TrainingOptions
+    from adaptive_lora.training.reference import train
+
+    base, plan, examples = _small_case({"attention": 2, "mlp": 1})
+    options = TrainingOptions(learning_rate=1e-3, steps=3, batch_size=2, dropout=0.1)
+    members = [Member(plan=plan, options=options, seed=seed, examples=examples) for seed in (0, 1)]
+    together = []
+    with Bank(base, members) as bank:
+        while bank.running:
+            together.append([getattr(record, "loss", float("nan")) for record in bank.step()])
+    worst = 0.0
+    for k, member in enumerate(members):
+        with attached(base, plan, member.seed, options.dropout) as model:
+            alone = train(model, examples, options, member.seed).curve
+        worst = max(
+            worst, *(abs(now[k] - record.loss) / record.loss for now, record in zip(together, alone, strict=True))
+        )
+    attention = "compiled" if attention_kernel() is not None else "torch's (no C compiler: slower on short texts)"
+    return ("ok" if worst < 1e-4 else "failed"), f"losses as alone within {worst:.1e}; attention: {attention}"
+
+
 def _rank_pattern() -> tuple[State, str]:
     """Mixed ranks must be built as planned (read back inside `attached`) and survive PEFT's own format."""
     import torch
@@ -186,6 +212,7 @@ CHECKS: dict[str, tuple[Callable[[], tuple[State, str]], str]] = {
         "`pip install -U peft`: before 0.21 it does not warn of rank patterns that match nothing.",
     ),
     "forward and backward": (_forward_and_backward, "Reinstall torch for this machine; see pytorch.org."),
+    "bank": (_bank, "Set `engine: reference` in study files, and report this with the versions above."),
     "PEFT rank pattern": (_rank_pattern, "`pip install -U peft transformers`, then run this again."),
     "ledger": (_ledger, "Use a folder on a local disk; some network drives do not keep SQLite's promises."),
     "hub": (_hub, "Without the hub, name local folders and files; `adaptive-lora demo` needs nothing."),

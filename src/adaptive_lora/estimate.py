@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +14,10 @@ from adaptive_lora.material import Material
 from adaptive_lora.planning.strategies import find_strategy
 from adaptive_lora.record.runs import Phase, RunSpec, arms_on_budgets, count_runs, scaling_of
 from adaptive_lora.training.adapter import attached, set_training, trainable
+from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
+from adaptive_lora.training.head import LARGEST_LOGITS
+from adaptive_lora.training.memory import members_at_once, state_bytes
 from adaptive_lora.training.reference import update
 
 
@@ -27,64 +32,101 @@ class Estimate:
     steps: int
     """Updates per run."""
     memory_bytes: int
-    """At least: weights, adapter with gradient and AdamW state, logits of one batch with gradient."""
+    """About: weights, adapters with gradient and AdamW state, activations (measured), logits."""
     seconds: float
     """All runs, from timed updates and evaluations on this machine."""
     warnings: tuple[str, ...]
 
 
 def estimate(material: Material) -> Estimate:
-    """Plans every arm once and times a few updates of the first; nothing is written."""
+    """Plans every arm once and times a few updates by the study's engine; nothing is written."""
     spec = material.study.spec
     seed = spec.seeds.evaluation[0]
     examples = material.training_examples(seed)
     parameters, plan_seconds = {}, 0.0
-    plans = []
+    members = []
     for text, arm in arms_on_budgets(spec):
         run = RunSpec(Phase.EVALUATION, arm, text, scaling_of(spec, arm), spec.train.learning_rate[0], seed)
         began = time.monotonic()
-        plans.append((run, material.plan(run, examples)))
+        plan = material.plan(run, examples)
         plan_seconds += time.monotonic() - began
-        parameters[f"{arm.name} at {text}"] = plans[-1][1].trainable_parameters
-    run, plan = plans[0]
-    options = material.training_options(run)
-    with attached(material.base, plan, seed, options.dropout) as model:
-        optimizer = torch.optim.AdamW(trainable(model).values())
-        set_training(model, True)
-        times = []
-        for step in range(4):
-            batch = list(examples[step * options.batch_size :][: options.batch_size] or examples[: options.batch_size])
-            began = time.monotonic()
-            update(model, optimizer, batch, options, step)
-            times.append(time.monotonic() - began)
-        set_training(model, False)
-        began = time.monotonic()
-        some = material.splits.validation[:50]
-        evaluate(model, some, material.base.device)
-        per_record = (time.monotonic() - began) / len(some)
+        members.append(Member(plan=plan, options=material.training_options(run), seed=seed, examples=examples))
+        parameters[f"{arm.name} at {text}"] = plan.trainable_parameters
     counts = count_runs(spec)
-    step_seconds = sorted(times[1:])[1]  # the first update pays for warming up
-    validation, test = spec.data.validation, spec.data.test
-    seconds = sum(counts.values()) * (options.steps * step_seconds + validation * per_record)
-    seconds += counts[Phase.EVALUATION] * test * per_record + sum(counts.values()) * plan_seconds / len(plans)
+    total = sum(counts.values())
+    cost = _by_bank(material, members, total) if spec.engine == "bank" else _by_reference(material, members[0])
+    steps = members[0].options.steps
+    seconds = total * (steps * cost.update + spec.data.validation * cost.record)
+    seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + total * plan_seconds / len(members)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
-        steps=options.steps,
-        memory_bytes=_memory(material, max(parameters.values()), options.batch_size, max(len(e.ids) for e in examples)),
+        steps=steps,
+        memory_bytes=_weights(material) + max(cost.working_bytes, _scoring(material)),
         seconds=seconds,
         warnings=tuple(_warnings(material, parameters)),
     )
 
 
-def _memory(material: Material, trainable_parameters: int, batch_size: int, length: int) -> int:
-    """Weights, and the larger of training (adapter, gradient, moments, logits) and scoring (a gradient per weight)."""
-    model = material.base.model
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    logits = 3 * 4 * batch_size * length * model.config.get_text_config().vocab_size
+@dataclass(frozen=True)
+class _Cost:
+    update: float
+    """Seconds of one adapter's update."""
+    record: float
+    """Seconds to evaluate one adapter on one record."""
+    working_bytes: int
+    """What training takes besides the base model."""
+
+
+def _by_bank(material: Material, members: Sequence[Member], runs: int) -> _Cost:
+    together = list(itertools.islice(itertools.cycle(members), min(runs, 8)))
+    checkpointing = material.study.spec.train.activation_checkpointing
+    with Bank(material.base, together, checkpointing=checkpointing) as bank:
+        times = [_seconds(bank.step) for _ in range(4)]
+        some = material.splits.validation[:50]
+        record = _seconds(lambda: bank.evaluate(some)) / len(some)
+        batch = sum(bank.tokens.values()) / len(together)
+        positions = min(bank.chunk_tokens, batch * runs) * bank.workers
+        activations = positions * bank.bytes_per_token()
+    plans = [member.plan for member in members]
+    adapters = min(runs, members_at_once(material.base, plans)) * max(state_bytes(material.base, p) for p in plans)
+    vocabulary = material.base.model.config.get_text_config().vocab_size
+    logits = 3 * 4 * min(LARGEST_LOGITS, int(positions) * vocabulary)
+    update = sorted(times[1:])[1]  # the first update pays for warming up
+    return _Cost(update / len(together), record / len(together), int(adapters + activations + logits))
+
+
+def _by_reference(material: Material, member: Member) -> _Cost:
+    options, examples = member.options, member.examples
+    with attached(material.base, member.plan, member.seed, options.dropout) as model:
+        optimizer = torch.optim.AdamW(trainable(model).values())
+        set_training(model, True)
+        times = [
+            _seconds(lambda step=step: update(model, optimizer, member.batch(step), options, step))  # type: ignore[misc]
+            for step in range(4)
+        ]
+        set_training(model, False)
+        some = material.splits.validation[:50]
+        record = _seconds(lambda: evaluate(model, some, material.base.device)) / len(some)
+    longest = max(len(example.ids) for example in examples)
+    logits = 3 * 4 * options.batch_size * longest * material.base.model.config.get_text_config().vocab_size
+    return _Cost(sorted(times[1:])[1], record, state_bytes(material.base, member.plan) + logits)
+
+
+def _seconds(do: Callable[[], object]) -> float:
+    began = time.monotonic()
+    do()
+    return time.monotonic() - began
+
+
+def _weights(material: Material) -> int:
+    return sum(p.numel() * p.element_size() for p in material.base.model.parameters())
+
+
+def _scoring(material: Material) -> int:
+    """A gradient for every target weight, where a strategy measures."""
     measures = any(arm.strategy and find_strategy(arm.strategy).rests_on == "data" for arm in material.study.spec.arms)
-    scoring = 4 * sum(m.d_in * m.d_out for m in material.modules) if measures else 0
-    return int(weights + max(16 * trainable_parameters, scoring) + logits)
+    return 4 * sum(m.d_in * m.d_out for m in material.modules) if measures else 0
 
 
 def _warnings(material: Material, parameters: dict[str, int]) -> list[str]:

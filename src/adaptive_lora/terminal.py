@@ -158,8 +158,8 @@ def estimate_view(found: Estimate) -> Group:
         sizes.add_row(Text(label), f"{count:,}")
     minutes = found.seconds / 60
     cost = (
-        f"\n{found.steps:,} steps a run; at least {found.memory_bytes / 1e6:,.0f} MB of memory for weights, adapter "
-        f"and logits; about {minutes:.1f} minutes in all on this machine"
+        f"\n{found.steps:,} steps a run; about {found.memory_bytes / 1e6:,.0f} MB of memory for weights, "
+        f"adapters, activations and logits; about {minutes:.1f} minutes in all on this machine"
     )
     return Group(
         runs,
