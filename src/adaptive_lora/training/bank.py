@@ -208,9 +208,11 @@ class Bank:
         tokens = _sum_by(torch.tensor(work.pack.counts), torch.tensor(work.pack.owners), len(members))
         with at_work(work), torch.enable_grad():
             hidden = self._hidden(work.pack)
-            weights = torch.tensor([1 / n if n else float("nan") for n in tokens.tolist()], device=self.device)
+            exact = torch.float64 if self._dtype == torch.float64 else torch.float32
+            shares = [1 / n if n else math.nan for n in tokens.tolist()]
+            weights = torch.tensor(shares, dtype=exact, device=self.device)
             owners = torch.tensor(work.pack.owners, device=self.device)[work.pack.sequence]
-            weights = weights.to(torch.float64 if self._dtype == torch.float64 else torch.float32)[owners]
+            weights = weights[owners]
             losses = self._losses(hidden.detach(), work.pack, weights)
             hidden.backward(losses.gradient)
         sums = _sum_by(losses.nll, owners, len(members)).tolist()

@@ -46,6 +46,8 @@ def _positions(stream: np.random.Generator, size: int, p: float) -> NDArray[np.i
     A gap is geometric, floor(E / -ln(1 - p)) + 1 with E exponential, so that few numbers are drawn where
     little is dropped.
     """
+    if not p:
+        return np.zeros(0, dtype=np.int64)
     found: list[NDArray[np.int64]] = []
     last = -1
     while last < size:

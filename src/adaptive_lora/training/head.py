@@ -60,7 +60,7 @@ class Head:
         """
         size = max(1, LARGEST_LOGITS // self._vocabulary)
         nll, right, gradients = [], [], []
-        for begin in range(0, len(targets), size):
+        for begin in range(0, max(1, len(targets)), size):
             part = slice(begin, begin + size)
             rows = hidden[part].detach().requires_grad_(weights is not None)
             with torch.set_grad_enabled(weights is not None):

@@ -192,7 +192,8 @@ def _stacks(
             a, a_gradient = (whole[i, :, at:middle].view(count, rank, shape.d_in) for i in (0, 1))
             b, b_gradient = (whole[i, :, middle:end].view(count, rank, shape.d_out) for i in (0, 1))
             scaling = [m.plan.scaling_of(name) if m.plan.ranks.get(name, 0) else 0.0 for m in members]
-            stacks[name] = Stack(a, b, a_gradient, b_gradient, torch.tensor(scaling).to(a), a, b)
+            factors = torch.tensor(scaling, dtype=a.dtype, device=a.device)
+            stacks[name] = Stack(a, b, a_gradient, b_gradient, factors, a, b)
         at = end
     return stacks
 
