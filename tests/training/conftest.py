@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import from_dicts
 from adaptive_lora.demo.tasks import generate
-from adaptive_lora.training.adapter import attached
+from adaptive_lora.training.adapter import attached, trainable
 from adaptive_lora.training.bank import Bank, Member
-from adaptive_lora.training.base import FrozenBase, load_base
+from adaptive_lora.training.base import FrozenBase, ModelOutline, find_modules, load_base
 from adaptive_lora.training.checkpoint import StepRecord, read_checkpoint
 from adaptive_lora.training.options import TrainingOptions, rate_factors
 from adaptive_lora.training.reference import Diverged, Keeping, train
@@ -50,16 +51,39 @@ def make_exact(base: FrozenBase) -> FrozenBase:
     return base
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny products wait longer for one another than they take, and on a busy machine a hundred times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package", params=["gpt2", "llama"])
 def exact(request: pytest.FixtureRequest, model_folders: dict[str, Path]) -> FrozenBase:
-    """Each tiny model in float64, one for all tests of a file: whoever borrows it gives it back as it was."""
+    """Each tiny model in float64, one for all tests: whoever borrows it gives it back as it was."""
     return make_exact(load_base(request.param, model_folders[request.param]))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def exact_gpt2(model_folders: dict[str, Path]) -> FrozenBase:
-    """The tiny GPT-2 in float64, one for all tests of a file."""
+    """The tiny GPT-2 in float64, one for all tests."""
     return make_exact(load_base("gpt2", model_folders["gpt2"]))
+
+
+@pytest.fixture(scope="package")
+def truth(exact: FrozenBase) -> list[Trajectory]:
+    """What the reference makes of the seven members."""
+    return [by_reference(exact, member) for member in seven_members(exact)]
+
+
+def in_memory(model: Any, like: FrozenBase) -> FrozenBase:
+    """A model that is in no folder, as a base with another's tokenizer."""
+    model = model.eval().requires_grad_(False)
+    total = sum(p.numel() for p in model.parameters())
+    outline = ModelOutline("in memory", find_modules(model), total, context=64)
+    return replace(like, name="in memory", model=model, outline=outline)
 
 
 def demo_examples(base: FrozenBase, count: int = 40) -> list[Example]:
@@ -110,6 +134,10 @@ class Trajectory:
     def last(self) -> dict[str, Tensor]:
         return self.states[max(self.states)]
 
+    def until(self, step: int) -> Trajectory:
+        """Its beginning."""
+        return Trajectory(self.records[:step], {at: state for at, state in self.states.items() if at <= step})
+
 
 def by_reference(base: FrozenBase, member: Member, after: Iterable[int] = (1, 5, 20)) -> Trajectory:
     """The member trained alone, by PEFT and torch's AdamW."""
@@ -124,6 +152,21 @@ def by_reference(base: FrozenBase, member: Member, after: Iterable[int] = (1, 5,
         keeping, factors = Keeping(path, "id", 0.0, note), rate_factors(member.plan, options)
         progress = train(model.to(base.model.dtype), member.examples, options, member.seed, keeping, factors=factors)
     return Trajectory(list(progress.curve), states)
+
+
+@contextlib.contextmanager
+def with_adapter(base: FrozenBase, member: Member, state: Mapping[str, Tensor]) -> Iterator[Any]:
+    """The member's adapter in PEFT, with the parameters of a state."""
+    with attached(base, member.plan, member.seed, member.options.dropout) as model:
+        model.to(base.model.dtype)
+        for name, parameter in trainable(model).items():
+            parameter.data.copy_(state[own_name(name)])
+        yield model
+
+
+def own_name(name: str) -> str:
+    """PEFT's name of a parameter as `Slot.tensors` has it."""
+    return "parameter/" + name.removeprefix("base_model.model.").replace(".lora_", "/").removesuffix(".default.weight")
 
 
 def _renamed(kept: Mapping[str, Tensor], member: Member) -> dict[str, Tensor]:
@@ -155,7 +198,7 @@ def by_bank(
                 if result is None:
                     continue
                 trajectory.records.append(result)
-                if slot.step in wanted or slot.step in (steps, slot.member.options.steps):
+                if slot.step in wanted or slot.step == slot.member.options.steps:
                     trajectory.states[slot.step] = snapshot(slot.tensors())
     return found
 

@@ -8,7 +8,7 @@ x (N, d_in), y (N, d_out), A (r, d_in), B transposed (r, d_out), u = x A^T (n, r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.training.attention import current
-from adaptive_lora.training.dropout import dropped, erase_
+from adaptive_lora.training.dropout import erase_
 from adaptive_lora.training.lean import lean_linear, product
 from adaptive_lora.training.packing import Pack
-from adaptive_lora.training.slots import Slot, Stack
+from adaptive_lora.training.slots import Part, Slot, Stack
 
 BLOCK = 64
 """Positions that are multiplied with one adapter in one call, where all adapters share the call."""
@@ -106,61 +106,44 @@ class _OneByOne:
 
     def add(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Adds every adapter's update to y; returns what the way back needs."""
-        kept = []
-        for i, (slot, part, begin, end) in self._parts():
-            own, which, scaling = self._inputs(i, slot, part.scaling, x[begin:end])
-            u = own.to(part.a.dtype) @ part.a.t()
+        which = _dropped(self.name, self.work, x)
+        own = x if which is None else erase_(x.clone(), which)
+        kept = [] if which is None else [which]
+        for part, begin, end, scaling in self._parts():
+            u = own[begin:end].to(part.a.dtype) @ part.a.t()
+            kept.append(u)
             if y.dtype == u.dtype:
                 y[begin:end].addmm_(u, part.b, alpha=scaling)
             else:
                 y[begin:end] = (y[begin:end].to(u.dtype)).addmm_(u, part.b, alpha=scaling).to(y.dtype)
-            kept += [u] if which is None else [u, which]
         return kept
 
     def back(self, x: Tensor, kept: list[Tensor], given: Tensor, through: Tensor | None) -> None:
         """Adds to the gradients of A and B, and to `through`, the input's."""
-        left = iter(kept)
-        for i, (slot, part, begin, end) in self._parts():
-            u = next(left)
-            own, which, scaling = x[begin:end], None, part.scaling
-            if slot.member.options.dropout and self.work.training:
-                which = next(left)
-                own = self._erased(i, own.clone(), which)
-                scaling /= 1 - slot.member.options.dropout
+        which = kept.pop(0) if _drops(self.work) else None
+        own = x if which is None else erase_(x.clone(), which)
+        # With dropout the adapters' part is erased before it joins the base's.
+        joined = through if which is None or through is None else torch.zeros_like(through)
+        for u, (part, begin, end, scaling) in zip(kept, self._parts(), strict=True):
             outer = given[begin:end].to(u.dtype)
-            inner = (outer @ part.b.t()).mul_(scaling)  # dL/du (n, r)
+            inner = torch.addmm(u, outer, part.b.t(), beta=0, alpha=scaling)  # dL/du (n, r)
             part.b_gradient.addmm_(u.t(), outer, alpha=scaling)
-            part.a_gradient.addmm_(inner.t(), own.to(u.dtype))
-            if through is None:
+            part.a_gradient.addmm_(inner.t(), own[begin:end].to(u.dtype))
+            if joined is None:
                 continue
-            if which is None and through.dtype == u.dtype:
-                through[begin:end].addmm_(inner, part.a)
+            if joined.dtype == u.dtype:
+                joined[begin:end].addmm_(inner, part.a)
             else:
-                update = inner @ part.a
-                through[begin:end] += (update if which is None else self._erased(i, update, which)).to(through.dtype)
+                joined[begin:end] += (inner @ part.a).to(joined.dtype)
+        if which is not None and joined is not None and through is not None:
+            through += erase_(joined, which)
 
-    def _parts(self) -> Any:
-        for i, slot in enumerate(self.work.slots):
+    def _parts(self) -> Iterator[tuple[Part, int, int, float]]:
+        # A pack that only tries the base has no slots.
+        for slot, (begin, end) in zip(self.work.slots, self.work.pack.segments, strict=False):
             if (part := slot.parts.get(self.name)) is not None:
-                yield i, (slot, part, *self.work.pack.segments[i])
-
-    def _inputs(self, i: int, slot: Slot, scaling: float, own: Tensor) -> tuple[Tensor, Tensor | None, float]:
-        """An adapter's inputs after dropout, which of them were dropped, and the factor of the update."""
-        p = slot.member.options.dropout
-        if not p or not self.work.training:
-            return own, None, scaling
-        shape = (self.work.pack.tokens[i], own.shape[-1])
-        which = dropped(slot.member.seed, self.name, slot.step, shape, p, own.device)
-        return self._erased(i, own.clone(), which), which, scaling / (1 - p)
-
-    def _erased(self, i: int, own: Tensor, which: Tensor) -> Tensor:
-        """`own`, changed in place, with 0 where its real tokens were dropped."""
-        real = self.work.pack.real[i]
-        if real is None:
-            erase_(own[: self.work.pack.tokens[i]], which)
-        else:
-            own[real] = erase_(own[real], which)
-        return own
+                kept = 1 - slot.masks.p if self.work.training else 1.0
+                yield part, begin, end, part.scaling / kept
 
 
 class _Stacked:
@@ -173,29 +156,29 @@ class _Stacked:
     def __init__(self, name: str, work: Work) -> None:
         self.name, self.work = name, work
         self.stack = work.stacks.get(name)
-        self.one = _OneByOne(name, work)
 
     def add(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """See `_OneByOne.add`."""
         if self.stack is None:
             return []
-        own, masks = self._dropped(x)
+        which = _dropped(self.name, self.work, x)
+        own = x if which is None else erase_(x.clone(), which)
         owner, scaling = self._owners(x.device)
         u = torch.bmm(_blocks(own), self.stack.a_compute[owner].transpose(1, 2))  # (blocks, BLOCK, R)
         u *= scaling[:, None, None].to(u.dtype)
         _blocks(y).baddbmm_(u, self.stack.b_compute[owner])
-        return [u, *masks]
+        return [u] if which is None else [u, which]
 
     def back(self, x: Tensor, kept: list[Tensor], given: Tensor, through: Tensor | None) -> None:
         """See `_OneByOne.back`."""
         if self.stack is None:
             return
-        u, *masks = kept
+        u, which = kept[0], kept[1] if len(kept) > 1 else None
         owner, scaling = self._owners(x.device)
         a, b = self.stack.a_compute[owner], self.stack.b_compute[owner]
         outer = _blocks(given.contiguous())
         inner = torch.bmm(outer, b.transpose(1, 2)) * scaling[:, None, None].to(outer.dtype)
-        own = self._erased(x.clone(), masks) if masks else x
+        own = x if which is None else erase_(x.clone(), which)
         rows, lengths = self._rows(x.device)
         for home, blocks in (
             (self.stack.b_gradient, torch.bmm(u.transpose(1, 2), outer)),
@@ -205,17 +188,17 @@ class _Stacked:
             home.index_add_(0, rows, summed)  # every row once: one adapter, one stretch
         if through is None:
             return
-        if masks:
-            through += self._erased(torch.bmm(inner, a).view_as(x), masks)
-        else:
+        if which is None:
             _blocks(through).baddbmm_(inner, a)
+        else:
+            through += erase_(torch.bmm(inner, a).view_as(x), which)
 
     def _owners(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Per block the adapter's row in the stack, and the factor of its update in this module."""
+        assert self.stack is not None
         counts = torch.tensor([(end - begin) // BLOCK for begin, end in self.work.pack.segments])
         rows = torch.tensor([slot.row for slot in self.work.slots]).repeat_interleave(counts).to(device)
-        assert self.stack is not None
-        share = [1 - s.member.options.dropout if self.work.training else 1.0 for s in self.work.slots]
+        share = [1 - slot.masks.p if self.work.training else 1.0 for slot in self.work.slots]
         factors = torch.tensor(share, dtype=self.stack.scaling.dtype).repeat_interleave(counts).to(device)
         return rows, self.stack.scaling[rows] / factors
 
@@ -224,20 +207,33 @@ class _Stacked:
         lengths = [(end - begin) // BLOCK for begin, end in self.work.pack.segments]
         return rows, torch.tensor(lengths, device=device)
 
-    def _dropped(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        if not self.work.training or not any(s.member.options.dropout for s in self.work.slots):
-            return x, []
-        masks = []
-        for i, slot in enumerate(self.work.slots):
-            shape, p = (self.work.pack.tokens[i], x.shape[-1]), slot.member.options.dropout
-            masks.append(dropped(slot.member.seed, self.name, slot.step, shape, p, x.device))
-        return self._erased(x.clone(), masks), masks
 
-    def _erased(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
-        for i, which in enumerate(masks):
-            begin, end = self.work.pack.segments[i]
-            self.one._erased(i, x[begin:end], which)
-        return x
+def _drops(work: Work) -> bool:
+    return work.training and any(slot.masks.p for slot in work.slots)
+
+
+def _dropped(name: str, work: Work, x: Tensor) -> Tensor | None:
+    """Which entries of a module's input are dropped, for all adapters; nothing where nothing ever is."""
+    if not _drops(work):
+        return None
+    width = x.shape[1]
+    mask = torch.zeros(x.shape, dtype=torch.bool, device=x.device) if x.device.type != "cpu" else None
+    places = []
+    for slot, tokens, (begin, _), real in zip(
+        work.slots, work.pack.tokens, work.pack.segments, work.pack.real, strict=True
+    ):
+        if not slot.masks.p or name not in slot.parts:
+            continue
+        own = slot.masks.dropped(name, slot.step, tokens, x.device)
+        if mask is not None:
+            rows = begin + (torch.arange(tokens, device=x.device) if real is None else real)
+            mask[rows] = own.view(tokens, width)
+        else:
+            rest = own if real is None else real[own // width] * width + own % width
+            places.append(rest + begin * width)
+    if mask is not None:
+        return mask.view(-1)
+    return torch.cat(places) if places else torch.zeros(0, dtype=torch.long)
 
 
 def _blocks(x: Tensor) -> Tensor:

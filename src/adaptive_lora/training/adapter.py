@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
-from adaptive_lora.training.dropout import dropped, erase_
+from adaptive_lora.training.dropout import Masks, erase_
 from adaptive_lora.training.options import initial_a
 
 ADAPTER = "default"
@@ -23,26 +23,25 @@ ADAPTER = "default"
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose mask follows from (seed, module, step) and the batch's tokens; see `dropout.dropped`.
+    """Dropout whose mask follows from (seed, module, step) and the batch's tokens; see `dropout.Masks`.
 
     `step` and `real`, (B, T) true for tokens (nothing: all are), are set by the training loop before each
     forward pass.
     """
 
-    def __init__(self, p: float, seed: int, name: str) -> None:
+    def __init__(self, masks: Masks, name: str) -> None:
         super().__init__()
-        self.p, self.seed, self.name, self.step = p, seed, name, 0
+        self.masks, self.name, self.step = masks, name, 0
         self.real: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
+        if not self.training or self.masks.p == 0:
             return x
         real = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if self.real is None else self.real
         kept = torch.ones_like(x)
         tokens = kept[real]  # (n, d_in), a copy
-        which = dropped(self.seed, self.name, self.step, (len(tokens), x.shape[-1]), self.p, x.device)
-        kept[real] = erase_(tokens, which)
-        return x * kept / (1 - self.p)
+        kept[real] = erase_(tokens, self.masks.dropped(self.name, self.step, len(tokens), x.device))
+        return x * kept / (1 - self.masks.p)
 
 
 @contextlib.contextmanager
@@ -60,12 +59,13 @@ def attached(base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0) 
             model = get_peft_model(base.model, plan.to_lora_config(dropout))
         layers = lora_layers(model)
         verify(layers, plan)
+        masks = Masks(seed, dropout, {shape.name: shape.d_in for shape in base.outline.modules})
         for name, layer in layers.items():
             a = initial_a(seed, name, plan.ranks[name], layer.in_features)
             weight = layer.lora_A[ADAPTER].weight
             weight.data.copy_(torch.from_numpy(a))
             layer.lora_B[ADAPTER].weight.data.zero_()
-            layer.lora_dropout[ADAPTER] = SeededDropout(dropout, seed, name)
+            layer.lora_dropout[ADAPTER] = SeededDropout(masks, name)
         model.eval()
         yield model
     finally:

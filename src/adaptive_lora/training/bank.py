@@ -88,7 +88,8 @@ class Bank:
         ordered = {shape.name: modules[shape.name] for shape in base.outline.modules if shape.name in modules}
         self._dtype = dtype
         masters = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-        self._all = make_slots(members, ordered, base.device, masters, stacked)
+        widths = {shape.name: shape.d_in for shape in base.outline.modules}
+        self._all = make_slots(members, ordered, widths, base.device, masters, stacked)
         self.slots = self._all.slots
         self._layers = ordered
         self.tokens: dict[int, int] = {}

@@ -35,13 +35,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (given,) = gradients
         flat = product(given.reshape(-1, given.shape[-1]), ctx.weight.t())
-        return flat.view(*given.shape[:-1], -1), None, None
+        return flat.view(*given.shape[:-1], ctx.weight.shape[1]), None, None
 
 
 class LeanLinear(nn.Module):

@@ -16,6 +16,7 @@ from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.training.dropout import Masks
 from adaptive_lora.training.options import DataOrder, TrainingOptions, initial_a, rate_factors
 
 
@@ -65,6 +66,7 @@ class Slot:
     """(P,) by which the rate of each parameter is multiplied; nothing where all are 1."""
     row: int
     """Which adapter of the bank."""
+    masks: Masks
     step: int = 0
     """Updates done."""
 
@@ -132,12 +134,14 @@ class Stack:
 def make_slots(
     members: Sequence[Member],
     modules: Mapping[str, ModuleShape],
+    widths: Mapping[str, int],
     device: torch.device,
     dtype: torch.dtype,
     stacked: bool = False,
 ) -> Slots:
     """Fresh adapters: A nested (`initial_a`), B 0.
 
+    `widths` is d_in of all linear modules of the model, `modules` those that some member adapts.
     Each vector has its own length, or, where `stacked`, all share one layout with every module at its largest rank.
     """
     largest = {name: max(m.plan.ranks.get(name, 0) for m in members) for name in modules}
@@ -151,13 +155,14 @@ def make_slots(
     for k, member in enumerate(members):
         own = whole[:, k] if whole is not None else vectors[k]
         room = largest if stacked else {name: member.plan.ranks.get(name, 0) for name in modules}
-        slots.append(_make_slot(member, modules, room, own, k))
+        masks = Masks(member.seed, member.options.dropout, widths)
+        slots.append(_make_slot(member, modules, room, own, k, masks))
     stacks = _stacks(members, modules, largest, whole) if whole is not None else {}
     return Slots(tuple(slots), stacks)
 
 
 def _make_slot(
-    member: Member, modules: Mapping[str, ModuleShape], room: Mapping[str, int], vectors: Tensor, row: int
+    member: Member, modules: Mapping[str, ModuleShape], room: Mapping[str, int], vectors: Tensor, row: int, masks: Masks
 ) -> Slot:
     parameters, gradient, mean, square = vectors
     factors, parts, at = torch.ones_like(parameters), {}, 0
@@ -176,7 +181,8 @@ def _make_slot(
             parts[name] = Part(views[0], views[1], views[2], views[3], member.plan.scaling_of(name))
             factors[at:middle], factors[middle:end] = by_module[name]
         at = end
-    slot = Slot(member, parameters, gradient, mean, square, parts, factors if (factors != 1).any() else None, row)
+    multiplied = factors if (factors != 1).any() else None
+    slot = Slot(member, parameters, gradient, mean, square, parts, multiplied, row, masks)
     slot.reset()
     return slot
 

@@ -1,0 +1,202 @@
+"""The bank against the reference: seven unlike members at once, in float64, to nine digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from adaptive_lora.data.encoding import Encoder, Example
+from adaptive_lora.data.sources import from_dicts
+from adaptive_lora.training import adapted, attachment
+from adaptive_lora.training.adapter import attached, set_step, set_training, trainable
+from adaptive_lora.training.bank import Bank, Member
+from adaptive_lora.training.base import FrozenBase, load_base
+from adaptive_lora.training.batches import collate, sequence_losses
+from adaptive_lora.training.dropout import Masks
+from adaptive_lora.training.dropout import Masks
+from adaptive_lora.training.evaluate import evaluate
+from adaptive_lora.training.options import TrainingOptions
+from adaptive_lora.training.reference import Diverged, train
+from tests.conftest import mixed_plan
+from tests.training.conftest import (
+    CLOSE,
+    Trajectory,
+    assert_close,
+    assert_parity,
+    by_bank,
+    by_reference,
+    demo_examples,
+    like,
+    own_name,
+    seven_members,
+    with_adapter,
+)
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise ValueError("not here")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"stacked": True}, {"workers": 2}, {"workers": 2, "stacked": True, "chunk_tokens": 200}],
+    ids=["as-built", "stacked", "by-two-workers", "stacked-in-chunks-by-two-workers"],
+)
+def test_seven_at_once_are_each_what_the_reference_makes_of_them(
+    exact: FrozenBase, truth: list[Trajectory], how: dict[str, Any]
+) -> None:
+    members = seven_members(exact)
+    assert_parity(by_bank(exact, members, **how), truth)
+    for member, alone in zip(members, truth, strict=True):  # what is compared was at work
+        limit = member.options.max_grad_norm
+        assert limit is None or any(record.gradient_norm > limit for record in alone.records)
+    assert {len(alone.records) for alone in truth} == {5, 12, 20}
+
+
+def test_members_without_dropout_are_the_references_too(exact: FrozenBase) -> None:
+    members = seven_members(exact, steps=6, dropout=False)
+    wanted = [by_reference(exact, member, (1, 6)) for member in members]
+    for stacked in (False, True):
+        assert_parity(by_bank(exact, members, (1, 6), stacked=stacked), wanted)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_gradients_from_the_same_state_are_autograds(
+    exact: FrozenBase, truth: list[Trajectory], monkeypatch: pytest.MonkeyPatch, stacked: bool, padded: bool
+) -> None:
+    """At trained parameters, where B is not 0, on other batches than those that led there."""
+    if padded:
+        monkeypatch.setattr(attachment, "_packed_attention", refuse)
+    members, examples = seven_members(exact), demo_examples(exact)
+    batches = [examples[3 * i : 3 * i + 1 + i % 4] for i in range(len(members))]
+    with Bank(exact, members, stacked=stacked) as bank:
+        for slot, alone in zip(bank.slots, truth, strict=True):
+            slot.restore(alone.last)
+            slot.step = 4
+        bank._all.refresh(torch.float64)
+        found = bank.gradients(range(len(members)), batches)
+    for slot, member, batch, alone, (loss, tokens) in zip(bank.slots, members, batches, truth, found, strict=True):
+        expected_loss, expected = by_autograd(exact, member, batch, alone.last, step=4)
+        assert (loss, tokens) == (pytest.approx(expected_loss, rel=CLOSE), sum(e.completion_tokens for e in batch))
+        gradients = {f"parameter/{name}/A": part.a_gradient for name, part in slot.parts.items()}
+        gradients |= {f"parameter/{name}/B": part.b_gradient.t() for name, part in slot.parts.items()}
+        assert_close(gradients, expected)
+
+
+def by_autograd(
+    base: FrozenBase, member: Member, batch: Sequence[Example], state: dict[str, Tensor], step: int
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of PEFT's adapter in training mode."""
+    inputs = collate(batch)
+    with with_adapter(base, member, state) as model:
+        set_training(model, True)
+        set_step(model, step, inputs.attention_mask.bool())
+        losses = sequence_losses(model(inputs.input_ids, attention_mask=inputs.attention_mask).logits, inputs.labels)
+        loss = losses.nll.sum() / losses.tokens.sum()
+        loss.backward()
+        return loss.item(), {own_name(name): p.grad for name, p in trainable(model).items()}
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_padded_rows_give_the_same_training(
+    exact: FrozenBase, truth: list[Trajectory], monkeypatch: pytest.MonkeyPatch, lean: bool
+) -> None:
+    """Models whose attention cannot be exchanged, and whose layers have no cheaper equals, dropout included."""
+    monkeypatch.setattr(attachment, "_packed_attention", refuse)
+    if not lean:
+        monkeypatch.setattr(attachment, "lean_layers", refuse)
+    members = seven_members(exact)
+    with Bank(exact, members, workers=1) as bank:
+        assert bank._form is not None and bank._form.padded
+        bank.step()
+        assert 0.2 < bank.padding_share < 0.8
+    assert_parity(by_bank(exact, members, steps=12, workers=2), [alone.until(12) for alone in truth])
+
+
+def test_layers_that_have_no_lean_form_are_adapted_through_themselves(
+    exact: FrozenBase, truth: list[Trajectory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapted, "lean_linear", lambda module: None)
+    for stacked in (False, True):
+        found = by_bank(exact, seven_members(exact), steps=5, stacked=stacked)
+        assert_parity(found, [alone.until(5) for alone in truth])
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_both_engines_drop_what_the_masks_say(
+    exact_gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch, stacked: bool
+) -> None:
+    """Masks put in from outside: every ninth entry, beginning where seed and step say."""
+    asked: set[tuple[Any, ...]] = set()
+
+    def given(self: Masks, name: str, step: int, tokens: int, device: torch.device) -> Tensor:
+        asked.add((self.seed, self.p, name, step, tokens))
+        return torch.arange((self.seed + step) % 9, tokens * self.widths[name], 9)
+
+    members = [like(member, dropout=0.1) for member in seven_members(exact_gpt2, steps=3)[:3]]
+    with monkeypatch.context() as injected:
+        injected.setattr(Masks, "dropped", given)
+        wanted = [by_reference(exact_gpt2, member, (1, 3)) for member in members]
+        by_engine, asked = asked, set()
+        assert_parity(by_bank(exact_gpt2, members, (1, 3), stacked=stacked, chunk_tokens=4096), wanted)
+    assert asked == by_engine and len(asked) == 3 * (12 + 12 + 11)
+    with pytest.raises(AssertionError):
+        assert_parity(by_bank(exact_gpt2, members, (1, 3)), wanted)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_in_other_precisions_the_engines_agree_as_far_as_these_go(
+    base: FrozenBase, dtype: torch.dtype, stacked: bool
+) -> None:
+    base.model.to(dtype)
+    members = seven_members(base, steps=5)
+    room = 1e-5 if dtype == torch.float32 else 1e-2
+    for member, ours in zip(members, by_bank(base, members, stacked=stacked), strict=True):
+        theirs = by_reference(base, member)
+        assert all(tensor.dtype == torch.float32 for tensor in ours.last.values())
+        assert [r.loss for r in ours.records] == pytest.approx([r.loss for r in theirs.records], rel=room)
+
+
+def test_a_member_without_anything_to_learn_is_stopped_as_the_reference_stops_it(exact_gpt2: FrozenBase) -> None:
+    """A batch of prompts alone has no loss; whether others share its pass or not."""
+    (member, other), prompts = seven_members(exact_gpt2)[:2], [Example((1, 2, 3), 3, False)] * 2
+    empty = Member(plan=member.plan, options=member.options, seed=0, examples=prompts)
+    with pytest.raises(Diverged, match="loss at step 0"):
+        by_reference(exact_gpt2, empty)
+    for company in ([empty, other], [empty]):
+        with Bank(exact_gpt2, company, workers=1) as bank:
+            result, *others = bank.step()
+            assert isinstance(result, Diverged) and (result.step, result.what) == (0, "loss")
+            assert bank.running == [1][: len(others)]
+
+
+def test_twenty_adapters_on_a_real_model_end_where_the_reference_ends(assets: Path) -> None:
+    """Five plans, four seeds, float32, dropout: final losses within half a percent."""
+    base = load_base("babyllama", assets / "models/babyllama-tok361")
+    records = from_dicts(json.loads((assets / "data/alpaca/alpaca_random_9k.json").read_text())[:640], "alpaca").records
+    encoded = [e for e in Encoder(base.tokenizer, 256).encode_all(records) if e.completion_tokens]
+    short = sorted(encoded, key=lambda e: len(e.ids))[:140]  # 170 to 240 tokens: the prompts alone take 160
+    examples, held_out = short[::2] + short[1:70:2], short[71::2]
+    options = TrainingOptions(learning_rate=5e-3, steps=12, warmup=2, dropout=0.05, weight_decay=0.01)
+    plans = [mixed_plan(base.outline.modules, shift=shift) for shift in range(5)]
+    members = [Member(plan=p, options=options, seed=seed, examples=examples) for seed in range(4) for p in plans]
+    with Bank(base, members, workers=2) as bank:
+        before = bank.evaluate(held_out, members=[0])[0].loss
+        while bank.running:
+            assert not any(isinstance(result, Diverged) for result in bank.step())
+        losses = [found.loss for found in bank.evaluate(held_out)]
+    assert len(set(losses)) == 20 and max(losses) < before - 0.02
+    for i in (0, 8, 19):
+        with attached(base, members[i].plan, members[i].seed, options.dropout) as model:
+            train(model, examples, options, members[i].seed)
+            assert losses[i] == pytest.approx(evaluate(model, held_out, base.device).loss, rel=5e-3)
+    assert np.ptp(losses) > 1e-3  # the members are not one and the same
