@@ -78,6 +78,14 @@ def truth(exact: FrozenBase) -> list[Trajectory]:
     return [by_reference(exact, member) for member in seven_members(exact)]
 
 
+def tiny_config(**own: Any) -> dict[str, Any]:
+    """What configurations of most architectures have in common, made tiny."""
+    sizes = {"vocab_size": 768, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    tokens = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    return {**sizes, **heads, **tokens, "initializer_range": 0.2, **own}
+
+
 def in_memory(model: Any, like: FrozenBase) -> FrozenBase:
     """A model that is in no folder, as a base with another's tokenizer."""
     model = model.eval().requires_grad_(False)

@@ -20,7 +20,6 @@ from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, load_base
 from adaptive_lora.training.batches import collate, sequence_losses
 from adaptive_lora.training.dropout import Masks
-from adaptive_lora.training.dropout import Masks
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.reference import Diverged, train
@@ -180,13 +179,13 @@ def test_a_member_without_anything_to_learn_is_stopped_as_the_reference_stops_it
 
 
 def test_twenty_adapters_on_a_real_model_end_where_the_reference_ends(assets: Path) -> None:
-    """Five plans, four seeds, float32, dropout: final losses within half a percent."""
+    """Five plans, four seeds, float32, dropout: final losses to four digits; the twenty differ in the third."""
     base = load_base("babyllama", assets / "models/babyllama-tok361")
     records = from_dicts(json.loads((assets / "data/alpaca/alpaca_random_9k.json").read_text())[:640], "alpaca").records
     encoded = [e for e in Encoder(base.tokenizer, 256).encode_all(records) if e.completion_tokens]
     short = sorted(encoded, key=lambda e: len(e.ids))[:140]  # 170 to 240 tokens: the prompts alone take 160
     examples, held_out = short[::2] + short[1:70:2], short[71::2]
-    options = TrainingOptions(learning_rate=5e-3, steps=12, warmup=2, dropout=0.05, weight_decay=0.01)
+    options = TrainingOptions(learning_rate=5e-3, steps=10, warmup=2, dropout=0.05, weight_decay=0.01)
     plans = [mixed_plan(base.outline.modules, shift=shift) for shift in range(5)]
     members = [Member(plan=p, options=options, seed=seed, examples=examples) for seed in range(4) for p in plans]
     with Bank(base, members, workers=2) as bank:
@@ -198,5 +197,5 @@ def test_twenty_adapters_on_a_real_model_end_where_the_reference_ends(assets: Pa
     for i in (0, 8, 19):
         with attached(base, members[i].plan, members[i].seed, options.dropout) as model:
             train(model, examples, options, members[i].seed)
-            assert losses[i] == pytest.approx(evaluate(model, held_out, base.device).loss, rel=5e-3)
-    assert np.ptp(losses) > 1e-3  # the members are not one and the same
+            assert losses[i] == pytest.approx(evaluate(model, held_out, base.device).loss, rel=1e-4)
+    assert np.ptp(losses) > 0.01

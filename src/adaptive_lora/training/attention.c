@@ -27,7 +27,7 @@ typedef struct {
     const int64_t *starts;
     float scaling;
     float *out;       /* (N, heads, width) */
-    float *log_total; /* (heads, N): log of the sum of exponentials */
+    float *scales; /* (heads, N, 2): the largest score, and 1 / the sum of exponentials of what the others lack to it */
     const float *out_gradient;
     float *q_gradient, *k_gradient, *v_gradient;
 } attention;
@@ -142,24 +142,48 @@ static int64_t pitch_of(const attention *a) {
     return rounded(longest);
 }
 
-/* Turns a row of scores into probabilities of the first `seen` keys; returns the log of the total. */
-static inline float normalise(float *row, int64_t seen, int64_t count) {
-    for (int64_t j = seen; j < count; j++) row[j] = HIDDEN;
-    lanes most = at(row);
-    for (int64_t j = LANES; j < count; j += LANES) most = larger(most, at(row + j));
-    float top = most[0];
-    for (int i = 1; i < LANES; i++) top = most[i] > top ? most[i] : top;
-    lanes sums = all(0);
+/* x where j + lane < seen, `other` beyond. */
+static inline lanes shown(lanes x, int64_t j, int64_t seen, float other) {
+    whole place = (whole){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (int32_t)j;
+    whole yes = place < (int32_t)seen;
+    return (lanes)(((whole)x & yes) | ((whole)all(other) & ~yes));
+}
+
+/* Halves a vector until one number is left: few steps that wait for each other. */
+static inline float most_of(lanes x) {
+    float a[LANES];
+    memcpy(a, &x, sizeof a);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
+    return a[0];
+}
+
+static inline float sum_of(lanes x) {
+    float a[LANES];
+    memcpy(a, &x, sizeof a);
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) a[i] += a[i + half];
+    return a[0];
+}
+
+/* Turns a row of scores into exp(score - top) of the first `seen` keys and 0 beyond; scale is top and 1 / sum. */
+static inline void normalise(float *row, int64_t seen, int64_t count, float *scale) {
+    int64_t whole_vectors = seen / LANES * LANES;
+    lanes most = all(HIDDEN), sums = all(0);
+    for (int64_t j = 0; j < whole_vectors; j += LANES) most = larger(most, at(row + j));
+    for (int64_t j = whole_vectors; j < count; j += LANES) {
+        put(row + j, shown(at(row + j), j, seen, HIDDEN));
+        most = larger(most, at(row + j));
+    }
+    float top = most_of(most);
     for (int64_t j = 0; j < count; j += LANES) {
         lanes e = exponential(at(row + j) - top);
+        e = j < whole_vectors ? e : shown(e, j, seen, 0);
         put(row + j, e);
         sums += e;
     }
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += sums[i];
-    for (int64_t j = 0; j < count; j += LANES) put(row + j, at(row + j) * (1 / total));
-    for (int64_t j = seen; j < count; j++) row[j] = 0;
-    return top + logf(total);
+    scale[0] = top;
+    scale[1] = 1 / sum_of(sums);
 }
 
 int attention_forward(const attention *a) {
@@ -181,11 +205,14 @@ int attention_forward(const attention *a) {
                     for (int64_t x = 0; x < ROWS * wide; x++) queries[x] *= a->scaling;
                     products(wide, count, pitch, queries, turned, weights);
                     for (int64_t r = 0; r < rows; r++)
-                        a->log_total[h * a->tokens + begin + i + r] = normalise(weights + r * pitch, i + r + 1, count);
+                        normalise(weights + r * pitch, i + r + 1, count, a->scales + 2 * (h * a->tokens + begin + i + r));
                     for (int64_t r = rows; r < ROWS; r++) memset(weights + r * pitch, 0, sizeof(float) * count);
                     gather(wide, seen, pitch, weights, values, sums);
-                    for (int64_t r = 0; r < rows; r++)
-                        memcpy(a->out + ((begin + i + r) * a->heads + h) * width, sums + r * wide, sizeof(float) * width);
+                    for (int64_t r = 0; r < rows; r++) {
+                        float share = a->scales[2 * (h * a->tokens + begin + i + r) + 1];
+                        float *out = a->out + ((begin + i + r) * a->heads + h) * width;
+                        for (int64_t d = 0; d < width; d++) out[d] = sums[r * wide + d] * share;
+                    }
                 }
         }
     }
@@ -194,13 +221,15 @@ int attention_forward(const attention *a) {
 }
 
 /* From scores and dL/dweights of one query: its weights again, and dL/dscores = weights * (dL/dweights - mean). */
-static inline void unfold(float *row, float *gradient, int64_t seen, int64_t count, float log_total, float mean) {
+static inline void unfold(float *row, float *gradient, int64_t seen, int64_t count, const float *scale, float mean) {
+    int64_t whole_vectors = seen / LANES * LANES;
     for (int64_t j = 0; j < count; j += LANES) {
-        lanes weight = exponential(at(row + j) - log_total);
+        lanes weight = exponential(at(row + j) - scale[0]) * scale[1];
+        weight = j < whole_vectors ? weight : shown(weight, j, seen, 0);
+        lanes slope = weight * (at(gradient + j) - mean);
         put(row + j, weight);
-        put(gradient + j, weight * (at(gradient + j) - mean));
+        put(gradient + j, j < whole_vectors ? slope : shown(slope, j, seen, 0));
     }
-    for (int64_t j = seen; j < count; j++) row[j] = gradient[j] = 0;
 }
 
 int attention_backward(const attention *a) {
@@ -235,7 +264,7 @@ int attention_backward(const attention *a) {
                         float mean = 0;
                         for (int64_t d = 0; d < width; d++) mean += a->out[first + r * stride + d] * outer[r * wide + d];
                         unfold(weights + r * pitch, slopes + r * pitch, i + r + 1, count,
-                               a->log_total[h * a->tokens + begin + i + r], mean);
+                               a->scales + 2 * (h * a->tokens + begin + i + r), mean);
                     }
                     for (int64_t r = rows; r < ROWS; r++) {
                         memset(weights + r * pitch, 0, sizeof(float) * count);

@@ -98,28 +98,28 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, starts: Tensor) -> Tensor:
         q, k, v = (_by_token(x) for x in (query, key, value))
-        out, log_total = torch.empty(q.shape), torch.empty(q.shape[1], q.shape[0])
-        _call("attention_forward", (q, k, v, starts, scaling, out, log_total))
-        ctx.save_for_backward(q, k, v, starts, out, log_total)
+        out, scales = torch.empty(q.shape), torch.empty(q.shape[1], q.shape[0], 2)
+        _call("attention_forward", (q, k, v, starts, scaling, out, scales))
+        ctx.save_for_backward(q, k, v, starts, out, scales)
         ctx.scaling = scaling
         return out[None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, starts, out, log_total = ctx.saved_tensors
+        q, k, v, starts, out, scales = ctx.saved_tensors
         given = gradients[0][0].contiguous()
         made = tuple(torch.empty(x.shape) for x in (q, k, v))
-        _call("attention_backward", (q, k, v, starts, ctx.scaling, out, log_total), (given, *made))
+        _call("attention_backward", (q, k, v, starts, ctx.scaling, out, scales), (given, *made))
         return (*(x.transpose(0, 1)[None] for x in made), None, None)
 
 
 def _call(function: str, tensors: tuple[Any, ...], gradients: tuple[Tensor, ...] = ()) -> None:
-    q, k, v, starts, scaling, out, log_total = tensors
+    q, k, v, starts, scaling, out, scales = tensors
     arguments = Arguments(
         q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(),
         q_stride=q.stride(0), k_stride=k.stride(0), v_stride=v.stride(0),
         tokens=q.shape[0], heads=q.shape[1], groups=k.shape[1], width=q.shape[2], sequences=len(starts) - 1,
-        starts=starts.data_ptr(), scaling=scaling, out=out.data_ptr(), log_total=log_total.data_ptr(),
+        starts=starts.data_ptr(), scaling=scaling, out=out.data_ptr(), scales=scales.data_ptr(),
     )  # fmt: skip
     names = ("out_gradient", "q_gradient", "k_gradient", "v_gradient")
     for name, gradient in zip(names, gradients, strict=False):

@@ -16,7 +16,7 @@ _SOURCE = Path(__file__).with_name("attention.c")
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _POINTERS_FIRST = ("q", "k", "v")
 _SIZES = ("q_stride", "k_stride", "v_stride", "tokens", "heads", "groups", "width", "sequences")
-_POINTERS_LAST = ("out", "log_total", "out_gradient", "q_gradient", "k_gradient", "v_gradient")
+_POINTERS_LAST = ("out", "scales", "out_gradient", "q_gradient", "k_gradient", "v_gradient")
 
 
 class Arguments(ctypes.Structure):

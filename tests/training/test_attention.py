@@ -1,0 +1,234 @@
+"""Attention over sequences end to end: the compiled kernel and torch's, against softmax written out."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.training import attention
+from adaptive_lora.training.attention import NotCausalOnly, at_work, current, packed_attention
+from adaptive_lora.training.bank import Bank
+from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.kernel import attention_kernel
+from adaptive_lora.training.packing import Pack, pack
+from tests.training.conftest import by_bank, demo_examples, seven_members
+
+ALL_LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 70)
+CAUSAL = SimpleNamespace(is_causal=True)
+
+
+@pytest.fixture
+def kernel() -> None:
+    if attention_kernel() is None:
+        pytest.skip("no C compiler here: the kernel is not built")
+
+
+@pytest.fixture
+def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """A machine that has compiled nothing yet, whose environment may be changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    attention_kernel.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    attention_kernel.cache_clear()
+
+
+def pack_of(lengths: Sequence[int]) -> Pack:
+    return pack([[Example((0,) * n, 1, False) for n in lengths]], "cpu")
+
+
+def inputs(
+    lengths: Sequence[int], heads: int, groups: int, width: int, dtype: torch.dtype, seed: int = 0
+) -> list[Tensor]:
+    """Query, key, value and the gradient of the result, laid out as models hand them over: tokens first."""
+    generator, total = torch.Generator().manual_seed(seed), sum(lengths)
+    shapes = [(total, heads, width), (total, groups, width), (total, groups, width)]
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    outer = torch.randn(1, total, heads, width, generator=generator, dtype=torch.float64).to(dtype)
+    return [*(2 * x.transpose(0, 1)[None] for x in made), outer]
+
+
+def written_out(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float) -> Tensor:
+    """Sequence by sequence, in double precision."""
+    parts, shared = [], query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
+    for q, k, v in zip(*(x.double().split(list(lengths), 2) for x in (query, key, value)), strict=True):
+        scores = scaling * q @ k.transpose(2, 3)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        parts.append(scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v)
+    return torch.cat(parts, 2).transpose(1, 2)
+
+
+def with_gradients(made: list[Tensor], lengths: Sequence[int], **how: Any) -> list[Tensor]:
+    """The result of packed attention, and the gradients of query, key and value."""
+    leaves = [x.detach().requires_grad_() for x in made[:3]]
+    with at_work(SimpleNamespace(pack=pack_of(lengths))):
+        out, _ = packed_attention(CAUSAL, *leaves, None, **how)  # type: ignore[arg-type]
+    return [out.detach(), *torch.autograd.grad(out, leaves, made[3])]
+
+
+def expected(made: list[Tensor], lengths: Sequence[int], scaling: float) -> list[Tensor]:
+    leaves = [x.double().requires_grad_() for x in made[:3]]
+    out = written_out(*leaves, lengths, scaling)
+    return [out.detach(), *torch.autograd.grad(out, leaves, made[3].double())]
+
+
+def check(lengths: Sequence[int], heads: int, groups: int, width: int, dtype: torch.dtype, seed: int = 0) -> None:
+    """Values and gradients to 1e-5 or 1e-13 of the largest."""
+    made = inputs(lengths, heads, groups, width, dtype, seed)
+    room = 1e-5 if dtype == torch.float32 else 1e-13
+    found = with_gradients(made, lengths, scaling=0.3)
+    for ours, theirs in zip(found, expected(made, lengths, 0.3), strict=True):
+        assert ours.dtype == dtype and ours.shape == theirs.shape
+        assert (ours.double() - theirs).abs().max() <= room * theirs.abs().max()
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1), (1, 1)])
+@pytest.mark.parametrize("width", [5, 16, 24, 64])
+def test_the_kernel_is_softmax_written_out(kernel: None, width: int, heads: int, groups: int) -> None:
+    check(ALL_LENGTHS, heads, groups, width, torch.float32)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([3, 16, 20]), st.integers(0, 99))
+def test_any_lengths_will_do(lengths: list[int], width: int, seed: int) -> None:
+    """By the kernel where there is one, and by torch."""
+    check(lengths, 4, 2, width, torch.float32, seed)
+    check(lengths, 4, 2, width, torch.float64, seed)
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1)])
+def test_torchs_attention_in_groups_is_softmax_written_out(heads: int, groups: int) -> None:
+    check(ALL_LENGTHS, heads, groups, 16, torch.float64)
+    check((70, 1, 33), heads, groups, 24, torch.float64)
+
+
+def test_the_usual_scaling_is_one_over_the_root_of_the_width() -> None:
+    made = inputs((5, 9), 4, 2, 16, torch.float64)
+    for ours, theirs in zip(with_gradients(made, (5, 9)), expected(made, (5, 9), 0.25), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_sequence(dtype: torch.dtype, poison: float) -> None:
+    lengths = (9, 20, 18, 5)
+    made = inputs(lengths, 4, 2, 16, dtype)
+    clean = with_gradients(made, lengths)
+    for tensor in made:
+        tensor.view(tensor.shape)[(slice(None), slice(None), 12) if tensor is not made[3] else (slice(None), 12)] = (
+            poison
+        )
+    spoilt = with_gradients(made, lengths)
+    for i, (ours, theirs) in enumerate(zip(spoilt, clean, strict=True)):
+        axis = 1 if i == 0 else 2
+        parts = list(zip(ours.split(lengths, axis), theirs.split(lengths, axis), strict=True))
+        assert [torch.equal(a, b) for a, b in parts] == [True, False, True, True]
+    assert spoilt[0][:, 9 + 12 - 9 :].isnan().any()
+
+
+def test_large_scores_do_not_overflow() -> None:
+    made = [100 * x for x in inputs((17, 3), 2, 2, 16, torch.float32)]
+    assert all(x.isfinite().all() for x in with_gradients(made, (17, 3)))
+
+
+def test_without_the_kernel_torch_serves(base: FrozenBase, fresh_kernel: pytest.MonkeyPatch) -> None:
+    members = seven_members(base, steps=3)[:2]
+    with_it = by_bank(base, members)
+    for name, value in (("ADAPTIVE_LORA_KERNEL", "off"), ("CC", "no-such-compiler"), ("CC", "false")):
+        with fresh_kernel.context() as changed:
+            changed.setenv(name, value)
+            attention_kernel.cache_clear()
+            assert attention_kernel() is None
+            without = by_bank(base, members)
+        for ours, theirs in zip(without, with_it, strict=True):
+            assert [r.loss for r in ours.records] == pytest.approx([r.loss for r in theirs.records], rel=1e-5)
+
+
+def test_the_kernel_is_compiled_once_a_machine(kernel: None, fresh_kernel: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert attention_kernel() is not None
+    (library,) = (tmp_path / "adaptive-lora").iterdir()
+    made = library.stat().st_mtime_ns
+    attention_kernel.cache_clear()
+    assert attention_kernel() is not None
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "adaptive-lora").iterdir()] == [made]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"sliding_window": 8}, {"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"position_bias": torch.zeros(1)},
+     {"dropout": 0.1}, {"attention_mask": torch.ones(1, 1, 14, 14)}],
+    ids=lambda value: next(iter(value)),
+)  # fmt: skip
+def test_more_than_causality_is_refused(request_: dict[str, Any]) -> None:
+    made = inputs((9, 5), 4, 2, 16, torch.float32)[:3]
+    with at_work(SimpleNamespace(pack=pack_of((9, 5)))):
+        mask = request_.pop("attention_mask", None)
+        with pytest.raises(NotCausalOnly):
+            packed_attention(CAUSAL, *made, mask, **request_)  # type: ignore[arg-type]
+        with pytest.raises(NotCausalOnly):
+            packed_attention(SimpleNamespace(is_causal=False), *made, None)  # type: ignore[arg-type]
+
+
+def test_a_window_as_wide_as_the_longest_text_is_causality() -> None:
+    made = inputs((9, 5), 4, 2, 16, torch.float64)
+    for ours, theirs in zip(with_gradients(made, (9, 5), sliding_window=9), with_gradients(made, (9, 5)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_wider_than_keys_are_right_or_refused(dtype: torch.dtype) -> None:
+    """As in DeepSeek's latent attention, where the two differ."""
+    query, key, _, _ = inputs((9, 5), 4, 2, 16, dtype)
+    value = inputs((9, 5), 4, 2, 24, dtype)[2]
+    with at_work(SimpleNamespace(pack=pack_of((9, 5)))):
+        try:
+            out, _ = packed_attention(CAUSAL, query, key, value, None)  # type: ignore[arg-type]
+        except NotCausalOnly:
+            return
+    torch.testing.assert_close(out.double(), written_out(query, key, value, (9, 5), 0.25), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_at_work_after_two_threads_have_been(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins within the first and ends after it; what the first was told must not stay behind."""
+    monkeypatch.setattr(attention, "_AT_WORK", attention._AtWork())
+    began, inside, left = threading.Event(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with at_work("first"):
+            began.set()
+            inside.wait(10)
+            assert current() == "first"
+        left.set()
+
+    def second() -> None:
+        began.wait(10)
+        with at_work("second"):
+            inside.set()
+            left.wait(10)
+            assert current() == "second"
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert left.is_set()
+    assert current() is None
+
+
+def test_nothing_is_at_work_after_a_step(gpt2: FrozenBase) -> None:
+    with Bank(gpt2, seven_members(gpt2, steps=2)) as bank:
+        bank.step()
+        bank.evaluate(demo_examples(gpt2)[:3])
+        assert current() is None

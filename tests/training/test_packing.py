@@ -1,0 +1,116 @@
+"""Packs hold what padded batches hold, and chunks lose nobody."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.training.batches import IGNORED, collate
+from adaptive_lora.training.packing import Pack, chunks_of, pack
+
+
+@st.composite
+def examples(draw: st.DrawFn) -> Example:
+    ids = draw(st.lists(st.integers(0, 99), min_size=1, max_size=9))
+    return Example(tuple(ids), draw(st.integers(0, len(ids))), False)
+
+
+BATCHES = st.lists(st.lists(examples(), min_size=1, max_size=4), min_size=1, max_size=4)
+"""One batch for each of some adapters; prompts of every length, none and all of it among them."""
+
+
+def learnt(batch: Sequence[Example]) -> list[list[tuple[int, int]]]:
+    """By sequence, each completion token with the place of the token before it, as the reference's labels say."""
+    labels = collate(batch).labels[:, 1:]
+    return [[(int(t), int(row[t])) for t in torch.nonzero(row != IGNORED).flatten()] for row in labels]
+
+
+def check_losses(packed: Pack, batches: Sequence[Sequence[Example]]) -> None:
+    """What is learnt from a pack is what is learnt from its batches, each sequence's in its own adapter's stretch."""
+    found: list[list[tuple[int, int]]] = [[] for _ in packed.counts]
+    positions = packed.positions.flatten()
+    columns = (packed.keep.tolist(), packed.targets.tolist(), packed.sequence.tolist())
+    for place, target, sequence in zip(*columns, strict=True):
+        found[sequence].append((int(positions[place]), target))
+        begin, end = packed.segments[packed.owners[sequence]]
+        assert begin <= place < end
+    for k, batch in enumerate(batches):
+        own = [row for row, owner in zip(found, packed.owners, strict=True) if owner == k]
+        assert own[: len(batch)] == learnt(batch)
+        assert not any(own[len(batch) :])  # what fills the stretch
+    assert packed.counts == tuple(len(row) for row in found)
+    assert packed.tokens == tuple(sum(len(example.ids) for example in batch) for batch in batches)
+
+
+def check_stretches(packed: Pack, batches: Sequence[Sequence[Example]]) -> None:
+    """Adapters' stretches follow one another without a gap, and their tokens are their batches', in order."""
+    ends = [0, *(end for _, end in packed.segments)]
+    assert [begin for begin, _ in packed.segments] == ends[:-1] and ends[-1] == packed.size
+    ids, positions = packed.ids.flatten(), packed.positions.flatten()
+    for (begin, end), real, tokens, batch in zip(packed.segments, packed.real, packed.tokens, batches, strict=True):
+        own = torch.arange(begin, end)[:tokens] if real is None else begin + real
+        assert ids[own].tolist() == [i for example in batch for i in example.ids]
+        assert positions[own].tolist() == [t for example in batch for t in range(len(example.ids))]
+
+
+@given(BATCHES)
+def test_a_pack_is_the_batches_without_their_padding(batches: list[list[Example]]) -> None:
+    packed = pack(batches, "cpu")
+    check_losses(packed, batches)
+    check_stretches(packed, batches)
+    assert packed.mask is None and packed.size == sum(packed.tokens)
+    assert packed.lengths == tuple(len(example.ids) for batch in batches for example in batch)
+    assert packed.starts.dtype == torch.int64 and packed.starts.device.type == "cpu"
+
+
+@given(BATCHES)
+def test_padded_rows_are_one_batch_of_all(batches: list[list[Example]]) -> None:
+    packed, whole = pack(batches, "cpu", padded=True), collate([example for batch in batches for example in batch])
+    check_losses(packed, batches)
+    check_stretches(packed, batches)
+    assert packed.mask is not None
+    assert torch.equal(packed.ids, whole.input_ids) and torch.equal(packed.mask, whole.attention_mask)
+    flat = packed.mask.flatten()
+    for (begin, end), real in zip(packed.segments, packed.real, strict=True):
+        tokens = torch.nonzero(flat[begin:end]).flatten()
+        assert (real is None) == (len(tokens) == end - begin)  # nothing where all are tokens
+        assert real is None or torch.equal(real, tokens)
+
+
+@given(BATCHES, st.sampled_from([2, 5, 8]))
+def test_filled_stretches_are_multiples_and_the_filling_teaches_nothing(
+    batches: list[list[Example]], block: int
+) -> None:
+    packed = pack(batches, "cpu", block=block)
+    check_losses(packed, batches)
+    check_stretches(packed, batches)
+    for (begin, end), tokens in zip(packed.segments, packed.tokens, strict=True):
+        assert begin % block == end % block == 0 and tokens <= end - begin < tokens + block
+    assert packed.starts[-1] == packed.size
+
+
+SIZES = st.dictionaries(st.integers(0, 99), st.integers(1, 200), max_size=12)
+
+
+@given(SIZES, st.integers(1, 400), st.integers(1, 4))
+def test_chunks_keep_order_lose_nobody_and_stay_within_the_limit(
+    sizes: dict[int, int], limit: int, workers: int
+) -> None:
+    chunks = chunks_of(sizes, limit, workers)
+    assert [member for chunk in chunks for member in chunk] == list(sizes)
+    assert all(chunks)
+    assert all(sum(sizes[member] for member in chunk) <= limit or len(chunk) == 1 for chunk in chunks)
+    assert chunks == chunks_of(sizes, limit, workers)
+
+
+@given(st.integers(1, 30), st.integers(1, 50), st.integers(1, 4))
+def test_members_of_one_size_leave_no_worker_idle(count: int, size: int, workers: int) -> None:
+    """Where they all fit into one chunk they are still dealt to all workers, evenly."""
+    chunks = chunks_of(dict.fromkeys(range(count), size), count * size, workers)
+    assert len(chunks) == min(workers, count)
+    assert max(map(len, chunks)) == math.ceil(count / min(workers, count))
