@@ -9,12 +9,17 @@ import pytest
 import torch
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.training import memory
+from adaptive_lora.training import attachment, memory
 from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.memory import free_bytes, is_out_of_memory, members_at_once, state_bytes, tokens_at_once
 from tests.conftest import mixed_plan
 from tests.training.conftest import SAME, assert_close, by_bank, seven_members
+
+
+def refuse(*_: object) -> None:
+    raise ValueError("not here")
+
 
 CPU = torch.device("cpu")
 OUT = [
@@ -105,7 +110,9 @@ def test_recomputing_gives_the_same_training_for_less_memory(exact: FrozenBase) 
         assert_close(again, plain, room=SAME)
 
 
-def test_measuring_what_a_token_takes_leaves_no_trace(exact_gpt2: FrozenBase) -> None:
+def test_measuring_what_a_token_takes_leaves_no_trace(exact_gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In rows, where what is measured has padding."""
+    monkeypatch.setattr(attachment, "_packed_attention", refuse)
     members = seven_members(exact_gpt2, steps=2)
     wanted = by_bank(exact_gpt2, members, (1,), steps=1, chunk_tokens=1000)  # which does not measure
     with Bank(exact_gpt2, members) as bank:

@@ -58,7 +58,11 @@ class AdaptedLinear(nn.Module):
                 "so adapters cannot be told apart in it. Use `engine: reference`, or leave the module out of `targets`."
             )
         anchor = self.anchor if work.training else self.anchor.detach()
-        return _Adapted.apply(x, anchor, self.base(x) if self.lean is None else None, self, work)
+        flat = x.reshape(-1, x.shape[-1])
+        computed = self.base(x).reshape(flat.shape[0], -1) if self.lean is None else None
+        y = _Adapted.apply(flat, anchor, computed, self, work)
+        # Views are made out here, where autograd sees them: models may add to what they get in place.
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _Adapted(torch.autograd.Function):
@@ -66,36 +70,27 @@ class _Adapted(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, anchor: Tensor, computed: Tensor | None, layer: AdaptedLinear, work: Work
     ) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
         if layer.lean is not None:
-            y = product(flat, layer.lean.matrix, layer.lean.offset)
+            y = product(x, layer.lean.matrix, layer.lean.offset)
         else:
             assert computed is not None  # `AdaptedLinear.forward` gives one of the two
-            y = computed.reshape(flat.shape[0], -1).clone()
+            y = computed.clone()
         mix = _Stacked(layer.name, work) if work.stacks else _OneByOne(layer.name, work)
-        kept = mix.add(flat, y)
+        kept = mix.add(x, y)
         if work.training:
-            ctx.save_for_backward(flat, *kept)
-            ctx.layer, ctx.mix, ctx.shape = layer, mix, x.shape
-        return y.view(*x.shape[:-1], y.shape[-1])
+            ctx.save_for_backward(x, *kept)
+            ctx.layer, ctx.mix = layer, mix
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        flat, *kept = ctx.saved_tensors
+        x, *kept = ctx.saved_tensors
         (given,) = gradients
-        given = given.reshape(flat.shape[0], -1)
         lean, through = ctx.layer.lean, None
         if ctx.needs_input_grad[0]:
-            through = product(given, lean.matrix.t()) if lean is not None else torch.zeros_like(flat)
-        ctx.mix.back(flat, kept, given, through)
-        shape = (*ctx.shape[:-1], given.shape[-1])
-        return (
-            None if through is None else through.view(ctx.shape),
-            None,
-            given.view(shape) if lean is None else None,
-            None,
-            None,
-        )
+            through = product(given, lean.matrix.t()) if lean is not None else torch.zeros_like(x)
+        ctx.mix.back(x, kept, given, through)
+        return through, None, given if lean is None else None, None, None
 
 
 class _OneByOne:

@@ -37,7 +37,9 @@ class SeededDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.masks.p == 0:
             return x
-        real = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if self.real is None else self.real
+        # Some models lay the positions of a batch in one row before a product.
+        every = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
+        real = every if self.real is None else self.real.reshape(x.shape[:-1])
         kept = torch.ones_like(x)
         tokens = kept[real]  # (n, d_in), a copy
         kept[real] = erase_(tokens, self.masks.dropped(self.name, self.step, len(tokens), x.device))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import ModelError
@@ -142,14 +143,20 @@ def _recomputed(model: Any) -> Iterator[None]:
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks:
         raise ModelError("This model's blocks do not support activation checkpointing; leave it off.")
-    with quiet_libraries():  # transformers 6 will call it otherwise
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for block in blocks:
-        block.training = True  # the block alone, not what is in it: the base's own dropout stays off
     try:
+        for block in blocks:
+            # Not the library's own switch: it wants blocks in training mode, which turns the base's dropout on.
+            block.forward = _recomputing(block.forward)
         yield
     finally:
         for block in blocks:
-            block.training = False
-        with quiet_libraries():
-            model.gradient_checkpointing_disable()
+            block.__dict__.pop("forward", None)
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def recomputing(*arguments: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments, **named)
+        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
+
+    return recomputing

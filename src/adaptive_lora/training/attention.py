@@ -26,31 +26,36 @@ _WASTE = 1.2
 
 
 class _AtWork:
-    """The pack that a thread is working on; the last one set by any thread where a thread set none
-    (an accelerator's backward pass recomputes layers in a thread of its own)."""
+    """What each thread is working on; where a thread was told nothing, what another one is (an accelerator's
+    backward pass recomputes layers in a thread of its own)."""
 
     def __init__(self) -> None:
-        self._own, self._last = threading.local(), None
+        self._own, self._all = threading.local(), list[Any]()
 
     def get(self) -> Any:
-        return getattr(self._own, "pack", None) or self._last
+        own = getattr(self._own, "work", None)
+        others = self._all[-1:]
+        return own if own is not None or not others else others[0]
 
-    def set(self, pack: Any) -> None:
-        self._own.pack = self._last = pack
+    @contextlib.contextmanager
+    def told(self, work: Any) -> Iterator[None]:
+        before = getattr(self._own, "work", None)
+        self._own.work = work
+        self._all.append(work)
+        try:
+            yield
+        finally:
+            self._own.work = before
+            # By identity: equality of works would compare tensors.
+            del self._all[next(i for i, other in enumerate(self._all) if other is work)]
 
 
 _AT_WORK = _AtWork()
 
 
-@contextlib.contextmanager
-def at_work(work: Any) -> Iterator[None]:
+def at_work(work: Any) -> contextlib.AbstractContextManager[None]:
     """Tells attention and adapted layers, called by this thread, what the model is fed."""
-    before = _AT_WORK.get()
-    _AT_WORK.set(work)
-    try:
-        yield
-    finally:
-        _AT_WORK.set(before)
+    return _AT_WORK.told(work)
 
 
 def current() -> Any:
@@ -59,7 +64,7 @@ def current() -> Any:
 
 
 class NotCausalOnly(NotImplementedError):
-    """The model asks attention for more than causality (a sliding window, capped scores, sinks)."""
+    """The model asks attention for more than causality and a window (capped scores, sinks, biases)."""
 
 
 def packed_attention(
@@ -77,19 +82,20 @@ def packed_attention(
     softmax(scaling q k^T) v over the tokens up to its own of each sequence.
     """
     pack: Pack = current().pack
-    window = rest.get("sliding_window")
     if (
         dropout
         or attention_mask is not None
-        or (window is not None and window < max(pack.lengths))
         or any(rest.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
         or not getattr(module, "is_causal", True)
     ):
         raise NotCausalOnly(type(module).__name__)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu" and query.dtype == torch.float32 and attention_kernel() is not None:
+    window = rest.get("sliding_window")
+    window = window if window is not None and window < max(pack.lengths) else None
+    plain = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] == value.shape[-1]
+    if plain and window is None and attention_kernel() is not None:
         return _Kernel.apply(query, key, value, scaling, pack.starts), None
-    return _grouped(query, key, value, scaling, pack), None
+    return _grouped(query, key, value, scaling, pack, window), None
 
 
 class _Kernel(torch.autograd.Function):
@@ -134,22 +140,29 @@ def _by_token(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
-def _grouped(query: Tensor, key: Tensor, value: Tensor, scaling: float, pack: Pack) -> Tensor:
+def _grouped(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, pack: Pack, window: int | None = None
+) -> Tensor:
     """Torch's attention on groups of sequences of similar length, each padded to its longest.
 
-    A sequence's padding repeats its own last token behind it, where causality hides it.
+    A sequence's padding repeats its own last token behind it, where causality hides it. With a window, a
+    query sees its own and the window - 1 tokens before it.
     """
-    _, heads, positions, width = query.shape
+    _, heads, positions, _ = query.shape
     groups, shared = _groups(pack, query.device), heads // key.shape[1]
     outputs = []
     for index, _ in groups:
         q, k, v = (x[0].transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (B, H or G, T, D)
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)
-        outputs.append(attended.transpose(1, 2).reshape(-1, heads, width))
+        seen = None
+        if window is not None:
+            ones = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=query.device)
+            seen = ones.tril().triu(1 - window)
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling)
+        outputs.append(attended.transpose(1, 2).reshape(-1, heads, value.shape[-1]))
     places = torch.cat([place for _, place in groups])  # (N,): where each position's output stands in the groups'
-    return torch.cat(outputs)[places].view(1, positions, heads, width)
+    return torch.cat(outputs)[places].view(1, positions, heads, value.shape[-1])
 
 
 def _groups(pack: Pack, device: torch.device) -> list[tuple[Tensor, Tensor]]:

@@ -20,8 +20,8 @@ class TokenLosses:
 
     nll: Tensor
     """Negative log-likelihood, nats."""
-    right: Tensor | None
-    """Whether the likeliest token was the right one; not asked in training."""
+    right: Tensor
+    """Whether the likeliest token was the right one."""
     gradient: Tensor | None
     """Of the weighted sum of `nll` by the hidden states."""
 
@@ -70,11 +70,8 @@ class Head:
                 if weights is not None:
                     gradients.append(torch.autograd.grad(cost @ weights[part].to(cost.dtype), rows)[0])
             nll.append(cost.detach())
-            if weights is None:
-                right.append(logits.argmax(-1) == targets[part])
-        return TokenLosses(
-            torch.cat(nll), torch.cat(right) if right else None, torch.cat(gradients) if gradients else None
-        )
+            right.append(logits.detach().argmax(-1) == targets[part])
+        return TokenLosses(torch.cat(nll), torch.cat(right), torch.cat(gradients) if gradients else None)
 
 
 def _without(model: nn.Module, path: list[str]) -> nn.Module:

@@ -35,13 +35,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
-        return product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+        return product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (given,) = gradients
-        flat = product(given.reshape(-1, given.shape[-1]), ctx.weight.t())
-        return flat.view(*given.shape[:-1], ctx.weight.shape[1]), None, None
+        return product(gradients[0], ctx.weight.t()), None, None
 
 
 class LeanLinear(nn.Module):
@@ -52,7 +50,9 @@ class LeanLinear(nn.Module):
         self.matrix, self.offset = weight.detach(), None if bias is None else bias.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        return _Product.apply(x, self.matrix, self.offset)
+        # Views are made out here, where autograd sees them: models may add to what they get in place.
+        flat = _Product.apply(x.reshape(-1, x.shape[-1]), self.matrix, self.offset)
+        return flat.view(*x.shape[:-1], self.matrix.shape[0])
 
 
 class _Norm(torch.autograd.Function):

@@ -67,9 +67,9 @@ def pack(
     With `block`, a sequence that teaches nothing fills each adapter's stretch up to a multiple of it.
     """
     tokens = [sum(len(example.ids) for example in batch) for batch in batches]
-    if block > 1:
-        fillers = [Example((0,) * (-n % block), -n % block, False) for n in tokens]
-        batches = [[*batch, f] if f.ids else batch for batch, f in zip(batches, fillers, strict=True)]
+    fillers = [Example((0,) * (-n % block), -n % block, False) for n in tokens]
+    batches = [[*batch, f] if f.ids else batch for batch, f in zip(batches, fillers, strict=True)]
+    filling = {id(f) for f in fillers}
     examples = [example for batch in batches for example in batch]
     lengths = np.array([len(example.ids) for example in examples])
     width = int(lengths.max()) if padded else 0
@@ -81,7 +81,8 @@ def pack(
     keep, targets, counts = [], [], []
     for example, at, length in zip(examples, offsets, lengths, strict=True):
         flat_ids[at : at + length] = example.ids
-        flat_positions[at : at + length] = np.arange(length)
+        # A filler may be longer than the model's context: all of it stands at place 0.
+        flat_positions[at : at + length] = 0 if id(example) in filling else np.arange(length)
         first = max(example.prompt_length, 1)  # nothing predicts a sequence's first token
         keep.append(at + np.arange(first - 1, length - 1))
         targets.append(flat_ids[at + first : at + length])

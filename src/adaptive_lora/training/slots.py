@@ -83,8 +83,10 @@ class Slot:
         """Takes back what `tensors` gave; KeyError or RuntimeError if they are of another plan."""
         for kind, vector in (("parameter", self.parameters), ("exp_avg", self.mean), ("exp_avg_sq", self.square)):
             for name, part in self.parts.items():
-                _within(vector, self.parameters, part.a).copy_(tensors[f"{kind}/{name}/A"])
-                _within(vector, self.parameters, part.b).copy_(tensors[f"{kind}/{name}/B"].t())
+                for view, kept in ((part.a, tensors[f"{kind}/{name}/A"]), (part.b, tensors[f"{kind}/{name}/B"].t())):
+                    if view.shape != kept.shape:
+                        raise RuntimeError(f"{name} has shape {tuple(kept.shape)}, not {tuple(view.shape)}")
+                    _within(vector, self.parameters, view).copy_(kept)
 
     def reset(self) -> None:
         """Back to the beginning."""
