@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,13 +59,16 @@ def inputs(
     return [*(2 * x.transpose(0, 1)[None] for x in made), outer]
 
 
-def written_out(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float) -> Tensor:
-    """Sequence by sequence, in double precision."""
+def written_out(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float, window: int = 10**6
+) -> Tensor:
+    """Sequence by sequence, in double precision; a query sees its own and the window - 1 tokens before it."""
     parts, shared = [], query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(shared, 1) for x in (key, value))
     for q, k, v in zip(*(x.double().split(list(lengths), 2) for x in (query, key, value)), strict=True):
         scores = scaling * q @ k.transpose(2, 3)
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        behind = torch.arange(scores.shape[-1])[:, None] - torch.arange(scores.shape[-1])
+        hidden = (behind < 0) | (behind >= window)
         parts.append(scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v)
     return torch.cat(parts, 2).transpose(1, 2)
 
@@ -77,18 +81,20 @@ def with_gradients(made: list[Tensor], lengths: Sequence[int], **how: Any) -> li
     return [out.detach(), *torch.autograd.grad(out, leaves, made[3])]
 
 
-def expected(made: list[Tensor], lengths: Sequence[int], scaling: float) -> list[Tensor]:
+def expected(made: list[Tensor], lengths: Sequence[int], scaling: float, window: int = 10**6) -> list[Tensor]:
     leaves = [x.double().requires_grad_() for x in made[:3]]
-    out = written_out(*leaves, lengths, scaling)
+    out = written_out(*leaves, lengths, scaling, window)
     return [out.detach(), *torch.autograd.grad(out, leaves, made[3].double())]
 
 
-def check(lengths: Sequence[int], heads: int, groups: int, width: int, dtype: torch.dtype, seed: int = 0) -> None:
+def check(
+    lengths: Sequence[int], heads: int, groups: int, width: int, dtype: torch.dtype, seed: int = 0, window: int = 10**6
+) -> None:
     """Values and gradients to 1e-5 or 1e-13 of the largest, or of 1 where all should be 0."""
     made = inputs(lengths, heads, groups, width, dtype, seed)
     room = 1e-5 if dtype == torch.float32 else 1e-13
-    found = with_gradients(made, lengths, scaling=0.3)
-    for ours, theirs in zip(found, expected(made, lengths, 0.3), strict=True):
+    found = with_gradients(made, lengths, scaling=0.3, sliding_window=window)
+    for ours, theirs in zip(found, expected(made, lengths, 0.3, window), strict=True):
         assert ours.dtype == dtype and ours.shape == theirs.shape
         assert (ours.double() - theirs).abs().max() <= room * theirs.abs().max().clamp(min=1.0)
 
@@ -180,6 +186,12 @@ def test_more_than_causality_is_refused(request_: dict[str, Any]) -> None:
             packed_attention(SimpleNamespace(is_causal=False), *made, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("window", [1, 2, 8, 69])
+def test_a_window_is_kept_to(window: int, dtype: torch.dtype) -> None:
+    check(ALL_LENGTHS, 4, 2, 16, dtype, window=window)
+
+
 def test_a_window_as_wide_as_the_longest_text_is_causality() -> None:
     made = inputs((9, 5), 4, 2, 16, torch.float64)
     for ours, theirs in zip(with_gradients(made, (9, 5), sliding_window=9), with_gradients(made, (9, 5)), strict=True):
@@ -225,6 +237,32 @@ def test_nothing_is_at_work_after_two_threads_have_been(monkeypatch: pytest.Monk
         thread.join(20)
     assert left.is_set()
     assert current() is None
+
+
+def test_many_threads_are_told_their_own_work_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as they can get into each other's way."""
+    monkeypatch.setattr(attention, "_AT_WORK", attention._AtWork())
+    interval, wrong = sys.getswitchinterval(), list[object]()
+
+    def work(thread: int) -> None:
+        try:
+            for i in range(4000):
+                with at_work((thread, i)):
+                    if current() != (thread, i):
+                        wrong.append(current())
+        except Exception as error:
+            wrong.append(error)
+
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong and current() is None
 
 
 def test_nothing_is_at_work_after_a_step(gpt2: FrozenBase) -> None:

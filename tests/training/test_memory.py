@@ -43,8 +43,10 @@ class Tight:
         return found
 
 
-@pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("how", [{}, {"workers": 2}, {"stacked": True}], ids=["one worker", "two workers", "stacked"])
+HOWS: list[tuple[BaseException, dict[str, Any]]] = [(OUT[0], {}), (OUT[1], {"workers": 2}), (OUT[2], {"stacked": True})]
+
+
+@pytest.mark.parametrize(("error", "how"), HOWS, ids=["one worker", "two workers", "stacked"])
 def test_out_of_memory_the_passes_become_smaller_and_the_training_stays(
     exact: FrozenBase, error: BaseException, how: dict[str, Any]
 ) -> None:

@@ -8,6 +8,7 @@ x (N, d_in), y (N, d_out), A (r, d_in), B transposed (r, d_out), u = x A^T (n, r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,7 @@ class AdaptedLinear(nn.Module):
                 "so adapters cannot be told apart in it. Use `engine: reference`, or leave the module out of `targets`."
             )
         anchor = self.anchor if work.training else self.anchor.detach()
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
         computed = self.base(x).reshape(flat.shape[0], -1) if self.lean is None else None
         y = _Adapted.apply(flat, anchor, computed, self, work)
         # Views are made out here, where autograd sees them: models may add to what they get in place.
@@ -102,36 +103,36 @@ class _OneByOne:
     def add(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """Adds every adapter's update to y; returns what the way back needs."""
         which = _dropped(self.name, self.work, x)
-        own = x if which is None else erase_(x.clone(), which)
         kept = [] if which is None else [which]
-        for part, begin, end, scaling in self._parts():
-            u = own[begin:end].to(part.a.dtype) @ part.a.t()
-            kept.append(u)
-            if y.dtype == u.dtype:
-                y[begin:end].addmm_(u, part.b, alpha=scaling)
-            else:
-                y[begin:end] = (y[begin:end].to(u.dtype)).addmm_(u, part.b, alpha=scaling).to(y.dtype)
+        with _without(x, which) as own:
+            for part, begin, end, scaling in self._parts():
+                u = own[begin:end].to(part.a.dtype) @ part.a.t()
+                kept.append(u)
+                if y.dtype == u.dtype:
+                    y[begin:end].addmm_(u, part.b, alpha=scaling)
+                else:
+                    y[begin:end] = (y[begin:end].to(u.dtype)).addmm_(u, part.b, alpha=scaling).to(y.dtype)
         return kept
 
     def back(self, x: Tensor, kept: list[Tensor], given: Tensor, through: Tensor | None) -> None:
         """Adds to the gradients of A and B, and to `through`, the input's."""
         which = kept.pop(0) if _drops(self.work) else None
-        own = x if which is None else erase_(x.clone(), which)
-        # With dropout the adapters' part is erased before it joins the base's.
-        joined = through if which is None or through is None else torch.zeros_like(through)
-        for u, (part, begin, end, scaling) in zip(kept, self._parts(), strict=True):
-            outer = given[begin:end].to(u.dtype)
-            inner = torch.addmm(u, outer, part.b.t(), beta=0, alpha=scaling)  # dL/du (n, r)
-            part.b_gradient.addmm_(u.t(), outer, alpha=scaling)
-            part.a_gradient.addmm_(inner.t(), own[begin:end].to(u.dtype))
-            if joined is None:
-                continue
-            if joined.dtype == u.dtype:
-                joined[begin:end].addmm_(inner, part.a)
-            else:
-                joined[begin:end] += (inner @ part.a).to(joined.dtype)
-        if which is not None and joined is not None and through is not None:
-            through += erase_(joined, which)
+        # What is dropped gets the base's gradient alone.
+        alone = None if which is None or through is None else through.view(-1)[which]
+        with _without(x, which) as own:
+            for u, (part, begin, end, scaling) in zip(kept, self._parts(), strict=True):
+                outer = given[begin:end].to(u.dtype)
+                inner = torch.addmm(u, outer, part.b.t(), beta=0, alpha=scaling)  # dL/du (n, r)
+                part.b_gradient.addmm_(u.t(), outer, alpha=scaling)
+                part.a_gradient.addmm_(inner.t(), own[begin:end].to(u.dtype))
+                if through is None:
+                    continue
+                if through.dtype == u.dtype:
+                    through[begin:end].addmm_(inner, part.a)
+                else:
+                    through[begin:end] += (inner @ part.a).to(through.dtype)
+        if alone is not None and through is not None and which is not None:
+            through.view(-1)[which] = alone
 
     def _parts(self) -> Iterator[tuple[Part, int, int, float]]:
         # A pack that only tries the base has no slots.
@@ -201,6 +202,24 @@ class _Stacked:
         rows = torch.tensor([slot.row for slot in self.work.slots], device=device)
         lengths = [(end - begin) // BLOCK for begin, end in self.work.pack.segments]
         return rows, torch.tensor(lengths, device=device)
+
+
+@contextlib.contextmanager
+def _without(x: Tensor, which: Tensor | None) -> Iterator[Tensor]:
+    """x with 0 where it is dropped. On a processor x itself, for as long as it is needed: a few entries are
+    exchanged and put back instead of the whole being copied."""
+    if which is None or not len(which):
+        yield x
+    elif which.dtype == torch.bool:
+        yield erase_(x.clone(), which)
+    else:
+        flat = x.data.view(-1)  # past autograd's count of changes: in the end there is none
+        before = flat[which]
+        flat[which] = 0
+        try:
+            yield x
+        finally:
+            flat[which] = before
 
 
 def _drops(work: Work) -> bool:

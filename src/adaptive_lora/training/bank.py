@@ -39,7 +39,6 @@ __all__ = ["Bank", "Member"]
 
 CHUNK_TOKENS = {"cpu": 4096}
 """Positions in one pass through the base; on processors about what keeps a chunk's activations near the cores."""
-
 _CHUNK_TOKENS = 32768
 
 
