@@ -185,7 +185,7 @@ def test_twenty_adapters_on_a_real_model_end_where_the_reference_ends(assets: Pa
     encoded = [e for e in Encoder(base.tokenizer, 208).encode_all(records) if e.completion_tokens]
     examples, held_out = encoded[:100], encoded[100:140]  # of about 200 tokens: the prompts alone take 160
     assert len(held_out) == 40
-    options = TrainingOptions(learning_rate=5e-3, steps=10, warmup=2, dropout=0.05, weight_decay=0.01)
+    options = TrainingOptions(learning_rate=5e-3, steps=8, warmup=2, dropout=0.05, weight_decay=0.01)
     plans = [mixed_plan(base.outline.modules, shift=shift) for shift in range(5)]
     members = [Member(plan=p, options=options, seed=seed, examples=examples) for seed in range(4) for p in plans]
     with Bank(base, members, workers=2) as bank:
