@@ -30,7 +30,7 @@ class _AtWork:
     backward pass recomputes layers in a thread of its own)."""
 
     def __init__(self) -> None:
-        self._own, self._all = threading.local(), list[Any]()
+        self._own, self._all, self._lock = threading.local(), list[Any](), threading.Lock()
 
     def get(self) -> Any:
         own = getattr(self._own, "work", None)
@@ -41,13 +41,15 @@ class _AtWork:
     def told(self, work: Any) -> Iterator[None]:
         before = getattr(self._own, "work", None)
         self._own.work = work
-        self._all.append(work)
+        with self._lock:
+            self._all.append(work)
         try:
             yield
         finally:
             self._own.work = before
-            # By identity: equality of works would compare tensors.
-            del self._all[next(i for i, other in enumerate(self._all) if other is work)]
+            with self._lock:
+                # By identity: equality of works would compare tensors.
+                del self._all[next(i for i, other in enumerate(self._all) if other is work)]
 
 
 _AT_WORK = _AtWork()
