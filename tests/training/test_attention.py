@@ -20,7 +20,7 @@ from adaptive_lora.training import attention
 from adaptive_lora.training.attention import NotCausalOnly, at_work, current, packed_attention
 from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.kernel import attention_kernel
+from adaptive_lora.training.kernel import attention_kernel, forget
 from adaptive_lora.training.packing import Pack, pack
 from tests.training.conftest import by_bank, demo_examples, seven_members
 
@@ -38,10 +38,10 @@ def kernel() -> None:
 def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
     """A machine that has compiled nothing yet, whose environment may be changed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    attention_kernel.cache_clear()
+    forget()
     yield monkeypatch
     monkeypatch.undo()
-    attention_kernel.cache_clear()
+    forget()
 
 
 def pack_of(lengths: Sequence[int]) -> Pack:
@@ -154,7 +154,7 @@ def test_without_the_kernel_torch_serves(base: FrozenBase, fresh_kernel: pytest.
     for name, value in (("ADAPTIVE_LORA_KERNEL", "off"), ("CC", "no-such-compiler"), ("CC", "false")):
         with fresh_kernel.context() as changed:
             changed.setenv(name, value)
-            attention_kernel.cache_clear()
+            forget()
             assert attention_kernel() is None
             without = by_bank(base, members)
         for ours, theirs in zip(without, with_it, strict=True):
@@ -165,7 +165,7 @@ def test_the_kernel_is_compiled_once_a_machine(kernel: None, fresh_kernel: pytes
     assert attention_kernel() is not None
     (library,) = (tmp_path / "adaptive-lora").iterdir()
     made = library.stat().st_mtime_ns
-    attention_kernel.cache_clear()
+    forget()
     assert attention_kernel() is not None
     assert [path.stat().st_mtime_ns for path in (tmp_path / "adaptive-lora").iterdir()] == [made]
 

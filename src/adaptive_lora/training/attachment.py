@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import ModelError
-from adaptive_lora.training.adapted import Work
 from adaptive_lora.training.attention import NAME, NotCausalOnly, at_work, register
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
 from adaptive_lora.training.head import Head
 from adaptive_lora.training.lean import lean_layers
+from adaptive_lora.training.mixes import Work
 from adaptive_lora.training.packing import Pack, pack
 
 _ROOM = {torch.float64: 1e-9, torch.float32: 1e-4}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.training.adapted import BLOCK, AdaptedLinear, Work
+from adaptive_lora.training.adapted import AdaptedLinear
 from adaptive_lora.training.attachment import Form, attachment, probe_examples
 from adaptive_lora.training.attention import at_work
 from adaptive_lora.training.base import FrozenBase
@@ -30,6 +30,7 @@ from adaptive_lora.training.checkpoint import StepRecord
 from adaptive_lora.training.evaluate import Evaluation, batches_of
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.memory import is_out_of_memory, tokens_at_once
+from adaptive_lora.training.mixes import BLOCK, Work
 from adaptive_lora.training.optimizer import update_slot
 from adaptive_lora.training.packing import Pack, chunks_of, pack
 from adaptive_lora.training.reference import Diverged

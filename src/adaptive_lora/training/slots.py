@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,6 +47,11 @@ class Part:
     a_gradient: Tensor
     b_gradient: Tensor
     scaling: float
+
+    @cached_property
+    def places(self) -> tuple[int, ...]:
+        """Rank, and where A, B and their gradients lie in memory: they stay there for life."""
+        return (self.a.shape[0], *(x.data_ptr() for x in (self.a, self.b, self.a_gradient, self.b_gradient)))
 
 
 @dataclass
