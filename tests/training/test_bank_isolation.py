@@ -144,7 +144,7 @@ def test_twins_are_equal(base: FrozenBase, dtype: torch.dtype, stacked: bool) ->
     base.model.to(dtype)
     twin, other = seven_members(base, steps=6)[1:3]
     one, _, two = by_bank(base, [twin, other, twin], stacked=stacked)
-    assert_close(two.last, one.last, room=0 if dtype == torch.float32 else SAME)
+    assert_close(two.last, one.last, room=0)
 
 
 def assert_resting(bank: Bank, before: dict[int, dict[str, Tensor]]) -> None:

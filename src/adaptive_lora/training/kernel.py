@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_FUNCTIONS = {"attention": ("forward", "backward"), "lora": ("forward", "backward", "product")}
 _REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -61,7 +62,7 @@ def attention_kernel() -> ctypes.CDLL | None:
 
 
 def lora_kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """`lora_forward` and `lora_backward` for numbers of a type; nothing for others and where it cannot be compiled."""
+    """`lora_forward`, `lora_backward` and `lora_product` for numbers of a type; nothing for others and where it cannot be compiled."""
     real = _REALS.get(dtype)
     return None if real is None else _loaded("lora", LoraUpdate, f"-DREAL={real}")
 
@@ -75,7 +76,7 @@ def _loaded(name: str, arguments: type[ctypes.Structure], *flags: str) -> ctypes
         library = ctypes.CDLL(str(_compiled(compiler, name, flags)))
     except (OSError, subprocess.SubprocessError):
         return None  # a compiler that does not work is as good as none: torch's own products serve
-    for function in ("forward", "backward"):
+    for function in _FUNCTIONS[name]:
         found = getattr(library, f"{name}_{function}")
         found.argtypes, found.restype = [ctypes.POINTER(arguments)], ctypes.c_int
     return library

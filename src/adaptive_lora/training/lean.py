@@ -8,6 +8,7 @@ keeps its place.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,16 +16,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adaptive_lora.training.kernel import LoraPart, LoraUpdate, lora_kernel
+
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias; x (N, d_in), weight (d_out, d_in), any strides.
 
     On the CPU in float32 through oneDNN, which torch itself takes for other types only: on processors
-    that MKL does not know it is about twice as fast, on others as fast.
+    that MKL does not know it is about twice as fast, on others as fast. In float64 by `lora.c`: in MKL's
+    products a row's last bit depends on where the row stands.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and _one_dnn():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if x.device.type == "cpu" and x.dtype == torch.float64 and (kernel := lora_kernel(x.dtype)) is not None:
+        return _placeless(kernel, x, weight, bias)
     return functional.linear(x, weight, bias)
+
+
+def _placeless(kernel: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x, weight = x.contiguous(), weight.contiguous()
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    whole = LoraPart(0, x.shape[0], weight.shape[0], weight.data_ptr())
+    update = LoraUpdate(x.shape[1], y.shape[1], 1, ctypes.addressof(whole), x.data_ptr(), y.data_ptr())
+    if kernel.lora_product(update):
+        raise MemoryError("no memory for a product's working space")
+    return y if bias is None else y.add_(bias)
 
 
 def _one_dnn() -> bool:

@@ -182,3 +182,13 @@ int lora_backward(update *w) {
     free(turned);
     return 0;
 }
+
+/* y = x A^T of the one part, which has all rows: a plain product whose rows do not depend on where they stand. */
+int lora_product(update *w) {
+    const part *p = w->part;
+    REAL *turned = room(w);
+    if (!turned) return 1;
+    inner_products(p->end - p->begin, p->rank, w->d_in, 1, w->x, p->a, turned, w->y);
+    free(turned);
+    return 0;
+}
