@@ -44,6 +44,11 @@ CONFIGS: dict[str, tuple[Callable[[], Any], bool | None]] = {
         lambda: transformers.BloomConfig(vocab_size=768, hidden_size=24, n_layer=2, n_head=4, initializer_range=0.2),
         True,
     ),
+    "a mixture of experts": (lambda: transformers.MixtralConfig(**tiny_config(num_local_experts=4)), False),
+    "a mixture with experts for all": (
+        lambda: transformers.Qwen2MoeConfig(**tiny_config(num_experts=4, moe_intermediate_size=16)),
+        False,
+    ),
     "attention and products side by side": (lambda: transformers.GPTNeoXConfig(**tiny_config()), False),
 }
 

@@ -14,11 +14,15 @@ from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.memory import free_bytes, is_out_of_memory, members_at_once, state_bytes, tokens_at_once
 from tests.conftest import mixed_plan
-from tests.training.conftest import SAME, assert_close, by_bank, seven_members
+from tests.training.conftest import SAME, assert_close, by_bank, demo_examples, seven_members
 
 
 def refuse(*_: object) -> None:
     raise ValueError("not here")
+
+
+def refuse_for(error: type[BaseException]) -> Any:
+    raise error
 
 
 CPU = torch.device("cpu")
@@ -26,6 +30,8 @@ OUT = [
     MemoryError("no memory for attention's working space"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
@@ -56,8 +62,8 @@ def test_out_of_memory_the_passes_become_smaller_and_the_training_stays(
         bank.gradients = tight = Tight(bank, 1, error)  # type: ignore[method-assign, assignment]
         bank.step()
         assert max(tight.asked) > 1 and bank.chunk_tokens < 4096
-        halvings = sum(1 for asked in tight.asked if asked > 1)
-        assert bank.chunk_tokens == max(1, 4096 >> halvings)
+        one = max(bank.tokens.values())
+        assert one // 2 <= bank.chunk_tokens <= 2 * one  # half of the smallest pass that failed: two members
         while bank.running:
             bank.step()
         for slot, alone in zip(bank.slots, wanted, strict=True):
@@ -86,6 +92,28 @@ def test_a_member_that_does_not_fit_alone_is_an_error(exact_gpt2: FrozenBase, er
         with pytest.raises(type(error)):
             bank.step()
         assert [slot.step for slot in bank.slots] == [0] * 7
+
+
+@pytest.mark.parametrize("room", [1, 5, 40])
+def test_out_of_memory_while_evaluating_less_is_taken_at_once(exact_gpt2: FrozenBase, room: int) -> None:
+    """Room for so many members times examples."""
+    examples = demo_examples(exact_gpt2, 12)
+    with Bank(exact_gpt2, seven_members(exact_gpt2), stacked=True) as bank:
+        bank.step()
+        wanted, plain = bank.evaluate(examples), bank._measure
+
+        def tight(members: Sequence[int], rows: list[Example]) -> Any:
+            if len(members) * len(rows) > room:
+                raise MemoryError
+            return plain(members, rows)
+
+        bank._measure = tight  # type: ignore[method-assign]
+        for found, other in zip(bank.evaluate(examples), wanted, strict=True):
+            assert found.nll == pytest.approx(other.nll, rel=SAME) and found.loss == pytest.approx(other.loss, rel=SAME)
+            assert (found.tokens == other.tokens).all() and (found.exact == other.exact).all()
+        bank._measure = lambda *_: refuse_for(MemoryError)  # type: ignore[method-assign]
+        with pytest.raises(MemoryError):
+            bank.evaluate(examples)
 
 
 def test_other_errors_are_not_taken_for_it(exact_gpt2: FrozenBase) -> None:

@@ -143,14 +143,17 @@ def _recomputed(model: Any) -> Iterator[None]:
     blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not blocks:
         raise ModelError("This model's blocks do not support activation checkpointing; leave it off.")
+    own = [block.__dict__.get("forward") for block in blocks]  # what others have hooked in
     try:
         for block in blocks:
             # Not the library's own switch: it wants blocks in training mode, which turns the base's dropout on.
             block.forward = _recomputing(block.forward)
         yield
     finally:
-        for block in blocks:
+        for block, before in zip(blocks, own, strict=True):
             block.__dict__.pop("forward", None)
+            if before is not None:
+                block.forward = before
 
 
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -27,7 +27,7 @@ from adaptive_lora.training.attachment import Form, attachment, probe_examples
 from adaptive_lora.training.attention import at_work
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.checkpoint import StepRecord
-from adaptive_lora.training.evaluate import Evaluation, batches_of
+from adaptive_lora.training.evaluate import Evaluation, Measured, batches_of, blank, measured
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.memory import is_out_of_memory, tokens_at_once
 from adaptive_lora.training.mixes import BLOCK, Work
@@ -183,24 +183,23 @@ class Bank:
         `should_stop` is asked between passes; a yes is raised as KeyboardInterrupt.
         """
         self._all.refresh(self._dtype)
-        rows = list(batches_of(examples, min(self.chunk_tokens, 4096)))
+        batches = list(batches_of(examples, min(self.chunk_tokens, 4096)))
         several = 1 if self.device.type == "cpu" else max(1, self.chunk_tokens // 4096)
         chosen = list(range(len(self.slots)) if members is None else members)
         groups = [chosen[at : at + several] for at in range(0, len(chosen), several)]
-        found = {
-            i: Evaluation(np.zeros(len(examples)), np.zeros(len(examples), np.int64), np.zeros(len(examples), np.bool_))
-            for i in chosen
-        }
+        found = {i: blank(len(examples)) for i in chosen}
 
-        def measure(unit: tuple[list[int], list[int]]) -> None:
+        def measure(group: list[int], at: list[int]) -> Measured:
             if should_stop():
                 raise KeyboardInterrupt
-            group, at = unit
-            nll, tokens, exact = self._measure(group, [examples[i] for i in at])
-            for k, i in enumerate(group):
-                found[i].nll[at], found[i].tokens[at], found[i].exact[at] = nll[k], tokens[k], exact[k]
+            return self._measure(group, [examples[i] for i in at])
 
-        self._each(measure, [(group, at) for group in groups for at in rows])
+        def fill(unit: tuple[list[int], list[int]]) -> None:
+            for group, at, rows in measured(measure, *unit):
+                for i, nll, tokens, exact in zip(group, *rows, strict=True):
+                    found[i].nll[at], found[i].tokens[at], found[i].exact[at] = nll, tokens, exact
+
+        self._each(fill, [(group, at) for group in groups for at in batches])
         return [found[i] for i in chosen]
 
     def gradients(self, members: Sequence[int], batches: Sequence[Sequence[Example]]) -> list[tuple[float, int]]:
@@ -211,9 +210,8 @@ class Bank:
             hidden = self._hidden(work.pack)
             exact = torch.float64 if self._dtype == torch.float64 else torch.float32
             shares = [1 / n if n else math.nan for n in tokens.tolist()]
-            weights = torch.tensor(shares, dtype=exact, device=self.device)
             owners = torch.tensor(work.pack.owners, device=self.device)[work.pack.sequence]
-            weights = weights[owners]
+            weights = torch.tensor(shares, dtype=exact, device=self.device)[owners]
             losses = self._losses(hidden.detach(), work.pack, weights)
             hidden.backward(losses.gradient)
         sums = _sum_by(losses.nll, owners, len(members)).tolist()
@@ -235,18 +233,19 @@ class Bank:
             norms = torch.stack([torch.linalg.vector_norm(slot.gradient) for slot in slots]).tolist()
             return [_apply(s, *loss, norm) for s, loss, norm in zip(slots, losses, norms, strict=True)]
         # Outside the handler: the error holds the frames, and they the memory.
-        self._back_off()
+        self._back_off(sum(self.tokens[i] for i in members))
         half = len(members) // 2
         return self._update(members[:half], batches) + self._update(members[half:], batches)
 
-    def _back_off(self) -> None:
+    def _back_off(self, tried: int) -> None:
+        """Passes become half as large as one of `tried` tokens, which did not fit."""
         with self._lock:
-            self.chunk_tokens = max(1, self.chunk_tokens // 2)
+            self.chunk_tokens = max(1, min(self.chunk_tokens, tried // 2))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @torch.no_grad()
-    def _measure(self, members: Sequence[int], examples: list[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _measure(self, members: Sequence[int], examples: list[Example]) -> Measured:
         """Summed loss, tokens and whether all were right, (members, examples)."""
         work = self._work(members, [examples] * len(members), training=False)
         with at_work(work):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.training.batches import collate, sequence_losses
+from adaptive_lora.training.memory import is_out_of_memory
 
 _LARGEST_LOGITS = 1 << 26
 """Most logits at once, positions times vocabulary: 0.27 GB in float32, a few times that while the loss is taken."""
@@ -43,19 +44,22 @@ def evaluate(
     `should_stop` is asked between batches; a yes is raised as KeyboardInterrupt.
     """
     tokens = min(4096, _LARGEST_LOGITS // model.config.get_text_config().vocab_size)
-    nll = np.zeros(len(examples))
-    count = np.zeros(len(examples), dtype=np.int64)
-    exact = np.zeros(len(examples), dtype=np.bool_)
+    found = blank(len(examples))
     for rows in batches_of(examples, tokens):
         if should_stop():
             raise KeyboardInterrupt
         batch = collate([examples[i] for i in rows]).to(device)
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         losses = sequence_losses(logits, batch.labels)
-        nll[rows] = losses.nll.double().cpu().numpy()
-        count[rows] = losses.tokens.cpu().numpy()
-        exact[rows] = losses.exact.cpu().numpy()
-    return Evaluation(nll, count, exact)
+        found.nll[rows] = losses.nll.double().cpu().numpy()
+        found.tokens[rows] = losses.tokens.cpu().numpy()
+        found.exact[rows] = losses.exact.cpu().numpy()
+    return found
+
+
+def blank(count: int) -> Evaluation:
+    """Room for the results of so many examples."""
+    return Evaluation(np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.bool_))
 
 
 def batches_of(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
@@ -68,3 +72,26 @@ def batches_of(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
         rows.append(i)
     if rows:
         yield rows
+
+
+Measured = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Summed losses, tokens, and whether all were right; (members, examples) each."""
+
+
+def measured(
+    measure: Callable[[list[int], list[int]], Measured], members: list[int], examples: list[int]
+) -> Iterator[tuple[list[int], list[int], Measured]]:
+    """`measure` of the members on the examples; out of memory, of halves, down to one member on one example."""
+    try:
+        found = measure(members, examples)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(members) == len(examples) == 1:
+            raise
+    else:
+        yield members, examples, found
+        return
+    k, n = (len(members) + 1) // 2, len(examples)
+    if len(members) == 1:
+        n = (n + 1) // 2
+    yield from measured(measure, members[:k], examples[:n])
+    yield from measured(measure, members[k:] or members, examples[n:] or examples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +31,21 @@ class _Given(nn.Module):
     """Stands where the decoder was, and hands on what it is given."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+        return _hidden_alone()(last_hidden_state=inputs_embeds)
 
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+@functools.cache
+def _hidden_alone() -> Any:
+    """A decoder's output of which the second half of a model may ask anything (routers' logits, states): the rest
+    is None."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class HiddenAlone(BaseModelOutput):  # type: ignore[misc]
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    return HiddenAlone
 
 
 class Head:

@@ -62,7 +62,7 @@ def attention_kernel() -> ctypes.CDLL | None:
 
 
 def lora_kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """`lora_forward`, `lora_backward` and `lora_product` for numbers of a type; nothing for others and where it cannot be compiled."""
+    """`lora_forward`, `lora_backward` and `lora_product` for a type of numbers; nothing where they cannot be had."""
     real = _REALS.get(dtype)
     return None if real is None else _loaded("lora", LoraUpdate, f"-DREAL={real}")
 

@@ -16,12 +16,15 @@ _STATES, _ACTIVATIONS = 0.4, 0.4
 _VECTORS = 4
 """Kept of every trainable parameter: itself, its gradient and two moments."""
 
+_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""Of torch's allocator on processors, of CUDA outside torch's allocator, of its libraries."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def free_bytes(device: torch.device) -> int:

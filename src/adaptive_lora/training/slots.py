@@ -82,11 +82,13 @@ class Slot:
         for kind, vector in (("parameter", self.parameters), ("exp_avg", self.mean), ("exp_avg_sq", self.square)):
             for name, part in self.parts.items():
                 a, b = (_within(vector, self.parameters, view) for view in (part.a, part.b))
-                found[f"{kind}/{name}/A"], found[f"{kind}/{name}/B"] = a.cpu(), b.t().cpu().contiguous()
+                found[f"{kind}/{name}/A"], found[f"{kind}/{name}/B"] = _copy(a), _copy(b.t())
         return found
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `tensors` gave; KeyError or RuntimeError if they are of another plan."""
+        if more := {name.split("/")[1] for name in tensors} - self.parts.keys():
+            raise RuntimeError(f"{sorted(more)[0]} has no adapter here")
         for kind, vector in (("parameter", self.parameters), ("exp_avg", self.mean), ("exp_avg_sq", self.square)):
             for name, part in self.parts.items():
                 for view, kept in ((part.a, tensors[f"{kind}/{name}/A"]), (part.b, tensors[f"{kind}/{name}/B"].t())):
@@ -104,7 +106,7 @@ class Slot:
 
     def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """A (r, d_in) and B (d_out, r) by module name, on the CPU."""
-        return {name: (part.a.cpu().clone(), part.b.t().cpu().contiguous()) for name, part in self.parts.items()}
+        return {name: (_copy(part.a), _copy(part.b.t())) for name, part in self.parts.items()}
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,11 @@ def _stacks(
             stacks[name] = Stack(a, b, a_gradient, b_gradient, factors, a, b)
         at = end
     return stacks
+
+
+def _copy(x: Tensor) -> Tensor:
+    """On the CPU, row by row, and of its own."""
+    return x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
 def _within(vector: Tensor, home: Tensor, view: Tensor) -> Tensor:

@@ -1,0 +1,184 @@
+"""The ways adapters add their updates: each against the formula, and none lets neighbours through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.dropout import Masks
+from adaptive_lora.training.kernel import LoraUpdate, forget, lora_kernel
+from adaptive_lora.training.mixes import InOneCall, Mix, OneByOne, Work, mix_of
+from adaptive_lora.training.packing import pack
+from adaptive_lora.training.slots import Part
+from tests.training.conftest import assert_close, by_bank, seven_members
+
+NAME = "layer"
+ROOM = {torch.float32: 2e-5, torch.float64: 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def kernel() -> None:
+    if lora_kernel(torch.float32) is None:
+        pytest.skip("no C compiler here: the kernel is not built")
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def make_work(
+    tokens: Sequence[int], ranks: Sequence[int], widths: tuple[int, int], dtype: torch.dtype, p: float
+) -> Work:
+    """Adapters with so many tokens and such ranks on one layer; rank 0 has nothing there. Gradients begin at 1."""
+    slots = []
+    for k, rank in enumerate(ranks):
+        a, b = (random(rank, width, dtype=dtype, seed=10 * k + i) for i, width in enumerate(widths))
+        part = Part(a, b, torch.ones_like(a), torch.ones_like(b), scaling=0.5 + k)
+        slots.append(
+            SimpleNamespace(
+                parts={NAME: part} if rank else {}, parameters=a, step=k, masks=Masks(k, p, {NAME: widths[0]})
+            )
+        )
+    packed = pack([[Example((0,) * n, 1, False)] for n in tokens], "cpu")
+    return Work(packed, slots, training=True, stacks={})  # type: ignore[arg-type]
+
+
+def both_ways(mix: Mix, work: Work, x: Tensor, y: Tensor, given_: Tensor) -> dict[str, Tensor]:
+    """What comes out; x must come out as it went in."""
+    before, out, through = x.clone(), y.clone(), torch.ones_like(x)
+    kept = mix.add(x, out)
+    mix.back(x, kept, given_, through)
+    assert torch.equal(x.nan_to_num(), before.nan_to_num())
+    found = {"y": out, "x": through}
+    for k, slot in enumerate(work.slots):
+        if NAME in slot.parts:
+            found |= {f"A{k}": slot.parts[NAME].a_gradient, f"B{k}": slot.parts[NAME].b_gradient}
+    return {name: tensor.clone() for name, tensor in found.items()}
+
+
+def by_formula(work: Work, x: Tensor, y: Tensor, given_: Tensor) -> dict[str, Tensor]:
+    found = {"y": y.clone(), "x": torch.ones_like(x)}
+    for k, (slot, (begin, end)) in enumerate(zip(work.slots, work.pack.segments, strict=True)):
+        if NAME not in slot.parts:
+            continue
+        part, own, g = slot.parts[NAME], x[begin:end].clone(), given_[begin:end]
+        keep = torch.ones_like(own)
+        if slot.masks.p:
+            keep.view(-1)[slot.masks.dropped(NAME, slot.step, end - begin, torch.device("cpu"))] = 0
+        own, factor = own * keep, part.scaling / (1 - slot.masks.p)
+        found["y"][begin:end] += factor * own @ part.a.t() @ part.b
+        inner = factor * g @ part.b.t()
+        found[f"A{k}"] = 1 + inner.t() @ own
+        found[f"B{k}"] = 1 + factor * (own @ part.a.t()).t() @ g
+        found["x"][begin:end] += inner @ part.a * keep
+    return found
+
+
+def inputs(work: Work, widths: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    n = work.pack.size
+    return (
+        random(n, widths[0], dtype=dtype, seed=91),
+        random(n, widths[1], dtype=dtype, seed=92),
+        random(n, widths[1], dtype=dtype, seed=93),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 21), st.integers(0, 35)), min_size=1, max_size=4),
+    d_in=st.sampled_from((16, 17, 31, 64, 100, 129)),
+    d_out=st.sampled_from((16, 23, 48, 80, 130)),
+    p=st.sampled_from((0.0, 0.05, 0.7)),
+)
+def test_both_ways_are_the_formula(
+    dtype: torch.dtype, sizes: list[tuple[int, int]], d_in: int, d_out: int, p: float
+) -> None:
+    widths = (d_in, d_out)
+    tokens, ranks = zip(*sizes, strict=True)
+    for way in (InOneCall, OneByOne):
+        work = make_work(tokens, ranks, widths, dtype, p)
+        x, y, given_ = inputs(work, widths, dtype)
+        wanted = by_formula(work, x, y, given_)
+        assert_close(both_ways(way(NAME, work), work, x, y, given_), wanted, room=ROOM[dtype])
+
+
+@pytest.mark.parametrize("widths", [(16, 16), (20, 23), (64, 130)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_leaks_from_a_neighbour(dtype: torch.dtype, widths: tuple[int, int]) -> None:
+    """Rows that end within a vector, and neighbours that are not numbers: the others come out to the bit."""
+    tokens, ranks = (5, 3, 9), (3, 17, 2)
+    found = []
+    for poison in (0.0, torch.nan, torch.inf):
+        work = make_work(tokens, ranks, widths, dtype, 0.2)
+        made = inputs(work, widths, dtype)
+        if poison:
+            for tensor in made:
+                tensor[5:8] = poison
+        found.append(both_ways(InOneCall(NAME, work), work, *made))
+    for other in found[1:]:
+        for name in ("A0", "B0", "A2", "B2"):
+            assert other[name].equal(found[0][name])
+        for rows in (slice(0, 5), slice(8, None)):
+            assert other["y"][rows].equal(found[0]["y"][rows]) and other["x"][rows].equal(found[0]["x"][rows])
+        assert not other["A1"].isfinite().all()
+
+
+def test_where_it_stands_changes_no_bit() -> None:
+    """The same adapter first, last, and among others."""
+    widths, found = (33, 40), []
+    for before, after in ((0, 0), (1, 0), (7, 3), (0, 8)):
+        tokens = (*((before,) if before else ()), 11, *((after,) if after else ()))
+        place = 1 if before else 0
+        work = make_work(tokens, (6,) * len(tokens), widths, torch.float32, 0.0)
+        own = make_work((11,), (6,), widths, torch.float32, 0.0)
+        slots = list(work.slots)
+        slots[place] = own.slots[0]
+        work = replace(work, slots=slots)
+        rows = slice(before, before + 11)
+        x, y, given_ = inputs(work, widths, torch.float32)
+        for tensor, other in zip((x, y, given_), inputs(own, widths, torch.float32), strict=True):
+            tensor[rows] = other
+        got = both_ways(InOneCall(NAME, work), work, x, y, given_)
+        found.append({"y": got["y"][rows], "x": got["x"][rows], "A": got[f"A{place}"], "B": got[f"B{place}"]})
+    for other in found[1:]:
+        assert_close(other, found[0], room=0)
+
+
+def test_which_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def way(widths: tuple[int, int], dtype: torch.dtype, of: torch.dtype) -> type:
+        work = make_work((3,), (2,), widths, of, 0.0)
+        return type(mix_of(NAME, work, torch.zeros(3, widths[0], dtype=dtype), torch.zeros(3, widths[1], dtype=dtype)))
+
+    assert way((16, 16), torch.float32, torch.float32) is InOneCall
+    assert way((16, 16), torch.float64, torch.float64) is InOneCall
+    assert way((16, LoraUpdate.NARROWEST - 1), torch.float32, torch.float32) is OneByOne
+    assert way((16, 16), torch.bfloat16, torch.float32) is OneByOne
+    monkeypatch.setenv("ADAPTIVE_LORA_KERNEL", "off")
+    forget()
+    assert way((16, 16), torch.float32, torch.float32) is OneByOne
+    monkeypatch.undo()
+    forget()
+
+
+def test_a_bank_without_the_kernel_trains_the_same(exact: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = seven_members(exact, steps=4)
+    with_it = by_bank(exact, members)
+    monkeypatch.setenv("ADAPTIVE_LORA_KERNEL", "off")
+    forget()
+    try:
+        without = by_bank(exact, members)
+    finally:
+        monkeypatch.undo()
+        forget()
+    for one, other in zip(with_it, without, strict=True):
+        assert_close(one.last, other.last, room=1e-9)
