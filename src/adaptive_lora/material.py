@@ -12,7 +12,7 @@ from typing import Any, get_args
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import RecordSet, from_dicts, load_records
-from adaptive_lora.data.splits import Splits, calibration_subset, make_splits
+from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import BudgetError, ModelError, StudyFileError, UsageError
@@ -23,7 +23,7 @@ from adaptive_lora.planning.strategies import StrategyOptions, check_options, co
 from adaptive_lora.planning.strategies.base import CalibrationOptions
 from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
-from adaptive_lora.scores.gradients import gradient_scores
+from adaptive_lora.scores.measuring import Measured, Request, measure
 from adaptive_lora.streams import derive_seed
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
@@ -140,8 +140,8 @@ class Material:
 
     def plan(self, run: RunSpec, examples: Sequence[Example]) -> RankPlan:
         """The plan of a run, measured on its own training examples where its strategy measures."""
-        budget = self.budgets[run.budget]
-        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples)
+        budget, options = self.budgets[run.budget], self.training_options(run)
+        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples, options)
 
 
 def make_plan(
@@ -152,12 +152,13 @@ def make_plan(
     scaling: ScalingPart,
     seed: int,
     examples: Sequence[Example] = (),
+    training: TrainingOptions | None = None,
 ) -> RankPlan:
     """An arm's plan on a budget.
 
     Plans that rest on data are measured on calibration examples drawn from `examples` (`base` is then
     needed), plans that rest on chance take the seed's stream `calibration`, unless the study file
-    fixes their `seed` option.
+    fixes their `seed` option. Short runs go by `training`.
     """
     rule = Scaling(scaling.rule, scaling.reference, budget.reference_rank)
     if arm.ranks is not None:
@@ -169,35 +170,37 @@ def make_plan(
     options = check_options(strategy, arm.options)
     if strategy.chance and "seed" not in options.model_fields_set:
         options = options.model_copy(update={"seed": derive_seed(seed, "calibration")})
-    needs = strategy.needs(options)
-    scores = _measure(base, modules, needs, options, examples, seed) if needs else {}
-    ranks = strategy.allocate(modules, scores, budget.parameters, options)
+    measured = Measured({}, {})
+    if needs := strategy.needs(options):
+        if base is None or (not examples and strategy.effort_of(options) != "weights"):
+            raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
+        request = Request(
+            base=base, modules=modules, examples=examples, options=_calibration(options), seed=seed, budget=budget,
+            scaling=rule, training=training or TrainingOptions(learning_rate=1e-3, steps=1),
+        )  # fmt: skip
+        measured = measure(needs, request)
+    ranks = strategy.allocate(modules, measured.scores, budget.parameters, options)
+    covered = tuple(m for m in modules if ranks[m.name])  # some strategies leave modules out
     return RankPlan(
         strategy=strategy.name,
         budget=budget.parameters,
-        modules=modules,
-        ranks=ranks,
+        modules=covered,
+        ranks={m.name: ranks[m.name] for m in covered},
         scaling=rule,
         options=options.model_dump(mode="json"),
-        scores=scores[needs[0]] if needs else None,
-        provenance={"seed": seed, "budget": budget.text},
+        scores={m.name: _as_number(measured.scores[needs[0]][m.name]) for m in covered} if needs else None,
+        provenance={"seed": seed, "budget": budget.text, **({"measured": measured.facts} if needs else {})},
     )
 
 
-def _measure(
-    base: FrozenBase | None,
-    modules: tuple[ModuleShape, ...],
-    needs: tuple[str, ...],
-    options: StrategyOptions,
-    examples: Sequence[Example],
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    assert isinstance(options, CalibrationOptions)  # what declares needs has calibration options
-    if base is None or not examples:
-        raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
-    count = options.calibration_batches * options.calibration_batch_size
-    chosen = calibration_subset(examples, count, seed)
-    return gradient_scores(base, modules, chosen, options.calibration_batch_size, needs)
+def _calibration(options: StrategyOptions) -> CalibrationOptions:
+    """The options as what measuring goes by; strategies that measure weights alone have none of their own."""
+    return options if isinstance(options, CalibrationOptions) else CalibrationOptions()
+
+
+def _as_number(score: Any) -> float:
+    """A score for tables: a spectrum is summed."""
+    return float(score) if isinstance(score, int | float) else float(sum(score))
 
 
 def prepare(study: Study, device: str = "cpu") -> Material:

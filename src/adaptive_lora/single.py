@@ -61,13 +61,13 @@ def plan(request: PlanRequest) -> RankPlan:
     modules = targets_of(outline, request.targets)
     budget = resolve_budget(request.budget, modules)
     base, examples = None, []
-    if strategy.needs(options):
-        if request.data is None:
+    if (effort := strategy.effort_of(options)) != "nothing":
+        if request.data is None and effort != "weights":
             raise UsageError(
                 f"{strategy.name} measures on data: give `--data` a file, a hub data set or `demo:fine-tuning`."
             )
         base = open_base(request.model, request.revision)
-        examples = _some_examples(request, base)
+        examples = _some_examples(request, base) if request.data is not None else []
     arm = ArmPart(name=strategy.name, strategy=strategy.name, options=dict(request.options or {}))
     try:
         scaling = ScalingPart(rule=request.scaling, reference=request.reference_scaling)  # type: ignore[arg-type]
