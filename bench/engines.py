@@ -42,7 +42,7 @@ def main() -> None:
 def run(name: str, seeds: int, engine: str, folder: Path) -> tuple[dict[str, float], float]:
     """Test loss by arm, budget and seed, and the seconds of the study from start to end."""
     study = load_study(recipe(name))
-    more = {"engine": engine, "seeds": study.spec.seeds.model_copy(update={"evaluation": tuple(range(seeds))})}
+    more = {"engine": engine, "seeds": study.spec.seeds.model_copy(update={"evaluation": list(range(seeds))})}
     began = time.perf_counter()
     run_study(replace(study, spec=study.spec.model_copy(update=more)), folder)
     took = time.perf_counter() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -175,17 +176,69 @@ def test_data_cannot_drive_the_terminal(tmp_path: Path) -> None:
     assert "[bold]b[/bold]" in text
 
 
-def test_strategies_lists_all(tmp_path: Path) -> None:
-    rows = json.loads(call("strategies", "--json").stdout)
-    assert [row["name"] for row in rows] == [
-        "uniform",
-        "linear-decay",
-        "attention-heavy",
-        "mlp-heavy",
-        "empirical",
-        "random",
-    ]
-    assert "rests on data" in call("strategies").stdout
+def test_strategies_lists_all_with_what_they_need_and_where_they_come_from() -> None:
+    from adaptive_lora.planning.strategies import STRATEGIES
+
+    rows = {row["name"]: row for row in json.loads(call("strategies", "--json").stdout)}
+    assert list(rows) == list(STRATEGIES) and len(rows) >= 12
+    assert {rows[name]["needs"] for name in ("uniform", "u-shape", "mlp-only", "random")} == {"nothing"}
+    assert {rows[name]["needs"] for name in ("empirical", "inverted", "shuffled")} == {"gradients"}
+    assert rows["empirical"]["measures"] == rows["shuffled"]["measures"] == ["weight-gradient"]
+    assert (rows["shuffled"]["rests_on"], rows["random"]["rests_on"]) == ("data", "chance")
+    assert rows["mlp-only"]["covers"] == "mlp" and rows["linear-growth"]["source"] == "PRILoRA, arXiv 2401.11316"
+    assert rows["inverted"]["options"] == {"min_rank": 1, "max_rank": None, "source": "empirical"}
+    text = call("strategies").stdout
+    for name, row in rows.items():
+        assert re.search(rf"^{name} +{row['needs']} ", text, flags=re.M), name
+    assert "PRILoRA, arXiv 2401.11316; slope=1.0" in text
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_lose_nothing_in_a_narrow_terminal(width: int, assets: Path) -> None:
+    from rich.console import Console
+
+    from adaptive_lora import single, terminal
+
+    shown = io.StringIO()
+    console = Console(width=width, file=shown)
+    made = single.plan(single.PlanRequest(model=str(assets / "models" / "babyllama-tok361"), strategy="attention-only"))
+    facts = {**single.plan_json(made), "measured": {"seconds": {"gradients": 1.0}, "calibration_tokens": 7906}}
+    tables = terminal.coverage_table(made), terminal.heat_map(made), terminal.planning_cost(facts)
+    console.print(terminal.strategies_view(), *tables)
+    text = shown.getvalue()
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    rows = re.findall(
+        r"^layers\.(\d)\.(?:self_attn|mlp)\.\w+ +(?:attention|mlp) +\d+×\d+ +(?:\d+|–) ", text, flags=re.M
+    )
+    assert len(rows) == 35 and "modules of model" in text
+
+
+def test_plan_tells_what_planning_cost() -> None:
+    by_shape = call("plan", "--model", "demo", "--strategy", "u-shape").stdout
+    assert "planned in" in by_shape and "cost of planning" not in by_shape
+    arguments = (
+        "plan --model demo --strategy inverted --data demo:fine-tuning "
+        "--option source_options.calibration_batches=2 --option source_options.power=0.5"
+    ).split()
+    text = " ".join(call(*arguments).stdout.split())
+    found = json.loads(call(*arguments, "--json").stdout)
+    measured = found["measured"]
+    assert measured["calibration_records"] == 8 and 0 < sum(measured["seconds"].values()) < found["plan_seconds"]
+    assert f"calibration tokens {measured['calibration_tokens']:,}" in text and "calibration records 8" in text
+    for group in measured["seconds"]:
+        assert re.search(rf"measuring: {group} [\d.]+ s", text)
+    assert found["options"]["source"] == "empirical" and found["options"]["source_options"]["power"] == 0.5
+    assert json.loads(call("plan", "--model", "demo", "--json").stdout)["measured"] is None
+
+
+def test_plan_shows_what_is_left_out() -> None:
+    text = call("plan", "--model", "demo", "--strategy", "mlp-only").stdout
+    found = json.loads(call("plan", "--model", "demo", "--strategy", "mlp-only", "--json").stdout)
+    assert "12 modules (12 left out)" in text and "(–: left out)" in text
+    assert len(re.findall(r"^h\.\d\.attn\.c_\w+ +attention +\S+ +– +– +– +–$", text, flags=re.M)) == 12
+    assert found["modules"] == len(found["ranks"]) == len(found["left_out"]) == 12
+    refused = call("plan", "--model", "demo", "--strategy", "mlp-only", "--targets", "attention")
+    assert refused.exit_code == 2 and "mlp-only gives rank to mlp modules alone" in refused.stderr
 
 
 def test_init_copies_recipes_that_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ FLOORS = [
     {"demo", "training", "judging", "recipes"},
     {"scores", "telling"},
     {"material"},
-    {"workers"},
+    {"workers", "groundtruth"},
     {"runner", "estimate", "single", "progress", "terminal"},
     {"doctor"},
     {"cli"},

@@ -192,11 +192,14 @@ def plan(
     if as_json:
         print_json(facts)
         return
-    out.print(terminal.coverage_table(made), terminal.heat_map(made))
+    out.print(terminal.coverage_table(made), "", terminal.heat_map(made), "")
+    if facts["measured"]:
+        out.print(terminal.planning_cost(facts), "")
+    left_out = f" ({len(made.left_out)} left out)" if made.left_out else ""
     out.print(
-        f"{facts['modules']} modules, {facts['trainable_parameters']:,} trainable of {facts['total_parameters']:,} "
-        f"parameters in all, {made.budget - made.trainable_parameters:,} of the budget unspent, largest rank "
-        f"{max(made.ranks.values())}; planned in {facts['plan_seconds']:.2f} s",
+        f"{facts['modules']} modules{left_out}, {facts['trainable_parameters']:,} trainable of "
+        f"{facts['total_parameters']:,} parameters in all, {made.budget - made.trainable_parameters:,} of the budget "
+        f"unspent, largest rank {max(made.ranks.values())}; planned in {facts['plan_seconds']:.2f} s",
         soft_wrap=True,
     )
 

@@ -11,7 +11,8 @@ import torch
 
 from adaptive_lora.judging.stats import seeds_needed, smallest_p
 from adaptive_lora.material import Material
-from adaptive_lora.planning.strategies import find_strategy
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.runs import Phase, RunSpec, arms_on_budgets, count_runs, scaling_of
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
@@ -19,6 +20,9 @@ from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.head import LARGEST_LOGITS
 from adaptive_lora.training.memory import members_at_once, state_bytes
 from adaptive_lora.training.reference import update
+
+_SPENT = 0.99
+"""A plan that spends less than this share of its budget is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ def estimate(material: Material) -> Estimate:
     spec = material.study.spec
     seed = spec.seeds.evaluation[0]
     examples = material.training_examples(seed)
-    parameters, plan_seconds = {}, 0.0
+    parameters, plan_seconds, unspent = {}, 0.0, []
     members = []
     for text, arm in arms_on_budgets(spec):
         run = RunSpec(Phase.EVALUATION, arm, text, scaling_of(spec, arm), spec.train.learning_rate[0], seed)
@@ -52,6 +56,8 @@ def estimate(material: Material) -> Estimate:
         plan_seconds += time.monotonic() - began
         members.append(Member(plan=plan, options=material.training_options(run), seed=seed, examples=examples))
         parameters[f"{arm.name} at {text}"] = plan.trainable_parameters
+        if arm.ranks is None and plan.trainable_parameters < _SPENT * plan.budget:
+            unspent.append(_unspent(f"{arm.name} at {text}", plan))
     counts = count_runs(spec)
     total = sum(counts.values())
     cost = _by_bank(material, members, total) if spec.engine == "bank" else _by_reference(material, members[0])
@@ -64,7 +70,7 @@ def estimate(material: Material) -> Estimate:
         steps=steps,
         memory_bytes=_weights(material) + max(cost.working_bytes, _scoring(material)),
         seconds=seconds,
-        warnings=tuple(_warnings(material, parameters)),
+        warnings=(*_warnings(material, parameters), *unspent),
     )
 
 
@@ -113,6 +119,13 @@ def _by_reference(material: Material, member: Member) -> _Cost:
     return _Cost(sorted(times[1:])[1], record, state_bytes(material.base, member.plan) + logits)
 
 
+def _unspent(label: str, plan: RankPlan) -> str:
+    return (
+        f"{label} spends {plan.trainable_parameters:,} of {plan.budget:,} parameters: its {len(plan.modules)} modules "
+        "hold no more, or their sizes do not divide it; arms of unequal size are hard to compare."
+    )
+
+
 def _seconds(do: Callable[[], object]) -> float:
     began = time.monotonic()
     do()
@@ -125,7 +138,8 @@ def _weights(material: Material) -> int:
 
 def _scoring(material: Material) -> int:
     """A gradient for every target weight, where a strategy measures."""
-    measures = any(arm.strategy and find_strategy(arm.strategy).rests_on == "data" for arm in material.study.spec.arms)
+    arms = [(find_strategy(arm.strategy), arm.options) for arm in material.study.spec.arms if arm.strategy]
+    measures = any(strategy.basis(check_options(strategy, options)) == "data" for strategy, options in arms)
     return 4 * sum(m.d_in * m.d_out for m in material.modules) if measures else 0
 
 

@@ -19,12 +19,14 @@ from adaptive_lora.errors import BudgetError, ModelError, StudyFileError, UsageE
 from adaptive_lora.planning.budget import Budget, resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
-from adaptive_lora.planning.strategies import StrategyOptions, check_options, coverage_warnings, find_strategy
-from adaptive_lora.planning.strategies.base import CalibrationOptions
+from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
+from adaptive_lora.record.yaml import Location
 from adaptive_lora.scores.measuring import Measured, Request, measure
+from adaptive_lora.scores.short_run import MakeBank
 from adaptive_lora.streams import derive_seed
+from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
@@ -153,12 +155,13 @@ def make_plan(
     seed: int,
     examples: Sequence[Example] = (),
     training: TrainingOptions | None = None,
+    bank: MakeBank = Bank,
 ) -> RankPlan:
     """An arm's plan on a budget.
 
     Plans that rest on data are measured on calibration examples drawn from `examples` (`base` is then
     needed), plans that rest on chance take the seed's stream `calibration`, unless the study file
-    fixes their `seed` option. Short runs go by `training`.
+    fixes their `seed` option. Short runs go by `training`, in a `bank` such as the planned adapter will be trained in.
     """
     rule = Scaling(scaling.rule, scaling.reference, budget.reference_rank)
     if arm.ranks is not None:
@@ -175,8 +178,8 @@ def make_plan(
         if base is None or (not examples and strategy.effort_of(options) != "weights"):
             raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
         request = Request(
-            base=base, modules=modules, examples=examples, options=_calibration(options), seed=seed, budget=budget,
-            scaling=rule, training=training or TrainingOptions(learning_rate=1e-3, steps=1),
+            base=base, modules=modules, examples=examples, options=options.measuring(), seed=seed, budget=budget,
+            scaling=rule, training=training or TrainingOptions(learning_rate=1e-3, steps=1), bank=bank,
         )  # fmt: skip
         measured = measure(needs, request)
     ranks = strategy.allocate(modules, measured.scores, budget.parameters, options)
@@ -190,12 +193,8 @@ def make_plan(
         options=options.model_dump(mode="json"),
         scores={m.name: _as_number(measured.scores[needs[0]][m.name]) for m in covered} if needs else None,
         provenance={"seed": seed, "budget": budget.text, **({"measured": measured.facts} if needs else {})},
+        left_out=tuple(m for m in modules if not ranks[m.name]),
     )
-
-
-def _calibration(options: StrategyOptions) -> CalibrationOptions:
-    """The options as what measuring goes by; strategies that measure weights alone have none of their own."""
-    return options if isinstance(options, CalibrationOptions) else CalibrationOptions()
 
 
 def _as_number(score: Any) -> float:
@@ -252,23 +251,35 @@ def targets_of(outline: ModelOutline, targets: str | Sequence[str]) -> tuple[Mod
 def _checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str, Budget]:
     """Every budget resolved and every arm seen to fit it; StudyFileError with all that do not."""
     budgets: dict[str, Budget] = {}
-    complaints = []
+    complaints: dict[Location, str] = {}
     for index, text in enumerate(study.spec.budgets):
         try:
-            budget = budgets[text] = resolve_budget(text, modules)
-            for arm in study.spec.arms:
-                if arm.strategy is not None:
-                    options = check_options(find_strategy(arm.strategy), arm.options)
-                    even = {m.name: 1.0 for m in modules}
-                    spend(modules, even, budget.parameters, options.min_rank, options.max_rank)
+            budgets[text] = resolve_budget(text, modules)
         except BudgetError as error:
-            complaints.append(study.complaint(("budgets", index), str(error)))
-    for index, arm in enumerate(study.spec.arms):
-        if arm.ranks is not None:
+            complaints["budgets", index] = str(error)
+            continue
+        for position, arm in enumerate(study.spec.arms):
             try:
-                fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
+                _try_arm(arm, modules, budgets[text])
+            except BudgetError as error:
+                complaints.setdefault(("budgets", index), str(error))
             except UsageError as error:
-                complaints.append(study.complaint(("arms", index, "ranks"), str(error)))
+                complaints.setdefault(("arms", position, *(["ranks"] if arm.ranks is not None else [])), str(error))
     if complaints:
-        raise StudyFileError(str(study.path), complaints)
+        raise StudyFileError(str(study.path), [study.complaint(at, message) for at, message in complaints.items()])
     return budgets
+
+
+def _try_arm(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> None:
+    """UsageError where an arm can have no plan; of those that measure, its least rank in each covered module counts."""
+    if arm.ranks is not None:
+        fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
+        return
+    assert arm.strategy is not None  # ArmPart has either
+    strategy = find_strategy(arm.strategy)
+    options = check_options(strategy, arm.options)
+    if strategy.needs(options):
+        covered = strategy.covered(modules)
+        spend(covered, {m.name: 1.0 for m in covered}, budget.parameters, options.min_rank, options.max_rank)
+    else:
+        strategy.allocate(modules, {}, budget.parameters, options)

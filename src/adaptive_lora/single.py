@@ -115,9 +115,10 @@ def train(
 
 
 def plan_json(made: RankPlan) -> dict[str, Any]:
-    """A plan as the `plan` verb prints it: sizes first, then ranks and scalings by module."""
+    """A plan as the `plan` verb prints it: sizes and cost of planning first, then ranks and scalings by module."""
     return {
         "strategy": made.strategy,
+        "options": dict(made.options),
         "budget": made.provenance.get("budget", made.budget),
         "budget_parameters": made.budget,
         "modules": len(made.modules),
@@ -125,23 +126,29 @@ def plan_json(made: RankPlan) -> dict[str, Any]:
         "total_parameters": made.provenance["base_parameters"] + made.trainable_parameters,
         "scaling": made.scaling.rule,
         "plan_seconds": made.provenance["plan_seconds"],
+        "measured": made.provenance.get("measured"),
         "ranks": {m.name: made.ranks[m.name] for m in made.modules},
         "scalings": {m.name: made.scaling_of(m.name) for m in made.modules},
+        "left_out": [m.name for m in made.left_out],
     }
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as a mapping; values are checked by the strategy.
+    """`key=value` texts as a mapping; values are checked by the strategy. A dot leads into an option's own options.
 
-    >>> parse_options(["slope=-1"])
-    {'slope': '-1'}
+    >>> parse_options(["slope=-1", "source_options.power=0.5"])
+    {'slope': '-1', 'source_options': {'power': '0.5'}}
     """
-    found = {}
+    found: dict[str, Any] = {}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign:
             raise UsageError(f"An option is written key=value, got {pair!r}. For example --option slope=-1.")
-        found[key.strip()] = value.strip()
+        outer, dot, inner = key.strip().partition(".")
+        if dot:
+            found[outer] = {**(within if isinstance(within := found.get(outer), dict) else {}), inner: value.strip()}
+        else:
+            found[outer] = value.strip()
     return found
 
 

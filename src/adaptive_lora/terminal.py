@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from adaptive_lora.data.profile import DataProfile, quantiles
 from adaptive_lora.judging.arms import ArmSummary
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies import STRATEGIES
+from adaptive_lora.planning.strategies import STRATEGIES, StrategyOptions
+from adaptive_lora.planning.strategies.base import CalibrationOptions
 from adaptive_lora.record.status import StudyStatus
 
 if TYPE_CHECKING:
@@ -36,41 +38,93 @@ _VIRIDIS = (
 )
 
 
+_NONE = "–"
+"""Shown where a module is left out."""
+
+_BOUNDS = tuple(StrategyOptions.model_fields)
+_MEASURING = tuple(name for name in CalibrationOptions.model_fields if name not in _BOUNDS)
+"""Options that many strategies share, told once for all."""
+
+
 def coverage_table(plan: RankPlan) -> Table:
-    """Every module with kind, shape, rank, scaling, alpha and parameters."""
+    """Every target module with kind, shape, rank, scaling, alpha and parameters; those left out come last."""
+    targets = [*plan.modules, *plan.left_out]
+    stem = _stem([m.name for m in targets])
+    within = f", modules of {stem}" if stem else ""
     table = Table(
-        title=f"{plan.strategy}: {plan.trainable_parameters:,} of {plan.budget:,} parameters",
+        title=f"{plan.strategy}: {plan.trainable_parameters:,} of {plan.budget:,} parameters{within}",
         title_justify="left",
+        box=None,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    for name, justify in (("module", "left"), ("kind", "left"), ("shape", "right"), ("rank", "right"),
-                          ("scaling", "right"), ("alpha", "right"), ("parameters", "right")):  # fmt: skip
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for m in plan.modules:
-        rank = plan.ranks[m.name]
-        table.add_row(Text(m.name), m.kind, f"{m.d_out}×{m.d_in}", str(rank), f"{plan.scaling_of(m.name):.4g}",
-                      f"{plan.alpha_of(m.name):.4g}", f"{rank * m.params_per_rank:,}")  # fmt: skip
+    for name in ("module", "kind", "shape", "rank", "scaling", "alpha", "parameters"):
+        table.add_column(name, justify="left" if name in ("module", "kind") else "right", overflow="fold")
+    for m in targets:
+        row = Text(m.name.removeprefix(f"{stem}.")), m.kind, f"{m.d_out}×{m.d_in}"
+        if rank := plan.ranks.get(m.name):
+            table.add_row(*row, str(rank), f"{plan.scaling_of(m.name):.4g}", f"{plan.alpha_of(m.name):.4g}",
+                          f"{rank * m.params_per_rank:,}")  # fmt: skip
+        else:
+            table.add_row(*row, *[_NONE] * 4, style="dim")
     return table
+
+
+def _stem(names: Sequence[str]) -> str:
+    """What stands before the list of blocks in all names: `transformer` of `transformer.h.0.attn.c_attn`.
+
+    It is the same in every row, and with it a row is too long for a terminal of 80 columns.
+    """
+    parts = [name.split(".") for name in names]
+    same = [step[0] for step in itertools.takewhile(lambda step: len(set(step)) == 1, zip(*parts, strict=False))]
+    return ".".join(same[:-1]) if len(names) > 1 else ""
 
 
 def heat_map(plan: RankPlan) -> Table:
     """Ranks per block (rows) and module (columns), coloured from the lowest to the highest."""
-    roles = list(dict.fromkeys(role_of(m.name) for m in plan.modules))
-    cells = {(m.depth, role_of(m.name)): plan.ranks[m.name] for m in plan.modules}
+    targets = [*plan.modules, *plan.left_out]
+    if plan.left_out:  # side by side in the same order, whichever kind it is
+        targets.sort(key=lambda m: m.kind)
+    roles = list(dict.fromkeys(role_of(m.name) for m in targets))
+    cells = {(m.depth, role_of(m.name)): plan.ranks.get(m.name, 0) for m in targets}
     top = max(plan.ranks.values())
-    table = Table(box=None, padding=(0, 0), title="rank per block and module", title_justify="left")
+    title = "rank per block and module" + (f" ({_NONE}: left out)" if plan.left_out else "")
+    table = Table(box=None, padding=(0, 0), title=title, title_justify="left")
     table.add_column("block", justify="right")
     for label in role_labels(roles):
         table.add_column(Text(f" {label}"), justify="center")
-    for depth in sorted({m.depth for m in plan.modules}):
+    for depth in sorted({m.depth for m in targets}):
         table.add_row(str(depth), *(_cell(cells.get((depth, role)), top) for role in roles))
     return table
 
 
 def _cell(rank: int | None, top: int) -> Text:
-    if rank is None:
-        return Text(" ")
+    if not rank:
+        return Text(" " if rank is None else f"{_NONE:^8}", style="dim")
     level = min(len(_VIRIDIS) - 1, int(rank / top * len(_VIRIDIS)))
     return Text(f"{rank:^8}", style=f"{'black' if level > 5 else 'white'} on {_VIRIDIS[level]}")
+
+
+def planning_cost(facts: Mapping[str, Any]) -> Table:
+    """What planning took, and what its measures say of themselves; `facts` as `single.plan_json` has them."""
+    table = Table(box=None, show_header=False, pad_edge=False, title="cost of planning", title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_row("in all, loading included", f"{facts['plan_seconds']:.2f} s")
+    measured: Mapping[str, Any] = facts["measured"] or {}
+    for group, seconds in measured.get("seconds", {}).items():
+        table.add_row(f"measuring: {group}", f"{seconds:.2f} s")
+    for name, value in measured.items():
+        for key, part in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if name != "seconds" and isinstance(part, int | float | str):
+                table.add_row(Text(f"{name} {key}".replace("_", " ").strip()), _number(part))
+    return table
+
+
+def _number(value: float | str) -> Text:
+    if isinstance(value, float):
+        return Text(f"{value:,.4g}")
+    return Text(f"{value:,}" if isinstance(value, int) else value)
 
 
 def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
@@ -186,25 +240,37 @@ def status_view(found: StudyStatus) -> Group:
 
 
 def strategies_rows() -> list[dict[str, Any]]:
-    """All strategies with summary, needs, options and source."""
-    return [
-        {
-            "name": s.name,
-            "summary": s.summary,
-            "rests_on": s.rests_on,
-            "options": {name: field.default for name, field in s.options.model_fields.items()},
-            "source": s.source,
-        }
-        for s in STRATEGIES.values()
-    ]
+    """All strategies: summary, what a plan takes (effort and measures), what it rests on, options, source."""
+    rows = []
+    for strategy in STRATEGIES.values():
+        defaults = strategy.options()
+        rows.append(
+            {
+                "name": strategy.name,
+                "summary": strategy.summary,
+                "needs": strategy.effort_of(defaults),
+                "measures": list(strategy.needs(defaults)),
+                "rests_on": strategy.rests_on,
+                "covers": strategy.covers or "all",
+                "options": defaults.model_dump(mode="json", exclude={"source_options"}),
+                "source": strategy.source,
+            }
+        )
+    return rows
 
 
 def strategies_view() -> Group:
-    """The strategies, three lines each."""
-    lines = []
+    """The strategies: what each does, what its plans need measured, where it comes from, its own options."""
+    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, _MEASURING))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("strategy", "needs", "what it does; source; options"):
+        table.add_column(name, no_wrap=name != "what it does; source; options")
     for row in strategies_rows():
-        options = ", ".join(f"{name}={default}" for name, default in row["options"].items() if default is not None)
-        lines.append(Text.assemble((row["name"], "bold"), f"  {row['summary']}"))
-        lines.append(Text(f"    rests on {row['rests_on']}; from {row['source']}", style="dim"))
-        lines.append(Text(f"    options: {options}", style="dim"))
-    return Group(*lines)
+        options = {name: value for name, value in row["options"].items() if name not in (*_BOUNDS, *_MEASURING)}
+        own = [f"{name}={value}" for name, value in options.items() if value is not None]
+        about = "; ".join([row["source"], *([", ".join(own)] if own else [])])
+        table.add_row(Text(row["name"], "bold"), row["needs"], Text.assemble(row["summary"], "\n", (about, "dim")))
+    common = (
+        f"All have the options {bounds}; those that measure on data also {measuring}; `--json` gives every default."
+    )
+    return Group(table, Text(f"\n{common}", style="dim"))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from adaptive_lora.errors import StrategyError
@@ -28,9 +33,24 @@ def network(blocks: int) -> list[ModuleShape]:
     ]
 
 
-def scores_for(strategy: Strategy, modules: list[ModuleShape], seed: int = 0) -> dict[str, dict[str, float]]:
+SPECTRA = {"input-spectrum", "update-spectrum"}
+
+
+def scores_for(strategy: Strategy, modules: list[ModuleShape], seed: int = 0) -> dict[str, dict[str, Any]]:
     rng = np.random.default_rng(seed)
-    return {need: {m.name: float(rng.lognormal()) for m in modules} for need in strategy.needs(strategy.options())}
+
+    def score(need: str) -> float | tuple[float, ...]:
+        return tuple(sorted(rng.dirichlet(np.ones(8)), reverse=True)) if need in SPECTRA else float(rng.lognormal())
+
+    return {need: {m.name: score(need) for m in modules} for need in strategy.needs(strategy.options())}
+
+
+def most_spendable(modules: Sequence[ModuleShape], budget: int) -> int:
+    """The largest cost up to `budget` that any whole ranks from 1 to the caps have."""
+    sums = 1  # bit n: some ranks cost n
+    for m in modules:
+        sums = functools.reduce(operator.or_, (sums << m.params_per_rank * r for r in range(1, m.largest_rank + 1)))
+    return (sums & ((1 << budget + 1) - 1)).bit_length() - 1
 
 
 contract = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
@@ -43,11 +63,18 @@ def test_contract_exactly_on_budget_within_bounds(strategy: Strategy, blocks: in
     modules = network(blocks)
     budget = resolve_budget(f"rank:{rank}", modules).parameters
 
-    ranks = strategy.allocate(modules, scores_for(strategy, modules, seed), budget, strategy.options())
+    try:
+        ranks = strategy.allocate(modules, scores_for(strategy, modules, seed), budget, strategy.options())
+    except StrategyError:
+        assert strategy.name == "shuffled"  # it alone refuses plans: those that it cannot change
+        reject()
 
+    covered = strategy.covered(modules)
     assert ranks.keys() == {m.name for m in modules}
-    assert all(1 <= ranks[m.name] <= m.largest_rank for m in modules)
-    assert total_cost(modules, ranks) == budget  # these shapes always allow it
+    assert all(1 <= ranks[m.name] <= m.largest_rank for m in covered)
+    assert all(ranks[m.name] == 0 for m in modules if m not in covered)
+    assert total_cost(modules, ranks) == most_spendable(covered, budget)
+    assert strategy.covers or total_cost(modules, ranks) == budget  # these shapes always allow it
 
 
 @contract
@@ -73,14 +100,14 @@ def test_contract_bounds_are_options(strategy: Strategy) -> None:
         total_cost(modules, dict.fromkeys([m.name for m in modules], 4)),
         options,
     )
-    assert set(ranks.values()) <= set(range(2, 8))
+    assert {ranks[m.name] for m in strategy.covered(modules)} <= set(range(2, 8))
 
 
 @contract
 def test_contract_is_documented(strategy: Strategy) -> None:
     assert strategy.summary and strategy.source
     assert strategy.rests_on in ("nothing", "data", "chance")
-    assert (strategy.rests_on == "chance") == ("seed" in strategy.options.model_fields)
+    assert strategy.chance == ("seed" in strategy.options.model_fields)
 
 
 def ranks_of(name: str, modules: list[ModuleShape], rank: int, **options: object) -> dict[str, int]:
@@ -97,6 +124,29 @@ def test_uniform_is_uniform() -> None:
 def test_linear_decay_is_a_line_of_either_sign(slope: float, expected: list[int]) -> None:
     ranks = ranks_of("linear-decay", network(5), 4, slope=slope)
     assert [ranks[f"layers.{b}.self_attn.q_proj"] for b in range(5)] == expected
+
+
+DEPTHS = [
+    ("linear-growth", {}, [2, 3, 4, 5, 6]),
+    ("linear-growth", {"slope": -1}, [6, 5, 4, 3, 2]),
+    ("u-shape", {"dip": 0.75}, [8, 4, 2, 4, 8]),  # weights 1, 7/16, 1/4, spent on 5 blocks of rank 5.2
+    ("u-shape", {"dip": 0}, [5] * 5),
+    ("u-shape", {"dip": -3}, [2, 6, 8, 6, 2]),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "expected"), DEPTHS)
+def test_shapes_over_depth(name: str, options: dict[str, float], expected: list[int]) -> None:
+    modules = [ModuleShape(f"h.{b}.mlp.x", "mlp", b, 64, 64) for b in range(5)]
+    strategy = find_strategy(name)
+    assert (
+        list(strategy.allocate(modules, {}, 128 * sum(expected), check_options(strategy, options)).values()) == expected
+    )
+
+
+@pytest.mark.parametrize("name", ["linear-decay", "linear-growth", "u-shape"])
+def test_one_block_has_no_depth(name: str) -> None:
+    assert set(ranks_of(name, network(1), 4).values()) == {4}
 
 
 @pytest.mark.parametrize(("name", "kind"), [("attention-heavy", "attention"), ("mlp-heavy", "mlp")])

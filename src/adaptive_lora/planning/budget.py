@@ -68,6 +68,17 @@ def resolve_budget(text: str, modules: Sequence[ModuleShape]) -> Budget:
     return Budget(text, sum(min(number, m.largest_rank) * m.params_per_rank for m in modules), float(number))
 
 
+def uniform_rank(modules: Sequence[ModuleShape], budget: int) -> int:
+    """The smallest whole rank that, the same everywhere (within each module's own limit), costs the budget or more.
+
+    >>> uniform_rank([ModuleShape("q", "attention", 0, 4, 4), ModuleShape("up", "mlp", 0, 4, 12)], budget=48)
+    2
+    """
+    largest = max(m.largest_rank for m in modules)
+    costs = (sum(min(rank, m.largest_rank) * m.params_per_rank for m in modules) for rank in range(1, largest))
+    return next((rank for rank, cost in enumerate(costs, 1) if cost >= budget), largest)
+
+
 def spend(
     modules: Sequence[ModuleShape],
     weights: Mapping[str, float],

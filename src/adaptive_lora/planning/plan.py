@@ -66,6 +66,8 @@ class RankPlan:
     """What was measured per module, where the strategy measures."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Model, data, seed and planning cost, as far as known."""
+    left_out: tuple[ModuleShape, ...] = ()
+    """Target modules without an adapter, where the strategy leaves some out."""
 
     def __post_init__(self) -> None:
         names = [m.name for m in self.modules]
@@ -108,6 +110,7 @@ class RankPlan:
             "scalings": {m.name: self.scaling_of(m.name) for m in self.modules},
             "scores": None if self.scores is None else dict(self.scores),
             "provenance": dict(self.provenance),
+            "left_out": to_dicts(self.left_out),
         }
 
     @classmethod
@@ -125,6 +128,7 @@ class RankPlan:
                 options=data["options"],
                 scores=data["scores"],
                 provenance=data["provenance"],
+                left_out=tuple(ModuleShape(**m) for m in data.get("left_out", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise PlanError(

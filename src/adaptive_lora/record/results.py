@@ -61,21 +61,25 @@ def perplexity(loss: float | None) -> float | None:
 
 
 def ranks_table(ledger: Ledger) -> pd.DataFrame:
-    """One row per finished run and module: rank, alpha's scaling, parameters, measured score."""
+    """One row per finished run and module: rank, alpha's scaling, parameters, measured score.
+
+    Rank 0, without a scaling, is a target module that the plan leaves out.
+    """
     rows: list[dict[str, Any]] = []
     for run in ledger.runs():
         plan = ledger.plan(run["run_id"])
         if plan is None:
             continue
-        for module in plan["modules"]:
+        for module in [*plan["modules"], *plan.get("left_out", ())]:
             name = module["name"]
+            rank = plan["ranks"].get(name, 0)
             rows.append(
                 {
                     "run_id": run["run_id"], "phase": run["phase"], "arm": run["arm"], "budget": run["budget"],
                     "seed": run["seed"], "module": name, "kind": module["kind"], "depth": module["depth"],
-                    "rank": plan["ranks"][name], "scaling": plan["scalings"][name],
-                    "parameters": plan["ranks"][name] * (module["d_in"] + module["d_out"]),
-                    "score": plan["scores"][name] if plan["scores"] else None,
+                    "rank": rank, "scaling": plan["scalings"].get(name),
+                    "parameters": rank * (module["d_in"] + module["d_out"]),
+                    "score": plan["scores"].get(name) if plan["scores"] else None,
                 }
             )  # fmt: skip
     columns = ["run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling",

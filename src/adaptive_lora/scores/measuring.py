@@ -5,16 +5,27 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.data.splits import calibration_subset
-from adaptive_lora.planning.budget import Budget
+from adaptive_lora.planning.budget import Budget, uniform_rank
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import Scaling
-from adaptive_lora.planning.strategies.base import CalibrationOptions
-from adaptive_lora.scores.gradients import gradient_scores
+from adaptive_lora.planning.strategies.base import (
+    AgreementOptions,
+    CalibrationOptions,
+    ComponentOptions,
+    GradientOptions,
+    OverRankOptions,
+    ShortRunOptions,
+)
+from adaptive_lora.scores import one_pass, short_run
+from adaptive_lora.scores.adalora import adalora_ranks
+from adaptive_lora.scores.agreement import marginal_gains
+from adaptive_lora.scores.weights import stable_ranks
+from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.options import TrainingOptions
 
@@ -33,6 +44,8 @@ class Request:
     scaling: Scaling
     training: TrainingOptions
     """How the planned adapter will be trained: what short runs go by."""
+    bank: short_run.MakeBank = Bank
+    """And in what."""
 
     def batches(self) -> list[list[Example]]:
         """The calibration batches."""
@@ -69,11 +82,54 @@ def measure(needs: Sequence[str], request: Request) -> Measured:
     return Measured(scores, facts)
 
 
-def _by_gradients(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _in_one_pass(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    batches, options = request.batches(), request.options
+    rank = uniform_rank(request.modules, request.budget.parameters)
+    asked = one_pass.Pass(
+        measures=frozenset(needs), base=request.base, modules=request.modules, batches=batches, seed=request.seed,
+        rank=rank, scaling=request.scaling.at(rank),
+    )  # fmt: skip
+    if isinstance(options, GradientOptions):
+        asked = replace(asked, mode=options.mode)
+    if isinstance(options, ComponentOptions):
+        asked = replace(asked, tokens=options.tokens, components=round(options.rho * rank))
+    found, facts = one_pass.take(asked)
+    return found, {**facts, **calibration_facts(batches)}
+
+
+def _by_weights(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    return {"stable-rank": stable_ranks(request.base, request.modules)}, {}
+
+
+def _by_over_ranked_run(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    short, batches = _short(request, _times(request)), request.batches()
+    found = short_run.over_ranked_scores(short, needs, batches)
+    return found, {**short.facts(1), **calibration_facts(batches)}
+
+
+def _by_agreement(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    options = request.options if isinstance(request.options, AgreementOptions) else AgreementOptions()
     batches = request.batches()
-    chosen = [example for batch in batches for example in batch]
-    found = gradient_scores(request.base, request.modules, chosen, request.options.calibration_batch_size, needs)
-    return found, calibration_facts(batches)
+    gains, facts = marginal_gains(_short(request, 1.0), options.runs, options.race_steps, batches)
+    return {"marginal-gain": gains}, {**facts, **calibration_facts(batches)}
+
+
+def _by_adalora(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    short = _short(request, 1.0)
+    return {"adalora-rank": adalora_ranks(short)}, short.facts(1)
+
+
+def _times(request: Request) -> float:
+    return request.options.over_rank if isinstance(request.options, OverRankOptions) else OverRankOptions().over_rank
+
+
+def _short(request: Request, times: float) -> short_run.Short:
+    options = request.options if isinstance(request.options, ShortRunOptions) else ShortRunOptions()
+    return short_run.Short(
+        base=request.base, modules=request.modules, examples=request.examples, training=request.training,
+        steps=options.short_run_steps, learning_rate=options.short_run_learning_rate,
+        budget=round(times * request.budget.parameters), scaling=request.scaling, seed=request.seed, bank=request.bank,
+    )  # fmt: skip
 
 
 def calibration_facts(batches: Sequence[Sequence[Example]]) -> dict[str, Any]:
@@ -84,6 +140,10 @@ def calibration_facts(batches: Sequence[Sequence[Example]]) -> dict[str, Any]:
 
 
 GROUPS: Mapping[str, tuple[frozenset[str], Taking]] = {
-    "gradients": (frozenset({"weight-gradient", "gradient-norm"}), _by_gradients),
+    "weights": (frozenset({"stable-rank"}), _by_weights),
+    "one pass": (one_pass.MEASURES, _in_one_pass),
+    "over-ranked run": (short_run.MEASURES, _by_over_ranked_run),
+    "agreeing runs": (frozenset({"marginal-gain"}), _by_agreement),
+    "adalora": (frozenset({"adalora-rank"}), _by_adalora),
 }
 """Group -> the measures that one pass gives together, and who takes them."""

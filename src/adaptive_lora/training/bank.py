@@ -31,10 +31,10 @@ from adaptive_lora.training.evaluate import Evaluation, Measured, batches_of, bl
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.memory import is_out_of_memory, tokens_at_once
 from adaptive_lora.training.mixes import BLOCK, Work
-from adaptive_lora.training.optimizer import update_slot
+from adaptive_lora.training.optimizer import apply_slot
 from adaptive_lora.training.packing import Pack, chunks_of, pack
 from adaptive_lora.training.reference import Diverged
-from adaptive_lora.training.slots import Member, Slot, make_slots
+from adaptive_lora.training.slots import Member, make_slots
 
 __all__ = ["Bank", "Member"]
 
@@ -231,7 +231,7 @@ class Bank:
                 raise
         else:
             norms = torch.stack([torch.linalg.vector_norm(slot.gradient) for slot in slots]).tolist()
-            return [_apply(s, *loss, norm) for s, loss, norm in zip(slots, losses, norms, strict=True)]
+            return [apply_slot(s, *loss, norm) for s, loss, norm in zip(slots, losses, norms, strict=True)]
         # Outside the handler: the error holds the frames, and they the memory.
         self._back_off(sum(self.tokens[i] for i in members))
         half = len(members) // 2
@@ -243,6 +243,14 @@ class Bank:
             self.chunk_tokens = max(1, min(self.chunk_tokens, tried // 2))
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def logits(self, member: int, examples: Sequence[Example]) -> Tensor:
+        """What a member says of every completion token of the examples, (C, V), one example after another."""
+        work = self._work([member], [examples], training=False)
+        assert self._form is not None
+        with at_work(work):
+            return self._form.head.logits(self._hidden(work.pack))
 
     @torch.no_grad()
     def _measure(self, members: Sequence[int], examples: list[Example]) -> Measured:
@@ -284,15 +292,6 @@ class Bank:
 
 def _layer_of(name: str) -> Callable[[torch.nn.Module], torch.nn.Module]:
     return lambda base: AdaptedLinear(base, name)
-
-
-def _apply(slot: Slot, loss: float, tokens: int, norm: float) -> StepRecord | Diverged:
-    if not math.isfinite(loss):
-        return Diverged(slot.step, "loss")
-    if not math.isfinite(norm):
-        return Diverged(slot.step, "gradient")
-    step = slot.step
-    return StepRecord(step, loss, norm, update_slot(slot, norm), tokens)
 
 
 def _sum_by(values: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -66,7 +66,7 @@ class Head:
         return self._rest(inputs_embeds=hidden[None], use_cache=False).logits[0]
 
     def losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> TokenLosses:
-        """Losses of the tokens `targets` (C,) that follow `hidden` (C, d).
+        """Losses of the tokens `targets` (C,) that follow `hidden` (C, d); or of distributions over them, (C, V).
 
         With `weights` (C,) also the gradient of Σ weight · nll by `hidden`, so that the logits of no more
         than a few positions are ever held.
@@ -83,7 +83,8 @@ class Head:
                 if weights is not None:
                     gradients.append(torch.autograd.grad(cost @ weights[part].to(cost.dtype), rows)[0])
             nll.append(cost.detach())
-            right.append(logits.detach().argmax(-1) == targets[part])
+            wanted = targets[part] if targets.ndim == 1 else targets[part].argmax(-1)
+            right.append(logits.detach().argmax(-1) == wanted)
         return TokenLosses(torch.cat(nll), torch.cat(right), torch.cat(gradients) if gradients else None)
 
 

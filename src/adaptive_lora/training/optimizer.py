@@ -6,7 +6,19 @@ import math
 
 import torch
 
+from adaptive_lora.training.checkpoint import StepRecord
+from adaptive_lora.training.reference import Diverged
 from adaptive_lora.training.slots import Slot
+
+
+def apply_slot(slot: Slot, loss: float, tokens: int, norm: float) -> StepRecord | Diverged:
+    """`update_slot` if loss and gradient are numbers; else nothing is applied."""
+    if not math.isfinite(loss):
+        return Diverged(slot.step, "loss")
+    if not math.isfinite(norm):
+        return Diverged(slot.step, "gradient")
+    step = slot.step
+    return StepRecord(step, loss, norm, update_slot(slot, norm), tokens)
 
 
 @torch.no_grad()

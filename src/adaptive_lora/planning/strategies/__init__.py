@@ -4,26 +4,51 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
-
-from pydantic import ValidationError
 
 from adaptive_lora.errors import StrategyError, nearest_hint
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies import chance, empirical, family, linear_decay, uniform
-from adaptive_lora.planning.strategies.base import Strategy, StrategyOptions
+from adaptive_lora.planning.strategies import (
+    adalora,
+    chance,
+    coverage,
+    depth,
+    empirical,
+    eva,
+    family,
+    fim,
+    gora,
+    lora_drop,
+    marginal_gain,
+    posthoc_svd,
+    spectral,
+    stable_rank,
+    transforms,
+    uniform,
+)
+from adaptive_lora.planning.strategies.base import Strategy, StrategyOptions, check_options
 
-STRATEGIES: Mapping[str, Strategy] = {
-    strategy.name: strategy
-    for strategy in (
-        uniform.STRATEGY,
-        linear_decay.STRATEGY,
-        family.ATTENTION_HEAVY,
-        family.MLP_HEAVY,
-        empirical.STRATEGY,
-        chance.STRATEGY,
-    )
-}
+_OWN = (
+    uniform.STRATEGY,
+    depth.LINEAR_DECAY,
+    depth.LINEAR_GROWTH,
+    depth.U_SHAPE,
+    family.ATTENTION_HEAVY,
+    family.MLP_HEAVY,
+    coverage.ATTENTION_ONLY,
+    coverage.MLP_ONLY,
+    empirical.STRATEGY,
+    gora.STRATEGY,
+    fim.STRATEGY,
+    spectral.STRATEGY,
+    eva.STRATEGY,
+    stable_rank.STRATEGY,
+    posthoc_svd.STRATEGY,
+    lora_drop.STRATEGY,
+    adalora.STRATEGY,
+    marginal_gain.STRATEGY,
+    chance.STRATEGY,
+)
+STRATEGIES: Mapping[str, Strategy] = {strategy.name: strategy for strategy in (*_OWN, *transforms.of(_OWN))}
 
 
 def find_strategy(name: str) -> Strategy:
@@ -35,22 +60,6 @@ def find_strategy(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
-def check_options(strategy: Strategy, options: Mapping[str, Any]) -> StrategyOptions:
-    """Options as the strategy's own type; StrategyError with all that is wrong with them."""
-    try:
-        return strategy.options(**options)
-    except ValidationError as error:
-        known = strategy.options.model_fields
-        complaints = []
-        for problem in error.errors():
-            key = ".".join(map(str, problem["loc"]))
-            if problem["type"] == "extra_forbidden":
-                complaints.append(f"no option `{key}`{nearest_hint(key, known)}; it has {', '.join(known)}")
-            else:
-                complaints.append(f"`{key}`: {problem['msg'].lower()}, got {problem['input']!r}")
-        raise StrategyError(f"{strategy.name}: {'; '.join(complaints)}.") from None
-
-
 def coverage_warnings(modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
     """What a user should know of how these strategies meet these target modules."""
     found = []
@@ -59,7 +68,7 @@ def coverage_warnings(modules: Sequence[ModuleShape], strategies: Iterable[str])
         example = next(m.name for m in modules if m.kind == "other")
         found.append(f"{kinds['other']} target modules are neither attention nor MLP by their path, e.g. {example}.")
     for name in dict.fromkeys(strategies):
-        favoured = {"attention-heavy": "attention", "mlp-heavy": "mlp"}.get(name)
+        favoured = {"attention-heavy": "attention", "mlp-heavy": "mlp"}.get(name) or STRATEGIES[name].covers
         if favoured and kinds[favoured] in (0, len(modules)):
             some = "all" if kinds[favoured] else "none"
             found.append(f"{name} is the same as uniform here: {some} of the target modules are {favoured}.")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.errors import StrategyError, nearest_hint
+from adaptive_lora.planning.modules import Kind, ModuleShape
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Measure -> module -> a number, or a descending sequence of them (a spectrum); a strategy sees the measures it
@@ -25,6 +26,7 @@ MEASURES: Mapping[str, Effort] = {
     "b-gradient": "gradients",
     "whitened-rank": "gradients",
     "update-spectrum": "a short run",
+    "update-spectrum-on-inputs": "a short run",
     "output-norm": "a short run",
     "adalora-rank": "a short run",
     "marginal-gain": "a short run",
@@ -42,6 +44,10 @@ class StrategyOptions(BaseModel):
     max_rank: Annotated[int, Field(ge=1)] | None = None
     """The most rank a module gets, below its own limit min(d_in, d_out)."""
 
+    def measuring(self) -> CalibrationOptions:
+        """What measuring goes by; strategies that measure weights alone have no such options of their own."""
+        return self if isinstance(self, CalibrationOptions) else CalibrationOptions()
+
 
 class CalibrationOptions(StrategyOptions):
     """Options of strategies that measure on batches of the training data."""
@@ -50,15 +56,53 @@ class CalibrationOptions(StrategyOptions):
     calibration_batch_size: Annotated[int, Field(ge=1)] = 4
 
 
+Mode = Literal["auto", "exact", "stream"]
+"""How gradients are measured; see `GradientOptions`."""
+Tokens = Literal["all", "completion"]
+"""Which tokens inputs are measured on; padding never counts."""
+
+
+class GradientOptions(CalibrationOptions):
+    """Options of strategies that measure gradients of the frozen weights."""
+
+    mode: Mode = "auto"
+    """`exact` keeps one gradient for every target weight, `stream` only sums much smaller than that;
+    `auto` is exact while the target weights together have at most 2^25 entries."""
+
+
+class ComponentOptions(GradientOptions):
+    """Options of strategies that count principal components of the modules' inputs."""
+
+    rho: Annotated[float, Field(ge=1)] = 2.0
+    """So many times the uniform rank are counted of one module at most."""
+    tokens: Tokens = "all"
+    """`all` real tokens, or those of the `completion` alone."""
+
+
 class ShortRunOptions(CalibrationOptions):
     """Options of strategies that train for a while before they plan; what that costs stands in the plan."""
 
     short_run_steps: Annotated[int, Field(ge=1)] = 100
-    """Updates of the short run."""
-    over_rank: Annotated[float, Field(ge=1)] = 2.0
-    """Its uniform rank, as a multiple of what the budget pays for."""
+    """Updates of a short run."""
     short_run_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Its rate; by default the one the plan is made for."""
+
+
+class OverRankOptions(ShortRunOptions):
+    """Options of strategies that look at one run with more rank than there will be."""
+
+    over_rank: Annotated[float, Field(ge=1)] = 2.0
+    """The run's uniform rank, as a multiple of what the budget pays for."""
+
+
+class AgreementOptions(ShortRunOptions):
+    """Options of strategies that compare several runs on the budget itself."""
+
+    short_run_steps: Annotated[int, Field(ge=1)] = 50
+    runs: Annotated[int, Field(ge=2)] = 4
+    """How many, each with its own draw of A and order of the data."""
+    race_steps: Annotated[int, Field(ge=0)] = 60
+    """Updates of the runs that decide between readings of the agreement and uniform; 0: no such runs."""
 
 
 Allocate = Callable[[Sequence[ModuleShape], Scores, int, Any], dict[str, int]]
@@ -88,15 +132,49 @@ class Strategy:
     """Options -> names of the measures that must be taken first."""
     chance: bool = False
     """Whether the plan is drawn; its options then have a `seed`."""
+    covers: Kind | None = None
+    """The only kind of module that gets a rank, where the strategy leaves the others out: these have rank 0."""
+
+    def covered(self, modules: Sequence[ModuleShape]) -> list[ModuleShape]:
+        """The modules that get a rank; StrategyError where none would."""
+        found = [m for m in modules if self.covers in (None, m.kind)]
+        if not found:
+            raise StrategyError(
+                f"{self.name} gives rank to {self.covers} modules alone, and none of the {len(modules)} target modules "
+                f"is one. Add some to `targets`, or use another strategy."
+            )
+        return found
 
     def effort_of(self, options: Any) -> Effort:
         """The dearest of what its measures take."""
         order: tuple[Effort, ...] = get_args(Effort)
         return max((MEASURES[need] for need in self.needs(options)), key=order.index, default="nothing")
 
-    @property
-    def rests_on(self) -> str:
-        """`data`, `chance` or `nothing`: plans that rest on the first two are remade for every seed."""
-        if self.effort_of(self.options()) not in ("nothing", "weights"):
+    def basis(self, options: Any) -> Literal["data", "chance", "nothing"]:
+        """What a plan with these options rests on; those on the first two are remade for every seed."""
+        if self.effort_of(options) not in ("nothing", "weights"):
             return "data"
         return "chance" if self.chance else "nothing"
+
+    @property
+    def rests_on(self) -> str:
+        """The basis of its plans where no options are given."""
+        return self.basis(self.options())
+
+
+def check_options(strategy: Strategy, options: Mapping[str, Any]) -> StrategyOptions:
+    """Options as the strategy's own type; StrategyError with all that is wrong with them."""
+    try:
+        return strategy.options(**options)
+    except ValidationError as error:
+        known = strategy.options.model_fields
+        complaints = []
+        for problem in error.errors():
+            key = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "extra_forbidden":
+                complaints.append(f"no option `{key}`{nearest_hint(key, known)}; it has {', '.join(known)}")
+            elif isinstance(own := problem.get("ctx", {}).get("error"), StrategyError):
+                complaints.append(str(own).removesuffix("."))
+            else:
+                complaints.append(f"`{key}`: {problem['msg'].lower()}, got {problem['input']!r}")
+        raise StrategyError(f"{strategy.name}: {'; '.join(complaints)}.") from None

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies.base import CalibrationOptions, Scores, Strategy
+from adaptive_lora.planning.strategies.base import GradientOptions, Scores, Strategy
 
 
-class Options(CalibrationOptions):
+class Options(GradientOptions):
     """`importance` is what is measured; `power` bends it (0.5 flattens, 0 is uniform)."""
 
     importance: Literal["weight-gradient", "gradient-norm"] = "weight-gradient"
@@ -26,6 +26,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     - `gradient-norm`:   I_l = ||G_l||_F / sqrt(d_in · d_out).
 
     Both are means over the entries of the matrix, so that large matrices do not win by their size.
+    In `mode: stream` they are means over the batches of the same, with each batch's own gradient.
     """
     measured = scores[options.importance]
     weights = {m.name: measured[m.name] ** options.power for m in modules}

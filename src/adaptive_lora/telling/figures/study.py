@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from numpy.typing import NDArray
 
 from adaptive_lora.judging.arms import ArmSummary
 from adaptive_lora.planning.modules import role_labels, role_of
-from adaptive_lora.telling.figures.theme import COLOURS, DASHES, MARKERS, RANK_COLOURS, themed
+from adaptive_lora.telling.figures.theme import COLOURS, DASHES, LEFT_OUT_COLOUR, MARKERS, RANK_COLOURS, themed
 
 
 def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Figure | None:
@@ -102,14 +103,17 @@ def _differences_below(ax: Axes, arm: ArmSummary, margin: float) -> None:
 
 
 def _grid(ranks: pd.DataFrame, arm: str, roles: Sequence[str]) -> NDArray[np.float64]:
-    """(blocks, roles) mean ranks; NaN where a block lacks a module. Row i is block i."""
+    """(blocks, roles) mean ranks; 0 where a module is left out, NaN where a block lacks it. Row i is block i."""
     mean = ranks[ranks["arm"] == arm].pivot_table(index="depth", columns="role", values="rank", aggfunc="mean")
     return mean.reindex(index=range(int(ranks["depth"].max()) + 1), columns=list(roles)).to_numpy(dtype=float)
 
 
 def _heat_map(ax: Axes, grid: NDArray[np.float64], roles: Sequence[str], highest: float) -> QuadMesh:
     # A mesh, not an image: cells stay sharp at any size, and nothing raster enters the page.
-    image = ax.pcolormesh(grid, cmap=RANK_COLOURS, vmin=0, vmax=highest, edgecolor="white", lw=0.5)
+    ranked, left_out = np.where(grid > 0, grid, np.nan), np.where(grid == 0, 1.0, np.nan)
+    image = ax.pcolormesh(ranked, cmap=RANK_COLOURS, vmin=0, vmax=highest, edgecolor="white", lw=0.5)
+    if np.isfinite(left_out).any():
+        ax.pcolormesh(left_out, cmap=ListedColormap([LEFT_OUT_COLOUR]), edgecolor="white", lw=0.5)
     ax.set_xticks(
         np.arange(len(roles)) + 0.5, role_labels(roles), rotation=60, ha="right", rotation_mode="anchor", fontsize=7
     )
@@ -120,8 +124,9 @@ def _heat_map(ax: Axes, grid: NDArray[np.float64], roles: Sequence[str], highest
     if grid.size <= 80:
         for (block, module), rank in np.ndenumerate(grid):
             if np.isfinite(rank):
-                light = rank > 0.6 * highest
-                ax.text(module + 0.5, block + 0.5, f"{rank:.0f}", ha="center", va="center", fontsize=6.5,
+                light = rank > 0.6 * highest or rank == 0
+                label = f"{rank:.0f}" if rank else "–"
+                ax.text(module + 0.5, block + 0.5, label, ha="center", va="center", fontsize=6.5,
                         color="black" if light else "white")  # fmt: skip
     return image
 

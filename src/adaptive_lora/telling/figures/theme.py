@@ -25,6 +25,7 @@ DASHES: Sequence[str | tuple[int, tuple[int, ...]]] = (
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RANK_COLOURS = "viridis"
+LEFT_OUT_COLOUR = "#e4e4e4"  # not in viridis: no rank at all is not a low rank
 
 _STYLE = {
     "font.family": "DejaVu Sans",

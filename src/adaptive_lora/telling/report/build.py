@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 from matplotlib.figure import Figure
 
 from adaptive_lora.files import write_atomically
@@ -33,7 +35,7 @@ def write_report(ledger: Ledger, folder: Path) -> Path:
         save(figure, folder / "figures" / name)
     path = StudyPaths(folder).report
     rows: list[dict[str, Any]] = runs.astype(object).where(runs.notna(), None).to_dict("records")  # type: ignore[assignment]
-    write_atomically(path, render(facts, rows, arms, drawn))
+    write_atomically(path, render(facts, rows, arms, drawn, left_out(ranks_table(ledger))))
     return path
 
 
@@ -42,13 +44,14 @@ def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figur
     names = list(dict.fromkeys(arm.arm for arm in arms))
     analysis = facts["spec"]["analysis"]
     ranks, curves = ranks_table(ledger), curves_table(ledger)
+    legend = " Grey, –: left out, no adapter." if left_out(ranks) else ""
     margin = f"band: the margin of {analysis['margin']:g} within which differences do not matter."
     wanted: dict[str, tuple[Figure | None, str]] = {
         "overview": (
             figures.overview(ranks, arms, analysis["baseline"], analysis["margin"]) if arms else None,
             "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
             f"changed in test loss against {analysis['baseline']}, circles: seeds, diamond: mean, line: 95 % t "
-            f"interval over seeds, {margin}",
+            f"interval over seeds, {margin}{legend}",
         ),
         "differences": (
             figures.paired_differences(arms, analysis["baseline"], analysis["margin"]),
@@ -60,7 +63,7 @@ def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figur
         suffix = budget.replace(":", "-")
         wanted[f"ranks-{suffix}"] = (
             figures.rank_heat_maps(ranks, names, budget),
-            f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.",
+            f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.{legend}",
         )
         wanted[f"curves-{suffix}"] = (
             figures.learning_curves(curves, names, budget),
@@ -69,7 +72,20 @@ def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figur
     return {name: (figure, caption) for name, (figure, caption) in wanted.items() if figure is not None}
 
 
-def render(facts: dict[str, Any], runs: list[dict[str, Any]], arms: list[ArmSummary], drawn: Figures) -> str:
+def left_out(ranks: pd.DataFrame) -> dict[str, str]:
+    """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
+    modules = ranks.drop_duplicates(["arm", "module"])
+    counts = {arm: (int((own["rank"] == 0).sum()), len(own)) for arm, own in modules.groupby("arm", sort=False)}
+    return {str(arm): f"{none} of {every} modules" for arm, (none, every) in counts.items() if none}
+
+
+def render(
+    facts: dict[str, Any],
+    runs: list[dict[str, Any]],
+    arms: list[ArmSummary],
+    drawn: Figures,
+    left_out: Mapping[str, str],
+) -> str:
     """The page as text; everything that comes from outside is escaped."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -85,6 +101,7 @@ def render(facts: dict[str, Any], runs: list[dict[str, Any]], arms: list[ArmSumm
         facts=facts,
         spec=facts["spec"],
         arms=arms,
+        left_out=left_out,
         bottom_line=bottom_line(arms, facts["spec"]["analysis"]),
         base_loss=base,
         seeds=seeds,

@@ -1,0 +1,218 @@
+"""How much of the right plan's gain a strategy recovers, where the right plan is known.
+
+On one planted model, at equal trainable parameters and the same rate, data, order and beginning,
+
+    share = (d_uniform - d_strategy) / (d_uniform - d_oracle),   d = KL(planted || student) on held-out texts
+
+with the oracle trained at the planted ranks themselves. `floor` is the oracle with rank 1 left in every module,
+the most that a strategy which leaves none out can recover.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.groundtruth.planting import (
+    Directions,
+    Planted,
+    open_planted,
+    plant,
+    planted_plan,
+    random_directions,
+    sample_texts,
+)
+from adaptive_lora.groundtruth.students import CHUNK, Answers, StudentBank, answers_of, train_students
+from adaptive_lora.groundtruth.truths import truth_ranks
+from adaptive_lora.material import make_plan
+from adaptive_lora.planning.budget import Budget, spend
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.plan import RankPlan, Scaling
+from adaptive_lora.planning.strategies.posthoc_svd import pooled
+from adaptive_lora.record.spec import ArmPart, ScalingPart
+from adaptive_lora.scores.short_run import Short, spectrum, train_short
+from adaptive_lora.training.bank import Bank, Member
+from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.options import TrainingOptions
+
+REAL = "real"
+"""The truth that is cut from a fine-tuning on real data instead of drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all tasks of a comparison share."""
+
+    base: FrozenBase
+    modules: tuple[ModuleShape, ...]
+    budget: Budget
+    training: TrainingOptions
+    texts: Sequence[Example]
+    """Real texts: their beginnings start what the planted model writes, their whole trains the `real` truth."""
+    length: int = 48
+    """Tokens of a text."""
+    beginning: int = 8
+    """Tokens of it that are real."""
+    test: int = 120
+    """Held-out texts."""
+    probes: int = 16
+    """Texts that effects are measured on."""
+    effect: float = 1.0
+    """How far the planted model lies from the frozen one, nats per token."""
+
+    @property
+    def scaling(self) -> Scaling:
+        return Scaling("constant", ScalingPart().reference, self.budget.reference_rank)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A planted model's texts and answers."""
+
+    planted: Planted
+    train: Sequence[Example]
+    test: Sequence[Example]
+    answers: Answers
+
+
+def make_task(setting: Setting, truth: str, seed: int) -> Task:
+    """Plants a truth and draws texts from it, enough that no student sees one twice."""
+    probes = [replace(e, ids=e.ids[: setting.length], prompt_length=1) for e in setting.texts[: setting.probes]]
+    if truth == REAL:
+        plan, directions = real_directions(setting, seed)
+        planted = plant(setting.base, plan, directions, probes, setting.effect, equal=False)
+    else:
+        plan = planted_plan(setting.modules, truth_ranks(truth, setting.modules, setting.budget.parameters, seed))
+        planted = plant(setting.base, plan, random_directions(plan, seed), probes, setting.effect)
+    count = setting.training.steps * setting.training.batch_size
+    starts = [e.ids[: setting.beginning] for e in setting.texts]
+    wanted = [starts[i % len(starts)] for i in range(count + setting.test)]
+    texts = sample_texts(setting.base, planted, wanted, setting.length, seed)
+    teacher = Member(plan=plan, options=setting.training, seed=0, examples=())
+    with Bank(setting.base, [teacher], chunk_tokens=CHUNK) as bank:
+        open_planted(bank, planted)
+        answers = answers_of(bank, 0, texts)
+    return Task(planted, texts[:count], texts[count:], answers)
+
+
+def real_directions(setting: Setting, seed: int) -> tuple[RankPlan, Directions]:
+    """The largest directions of an over-ranked fine-tuning on real texts, as many as the budget pays for."""
+    short = Short(
+        base=setting.base, modules=setting.modules, examples=setting.texts, training=setting.training,
+        steps=2 * setting.training.steps, learning_rate=None, budget=3 * setting.budget.parameters,
+        scaling=setting.scaling, seed=seed,
+    )  # fmt: skip
+    (weights,) = train_short(short, [seed])
+    spectra = {name: spectrum(1.0, a, b) for name, (a, b) in weights.items()}
+    ranks = pooled(setting.modules, spectra, setting.budget.parameters, min_rank=0, max_rank=None)
+    plan = planted_plan(setting.modules, ranks)
+    found = {}
+    for m in plan.modules:
+        a, b = weights[m.name]
+        u, s, v = torch.linalg.svd(b @ a, full_matrices=False)
+        r = plan.ranks[m.name]
+        found[m.name] = (v[:r].contiguous(), (u[:, :r] * s[:r]).t().contiguous())
+    return plan, found
+
+
+def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) -> dict[str, Any]:
+    """Trains uniform, oracle, floor and every strategy's plan on one planted model."""
+    task = make_task(setting, truth, seed)
+    plans, seconds, facts = {}, {}, {}
+
+    def bank(base: FrozenBase, members: Sequence[Member]) -> Bank:
+        return StudentBank(base, members, task.answers)
+
+    for name in ("uniform", *strategies):
+        began = time.perf_counter()
+        arm = ArmPart(name=name, strategy=name)
+        plans[name] = make_plan(
+            setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, setting.training, bank
+        )
+        seconds[name] = time.perf_counter() - began
+        facts[name] = dict(plans[name].provenance.get("measured", {}))
+    right = {m.name: task.planted.plan.ranks.get(m.name, 0) for m in setting.modules}
+    plans["oracle"] = replace(plans["uniform"], modules=task.planted.plan.modules, ranks=task.planted.plan.ranks)
+    floor = spend(setting.modules, {name: float(r) for name, r in right.items()}, setting.budget.parameters)
+    plans["floor"] = replace(plans["uniform"], ranks=floor)
+    members = [Member(plan=p, options=setting.training, seed=seed, examples=task.train) for p in plans.values()]
+    found = dict(zip(plans, train_students(setting.base, members, task.answers, task.test), strict=True))
+    return {
+        "truth": truth,
+        "seed": seed,
+        "planted_ranks": right,
+        "planted_parameters": task.planted.plan.trainable_parameters,
+        "divergence": found,
+        "correlation": {name: _correlation(p, right) for name, p in plans.items()},
+        "plan_seconds": seconds,
+        "planning": facts,
+        "parameters": {name: p.trainable_parameters for name, p in plans.items()},
+    }
+
+
+def _correlation(plan: RankPlan, right: Mapping[str, int]) -> float | None:
+    """Spearman's, over modules; nothing where either side is constant."""
+    from scipy.stats import spearmanr
+
+    ranks = [plan.ranks.get(name, 0) for name in right]
+    if len(set(ranks)) == 1 or len(set(right.values())) == 1:
+        return None
+    return float(spearmanr(ranks, list(right.values())).statistic)
+
+
+def summary(results: Sequence[Mapping[str, Any]], concentrated: Sequence[str]) -> dict[str, Any]:
+    """Per truth and strategy: mean share of the oracle's gain, its 95 % t interval over seeds, correlation.
+
+    A truth counts if the oracle's gain exceeds 5 standard errors. On the uniform truth, where there is no
+    gain, the figure is the excess over uniform in units of the median gain of the concentrated truths.
+    """
+    truths = list(dict.fromkeys(r["truth"] for r in results))
+    gains = {
+        t: [r["divergence"]["uniform"] - r["divergence"]["oracle"] for r in results if r["truth"] == t] for t in truths
+    }
+    typical = [float(np.mean(gains[t])) for t in truths if t in concentrated]
+    unit = float(np.median(typical)) if typical else float("nan")
+    return {truth: _of_truth([r for r in results if r["truth"] == truth], gains[truth], unit) for truth in truths}
+
+
+def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: float) -> dict[str, Any]:
+    table = {}
+    for name in own[0]["divergence"]:
+        apart = [r["divergence"]["uniform"] - r["divergence"][name] for r in own]
+        if own[0]["truth"] == "uniform":
+            figure = {"excess": _interval([-a / unit for a in apart])}
+        else:
+            figure = {"share_of_oracle_gain": _interval([a / g for a, g in zip(apart, gains, strict=True)])}
+        known = [r["correlation"][name] for r in own if r["correlation"][name] is not None]
+        table[name] = {
+            **figure,
+            "correlation": float(np.mean(known)) if known else None,
+            "divergence": float(np.mean([r["divergence"][name] for r in own])),
+            "plan_seconds": float(np.median([r["plan_seconds"].get(name, 0.0) for r in own])),
+        }
+    error = float(np.std(gains, ddof=1) / len(own) ** 0.5) if len(own) > 1 else float("nan")
+    gain = float(np.mean(gains))
+    return {
+        "oracle_gain": gain,
+        "standard_error": error,
+        "counts": gain > 5 * error,
+        "seeds": len(own),
+        "strategies": table,
+    }
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and 95 % t interval."""
+    from scipy.stats import t
+
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return {"mean": mean, "low": None, "high": None}
+    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+    return {"mean": mean, "low": mean - half, "high": mean + half}

@@ -1,0 +1,77 @@
+"""Adapters that learn a planted model's answers: a bank whose losses are taken against distributions.
+
+loss = mean over tokens of - Σ_v p(v) log q(v),   p the planted model's, q the student's
+divergence = loss - mean entropy of p = KL(p || q), nats per token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.training.bank import Bank, Member
+from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.evaluate import batches_of
+from adaptive_lora.training.head import TokenLosses
+from adaptive_lora.training.mixes import Work
+from adaptive_lora.training.packing import Pack
+
+Answers = Mapping[Example, Tensor]
+"""Of every text the distributions over its completion tokens, (C, V)."""
+
+CHUNK = 4096
+"""Positions of a pass."""
+
+
+class StudentBank(Bank):
+    """A bank in which every example's targets are distributions."""
+
+    def __init__(self, base: FrozenBase, members: Sequence[Member], answers: Answers) -> None:
+        super().__init__(base, members, chunk_tokens=CHUNK)
+        self._answers = answers
+
+    def _work(self, members: Sequence[int], batches: Sequence[Sequence[Example]], training: bool) -> Work:
+        work = super()._work(members, batches, training)
+        answers = [self._answers[example] for batch in batches for example in batch]
+        work.pack.__dict__["answers"] = torch.cat(answers)
+        return work
+
+    def _losses(self, hidden: Tensor, packed: Pack, weights: Tensor | None) -> TokenLosses:
+        assert self._form is not None
+        return self._form.head.losses(hidden, packed.__dict__["answers"], weights)
+
+
+def answers_of(bank: Bank, member: int, examples: Sequence[Example]) -> dict[Example, Tensor]:
+    """What a member of an open bank answers: its distributions over all completion tokens."""
+    found: dict[Example, Tensor] = {}
+    for rows in batches_of(examples, CHUNK):
+        chosen = [examples[i] for i in rows]
+        probabilities = bank.logits(member, chosen).softmax(-1)
+        counts = [example.completion_tokens for example in chosen]
+        found |= dict(zip(chosen, torch.split(probabilities, counts), strict=True))
+    return found
+
+
+def entropy(answers: Answers) -> float:
+    """Mean over tokens of - Σ p log p, nats."""
+    rows = torch.cat(list(answers.values())).double()
+    return float(-(rows * rows.clamp_min(1e-300).log()).sum(-1).mean())
+
+
+def divergences(bank: Bank, examples: Sequence[Example], answers: Answers) -> list[float]:
+    """KL(planted || student) of every member on the examples, nats per token."""
+    own = entropy({example: answers[example] for example in examples})
+    return [result.loss - own for result in bank.evaluate(examples)]
+
+
+def train_students(
+    base: FrozenBase, members: Sequence[Member], answers: Answers, test: Sequence[Example]
+) -> list[float]:
+    """Trains all members on the answers; gives their divergences on `test`."""
+    with StudentBank(base, members, answers) as bank:
+        while bank.running:
+            bank.step()
+        return divergences(bank, test, answers)

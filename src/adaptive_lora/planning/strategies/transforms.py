@@ -1,0 +1,147 @@
+"""Plans made from another strategy's plan: the same ranks in reversed order, or at random places.
+
+They ask whether it matters *where* a strategy puts its rank: if the source is right, `inverted` must be
+worse and `shuffled` must lose what the source wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, field_serializer, model_validator
+
+from adaptive_lora.errors import StrategyError, nearest_hint
+from adaptive_lora.planning.budget import spend
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.strategies.base import CalibrationOptions, Scores, Strategy, StrategyOptions, check_options
+from adaptive_lora.streams import numpy_stream
+
+_DRAWS = 20
+"""How many permutations are tried before a shuffled plan is refused."""
+
+
+class Options(StrategyOptions):
+    """`source` names the strategy whose plan is changed, `source_options` are its options.
+
+    Bounds that `source_options` does not give are those of the changed plan.
+    """
+
+    sources: ClassVar[Mapping[str, Strategy]] = {}
+    """The strategies that can be a source; `of` sets them."""
+    refused: ClassVar[Mapping[str, str]] = {}
+    """Those that cannot, and why."""
+
+    source: str = "empirical"
+    source_options: Annotated[dict[str, Any], Field(default_factory=dict)]
+
+    @model_validator(mode="after")
+    def _of_a_source(self) -> Options:
+        if self.source in self.refused:
+            raise StrategyError(f"`source` cannot be {self.source}: {self.refused[self.source]}")
+        if self.source not in self.sources:
+            hint = nearest_hint(self.source, self.sources)
+            raise StrategyError(f"`source`: no strategy {self.source!r}{hint}; it may be {', '.join(self.sources)}")
+        _ = self.of_source  # complaints about them belong at the door
+        return self
+
+    @field_serializer("source_options")
+    def _in_full(self, given: dict[str, Any]) -> dict[str, Any]:
+        return self.of_source.model_dump(mode="json")  # a record must not depend on what the defaults are later
+
+    @property
+    def strategy(self) -> Strategy:
+        """The source."""
+        return self.sources[self.source]
+
+    @property
+    def of_source(self) -> StrategyOptions:
+        """The source's options."""
+        bounds = {"min_rank": self.min_rank, "max_rank": self.max_rank}
+        return check_options(self.strategy, {**bounds, **self.source_options})
+
+    def measuring(self) -> CalibrationOptions:
+        """The source's measures are taken as for the source."""
+        return self.of_source.measuring()
+
+    def source_ranks(self, modules: Sequence[ModuleShape], scores: Scores, budget: int) -> dict[str, int]:
+        """w_l: the ranks of the source's own plan on the same budget."""
+        return self.strategy.allocate(modules, scores, budget, self.of_source)
+
+
+class ShuffledOptions(Options):
+    """As `inverted`, and the `seed` of the draw."""
+
+    seed: int = 0
+
+
+def inverted(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
+    """r_(i) ∝ w_(n+1-i), w the source's ranks and (i) their ascending order, ties by name.
+
+    The module with the largest rank is given the smallest and so on inwards. Modules differ in price,
+    so the reversed ranks are weights, spent again on the budget.
+    """
+    own = options.source_ranks(modules, scores, budget)
+    ascending = sorted(own, key=lambda name: (own[name], name))
+    weights = {name: float(own[mirror]) for name, mirror in zip(ascending, reversed(ascending), strict=True)}
+    return spend(modules, weights, budget, options.min_rank, options.max_rank)
+
+
+def shuffled(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: ShuffledOptions) -> dict[str, int]:
+    """r_l ∝ w_π(l), w the source's ranks and π a permutation of all modules drawn from the seed.
+
+    Spent again on the budget, as modules differ in price. The first of some draws that changes the rank
+    of at least half of the modules counts; StrategyError where none does, since such a plan would test nothing.
+    """
+    own = options.source_ranks(modules, scores, budget)
+    names = sorted(own)
+    ranks = [own[name] for name in names]
+    if len(set(ranks)) == 1:
+        raise StrategyError(
+            f"`shuffled` cannot change the plan of {options.source}: it gives rank {ranks[0]} to every module. "
+            "Name a `source` whose ranks differ, or raise the budget."
+        )
+    stream = numpy_stream(options.seed, "shuffled-ranks")
+    for _ in range(_DRAWS):
+        weights = {name: float(ranks[at]) for name, at in zip(names, stream.permutation(len(names)), strict=True)}
+        found = spend(modules, weights, budget, options.min_rank, options.max_rank)
+        if 2 * sum(found[name] != own[name] for name in names) >= len(names):
+            return found
+    raise StrategyError(
+        f"`shuffled` changes fewer than half of the ranks of {options.source} in each of {_DRAWS} draws: they are too "
+        "much alike. Name a `source` whose ranks differ more (an option may sharpen it), or raise the budget."
+    )
+
+
+def of(strategies: Iterable[Strategy]) -> tuple[Strategy, Strategy]:
+    """`inverted` and `shuffled`, with `strategies` as their sources."""
+    known = {s.name: s for s in strategies}
+    why_not = {name: reason for name, s in known.items() if (reason := _why_not(s))}
+    why_not |= dict.fromkeys(("inverted", "shuffled"), "it changes another plan itself; name that plan's strategy")
+    usable = {name: s for name, s in known.items() if name not in why_not}
+
+    class Inverted(Options):
+        __doc__ = Options.__doc__
+        sources, refused = usable, why_not
+
+    class Shuffled(ShuffledOptions):
+        __doc__ = ShuffledOptions.__doc__
+        sources, refused = usable, why_not
+
+    upside_down = "the plan of another strategy (`source`) upside down: most rank where it puts least"
+    elsewhere = "the ranks of another strategy (`source`) at places drawn by chance"
+    return (
+        Strategy("inverted", upside_down, "control", inverted, Inverted, _needs),
+        Strategy("shuffled", elsewhere, "control", shuffled, Shuffled, _needs, chance=True),
+    )
+
+
+def _why_not(strategy: Strategy) -> str | None:
+    """Why the plans of a strategy are not to be changed."""
+    if strategy.covers:
+        return "it leaves modules out, which is another question than how much rank each gets"
+    return "its ranks are drawn by chance, and changed they would be chance again" if strategy.chance else None
+
+
+def _needs(options: Options) -> tuple[str, ...]:
+    return options.strategy.needs(options.of_source)

@@ -1,0 +1,87 @@
+"""Plans that leave modules out: one kind on the whole budget, rank 0 elsewhere, and what is known of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from adaptive_lora.errors import BudgetError, StrategyError
+from adaptive_lora.material import make_plan
+from adaptive_lora.planning.budget import resolve_budget
+from adaptive_lora.planning.modules import ModuleShape, total_cost
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.planning.strategies import STRATEGIES, check_options, coverage_warnings, find_strategy
+from adaptive_lora.record.spec import ArmPart, ScalingPart
+from adaptive_lora.terminal import coverage_table, heat_map
+
+KINDS = [("attention-only", "attention"), ("mlp-only", "mlp")]
+
+
+def network() -> list[ModuleShape]:
+    return [ModuleShape(f"h.{b}.{kind}.x", kind, b, 32, 32) for b in range(3) for kind in ("attention", "mlp")]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_the_whole_budget_goes_to_one_kind(name: str, kind: str) -> None:
+    modules = network()
+    budget = resolve_budget("rank:5", modules).parameters
+    ranks = find_strategy(name).allocate(modules, {}, budget, find_strategy(name).options())
+    assert ranks == {m.name: 10 if m.kind == kind else 0 for m in modules}
+    assert total_cost(modules, ranks) == budget
+
+
+def test_caps_leave_a_large_budget_unspent() -> None:
+    modules = network()
+    budget = resolve_budget("rank:20", modules).parameters
+    ranks = find_strategy("mlp-only").allocate(modules, {}, budget, find_strategy("mlp-only").options())
+    assert {m.kind: ranks[m.name] for m in modules} == {"attention": 0, "mlp": 32}
+
+
+def test_the_least_rank_counts_for_covered_modules_alone() -> None:
+    """A budget that pays for rank 2 in half of the modules is enough, and one that does not is none."""
+    modules, strategy = network(), find_strategy("attention-only")
+    options = check_options(strategy, {"min_rank": 2})
+    assert sorted(strategy.allocate(modules, {}, 3 * 2 * 64, options).values()) == [0, 0, 0, 2, 2, 2]
+    with pytest.raises(BudgetError, match="rank 2 in each of 3 target modules"):
+        strategy.allocate(modules, {}, 3 * 2 * 64 - 1, options)
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_without_modules_of_the_kind_there_is_no_plan(name: str, kind: str) -> None:
+    others = [m for m in network() if m.kind != kind]
+    with pytest.raises(
+        StrategyError, match=f"{name} gives rank to {kind} modules alone, and none of the 3 .*`targets`"
+    ):
+        find_strategy(name).allocate(others, {}, 10_000, find_strategy(name).options())
+    alone = [m for m in network() if m.kind == kind]
+    assert coverage_warnings(alone, [name]) == [
+        f"{name} is the same as uniform here: all of the target modules are {kind}."
+    ]
+
+
+def test_only_these_two_leave_modules_out() -> None:
+    assert [name for name, strategy in STRATEGIES.items() if strategy.covers] == ["attention-only", "mlp-only"]
+
+
+@pytest.fixture
+def plan() -> RankPlan:
+    modules = tuple(network())
+    arm = ArmPart(name="mlp-only", strategy="mlp-only")
+    return make_plan(None, modules, arm, resolve_budget("rank:2", modules), ScalingPart(), seed=0)
+
+
+def test_a_plan_knows_what_it_leaves_out(plan: RankPlan) -> None:
+    assert [m.name for m in plan.left_out] == ["h.0.attention.x", "h.1.attention.x", "h.2.attention.x"]
+    assert plan.ranks == {f"h.{b}.mlp.x": 4 for b in range(3)}
+    assert RankPlan.from_json(plan.to_json()) == plan
+    older = {key: value for key, value in plan.to_json().items() if key != "left_out"}
+    assert RankPlan.from_json(older).left_out == ()
+    assert sorted(plan.to_lora_config().target_modules) == ["h.0.mlp.x", "h.1.mlp.x", "h.2.mlp.x"]
+
+
+def test_tables_show_what_is_left_out(plan: RankPlan) -> None:
+    names, *_, ranks = (list(column.cells) for column in coverage_table(plan).columns[:4])
+    shown = dict(zip(map(str, names), ranks, strict=True))
+    assert shown == {f"h.{b}.{kind}.x": rank for kind, rank in (("mlp", "4"), ("attention", "–")) for b in range(3)}
+    block, attention, mlp = (list(map(str, column.cells)) for column in heat_map(plan).columns)
+    assert block == ["0", "1", "2"]
+    assert {cell.strip() for cell in attention} == {"–"} and {cell.strip() for cell in mlp} == {"4"}

@@ -1,0 +1,92 @@
+"""Strategies that go by a measure: their formulas, on numbers that can be worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from adaptive_lora.planning.modules import ModuleShape, total_cost
+from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.planning.strategies.eva import component_counts
+from adaptive_lora.planning.strategies.gora import shares_of
+
+SQUARE = [ModuleShape(f"h.{i}.mlp.x", "mlp", i, 64, 64) for i in range(3)]
+MIXED = [
+    ModuleShape("q", "attention", 0, 128, 128),
+    ModuleShape("up", "mlp", 0, 128, 896),  # four times the price of q
+]
+
+
+def ranks(
+    name: str, modules: Sequence[ModuleShape], values: Mapping[str, Any], budget: int, **options: Any
+) -> list[int]:
+    strategy = find_strategy(name)
+    checked = check_options(strategy, options)
+    (measure,) = strategy.needs(checked)
+    found = strategy.allocate(modules, {measure: values}, budget, checked)
+    assert total_cost(modules, found) == budget
+    return [found[m.name] for m in modules]
+
+
+def by_module(modules: Sequence[ModuleShape], *values: Any) -> dict[str, Any]:
+    return {m.name: value for m, value in zip(modules, values, strict=True)}
+
+
+@pytest.mark.parametrize("name", ["spectral", "stable-rank"])
+def test_rank_follows_the_measure_and_power_flattens(name: str) -> None:
+    values = by_module(SQUARE, 10.0, 40.0, 90.0)
+    assert ranks(name, SQUARE, values, 128 * 28) == [2, 8, 18]
+    assert ranks(name, SQUARE, values, 128 * 24, power=0.5) == [4, 8, 12]
+    assert ranks(name, SQUARE, values, 128 * 24, power=0) == [8, 8, 8]
+
+
+def test_fim_stops_at_twice_the_uniform_rank_unless_told() -> None:
+    values = by_module(SQUARE, 1.0, 1.0, 28.0)
+    assert ranks("fim", SQUARE, values, 128 * 30) == [5, 5, 20]
+    assert ranks("fim", SQUARE, values, 128 * 30, max_rank=64) == [1, 1, 28]
+    assert ranks("fim", SQUARE, values, 128 * 30, max_rank=12) == [9, 9, 12]
+
+
+def test_gora_divides_by_the_price() -> None:
+    values = by_module(MIXED, 1.0, 1.0)
+    budget = 256 * 36
+    # 1 : 1/f, f the price's root (16 : 32), the price (1 : 1/4), or nearly nothing (log1p 5.5 : 6.9)
+    assert ranks("gora", MIXED, values, budget) == [12, 6]
+    assert ranks("gora", MIXED, values, 256 * 32, price="identity") == [16, 4]
+    assert ranks("gora", MIXED, values, 256 * 21, price="log1p") == [5, 4]
+
+
+def test_gora_shares_by_softmax() -> None:
+    shares = shares_of({"a": 1.0, "b": 2.0, "c": 3.0}, "softmax")
+    assert shares["b"] / shares["a"] == pytest.approx(2.718281828)
+    assert shares["c"] / shares["a"] == pytest.approx(7.389056099)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares_of({"a": 2.0, "b": 2.0}, "softmax") == {"a": 0.5, "b": 0.5}
+    assert shares_of({"a": 0.0, "b": 0.0}, "linear") == {"a": 0.0, "b": 0.0}
+    values = by_module(SQUARE, 1.0, 2.0, 3.0)
+    assert ranks("gora", SQUARE, values, 128 * 60, share="softmax") == [5, 15, 40]
+
+
+def test_eva_counts_the_components_that_explain_most() -> None:
+    spectra = {"a": (0.9, 0.05, 0.05), "b": (0.4, 0.3, 0.3), "c": (0.5, 0.45, 0.05)}
+    assert component_counts(spectra, 6, 3) == {"a": 1, "b": 3, "c": 2}
+    assert component_counts(spectra, 6, 2) == {"a": 2, "b": 2, "c": 2}
+    assert component_counts(spectra, 1, 3) == {"a": 1, "b": 0, "c": 0}
+    assert component_counts({"a": (), "b": (0.5, 0.5)}, 4, 4) == {"a": 0, "b": 2}
+    assert component_counts({"b": (0.5,), "a": (0.5,)}, 1, 1) == {"b": 0, "a": 1}  # ties go by name
+
+
+def test_eva_spends_its_counts_on_the_budget() -> None:
+    steep, flat = (0.94, *[0.06 / 19] * 19), (0.05,) * 20
+    values = by_module(SQUARE, flat, flat, steep)
+    # 24 of the largest: one of `steep`, of the flat ones 23, in turns
+    assert ranks("eva", SQUARE, values, 128 * 24) == [12, 11, 1]
+    assert ranks("eva", SQUARE, values, 128 * 24, rho=1.0) == [8, 8, 8]
+    assert ranks("eva", SQUARE, values, 128 * 24, min_rank=3) == [11, 10, 3]
+
+
+def test_eva_counts_ranks_and_spends_parameters() -> None:
+    even = (0.1,) * 10
+    assert ranks("eva", MIXED, by_module(MIXED, even, even), 256 * 20) == [4, 4]
