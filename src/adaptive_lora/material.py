@@ -24,11 +24,13 @@ from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
 from adaptive_lora.record.yaml import Location
 from adaptive_lora.scores.measuring import Measured, Request, measure
-from adaptive_lora.scores.short_run import MakeBank
+from adaptive_lora.scores.short_run import Practice
 from adaptive_lora.streams import derive_seed
-from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
+
+_PRACTICE = Practice(TrainingOptions(learning_rate=1e-3, steps=1))
+"""For short runs where no training was planned: a careful rate; their number of steps is their own."""
 
 DEMO_RECORDS = 4000
 """How many different records a generated source has at the most."""
@@ -143,7 +145,7 @@ class Material:
     def plan(self, run: RunSpec, examples: Sequence[Example]) -> RankPlan:
         """The plan of a run, measured on its own training examples where its strategy measures."""
         budget, options = self.budgets[run.budget], self.training_options(run)
-        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples, options)
+        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples, Practice(options))
 
 
 def make_plan(
@@ -154,14 +156,13 @@ def make_plan(
     scaling: ScalingPart,
     seed: int,
     examples: Sequence[Example] = (),
-    training: TrainingOptions | None = None,
-    bank: MakeBank = Bank,
+    practice: Practice | None = None,
 ) -> RankPlan:
     """An arm's plan on a budget.
 
     Plans that rest on data are measured on calibration examples drawn from `examples` (`base` is then
     needed), plans that rest on chance take the seed's stream `calibration`, unless the study file
-    fixes their `seed` option. Short runs go by `training`, in a `bank` such as the planned adapter will be trained in.
+    fixes their `seed` option. Short runs go by `practice`.
     """
     rule = Scaling(scaling.rule, scaling.reference, budget.reference_rank)
     if arm.ranks is not None:
@@ -179,7 +180,7 @@ def make_plan(
             raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
         request = Request(
             base=base, modules=modules, examples=examples, options=options.measuring(), seed=seed, budget=budget,
-            scaling=rule, training=training or TrainingOptions(learning_rate=1e-3, steps=1), bank=bank,
+            scaling=rule, practice=practice or _PRACTICE,
         )  # fmt: skip
         measured = measure(needs, request)
     ranks = strategy.allocate(modules, measured.scores, budget.parameters, options)

@@ -36,7 +36,7 @@ from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
 from adaptive_lora.record.spec import ArmPart, ScalingPart
-from adaptive_lora.scores.short_run import Short, spectrum, train_short
+from adaptive_lora.scores.short_run import Practice, Short, spectrum, train_short
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.options import TrainingOptions
@@ -104,7 +104,7 @@ def make_task(setting: Setting, truth: str, seed: int) -> Task:
 def real_directions(setting: Setting, seed: int) -> tuple[RankPlan, Directions]:
     """The largest directions of an over-ranked fine-tuning on real texts, as many as the budget pays for."""
     short = Short(
-        base=setting.base, modules=setting.modules, examples=setting.texts, training=setting.training,
+        base=setting.base, modules=setting.modules, examples=setting.texts, practice=Practice(setting.training),
         steps=2 * setting.training.steps, learning_rate=None, budget=3 * setting.budget.parameters,
         scaling=setting.scaling, seed=seed,
     )  # fmt: skip
@@ -126,14 +126,12 @@ def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) 
     task = make_task(setting, truth, seed)
     plans, seconds, facts = {}, {}, {}
 
-    def bank(base: FrozenBase, members: Sequence[Member]) -> Bank:
-        return StudentBank(base, members, task.answers)
-
+    practice = Practice(setting.training, lambda base, members: StudentBank(base, members, task.answers))
     for name in ("uniform", *strategies):
         began = time.perf_counter()
         arm = ArmPart(name=name, strategy=name)
         plans[name] = make_plan(
-            setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, setting.training, bank
+            setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, practice
         )
         seconds[name] = time.perf_counter() - began
         facts[name] = dict(plans[name].provenance.get("measured", {}))

@@ -36,7 +36,7 @@ def adalora_ranks(short: Short) -> dict[str, float]:
     with _adalora(short, rank) as model:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=short.options.learning_rate, weight_decay=0.0)
-        order = DataOrder(short.seed, len(short.examples), short.training.batch_size)
+        order = DataOrder(short.seed, len(short.examples), short.options.batch_size)
         for step in range(short.steps):
             batch = collate([short.examples[i] for i in order.batch(step)]).to(short.base.device)
             # With labels PEFT adds its penalty for factors that are not orthogonal.

@@ -25,9 +25,7 @@ from adaptive_lora.scores import one_pass, short_run
 from adaptive_lora.scores.adalora import adalora_ranks
 from adaptive_lora.scores.agreement import marginal_gains
 from adaptive_lora.scores.weights import stable_ranks
-from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.options import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +40,7 @@ class Request:
     seed: int
     budget: Budget
     scaling: Scaling
-    training: TrainingOptions
-    """How the planned adapter will be trained: what short runs go by."""
-    bank: short_run.MakeBank = Bank
-    """And in what."""
+    practice: short_run.Practice
 
     def batches(self) -> list[list[Example]]:
         """The calibration batches."""
@@ -126,9 +121,9 @@ def _times(request: Request) -> float:
 def _short(request: Request, times: float) -> short_run.Short:
     options = request.options if isinstance(request.options, ShortRunOptions) else ShortRunOptions()
     return short_run.Short(
-        base=request.base, modules=request.modules, examples=request.examples, training=request.training,
+        base=request.base, modules=request.modules, examples=request.examples, practice=request.practice,
         steps=options.short_run_steps, learning_rate=options.short_run_learning_rate,
-        budget=round(times * request.budget.parameters), scaling=request.scaling, seed=request.seed, bank=request.bank,
+        budget=round(times * request.budget.parameters), scaling=request.scaling, seed=request.seed,
     )  # fmt: skip
 
 

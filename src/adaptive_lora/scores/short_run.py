@@ -38,6 +38,14 @@ Weights = Mapping[str, tuple[Tensor, Tensor]]
 """A (R, d_in) and B (d_out, R) by module."""
 
 
+@dataclass(frozen=True)
+class Practice:
+    """How the planned adapter will be trained: what short runs go by."""
+
+    options: TrainingOptions
+    bank: MakeBank = Bank
+
+
 @dataclass(frozen=True, kw_only=True)
 class Short:
     """What short runs go by."""
@@ -46,8 +54,7 @@ class Short:
     modules: tuple[ModuleShape, ...]
     examples: Sequence[Example]
     """Training examples."""
-    training: TrainingOptions
-    """The planned adapter's training."""
+    practice: Practice
     steps: int
     learning_rate: float | None
     """Nothing: the planned training's."""
@@ -55,14 +62,13 @@ class Short:
     """Trainable parameters of a run."""
     scaling: Scaling
     seed: int
-    bank: MakeBank = Bank
-    """What the planned adapter will be trained in."""
 
     @property
     def options(self) -> TrainingOptions:
         """The planned training, its schedule drawn together to fewer steps."""
-        rate = self.learning_rate or self.training.learning_rate
-        return replace(self.training, steps=self.steps, learning_rate=rate)
+        planned = self.practice.options
+        rate = self.learning_rate or planned.learning_rate
+        return replace(planned, steps=self.steps, learning_rate=rate)
 
     def plan(self) -> RankPlan:
         """A uniform plan on the budget, or as much of it as the modules can hold."""
@@ -77,7 +83,7 @@ class Short:
             "short_runs": runs,
             "short_run_steps": self.steps,
             "short_run_parameters": self.plan().trainable_parameters,
-            "short_run_tokens": round(runs * self.steps * self.training.batch_size * tokens),
+            "short_run_tokens": round(runs * self.steps * self.options.batch_size * tokens),
         }
 
 
@@ -92,7 +98,7 @@ def train_short(short: Short, seeds: Sequence[int]) -> list[dict[str, tuple[Tens
 def trained(short: Short, runs: Sequence[tuple[RankPlan, int]]) -> Iterator[Bank]:
     """A bank at the end of short runs of some plans with some seeds."""
     members = [Member(plan=plan, options=short.options, seed=seed, examples=short.examples) for plan, seed in runs]
-    with short.bank(short.base, members) as bank:
+    with short.practice.bank(short.base, members) as bank:
         while bank.running:
             bank.step()
         yield bank
