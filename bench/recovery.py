@@ -17,12 +17,14 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from adaptive_lora.data.encoding import Encoder
+from adaptive_lora.files import write_atomically
 from adaptive_lora.groundtruth.recovery import REAL, Setting, recover, summary
 from adaptive_lora.groundtruth.truths import CONCENTRATED, TRUTHS
 from adaptive_lora.material import open_base, open_records
@@ -50,7 +52,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=48)
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path)
-    return parser.parse_args()
+    asked = parser.parse_args()
+    _refuse_unknown(parser, "--strategies", asked.strategies, STRATEGIES)
+    _refuse_unknown(parser, "--truths", asked.truths, [*TRUTHS, REAL])
+    return asked
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, option: str, asked: str, known: Collection[str]) -> None:
+    if unknown := [name for name in asked.split(",") if name and name not in known]:
+        parser.error(f"{option} names {', '.join(unknown)}, which is not known. Choose from {', '.join(known)}.")
 
 
 def main() -> None:
@@ -62,7 +72,7 @@ def main() -> None:
     results = read_results(asked)
     done = {(r["truth"], r["seed"]) for r in results}
     for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
-        for truth in asked.truths.split(","):
+        for truth in filter(None, asked.truths.split(",")):
             if (truth, seed) in done:
                 continue
             began = time.perf_counter()
@@ -70,7 +80,7 @@ def main() -> None:
             print(f"{truth}, seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             text = json.dumps(report(asked, results), indent=1)
             if asked.out:
-                asked.out.write_text(text + "\n")
+                write_atomically(asked.out, text + "\n")
     print(json.dumps(report(asked, results), indent=1))
 
 
@@ -87,7 +97,7 @@ def open_setting(asked: argparse.Namespace) -> Setting:
 
 
 def circumstances(asked: argparse.Namespace) -> dict[str, Any]:
-    names = ("budget", "steps", "batch_size", "learning_rate", "length", "strategies")
+    names = ("template", "budget", "steps", "batch_size", "learning_rate", "length", "strategies")
     return {"model": Path(asked.model).name, "data": Path(asked.data).name, **{n: getattr(asked, n) for n in names}}
 
 
@@ -96,7 +106,8 @@ def read_results(asked: argparse.Namespace) -> list[dict[str, Any]]:
     if not asked.out or not asked.out.exists():
         return []
     before = json.loads(asked.out.read_text())
-    if before["circumstances"] != circumstances(asked):
+    now = circumstances(asked)  # files of earlier versions may say less
+    if any(now.get(name) != value for name, value in before["circumstances"].items()):
         raise SystemExit(f"{asked.out} holds another comparison: {before['circumstances']}. Name another --out.")
     return list(before["results"])
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from adaptive_lora.errors import BudgetError
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.eva import component_counts
 from adaptive_lora.planning.strategies.gora import shares_of
+from adaptive_lora.planning.strategies.posthoc_svd import pooled
 
 SQUARE = [ModuleShape(f"h.{i}.mlp.x", "mlp", i, 64, 64) for i in range(3)]
 MIXED = [
@@ -90,3 +92,64 @@ def test_eva_spends_its_counts_on_the_budget() -> None:
 def test_eva_counts_ranks_and_spends_parameters() -> None:
     even = (0.1,) * 10
     assert ranks("eva", MIXED, by_module(MIXED, even, even), 256 * 20) == [4, 4]
+
+
+def test_a_pool_of_singular_values_has_one_threshold() -> None:
+    spectra = by_module(SQUARE, (9.0, 8.0, 3.0, 2.0), (7.0, 1.0, 1.0, 1.0), (6.0, 5.0, 4.0, 0.5))
+    names = [m.name for m in SQUARE]
+
+    def counts(units: int, least: int = 1, most: int | None = None) -> list[int]:
+        found = pooled(SQUARE, spectra, 128 * units, least, most)
+        return [found[name] for name in names]
+
+    assert counts(7) == [3, 1, 3]  # 9 8 7 6 5 4 3
+    assert counts(5) == [2, 1, 2]
+    assert counts(7, least=2) == [2, 2, 3]  # the 4 is the only one beyond two each
+    assert counts(7, most=2) == [2, 2, 2]  # what is above the most is not in the pool
+    assert counts(100) == [4, 4, 4]  # no more than there are
+    assert counts(3) == counts(2) == [1, 1, 1]  # what the least costs is not for `pooled` to refuse
+
+
+def test_ties_in_a_pool_go_by_name_whatever_the_order() -> None:
+    spectra = by_module(SQUARE, (5.0, 2.0), (5.0, 2.0), (5.0, 2.0))
+    found = pooled(SQUARE[::-1], spectra, 128 * 5, 1, None)
+    assert found == {"h.0.mlp.x": 2, "h.1.mlp.x": 2, "h.2.mlp.x": 1}
+
+
+def test_a_pool_is_cut_at_the_first_value_that_cannot_be_paid_for() -> None:
+    spectra = by_module(MIXED, (9.0, 2.0, 1.5, 1.0), (8.0, 7.0, 6.0, 0.1))
+    # q costs 256 and up 1024; after one each 1280 are spent, and a 2 is smaller than the 6 that is too dear
+    assert pooled(MIXED, spectra, 1280 + 1024 + 512, 1, None) == {"q": 1, "up": 2}
+    assert pooled(MIXED, spectra, 1280 + 2048 + 512, 1, None) == {"q": 3, "up": 3}
+
+
+def test_posthoc_svd_spends_what_the_threshold_leaves() -> None:
+    values = by_module(SQUARE, (9.0, 8.0, 3.0, 2.0), (7.0, 1.0, 1.0, 1.0), (6.0, 5.0, 4.0, 0.5))
+    for of in ("update", "update-on-inputs"):
+        assert ranks("posthoc-svd", SQUARE, values, 128 * 7, of=of) == [3, 1, 3]
+        assert ranks("posthoc-svd", SQUARE, values, 128 * 7, of=of, min_rank=2) == [2, 2, 3]
+        assert ranks("posthoc-svd", SQUARE, values, 128 * 5, of=of, max_rank=2) == [2, 1, 2]
+    # all twelve directions there are, four each, and six more
+    assert ranks("posthoc-svd", SQUARE, values, 128 * 18) == [6, 6, 6]
+    steep = by_module(MIXED, (9.0, 2.0, 1.5, 1.0), (8.0, 7.0, 6.0, 0.1))
+    assert ranks("posthoc-svd", MIXED, steep, 1280 + 2048 + 512) == [3, 3]
+    assert ranks("posthoc-svd", MIXED, steep, 1280 + 1024 + 512) == [3, 2]
+    with pytest.raises(BudgetError, match="at least 384"):
+        ranks("posthoc-svd", SQUARE, values, 128 * 3 - 1)
+
+
+def test_posthoc_svd_measures_what_it_goes_by() -> None:
+    strategy = find_strategy("posthoc-svd")
+    needs = {of: strategy.needs(check_options(strategy, {"of": of})) for of in ("update", "update-on-inputs")}
+    assert needs == {"update": ("update-spectrum",), "update-on-inputs": ("update-spectrum-on-inputs",)}
+
+
+@pytest.mark.parametrize("name", ["lora-drop", "adalora", "marginal-gain"])
+def test_rank_follows_what_a_short_run_says(name: str) -> None:
+    values = by_module(SQUARE, 1.0, 4.0, 9.0)
+    assert ranks(name, SQUARE, values, 128 * 28) == [2, 8, 18]
+    assert ranks(name, SQUARE, values, 128 * 28, min_rank=4, max_rank=16) == [4, 8, 16]
+    assert ranks(name, SQUARE, by_module(SQUARE, 0.0, 0.0, 2.0), 128 * 12) == [1, 1, 10]
+    assert ranks(name, SQUARE, by_module(SQUARE, 0.0, 0.0, 0.0), 128 * 12) == [4, 4, 4]
+    # ranks in proportion, not parameters: 2 of 256 and 1 of 1024
+    assert ranks(name, MIXED, by_module(MIXED, 2.0, 1.0), 6 * (512 + 1024)) == [12, 6]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.errors import TrainingError
 from adaptive_lora.groundtruth.students import CHUNK, StudentBank, answers_of, divergences
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
@@ -26,6 +27,9 @@ from adaptive_lora.training.options import TrainingOptions
 _ONCE = TrainingOptions(learning_rate=1.0, steps=1)
 _ROUNDS = 2
 """Times that scales are measured anew: an effect grows with the square of a small scale alone."""
+
+_WIDEST = 12.0
+"""Base-2 logarithm of the largest and smallest common factor that is tried."""
 
 Directions = Mapping[str, tuple[Tensor, Tensor]]
 """By module A (r, d_in) and B transposed (r, d_out)."""
@@ -118,8 +122,8 @@ def _alone(
 def _scaled(
     base: FrozenBase, plan: RankPlan, directions: Directions, probes: Sequence[Example], effect: float
 ) -> Directions:
-    """The common factor by bisection on its logarithm."""
-    low, high = -12.0, 12.0
+    """The common factor by bisection on its logarithm; TrainingError where no factor has the effect."""
+    low, high = -_WIDEST, _WIDEST
     with Bank(base, [_member(plan)], chunk_tokens=CHUNK) as bank:
         bank.slots[0].parameters.zero_()
         answers = answers_of(bank, 0, probes)
@@ -128,6 +132,11 @@ def _scaled(
             middle = (low + high) / 2
             open_planted(bank, Planted(plan, directions), 2.0**middle)
             low, high = (low, middle) if divergences(bank, probes, answers)[0] > effect else (middle, high)
+    if low == -_WIDEST or high == _WIDEST:
+        raise TrainingError(
+            f"The planted update cannot change the outputs by {effect:g} nats per token, whatever its size. Choose "
+            f"another `effect`, a larger budget or more modules."
+        )
     return {name: (a, b * 2.0**low) for name, (a, b) in directions.items()}
 
 

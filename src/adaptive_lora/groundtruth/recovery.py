@@ -167,24 +167,25 @@ def _correlation(plan: RankPlan, right: Mapping[str, int]) -> float | None:
 def summary(results: Sequence[Mapping[str, Any]], concentrated: Sequence[str]) -> dict[str, Any]:
     """Per truth and strategy: mean share of the oracle's gain, its 95 % t interval over seeds, correlation.
 
-    A truth counts if the oracle's gain exceeds 5 standard errors. On the uniform truth, where there is no
-    gain, the figure is the excess over uniform in units of the median gain of the concentrated truths.
+    A truth counts if the oracle's gain exceeds 5 standard errors, which one seed does not have. On the uniform
+    truth, where there is no gain, the figure is the excess over uniform in units of the median gain of the
+    concentrated truths.
     """
     truths = list(dict.fromkeys(r["truth"] for r in results))
     gains = {
         t: [r["divergence"]["uniform"] - r["divergence"]["oracle"] for r in results if r["truth"] == t] for t in truths
     }
     typical = [float(np.mean(gains[t])) for t in truths if t in concentrated]
-    unit = float(np.median(typical)) if typical else float("nan")
+    unit = float(np.median(typical)) if typical else None
     return {truth: _of_truth([r for r in results if r["truth"] == truth], gains[truth], unit) for truth in truths}
 
 
-def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: float) -> dict[str, Any]:
+def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: float | None) -> dict[str, Any]:
     table = {}
     for name in own[0]["divergence"]:
         apart = [r["divergence"]["uniform"] - r["divergence"][name] for r in own]
         if own[0]["truth"] == "uniform":
-            figure = {"excess": _interval([-a / unit for a in apart])}
+            figure = {"excess": _interval([-a / unit for a in apart] if unit else [])}
         else:
             figure = {"share_of_oracle_gain": _interval([a / g for a, g in zip(apart, gains, strict=True)])}
         known = [r["correlation"][name] for r in own if r["correlation"][name] is not None]
@@ -194,21 +195,23 @@ def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: fl
             "divergence": float(np.mean([r["divergence"][name] for r in own])),
             "plan_seconds": float(np.median([r["plan_seconds"].get(name, 0.0) for r in own])),
         }
-    error = float(np.std(gains, ddof=1) / len(own) ** 0.5) if len(own) > 1 else float("nan")
+    error = float(np.std(gains, ddof=1) / len(own) ** 0.5) if len(own) > 1 else None
     gain = float(np.mean(gains))
     return {
         "oracle_gain": gain,
         "standard_error": error,
-        "counts": gain > 5 * error,
+        "counts": error is not None and gain > 5 * error,
         "seeds": len(own),
         "strategies": table,
     }
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % t interval."""
+    """Mean and 95 % t interval; of one value no interval, of none nothing."""
     from scipy.stats import t
 
+    if not values:
+        return {"mean": None, "low": None, "high": None}
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
         return {"mean": mean, "low": None, "high": None}

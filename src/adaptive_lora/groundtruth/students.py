@@ -55,15 +55,15 @@ def answers_of(bank: Bank, member: int, examples: Sequence[Example]) -> dict[Exa
     return found
 
 
-def entropy(answers: Answers) -> float:
-    """Mean over tokens of - Σ p log p, nats."""
-    rows = torch.cat(list(answers.values())).double()
+def entropy(answers: Answers, examples: Sequence[Example]) -> float:
+    """Mean over the examples' tokens of - Σ p log p, nats."""
+    rows = torch.cat([answers[example] for example in examples]).double()
     return float(-(rows * rows.clamp_min(1e-300).log()).sum(-1).mean())
 
 
 def divergences(bank: Bank, examples: Sequence[Example], answers: Answers) -> list[float]:
     """KL(planted || student) of every member on the examples, nats per token."""
-    own = entropy({example: answers[example] for example in examples})
+    own = entropy(answers, examples)
     return [result.loss - own for result in bank.evaluate(examples)]
 
 

@@ -32,8 +32,9 @@ def adalora_ranks(short: Short) -> dict[str, float]:
     Its schedule: a tenth of the steps before anything is masked, six tenths of masking, three tenths after.
     TrainingError if the allocation did not change, as where its update is never called (huggingface/peft#1801).
     """
-    rank = uniform_rank(short.modules, short.budget)
-    with _adalora(short, rank) as model:
+    if short.steps < 2:
+        raise TrainingError(f"AdaLoRA needs at least 2 steps, got {short.steps}. Give it more `short_run_steps`.")
+    with _adalora(short) as model:
         trained = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=short.options.learning_rate, weight_decay=0.0)
         order = DataOrder(short.seed, len(short.examples), short.options.batch_size)
@@ -50,12 +51,23 @@ def adalora_ranks(short: Short) -> dict[str, float]:
         found = ranks_of(model)
     if set(found) != {m.name for m in short.modules}:
         raise TrainingError("AdaLoRA gave no rank to some target modules; this model is not supported by it.")
-    if len(set(found.values())) == 1:
+    if set(found.values()) in ({0.0}, {float(first_rank(short))}):
         raise TrainingError(
-            f"AdaLoRA left every module at rank {next(iter(found.values()))} after {short.steps} steps: its allocation "
-            "never changed. Give it more `short_run_steps`."
+            f"AdaLoRA left every module at rank {next(iter(found.values())):g} after {short.steps} steps: its "
+            "allocation never changed. Give it more `short_run_steps`."
         )
     return found
+
+
+def first_rank(short: Short) -> int:
+    """The rank of every module before anything is masked."""
+    rank = uniform_rank(short.modules, short.budget)
+    return max(rank + 1, round(INITIAL * rank))
+
+
+def parameters(short: Short) -> int:
+    """What is trained, masked or not: P, Λ and Q of every module at its first rank."""
+    return first_rank(short) * sum(m.params_per_rank + 1 for m in short.modules)
 
 
 def ranks_of(model: Any) -> dict[str, float]:
@@ -78,20 +90,20 @@ def _begin(model: Any, seed: int) -> None:
 
 
 @contextlib.contextmanager
-def _adalora(short: Short, rank: int) -> Iterator[Any]:
+def _adalora(short: Short) -> Iterator[Any]:
     """The base as PEFT's AdaLoRA model; taken off again at the end."""
     from peft import AdaLoraConfig, get_peft_model
     from peft.tuners.adalora import SVDLinear
 
-    steps = short.steps
+    steps, rank = short.steps, uniform_rank(short.modules, short.budget)
     config = AdaLoraConfig(
-        init_r=max(rank + 1, round(INITIAL * rank)),
+        init_r=first_rank(short),
         target_r=rank,
         tinit=steps // 10,
         tfinal=max(1, 3 * steps // 10),
         deltaT=max(1, steps // 50),
         total_step=steps,
-        lora_alpha=round(short.scaling.reference_scaling * rank),
+        lora_alpha=short.scaling.reference_scaling * rank,
         target_modules=[m.name for m in short.modules],
         fan_in_fan_out=any(m.fan_in_fan_out for m in short.modules),
         task_type="CAUSAL_LM",

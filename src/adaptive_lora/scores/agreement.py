@@ -69,25 +69,32 @@ def marginal_gains(
     short = replace(short, examples=rest)
     found = {name: a.candidates() for name, a in agreements(short, runs, batches).items()}
     wishes = {key: {name: own[key] for name, own in found.items()} for key in next(iter(found.values()))}
-    facts = short.facts(runs)
+    facts = short.facts(_seeds(short, runs))
     if not race_steps:
         return wishes["shared and felt"], facts
-    losses, winner = _race(replace(short, steps=race_steps), wishes, judges)
+    race = replace(short, steps=race_steps)
+    losses, winner = _race(race, wishes, judges)
+    tokens = len(wishes) * race.tokens(_race_seed(race))
     return wishes[winner], {**facts, "race_losses": losses, "race_winner": winner, "race_steps": race_steps,
-                            "race_runs": len(wishes)}  # fmt: skip
+                            "race_runs": len(wishes), "race_tokens": tokens}  # fmt: skip
 
 
 def agreements(short: Short, runs: int, batches: Sequence[Sequence[Example]]) -> dict[str, Agreement]:
     """Module -> what so many runs share."""
-    found = train_short(short, [derive_seed(short.seed, "calibration", i) for i in range(runs)])
+    found, plan = train_short(short, _seeds(short, runs)), short.plan()
     felt = _felt(short, found, batches)
     gains = {}
     for m in short.modules:
-        own = [run[m.name] for run in found]
+        own, square = [run[m.name] for run in found], plan.scaling_of(m.name) ** 2
         pairs = [inner(own[i], own[j]) for i, j in combinations(range(runs), 2)]
         shared, size = max(0.0, sum(pairs) / len(pairs)), sum(inner(w, w) for w in own) / runs
-        gains[m.name] = Agreement(shared, shared / size if size else 0.0, max(0.0, felt[m.name]))
+        confirmed = shared / size if size else 0.0
+        gains[m.name] = Agreement(square * shared, confirmed, square * max(0.0, felt[m.name]))
     return gains
+
+
+def _seeds(short: Short, runs: int) -> list[int]:
+    return [derive_seed(short.seed, "calibration", i) for i in range(runs)]
 
 
 def inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
@@ -111,7 +118,8 @@ class _Moments:
 
     def on_gradient(self, name: str, x: Tensor, g: Tensor) -> None:
         """See `capture.Listener`."""
-        u, h = x.float() @ self.a[name].t(), g.float() @ self.b[name]
+        a, b = self.a[name], self.b[name]
+        u, h = x.to(a.dtype) @ a.t(), g.to(b.dtype) @ b
         self.inputs[name] += (u.t() @ u).double().cpu()
         self.gradients[name] += (h.t() @ h).double().cpu()
 
@@ -120,7 +128,7 @@ class _Moments:
 
 
 def _felt(short: Short, runs: Sequence[Weights], batches: Sequence[Sequence[Example]]) -> dict[str, float]:
-    """L of every module: tr(ΔW_iᵀ F ΔW_j C) = Σ (B_iᵀ F B_j) ⊙ (A_i C A_jᵀ)."""
+    """L of every module, before scaling: tr(ΔW_iᵀ F ΔW_j C) = Σ (B_iᵀ F B_j) ⊙ (A_i C A_jᵀ)."""
     moments = _Moments(runs, short.base.device)
     with listening(short.base, moments.a, moments, backward=True) as capture:
         for examples in batches:
@@ -148,14 +156,17 @@ def _held_back(short: Short) -> tuple[list[Example], list[Example]]:
     return [e for i, e in examples if i in chosen], [e for i, e in examples if i not in chosen] or list(short.examples)
 
 
+def _race_seed(short: Short) -> int:
+    return derive_seed(short.seed, "calibration", "race")
+
+
 def _race(
     short: Short, wishes: Mapping[str, Mapping[str, float]], judges: list[Example]
 ) -> tuple[dict[str, float], str]:
     """Held-back loss of every way of reading, and the best of those that beat uniform for certain; else uniform."""
     even = short.plan()
     plans = [replace(even, ranks=spend(short.modules, own, even.trainable_parameters)) for own in wishes.values()]
-    seed = derive_seed(short.seed, "calibration", "race")
-    with trained(short, [(plan, seed) for plan in plans]) as bank:
+    with trained(short, [(plan, _race_seed(short)) for plan in plans]) as bank:
         found = dict(zip(wishes, bank.evaluate(judges), strict=True))
     losses = {name: result.loss for name, result in found.items()}
     best = UNIFORM

@@ -21,8 +21,7 @@ from adaptive_lora.planning.strategies.base import (
     OverRankOptions,
     ShortRunOptions,
 )
-from adaptive_lora.scores import one_pass, short_run
-from adaptive_lora.scores.adalora import adalora_ranks
+from adaptive_lora.scores import adalora, one_pass, short_run
 from adaptive_lora.scores.agreement import marginal_gains
 from adaptive_lora.scores.weights import stable_ranks
 from adaptive_lora.training.base import FrozenBase
@@ -99,7 +98,7 @@ def _by_weights(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[
 def _by_over_ranked_run(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     short, batches = _short(request, _times(request)), request.batches()
     found = short_run.over_ranked_scores(short, needs, batches)
-    return found, {**short.facts(1), **calibration_facts(batches)}
+    return found, {**short.facts(short_run.over_ranked_seeds(short)), **calibration_facts(batches)}
 
 
 def _by_agreement(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -111,7 +110,8 @@ def _by_agreement(needs: Sequence[str], request: Request) -> tuple[dict[str, dic
 
 def _by_adalora(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     short = _short(request, 1.0)
-    return {"adalora-rank": adalora_ranks(short)}, short.facts(1)
+    found, facts = adalora.adalora_ranks(short), short.facts([short.seed])
+    return {"adalora-rank": found}, {**facts, "short_run_parameters": adalora.parameters(short)}
 
 
 def _times(request: Request) -> float:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.plan import RankPlan, Scaling
@@ -27,7 +28,7 @@ from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import collate
-from adaptive_lora.training.options import TrainingOptions
+from adaptive_lora.training.options import DataOrder, TrainingOptions
 
 MEASURES = frozenset({"update-spectrum", "update-spectrum-on-inputs", "output-norm"})
 """What an over-ranked run gives."""
@@ -76,21 +77,30 @@ class Short:
         ranks = spend(self.modules, {m.name: 1.0 for m in self.modules}, min(most, self.budget))
         return RankPlan("uniform", total_cost(self.modules, ranks), self.modules, ranks, self.scaling)
 
-    def facts(self, runs: int) -> dict[str, Any]:
-        """What the runs amount to."""
-        tokens = sum(len(e.ids) for e in self.examples) / max(1, len(self.examples))
+    def facts(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """What runs with these seeds amount to."""
         return {
-            "short_runs": runs,
+            "short_runs": len(seeds),
             "short_run_steps": self.steps,
             "short_run_parameters": self.plan().trainable_parameters,
-            "short_run_tokens": round(runs * self.steps * self.options.batch_size * tokens),
+            "short_run_tokens": sum(map(self.tokens, seeds)),
         }
+
+    def tokens(self, seed: int) -> int:
+        """How many tokens a run with this seed sees."""
+        order = DataOrder(seed, len(self.examples), self.options.batch_size)
+        return sum(len(self.examples[i].ids) for step in range(self.steps) for i in order.batch(step))
 
 
 def train_short(short: Short, seeds: Sequence[int]) -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """One adapter a seed, all in one bank; their weights."""
+    """One adapter a seed, all in one bank; their weights. TrainingError where one of them diverged."""
     plan = short.plan()
     with trained(short, [(plan, seed) for seed in seeds]) as bank:
+        if cut := [slot.step for slot in bank.slots if slot.step < short.steps]:
+            raise TrainingError(
+                f"A short run diverged at step {min(cut)} of {short.steps}, so that nothing can be planned by it. Try "
+                "a lower learning rate, or a lower `short_run_learning_rate` for these runs alone."
+            )
         return [slot.weights() for slot in bank.slots]
 
 
@@ -104,11 +114,16 @@ def trained(short: Short, runs: Sequence[tuple[RankPlan, int]]) -> Iterator[Bank
         yield bank
 
 
+def over_ranked_seeds(short: Short) -> list[int]:
+    """The seed of the one run."""
+    return [derive_seed(short.seed, "calibration")]
+
+
 def over_ranked_scores(
     short: Short, needs: Sequence[str], batches: Sequence[Sequence[Example]]
 ) -> dict[str, dict[str, Any]]:
     """Measure -> module -> spectrum, descending, or number."""
-    (weights,) = train_short(short, [derive_seed(short.seed, "calibration")])
+    (weights,) = train_short(short, over_ranked_seeds(short))
     plan = short.plan()
     found: dict[str, dict[str, Any]] = {}
     if "update-spectrum" in needs:
@@ -152,7 +167,7 @@ def _moments(
                 sums.real = batch.attention_mask.bool().reshape(-1)
                 sums.tokens += int(sums.real.sum())
                 model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    return {name: total / sums.tokens for name, total in sums.totals.items()}
+    return {name: (total / sums.tokens).cpu() for name, total in sums.totals.items()}
 
 
 class _Sums:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptive_lora.training.kernel import LoraPart, LoraUpdate, lora_kernel
+
+# oneDNN, and torch beside it, keep what they prepared for each shape of a product, with its working space: by
+# default a thousand of each. A bank's passes hardly ever have the same number of rows twice, so that memory would
+# grow with every update, by 5 MB each for a model of a million parameters.
+for _variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_variable, "32")
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

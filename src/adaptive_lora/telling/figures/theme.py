@@ -59,14 +59,16 @@ def to_svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Writes PDF, SVG and a 300 dpi PNG beside each other."""
+def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("pdf", "svg", "png")) -> list[Path]:
+    """Writes PDF, SVG and a 300 dpi PNG beside each other, or some of them."""
     paths = []
     for kind, metadata in (
         ("pdf", {"CreationDate": None}),
         ("svg", {"Date": None}),
         ("png", {"Software": None}),
     ):
+        if kind not in kinds:
+            continue
         buffer = io.BytesIO()
         with themed():
             figure.savefig(buffer, format=kind, metadata=metadata)

@@ -1,0 +1,258 @@
+"""Recovery: equal terms for all arms, figures worked by hand, and the script that goes on where it was cut."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.groundtruth import recovery
+from adaptive_lora.groundtruth.recovery import Setting, _interval, make_task, recover, summary
+from adaptive_lora.groundtruth.truths import truth_ranks
+from adaptive_lora.planning.budget import resolve_budget
+from adaptive_lora.training.bank import Member
+from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.options import TrainingOptions
+from tests.groundtruth.conftest import altered, divergence, log_answers
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "recovery.py"
+KEYS = {
+    "truth", "seed", "planted_ranks", "planted_parameters", "divergence", "correlation", "plan_seconds", "planning",
+    "parameters",
+}  # fmt: skip
+STRATEGIES = ("linear-decay", "random", "empirical")
+
+
+@pytest.fixture
+def setting(gpt2: FrozenBase, examples: list[Example]) -> Setting:
+    """Rank 5 everywhere costs what rank 12 in the MLPs of two blocks does."""
+    modules = gpt2.outline.modules
+    training = TrainingOptions(learning_rate=1e-2, steps=4, batch_size=4)
+    return Setting(
+        base=gpt2, modules=modules, budget=resolve_budget("rank:5", modules), training=training, texts=examples,
+        length=16, beginning=4, test=12, probes=4, effect=0.3,
+    )  # fmt: skip
+
+
+def test_all_arms_meet_on_equal_terms(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Member] = []
+    train = recovery.train_students
+
+    def listen(base: FrozenBase, members: Sequence[Member], *rest: Any) -> list[float]:
+        seen.extend(members)
+        return train(base, members, *rest)
+
+    monkeypatch.setattr(recovery, "train_students", listen)
+    found = recover(setting, "last-mlp", 3, STRATEGIES)
+    assert found.keys() == KEYS
+    assert (found["truth"], found["seed"]) == ("last-mlp", 3)
+    arms = ["uniform", *STRATEGIES, "oracle", "floor"]
+    for table in ("divergence", "correlation", "parameters"):
+        assert list(found[table]) == arms
+    for table in ("plan_seconds", "planning"):
+        assert list(found[table]) == arms[:-2]
+    budget = setting.budget.parameters
+    assert set(found["parameters"].values()) == {budget} == {found["planted_parameters"]}
+    assert [m.plan.trainable_parameters for m in seen] == [budget] * len(arms)
+    assert all(m.seed == 3 and m.options == setting.training and m.examples is seen[0].examples for m in seen)
+    assert all(m.plan.scaling == seen[0].plan.scaling for m in seen)
+    assert min(found["divergence"].values()) > 0
+    assert found["planning"]["empirical"] and not found["planning"]["uniform"]
+
+    plans = dict(zip(arms, (m.plan for m in seen), strict=True))
+    right = truth_ranks("last-mlp", setting.modules, budget, 3)
+    assert found["planted_ranks"] == right
+    assert plans["oracle"].ranks == {name: r for name, r in right.items() if r}
+    assert {m.name for m in plans["oracle"].modules} == set(plans["oracle"].ranks)
+    left = [m for m in setting.modules if not right[m.name]]  # rank 1 there, but for what no MLP's rank can cost
+    assert all(plans["floor"].ranks[m.name] >= 1 for m in left)
+    assert sum(m.params_per_rank * (plans["floor"].ranks[m.name] - 1) for m in left) < 120
+    assert found["correlation"]["oracle"] == pytest.approx(1.0)
+    assert found["correlation"]["uniform"] is None
+
+    again = recover(setting, "last-mlp", 3, STRATEGIES[:2])
+    assert [again["divergence"][n] for n in again["divergence"]] == pytest.approx(
+        [found["divergence"][n] for n in again["divergence"]], rel=1e-5
+    )
+
+
+def test_a_task_follows_from_the_seed_and_shows_no_text_twice(setting: Setting) -> None:
+    torch.manual_seed(0)
+    task, again, other = (make_task(setting, "few-modules", seed) for seed in (1, 1, 2))
+    assert task.planted.plan.ranks == again.planted.plan.ranks
+    assert (task.train, task.test) == (again.train, again.test)
+    assert task.train != other.train
+    assert (len(task.train), len(task.test)) == (16, 12)
+    texts = [*task.train, *task.test]
+    assert len(set(texts)) == 28
+    assert all(len(e.ids) == 16 for e in texts)
+    assert [e.ids[:4] for e in texts] == [setting.texts[i].ids[:4] for i in range(28)]
+    wanted = log_answers(altered(setting.base, task.planted.directions), texts)
+    for e in texts:
+        torch.testing.assert_close(task.answers[e].double(), wanted[e].exp(), rtol=1e-3, atol=1e-6)
+
+
+def test_the_real_truth_is_cut_from_a_fine_tuning(setting: Setting) -> None:
+    planted = make_task(setting, "real", 1).planted
+    assert 0 <= setting.budget.parameters - planted.plan.trainable_parameters < 48  # the cheapest unit of rank
+    assert len(set(planted.plan.ranks.values())) > 2
+    for name, (a, b) in planted.directions.items():
+        rank = planted.plan.ranks[name]
+        torch.testing.assert_close(a @ a.t(), torch.eye(rank), rtol=0, atol=1e-4)
+        sizes = b.norm(dim=1)
+        assert (sizes[:-1] >= sizes[1:]).all()  # singular values, largest first
+        torch.testing.assert_close(b @ b.t(), torch.diag(sizes.square()), rtol=0, atol=1e-4 * float(sizes[0]) ** 2)
+    probes = [Example(e.ids[:16], 1, False) for e in setting.texts[:4]]
+    p, q = log_answers(setting.base.model, probes), log_answers(altered(setting.base, planted.directions), probes)
+    assert divergence(p, q) == pytest.approx(setting.effect, rel=0.01)
+
+
+def result(truth: str, seed: int, **divergences: float) -> dict[str, Any]:
+    correlations = {n: {"uniform": None, "oracle": 1.0}.get(n, 0.1 * seed) for n in divergences}
+    return {
+        "truth": truth, "seed": seed, "divergence": divergences, "correlation": correlations,
+        "plan_seconds": {"uniform": 0.0, "clever": float(seed)},
+    }  # fmt: skip
+
+
+RESULTS = [
+    result("last-mlp", 1, uniform=1.0, oracle=0.5, clever=0.6),  # gain .50, share .8
+    result("last-mlp", 2, uniform=1.0, oracle=0.45, clever=0.78),  # gain .55, share .4
+    result("last-mlp", 3, uniform=1.0, oracle=0.55, clever=0.73),  # gain .45, share .6
+    result("growing", 1, uniform=1.0, oracle=0.9, clever=1.0),  # gain .1
+    result("growing", 2, uniform=1.0, oracle=1.1, clever=1.0),  # gain -.1
+    result("uniform", 1, uniform=0.3, oracle=0.3, clever=0.4),
+    result("uniform", 2, uniform=0.3, oracle=0.3, clever=0.2),
+    result("uniform", 3, uniform=0.3, oracle=0.3, clever=0.45),
+]
+
+
+def test_shares_of_the_oracles_gain_by_hand() -> None:
+    found = summary(RESULTS, ["last-mlp"])["last-mlp"]
+    assert found["oracle_gain"] == pytest.approx(0.5)
+    assert found["standard_error"] == pytest.approx(0.05 / 3**0.5)
+    assert found["counts"] is True
+    assert found["seeds"] == 3
+    clever = found["strategies"]["clever"]
+    half = 4.302653 * 0.2 / 3**0.5  # Student's t with two degrees of freedom
+    assert clever["share_of_oracle_gain"] == pytest.approx({"mean": 0.6, "low": 0.6 - half, "high": 0.6 + half})
+    assert clever["correlation"] == pytest.approx(0.2)
+    assert clever["divergence"] == pytest.approx((0.6 + 0.78 + 0.73) / 3)
+    assert clever["plan_seconds"] == 2.0
+    assert found["strategies"]["uniform"]["share_of_oracle_gain"] == {"mean": 0, "low": 0, "high": 0}
+    assert found["strategies"]["uniform"]["correlation"] is None
+    assert found["strategies"]["oracle"]["share_of_oracle_gain"] == pytest.approx({"mean": 1, "low": 1, "high": 1})
+
+
+def test_a_truth_without_a_clear_gain_does_not_count() -> None:
+    assert summary(RESULTS, ["last-mlp"])["growing"]["counts"] is False
+    barely = [result("growing", i, uniform=1.0, oracle=1.0 - g, clever=1.0) for i, g in enumerate((0.1, 0.2))]
+    found = summary(barely, [])["growing"]  # gain .15, standard error .05
+    assert (found["oracle_gain"], found["standard_error"]) == pytest.approx((0.15, 0.05))
+    assert found["counts"] is False
+
+
+def test_the_uniform_truth_gives_the_excess_in_units_of_the_concentrated_gain() -> None:
+    excess = summary(RESULTS, ["last-mlp"])["uniform"]["strategies"]["clever"]["excess"]
+    assert excess["mean"] == pytest.approx((0.1 - 0.1 + 0.15) / 3 / 0.5)
+    assert excess["low"] < 0 < excess["high"]
+    median = summary(RESULTS, ["last-mlp", "growing"])["uniform"]["strategies"]["clever"]["excess"]
+    assert median["mean"] == pytest.approx(0.05 / 0.25)  # the median of gains .5 and 0
+    without = summary(RESULTS, ["two-blocks"])["uniform"]["strategies"]["clever"]["excess"]
+    assert without == {"mean": None, "low": None, "high": None}
+
+
+def test_one_seed_has_no_interval_and_counts_for_nothing() -> None:
+    found = summary(RESULTS[:1], ["last-mlp"])["last-mlp"]
+    assert found["standard_error"] is None
+    assert found["counts"] is False
+    share = found["strategies"]["clever"]["share_of_oracle_gain"]
+    assert share == {"mean": pytest.approx(0.8), "low": None, "high": None}
+
+
+def test_an_interval_by_hand() -> None:
+    half = 12.706205 * 2**0.5 / 2**0.5  # t with one degree of freedom
+    assert _interval([1.0, 3.0]) == pytest.approx({"mean": 2.0, "low": 2 - half, "high": 2 + half})
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """bench/recovery.py, called with tiny numbers and some more."""
+
+    def call(*more: str) -> None:
+        tiny = "--model demo --data demo:fine-tuning --budget rank:2 --steps 2 --batch-size 2 --length 16"
+        named = "--truths last-mlp,uniform --strategies linear-decay,random"
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *tiny.split(), *named.split(), *more])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+
+    return call
+
+
+def strictly(text: str) -> Any:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_the_script_goes_on_where_it_was_cut(
+    script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found.json"
+    script("--seeds", "1", "--out", str(out))
+    first = strictly(out.read_text())
+    assert capsys.readouterr().out == out.read_text()
+    assert [(r["truth"], r["seed"]) for r in first["results"]] == [("last-mlp", 0), ("uniform", 0)]
+    assert first["circumstances"]["strategies"] == "linear-decay,random"
+    assert first["best_strategy"] is None  # one seed decides nothing
+    script("--seeds", "2", "--out", str(out))
+    both = strictly(out.read_text())
+    assert json.dumps(both["results"][:2]) == json.dumps(first["results"])  # seconds of planning and all
+    assert [(r["truth"], r["seed"]) for r in both["results"][2:]] == [("last-mlp", 1), ("uniform", 1)]
+    assert both["truths"]["last-mlp"]["seeds"] == 2
+    assert capsys.readouterr().err.count("seed 0") == 0
+
+
+@pytest.mark.parametrize("more", [("--steps", "3"), ("--strategies", "random"), ("--template", "alpaca-short")])
+def test_the_script_refuses_another_comparison_in_the_same_file(
+    script: Callable[..., None], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    out = tmp_path / "found.json"
+    ours = {
+        "model": "demo", "data": "demo:fine-tuning", "template": "auto", "budget": "rank:2", "steps": 2,
+        "batch_size": 2, "learning_rate": 0.01, "length": 16, "strategies": "linear-decay,random",
+    }  # fmt: skip
+    text = json.dumps({"circumstances": ours, "results": []})
+    out.write_text(text)
+    with pytest.raises(SystemExit, match=r"holds another comparison: .*Name another --out"):
+        script("--seeds", "1", "--out", str(out), *more)
+    assert out.read_text() == text
+
+
+def test_the_script_goes_on_from_a_file_that_says_less(
+    script: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "found.json"
+    out.write_text(json.dumps({"circumstances": {"steps": 2}, "results": []}))
+    script("--seeds", "0", "--out", str(out))
+    assert strictly(capsys.readouterr().out)["results"] == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "known"), [("--strategies", "linear-decay,eve", "eva"), ("--truths", "uniform,reel", "real")]
+)
+def test_the_script_refuses_names_it_does_not_know_before_any_work(
+    script: Callable[..., None], capsys: pytest.CaptureFixture[str], option: str, value: str, known: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script("--model", "no-such-model", option, value)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{option} names {value.split(',')[1]}, which is not known. Choose from" in said
+    assert known in said.split("Choose from")[1]
