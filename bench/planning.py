@@ -41,6 +41,7 @@ from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.recipes import recipe
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study, load_study
 from adaptive_lora.scores.one_pass import MEASURES, Pass, take
+from adaptive_lora.scores.short_run import Practice
 from adaptive_lora.training.adapter import attached
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import collate, sequence_losses
@@ -50,6 +51,8 @@ from adaptive_lora.training.reference import train
 RANK, RHO = 8, 2.0
 BATCHES, BATCH_SIZE = 8, 4
 """The calibration that strategies take by default."""
+SHORT_RUNS = ("posthoc-svd", "lora-drop", "adalora", "marginal-gain")
+"""Strategies that train before they plan."""
 TIMED_STEPS = 20
 """Updates that a round times of a training run; the run's time is theirs by the number of its steps."""
 
@@ -236,18 +239,41 @@ def high_water() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
+def short_run_costs(bench: Bench, run_seconds: float) -> dict[str, dict[str, float]]:
+    """Seconds and trained tokens of every strategy that trains before it plans, and its seconds over a run's."""
+    budget, train = resolve_budget(f"rank:{RANK}", bench.modules), bench.study.spec.train
+    rates = train.learning_rate
+    options = TrainingOptions(
+        learning_rate=rates[len(rates) // 2], steps=bench.steps, batch_size=train.batch_size, schedule=train.schedule
+    )
+    found = {}
+    for name in SHORT_RUNS:
+        began, arm = time.perf_counter(), ArmPart(name=name, strategy=name)
+        plan = make_plan(
+            bench.base, bench.modules, arm, budget, ScalingPart(), 0, bench.examples, Practice(options)
+        )  # fmt: skip
+        seconds, facts = time.perf_counter() - began, plan.provenance["measured"]
+        tokens = facts["short_run_tokens"] + facts.get("race_tokens", 0)
+        found[name] = {"seconds": seconds, "tokens_trained": tokens, "share_of_training": seconds / run_seconds}
+        print(f"{name} {seconds:.1f} s", file=sys.stderr, flush=True)
+    return found
+
+
 def report(bench: Bench, asked: argparse.Namespace) -> dict[str, Any]:
     """Everything, measured."""
     memory = {side: memory_of(side) for side in ("planning", "training")}
     seconds = timed(bench, asked.rounds)
     tokens = [len(e.ids) for batch in bench.batches for e in batch]
     facts = take(bench.request(*MEASURES))[1]
+    run_seconds = statistics.median(seconds["training"]) * bench.steps / TIMED_STEPS
     return {
         "planning_overhead": ratio(seconds, "planning", "plain"),
         "planning_share_of_training": ratio(seconds, "planning", "training", TIMED_STEPS / bench.steps),
         "speedup_vs_peft_eva": ratio(seconds, "peft_eva", "eva"),
         "explained_variance_ratio": explained_of_ours(bench),
         "peak_memory_ratio": memory["planning"] / memory["training"],
+        "short_run_strategies": short_run_costs(bench, run_seconds),
+        "training_run_seconds": run_seconds,
         "memory_bytes": memory,
         "seconds": {name: {"median": statistics.median(each), "rounds": each} for name, each in seconds.items()},
         "training_steps": {"timed": TIMED_STEPS, "of_a_run": bench.steps},

@@ -20,6 +20,7 @@ from adaptive_lora.planning.budget import Budget, resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
+from adaptive_lora.record.protocol import assay_budgets, control_arms
 from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
 from adaptive_lora.record.yaml import Location
@@ -29,8 +30,8 @@ from adaptive_lora.streams import derive_seed
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
-_PRACTICE = Practice(TrainingOptions(learning_rate=1e-3, steps=1))
-"""For short runs where no training was planned: a careful rate; their number of steps is their own."""
+_PRACTICE = Practice(TrainingOptions(learning_rate=1e-3, steps=100))
+"""For short runs where no training was planned: a careful rate."""
 
 DEMO_RECORDS = 4000
 """How many different records a generated source has at the most."""
@@ -253,19 +254,25 @@ def _checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str
     """Every budget resolved and every arm seen to fit it; StudyFileError with all that do not."""
     budgets: dict[str, Budget] = {}
     complaints: dict[Location, str] = {}
+    for text in assay_budgets(study.spec):
+        try:
+            budgets[text] = resolve_budget(text, modules)
+        except BudgetError as error:
+            complaints["controls",] = f"{error} Name the `controls` without it."
     for index, text in enumerate(study.spec.budgets):
         try:
             budgets[text] = resolve_budget(text, modules)
         except BudgetError as error:
             complaints["budgets", index] = str(error)
             continue
-        for position, arm in enumerate(study.spec.arms):
+        for position, arm in enumerate((*study.spec.arms, *control_arms(study.spec))):
             try:
                 _try_arm(arm, modules, budgets[text])
             except BudgetError as error:
                 complaints.setdefault(("budgets", index), str(error))
             except UsageError as error:
-                complaints.setdefault(("arms", position, *(["ranks"] if arm.ranks is not None else [])), str(error))
+                at: Location = ("arms", position, *(["ranks"] if arm.ranks is not None else []))
+                complaints.setdefault(at if position < len(study.spec.arms) else ("controls",), str(error))
     if complaints:
         raise StudyFileError(str(study.path), [study.complaint(at, message) for at, message in complaints.items()])
     return budgets

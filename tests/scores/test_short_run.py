@@ -178,8 +178,8 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("posthoc-svd", {"short_run_steps": 5, "of": "update-on-inputs", "over_rank": 3}),
     ("lora-drop", {"short_run_steps": 5}),
     ("adalora", {"short_run_steps": 5}),
-    ("marginal-gain", {"short_run_steps": 4, "runs": 2, "race_steps": 0}),
-    ("marginal-gain", {"short_run_steps": 4, "runs": 2, "race_steps": 3}),
+    ("marginal-gain", {"short_run_steps": 4, "runs": 2, "rounds": 1, "race": False}),
+    ("marginal-gain", {"runs": 2, "rounds": 2}),
 )
 
 
@@ -203,11 +203,12 @@ def test_plans_by_short_runs_are_on_budget_and_say_what_they_cost(
     assert (len(set(plan.ranks.values())) == 1) == even and min(plan.ranks.values()) >= 1
     assert planned(base, arm, Told()).ranks == plan.ranks
     assert even or planned(base, arm, Told(), seed=1).scores != plan.scores
-    assert facts["short_run_steps"] == arm[1]["short_run_steps"]
+    assert facts["short_run_steps"] == arm[1].get("short_run_steps", options().steps)
     if arm[0] == "adalora":
         assert facts["short_run_parameters"] == plan.budget * 4 // 3 + 4 * len(plan.ranks)  # all at rank 4, and Λ
         return
     times = {"marginal-gain": 1}.get(arm[0], arm[1].get("over_rank", 2))
     assert facts["short_run_parameters"] == plan.budget * times
-    assert (facts["calibration_records"], facts["short_runs"]) == (8, len(told.members[0]))
-    assert facts["short_run_tokens"] == told.tokens[0]
+    rounds = arm[1].get("rounds", 1)
+    assert (facts["calibration_records"], facts["short_runs"]) == (8, sum(map(len, told.members[:rounds])))
+    assert facts["short_run_tokens"] == sum(told.tokens[:rounds])

@@ -86,7 +86,7 @@ def test_a_study_without_mark_of_it_where_nothing_is_left_out(study_file: WriteS
 
 def test_the_budget_must_pay_for_covered_modules_alone(study_file: WriteStudy) -> None:
     floor = 3 * (96 + 48)  # rank 1 in all attention modules
-    alone = (ALL, "[attention-only]"), ("engine: bank", "analysis: {baseline: attention-only}")
+    alone = (ALL, "[attention-only]"), ("analysis: {primary: []}", "analysis: {baseline: attention-only, primary: []}")
     prepare(load_study(study_file(*alone, ("rank:2", f"params:{floor}"))))
     with pytest.raises(StudyFileError, match=r"line 4, budgets\[0\]: .*rank 1 in each of 6 target modules"):
         prepare(load_study(study_file(*alone, ("rank:2", f"params:{floor - 1}"))))
@@ -95,7 +95,7 @@ def test_the_budget_must_pay_for_covered_modules_alone(study_file: WriteStudy) -
 def test_so_it_must_where_such_an_arm_measures(study_file: WriteStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = dataclasses.replace(find_strategy("attention-only"), needs=lambda options: ("gradient-norm",))
     monkeypatch.setitem(STRATEGIES, "attention-only", measured)  # type: ignore[arg-type]
-    alone = (ALL, "[attention-only]"), ("engine: bank", "analysis: {baseline: attention-only}")
+    alone = (ALL, "[attention-only]"), ("analysis: {primary: []}", "analysis: {baseline: attention-only, primary: []}")
     prepare(load_study(study_file(*alone, ("rank:2", "params:432"))))
     with pytest.raises(StudyFileError, match="rank 1 in each of 6 target modules"):
         prepare(load_study(study_file(*alone, ("rank:2", "params:431"))))

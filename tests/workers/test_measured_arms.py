@@ -24,10 +24,10 @@ ARMS = (
 arms:
   - uniform
   - {strategy: posthoc-svd, options: {short_run_steps: 3, calibration_batches: 2}}
-  - {strategy: marginal-gain, options: {short_run_steps: 3, runs: 2, race_steps: 2, calibration_batches: 2}}
+  - {strategy: marginal-gain, options: {short_run_steps: 3, runs: 2, calibration_batches: 2}}
   - {strategy: adalora, options: {short_run_steps: 4}}""",
 )
-RUNS = {"posthoc-svd": 1, "marginal-gain": 2, "adalora": 1}
+RUNS = {"posthoc-svd": 1, "marginal-gain": 4, "adalora": 1}
 
 
 def plans_of(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
@@ -49,7 +49,7 @@ def test_arms_that_train_before_they_plan_end_alike_in_both_engines(study_file: 
         first, second = (plans[arm, seed] for seed in (0, 1))
         assert first["provenance"]["measured"]["short_runs"] == runs
         assert first["ranks"] != second["ranks"] or arm == "marginal-gain"  # planned anew for every seed
-    assert plans["marginal-gain", 0]["provenance"]["measured"]["race_steps"] == 2
+    assert plans["marginal-gain", 0]["provenance"]["measured"]["race_runs"] == 3
 
 
 def test_a_short_run_that_breaks_costs_its_own_run_alone(

@@ -26,7 +26,10 @@ class Listener(Protocol):
         """Rows (n, d_in) that went into a module; of modules that share a tensor only the first is told."""
 
     def on_gradient(self, name: str, x: Tensor, g: Tensor) -> None:
-        """Rows (n, d_in) that went into one call of a module, and (n, d_out) the gradient of its output."""
+        """Rows (n, d_in) that went into one call of a module, and (n, d_out) the gradient of its output.
+
+        Rows that do not count are not left out: their gradient is 0.
+        """
 
     def on_complete(self, name: str) -> None:
         """The last gradient of a module in this batch was told."""
@@ -34,7 +37,11 @@ class Listener(Protocol):
 
 @dataclass
 class Capture:
-    """The hooks' memory: which rows of a batch count, and which modules shared a tensor."""
+    """The hooks' memory: which rows of a batch count, and which modules shared a tensor.
+
+    Batches are padded on the right, where no real token looks, so that gradients of padding are exactly 0 and
+    need not be cut out; cutting copies every tensor.
+    """
 
     listener: Listener
     backward: bool
@@ -42,7 +49,7 @@ class Capture:
     """Module -> the one that is told of the input they share (itself, where it shares none)."""
     _mask: Tensor | None = None
     _rows: Tensor | None = None
-    _seen: dict[int, tuple[weakref.ref[Tensor], str, Any]] = field(default_factory=dict)
+    _seen: dict[int, tuple[weakref.ref[Tensor], str]] = field(default_factory=dict)
     _open: Counter[str] = field(default_factory=Counter)
 
     @contextlib.contextmanager
@@ -60,9 +67,10 @@ class Capture:
         """A forward hook for the module `name`."""
 
         def heard(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
-            x = self._input_of(name, inputs[0])
-            if not self.backward or x is None:
+            self._tell_input(name, inputs[0])
+            if not self.backward:
                 return None
+            x = fine(inputs[0].detach())
             # The first modules of a frozen model have nothing before them that asks for a gradient.
             told = output if output.requires_grad else output.detach().requires_grad_().clone()
             self._open[name] += 1
@@ -71,36 +79,37 @@ class Capture:
 
         return heard
 
-    def _input_of(self, name: str, raw: Tensor) -> Tensor | None:
-        """The rows that count; the listener is told unless another module has had the same tensor."""
+    def _tell_input(self, name: str, raw: Tensor) -> None:
+        """Tells the listener the rows that count, unless another module has had the same tensor."""
         found = self._seen.get(id(raw))
         shared = found is not None and found[0]() is raw  # the number of a dead tensor may be another's by now
-        leader, rows = (found[1], found[2]()) if found and shared else (name, None)
+        leader = found[1] if found and shared else name
         if self.leaders.setdefault(name, leader) != leader:
             raise TrainingError(f"{name} shares its input with {leader} in one batch only; it cannot be measured.")
-        if rows is None and (self.backward or not shared):
-            rows = self.counted(raw.detach())
-        if rows is not None and not shared:
-            self._seen[id(raw)] = (weakref.ref(raw), name, weakref.ref(rows))
-            self.listener.on_input(name, rows)
-        return rows
+        if not shared:
+            self._seen[id(raw)] = (weakref.ref(raw), name)
+            self.listener.on_input(name, self._counted(raw.detach()))
 
     def _gradient_of(self, name: str, x: Tensor, g: Tensor) -> None:
-        self.listener.on_gradient(name, x, self.counted(g))
+        self.listener.on_gradient(name, x, fine(g))
         self._open[name] -= 1
         if not self._open[name]:
             self.listener.on_complete(name)
 
-    def counted(self, tensor: Tensor) -> Tensor:
+    def _counted(self, tensor: Tensor) -> Tensor:
         """(n, d) the rows that count, at least in float32.
 
         Rows that are not the batch's positions (those a router sent to an expert) count all.
         """
-        rows = tensor.reshape(-1, tensor.shape[-1])
+        rows = fine(tensor)
         assert self._mask is not None  # inside `batch`
-        if self._rows is not None and len(rows) == self._mask.numel():
-            rows = rows.index_select(0, self._rows)
-        return rows if rows.dtype.itemsize >= 4 else rows.float()
+        return rows.index_select(0, self._rows) if self._rows is not None and len(rows) == self._mask.numel() else rows
+
+
+def fine(tensor: Tensor) -> Tensor:
+    """(n, d) all rows, at least in float32."""
+    rows = tensor.reshape(-1, tensor.shape[-1])
+    return rows if rows.dtype.itemsize >= 4 else rows.float()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from adaptive_lora.planning.strategies.base import (
     ShortRunOptions,
 )
 from adaptive_lora.scores import adalora, one_pass, short_run
-from adaptive_lora.scores.agreement import marginal_gains
+from adaptive_lora.scores.agreement import held_back, marginal_gains
 from adaptive_lora.scores.weights import stable_ranks
 from adaptive_lora.training.base import FrozenBase
 
@@ -103,9 +103,11 @@ def _by_over_ranked_run(needs: Sequence[str], request: Request) -> tuple[dict[st
 
 def _by_agreement(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     options = request.options if isinstance(request.options, AgreementOptions) else AgreementOptions()
+    judges, rest = held_back(request.examples, request.seed) if options.race else ([], list(request.examples))
+    request = replace(request, examples=rest)
     batches = request.batches()
-    gains, facts = marginal_gains(_short(request, 1.0), options.runs, options.race_steps, batches)
-    return {"marginal-gain": gains}, {**facts, **calibration_facts(batches)}
+    gains, facts = marginal_gains(_short(request, 1.0), options, batches, judges)
+    return {"marginal-gain": dict(gains)}, {**facts, **calibration_facts(batches)}
 
 
 def _by_adalora(needs: Sequence[str], request: Request) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
@@ -122,7 +124,7 @@ def _short(request: Request, times: float) -> short_run.Short:
     options = request.options if isinstance(request.options, ShortRunOptions) else ShortRunOptions()
     return short_run.Short(
         base=request.base, modules=request.modules, examples=request.examples, practice=request.practice,
-        steps=options.short_run_steps, learning_rate=options.short_run_learning_rate,
+        steps=options.short_run_steps or request.practice.options.steps, learning_rate=options.short_run_learning_rate,
         budget=round(times * request.budget.parameters), scaling=request.scaling, seed=request.seed,
     )  # fmt: skip
 

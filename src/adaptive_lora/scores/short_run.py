@@ -92,9 +92,14 @@ class Short:
         return sum(len(self.examples[i].ids) for step in range(self.steps) for i in order.batch(step))
 
 
-def train_short(short: Short, seeds: Sequence[int]) -> list[dict[str, tuple[Tensor, Tensor]]]:
-    """One adapter a seed, all in one bank; their weights. TrainingError where one of them diverged."""
-    plan = short.plan()
+def train_short(
+    short: Short, seeds: Sequence[int], plan: RankPlan | None = None
+) -> list[dict[str, tuple[Tensor, Tensor]]]:
+    """One adapter a seed, all in one bank, of a plan or the uniform one; their weights.
+
+    Raises TrainingError where one of them diverged.
+    """
+    plan = plan or short.plan()
     with trained(short, [(plan, seed) for seed in seeds]) as bank:
         if cut := [slot.step for slot in bank.slots if slot.step < short.steps]:
             raise TrainingError(

@@ -82,8 +82,8 @@ class ComponentOptions(GradientOptions):
 class ShortRunOptions(CalibrationOptions):
     """Options of strategies that train for a while before they plan; what that costs stands in the plan."""
 
-    short_run_steps: Annotated[int, Field(ge=1)] = 100
-    """Updates of a short run."""
+    short_run_steps: Annotated[int, Field(ge=1)] | None = 100
+    """Updates of a short run; nothing: as many as the planned training has."""
     short_run_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Its rate; by default the one the plan is made for."""
 
@@ -98,11 +98,13 @@ class OverRankOptions(ShortRunOptions):
 class AgreementOptions(ShortRunOptions):
     """Options of strategies that compare several runs on the budget itself."""
 
-    short_run_steps: Annotated[int, Field(ge=1)] = 50
+    short_run_steps: Annotated[int, Field(ge=1)] | None = None
     runs: Annotated[int, Field(ge=2)] = 4
-    """How many, each with its own draw of A and order of the data."""
-    race_steps: Annotated[int, Field(ge=0)] = 60
-    """Updates of the runs that decide between readings of the agreement and uniform; 0: no such runs."""
+    """How many a round, each with its own draw of A and order of the data."""
+    rounds: Annotated[int, Field(ge=1)] = 2
+    """How often the plan is made; each round trains the plan of the round before."""
+    race: bool = True
+    """Whether the plans of all rounds are raced against uniform, which is kept unless one beats it for certain."""
 
 
 Allocate = Callable[[Sequence[ModuleShape], Scores, int, Any], dict[str, int]]

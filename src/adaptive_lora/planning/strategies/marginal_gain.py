@@ -10,12 +10,12 @@ from adaptive_lora.planning.strategies.base import AgreementOptions, Scores, Str
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: AgreementOptions) -> dict[str, int]:
-    """r_l ∝ a_l, a_l², √(E_l L_l) or a_l √(E_l L_l), whichever won a race against each other and uniform.
+    """r_l ∝ a_l √(L_l / r'_l), found in rounds, unless that loses a race against uniform.
 
-    Several short runs differ in their draw of A and in the order of the data. What the data asks of a module
-    they share, what is chance cancels: E_l is the mean of ⟨ΔW_l,i , ΔW_l,j⟩ over pairs of runs, a_l its share
-    of ‖ΔW_l,i‖², L_l the same mean as the loss feels it (`scores.agreement`). The plans are trained for a while,
-    and the one with the lowest loss on held-back records is taken if it beats uniform for certain.
+    Several runs differ in their draw of A and in the order of the data. What the data asks of a module they
+    share, what is chance cancels: a_l is the share of ‖ΔW_l,i‖² that ⟨ΔW_l,i , ΔW_l,j⟩ has over pairs of runs,
+    L_l the same mean as the loss feels it, r'_l the rank they trained at (`scores.agreement`). By default that
+    costs eleven times the planned training: two rounds of four runs, and a race of three.
     """
     return spend(modules, scores["marginal-gain"], budget, options.min_rank, options.max_rank)
 
