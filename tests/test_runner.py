@@ -17,6 +17,7 @@ from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.recipes import recipe
 from adaptive_lora.record.folder import StudyPaths, exclusive
 from adaptive_lora.record.ledger import create_or_open, open_to_read
+from adaptive_lora.record.lock import read_lock
 from adaptive_lora.record.results import load_results, ranks_table
 from adaptive_lora.record.spec import load_study
 from adaptive_lora.record.status import study_status
@@ -364,3 +365,86 @@ def test_real_model_and_real_records(assets: Path, tmp_path: Path) -> None:
     table = load_results(tmp_path / "out")
     assert set(table["trainable_parameters"]) == {93_440}
     assert (table["base_loss"] - table["test_loss"] > 0.3).all()
+
+
+def deciding(study_file: WriteStudy, *changes: tuple[str, str], name: str = "study.yaml") -> Path:
+    arms = ("arms: [uniform, linear-decay, empirical, random]", "arms: [uniform, linear-decay]")
+    return study_file(arms, ("primary: []", "primary: [linear-decay]"), ("evaluation: 2", "evaluation: 6"),
+                      ("steps: 6", "steps: 2"), *changes, name=name)  # fmt: skip
+
+
+def test_what_is_decided_is_locked_before_the_first_step(study_file: WriteStudy, tmp_path: Path) -> None:
+    out, seen = tmp_path / "out", []
+
+    class Looking(Silent):
+        def step(self, record: StepRecord) -> None:
+            seen.append(read_lock(out))
+
+    study = load_study(deciding(study_file))
+    run_study(study, out, Looking())
+    assert seen and seen[0] is not None and seen[0]["primary"] == [{"arm": "linear-decay", "budget": "rank:2"}]
+    run_study(study, out)
+    assert read_lock(out) == seen[0]  # a lock is written once
+    with contextlib.closing(open_to_read(out)) as ledger:
+        assert ledger.facts()["lock"]["primary"] == seen[0]["primary"]
+
+
+def test_seeds_that_cannot_decide_are_refused_before_anything_is_written(
+    study_file: WriteStudy, tmp_path: Path
+) -> None:
+    study = load_study(study_file(("primary: []", "primary: [empirical]")))
+    with pytest.raises(StudyFileError, match="Give 6 seeds"):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_changed_study_is_refused_or_goes_on_as_a_deviation(study_file: WriteStudy, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(load_study(deciding(study_file)), out)
+    changed = load_study(deciding(study_file, ("evaluation: 6", "evaluation: 7"), name="b.yaml"))
+    with pytest.raises(StudyFolderError, match=r"seeds\.evaluation.*--deviation REASON"):
+        run_study(changed, out)
+    before = final(out)
+    assert run_study(changed, out, deviation="one seed more").whole
+    merged = final(out).merge(before, on="run_id")
+    assert len(merged) == len(before) == 12 and len(final(out)) == 14
+    assert (merged["test_loss_x"] == merged["test_loss_y"]).all()
+    lock = read_lock(out)
+    assert lock is not None and [d["reason"] for d in lock["deviations"]] == ["one seed more"]
+    with contextlib.closing(open_to_read(out)) as ledger:
+        assert ledger.facts()["lock"]["deviations"] == lock["deviations"]
+        assert ledger.facts()["identity"] == changed.identity
+    with pytest.raises(StudyFolderError, match="seeds"):  # the way back is a deviation too
+        run_study(load_study(deciding(study_file)), out)
+
+
+def test_other_training_is_another_study_even_as_a_deviation(study_file: WriteStudy, tmp_path: Path) -> None:
+    run_study(load_study(deciding(study_file)), tmp_path / "out")
+    changed = load_study(deciding(study_file, ("batch_size: 4", "batch_size: 2"), name="b.yaml"))
+    with pytest.raises(StudyFolderError, match=r"train\.batch_size"):
+        run_study(changed, tmp_path / "out", deviation="smaller batches")
+
+
+def test_runs_without_a_lock_are_refused(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(deciding(study_file))
+    run_study(study, tmp_path / "out")
+    StudyPaths(tmp_path / "out").decisions.unlink()
+    with pytest.raises(StudyFolderError, match=r"no study\.lock\.json"):
+        run_study(study, tmp_path / "out")
+
+
+@pytest.mark.parametrize("engine", [(), (REFERENCE,)], ids=["bank", "reference"])
+def test_controls_run_beside_the_arms_and_twins_are_equal(
+    study_file: WriteStudy, tmp_path: Path, engine: tuple[tuple[str, str], ...]
+) -> None:
+    path = deciding(study_file, ("analysis:", "controls: all\nanalysis:"), ("evaluation: 6", "evaluation: 6"), *engine)
+    assert run_study(load_study(path), tmp_path / "out").whole
+    table = load_results(tmp_path / "out")
+    assert set(table["arm"]) == {"uniform", "linear-decay", "random", "shuffled"}
+    assert set(table["budget"]) == {"rank:2", "rank:1", "rank:4"}
+    twin = table[table["replica"] == 1].iloc[0]
+    own = table[(table["replica"] == 0) & (table["arm"] == "uniform") & (table["seed"] == twin["seed"])]
+    assert twin["test_loss"] == own[own["budget"] == "rank:2"]["test_loss"].item()
+    sizes = table.groupby("budget")["trainable_parameters"].unique()
+    assert [len(found) for found in sizes] == [1, 1, 1]
+    assert sizes["rank:4"][0] == 2 * sizes["rank:2"][0] == 4 * sizes["rank:1"][0]

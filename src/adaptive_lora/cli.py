@@ -217,6 +217,9 @@ def run(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
     checkpoint_seconds: Annotated[float, typer.Option(help="How often the current run is kept safe.")] = 30.0,
+    deviation: Annotated[
+        str | None, typer.Option(help="Why the study file has changed since the folder was locked; the report says so.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train what is missing of a study. Ctrl-C keeps the current run; the same command goes on."""
@@ -235,19 +238,19 @@ def run(
         return
     if to is None:
         raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
-    _run(study, to, device, checkpoint_seconds)
+    _run(study, to, device, checkpoint_seconds, deviation)
     if as_json:
         status(to, as_json=True)
 
 
-def _run(study_file: Path, folder: Path, device: str, checkpoint_seconds: float) -> None:
+def _run(study_file: Path, folder: Path, device: str, checkpoint_seconds: float, deviation: str | None = None) -> None:
     from adaptive_lora.progress import BarWatcher, watcher_for
     from adaptive_lora.record.spec import load_study
     from adaptive_lora.runner import run_study
 
     watcher = watcher_for(err)
     with watcher if isinstance(watcher, BarWatcher) else contextlib.nullcontext():
-        outcome = run_study(load_study(study_file), folder, watcher, device, checkpoint_seconds)
+        outcome = run_study(load_study(study_file), folder, watcher, device, checkpoint_seconds, deviation)
     diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
     err.print(
         f"{outcome.completed} of {outcome.total} runs completed{diverged}; next: adaptive-lora report {folder}",

@@ -10,17 +10,19 @@ import contextlib
 import platform
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
+from adaptive_lora.judging.controls import check_twins
 from adaptive_lora.judging.rates import Outcome, chosen_rates, evaluations_expected, outcome_of
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.record.folder import StudyPaths, exclusive
-from adaptive_lora.record.ledger import create_or_open, open_to_read
+from adaptive_lora.record.ledger import Ledger, create_or_open, open_to_read
+from adaptive_lora.record.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
 from adaptive_lora.record.runs import Phase, count_runs, evaluation_runs, tuning_runs
 from adaptive_lora.record.spec import Study
 from adaptive_lora.workers.bank import BankWorker
@@ -30,6 +32,7 @@ from adaptive_lora.workers.watcher import Silent, Watcher
 
 __all__ = ["Silent", "Watcher", "check_folder", "interruptible", "run_study", "study_facts"]
 
+_SIDES = ("there", "here")
 _WORKERS: Mapping[str, type[Worker]] = {"bank": BankWorker, "reference": ReferenceWorker}
 
 
@@ -39,24 +42,29 @@ def run_study(
     watcher: Watcher | None = None,
     device: str = "cpu",
     checkpoint_seconds: float = 30.0,
+    deviation: str | None = None,
 ) -> Outcome:
     """Trains what is missing of `study` in the folder `out`, and says how it stands.
+
+    What is decided is locked before the first step (`record.lock`). A study file that has changed since is refused,
+    unless `deviation` says why: then the lock records what changed, and the report says so.
 
     Raises UsageError before anything is written if the study cannot work or the folder is not its own;
     KeyboardInterrupt after keeping the current run safe. Runs that fail are recorded and tried again by
     the next call; the others go on.
     """
     watcher = watcher or Silent()
-    check_folder(study, out)
+    check_decidable(study)
+    check_folder(study, out, deviation=deviation)
     watcher.stage("loading model and data")
     material = prepare(study, device)
     for warning in material.warnings():
         watcher.stage(f"warning: {warning}")
     out.mkdir(parents=True, exist_ok=True)
     with exclusive(out), interruptible(watcher) as stop, contextlib.ExitStack() as stack:
-        check_folder(study, out, material)  # again: another process may have been here while we loaded
+        check_folder(study, out, material, deviation)  # again: another process may have been here while we loaded
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
-        ledger.set_facts({**study_facts(study), **material.facts(), **ledger.facts()})
+        _decide(study, material, out, ledger, deviation)
         write_atomically(StudyPaths(out).study_file, study.text)
         worker = _WORKERS[study.spec.engine](material, ledger, StudyPaths(out), watcher, stop, checkpoint_seconds)
         worker.evaluate_base()
@@ -65,11 +73,34 @@ def run_study(
         expected = {**count_runs(study.spec), Phase.EVALUATION: evaluations_expected(study.spec, ledger)}
         ledger.set_facts({"chosen_rates": [[*key, rate] for key, rate in chosen.items()], "expected_runs": expected})
         worker.run_all(list(evaluation_runs(study.spec, chosen)))
+        check_twins(ledger)
         return outcome_of(study.spec, ledger)
 
 
-def check_folder(study: Study, out: Path, material: Material | None = None) -> None:
-    """StudyFolderError unless `out` is new, empty, or already this study's, on the same model and data."""
+def _decide(study: Study, material: Material, out: Path, ledger: Ledger, deviation: str | None) -> None:
+    """Writes the lock and the ledger's facts, or what has changed since."""
+    before, facts = read_lock(out), {**study_facts(study), **material.facts()}
+    lock = lock_of(study, facts)
+    if before is not None and before["identity"] == study.identity:
+        lock, facts = before, {**facts, **ledger.facts()}
+    elif before is not None:
+        lock = with_deviation(before, lock, deviation or "")
+    elif ledger.runs():
+        raise StudyFolderError(
+            f"{out} has runs but no {StudyPaths(out).decisions.name}, which says what was decided before the first of "
+            "them. Bring it back from a copy, or name a new folder with --out."
+        )
+    if lock is not before:
+        write_lock(out, lock)
+    kept = ("locked", "hypotheses", "primary", "controls", "deviations")
+    ledger.set_facts({**facts, "lock": {name: lock[name] for name in kept}})
+
+
+def check_folder(study: Study, out: Path, material: Material | None = None, deviation: str | None = None) -> None:
+    """StudyFolderError unless `out` is new, empty, or already this study's, on the same model and data.
+
+    With a reason for a `deviation` it may be that of another version of the study.
+    """
     paths = StudyPaths(out)
     if blocking := [place for place in (out, *out.parents) if place.exists() and not place.is_dir()]:
         raise StudyFolderError(f"{blocking[0]} is a file; name a folder for the study.")
@@ -79,17 +110,17 @@ def check_folder(study: Study, out: Path, material: Material | None = None) -> N
         return
     with contextlib.closing(open_to_read(out, begun=False)) as ledger:
         facts = ledger.facts()
-    if facts and facts.get("identity") != study.identity:
-        differences = "; ".join(_differences(facts["spec"], study.spec.model_dump(mode="json")))
+    if facts and facts.get("identity") != study.identity and not deviation:
+        apart = "; ".join(differences(facts["spec"], study.spec.model_dump(mode="json"), _SIDES))
         raise StudyFolderError(
-            f"{out} belongs to another study ({facts['name']!r}). It differs from {study.path}: {differences}. "
+            f"{out} belongs to another study ({facts['name']!r}). It differs from {study.path}: {apart}. "
             "Name another folder with --out, or go back to the study file that the folder was made with "
-            f"({paths.study_file})."
+            f"({paths.study_file}). To go on with the change, say why: --deviation REASON; the report will show it."
         )
     if facts and material is not None and facts["material"] != material.context():
-        differences = "; ".join(_differences(facts["material"], material.context()))
+        apart = "; ".join(differences(facts["material"], material.context(), _SIDES))
         raise StudyFolderError(
-            f"The model or the data of the study in {out} have changed since it began: {differences}. "
+            f"The model or the data of the study in {out} have changed since it began: {apart}. "
             "Results on both would be mixed; name a new folder with --out, or bring the old files back."
         )
 
@@ -129,15 +160,3 @@ def interruptible(watcher: Watcher) -> Iterator[Callable[[], bool]]:
         yield asked.is_set
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _differences(old: Any, new: Any, at: str = "") -> Iterable[str]:
-    """`data.train: 200 there, 100 here` for every value that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(k for k in new if k not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (a, b) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(a, b, f"{at}[{index}]")
-    elif old != new:
-        yield f"{at}: {old!r} there, {new!r} here"

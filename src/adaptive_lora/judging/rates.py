@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.record.ledger import Ledger
-from adaptive_lora.record.runs import Phase, Status, count_runs, single_rate
+from adaptive_lora.record.protocol import arms_on_budgets
+from adaptive_lora.record.runs import Phase, Status, count_runs, evaluation_runs, single_rate
 from adaptive_lora.record.spec import StudySpec
 
 
@@ -45,7 +46,7 @@ def tuning_losses(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], dict
     """(arm, budget) -> rate -> validation losses, nothing where it diverged; arms with all tuning runs finished."""
     totals = ledger.totals()
     losses: dict[tuple[str, str], dict[float, list[Any]]] = {}
-    for run in ledger.runs():
+    for run in own_runs(spec, ledger):
         if run["phase"] == Phase.TUNING and Status(run["status"]).is_finished:
             total = totals.get((run["run_id"], "validation"))
             by_rate = losses.setdefault((run["arm"], run["budget"]), {})
@@ -54,9 +55,22 @@ def tuning_losses(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], dict
     return {key: by_rate for key, by_rate in losses.items() if sum(map(len, by_rate.values())) == wanted}
 
 
+def own_runs(spec: StudySpec, ledger: Ledger) -> list[dict[str, Any]]:
+    """The ledger's runs that the study asks for now; after a deviation there can be others."""
+    arms = {(arm.name, budget) for budget, arm in arms_on_budgets(spec)}
+    tuned = {(rate, seed) for rate in spec.train.learning_rate for seed in spec.seeds.tuning}
+    seeds = set(spec.seeds.evaluation)
+    return [
+        run
+        for run in ledger.runs()
+        if (run["arm"], run["budget"]) in arms
+        and ((run["learning_rate"], run["seed"]) in tuned if run["phase"] == Phase.TUNING else run["seed"] in seeds)
+    ]
+
+
 def outcome_of(spec: StudySpec, ledger: Ledger) -> Outcome:
     """Counts of the ledger's runs against what the study asks for."""
-    states = [Status(run["status"]) for run in ledger.runs()]
+    states = [Status(run["status"]) for run in own_runs(spec, ledger)]
     return Outcome(
         completed=states.count(Status.COMPLETED),
         diverged=states.count(Status.DIVERGED),
@@ -67,5 +81,6 @@ def outcome_of(spec: StudySpec, ledger: Ledger) -> Outcome:
 
 def evaluations_expected(spec: StudySpec, ledger: Ledger) -> int:
     """Evaluation runs there will be in the end: none for an arm whose every rate diverged."""
-    hopeless = 0 if single_rate(spec) else len(tuning_losses(spec, ledger).keys() - chosen_rates(spec, ledger).keys())
-    return count_runs(spec)[Phase.EVALUATION] - hopeless * len(spec.seeds.evaluation)
+    hopeless = set() if single_rate(spec) else tuning_losses(spec, ledger).keys() - chosen_rates(spec, ledger).keys()
+    hopeful = {(arm.name, budget): 1.0 for budget, arm in arms_on_budgets(spec) if (arm.name, budget) not in hopeless}
+    return sum(1 for _ in evaluation_runs(spec, hopeful))

@@ -41,6 +41,20 @@ def cross_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         hint = nearest_hint(baseline, names)
         yield ("analysis", "baseline"), f"no arm is called {baseline!r}{hint}; arms: {', '.join(names)}"
     yield from _seed_complaints(data)
+    yield from _primary_complaints(data, names, baseline)
+
+
+def _primary_complaints(data: dict[str, Any], names: list[str], baseline: str) -> Iterator[tuple[Location, str]]:
+    for index, part in enumerate(_part(_part(data, "analysis", dict), "primary", list)):
+        at = ("analysis", "primary", index)
+        whole = part if isinstance(part, dict) else {"arm": part}
+        arm, budget, budgets = whole.get("arm"), whole.get("budget"), _part(data, "budgets", list)
+        if isinstance(arm, str) and arm not in names:
+            yield at, f"no arm is called {arm!r}{nearest_hint(arm, names)}; arms: {', '.join(names)}"
+        if arm == baseline:
+            yield at, f"{arm!r} is the baseline, which the others are compared with"
+        if isinstance(budget, str) and budgets and budget not in budgets:
+            yield at, f"the study has no budget {budget!r}; budgets: {', '.join(map(str, budgets))}"
 
 
 def _repeats(data: dict[str, Any], arms: list[Any]) -> Iterator[tuple[Location, str]]:

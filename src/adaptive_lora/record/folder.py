@@ -32,6 +32,10 @@ class StudyPaths:
         return self.folder / ".lock"
 
     @property
+    def decisions(self) -> Path:
+        return self.folder / "study.lock.json"
+
+    @property
     def report(self) -> Path:
         return self.folder / "report.html"
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from adaptive_lora.record.protocol import arms_on_budgets, baseline_of
 from adaptive_lora.record.spec import ArmPart, ScalingPart, StudySpec
 
 
@@ -81,12 +82,20 @@ def tuning_runs(spec: StudySpec) -> Iterator[RunSpec]:
 def evaluation_runs(spec: StudySpec, chosen: Mapping[tuple[str, str], float]) -> Iterator[RunSpec]:
     """Every arm with every evaluation seed, seed by seed, at the rate chosen for (arm, budget).
 
-    Arms whose rate is not chosen yet are left out.
+    Arms whose rate is not chosen yet are left out. The first seed has the baseline's twins too.
     """
     for seed in spec.seeds.evaluation:
         for budget, arm in arms_on_budgets(spec):
             if (rate := chosen.get((arm.name, budget))) is not None:
-                yield RunSpec(Phase.EVALUATION, arm, budget, scaling_of(spec, arm), rate, seed)
+                own = RunSpec(Phase.EVALUATION, arm, budget, scaling_of(spec, arm), rate, seed)
+                yield own
+                if _has_twin(spec, own):
+                    yield replace(own, replica=1)
+
+
+def _has_twin(spec: StudySpec, run: RunSpec) -> bool:
+    first, baseline = spec.seeds.evaluation[0], baseline_of(spec).name
+    return "twin" in spec.controls and (run.seed, run.arm.name) == (first, baseline) and run.budget in spec.budgets
 
 
 def single_rate(spec: StudySpec) -> dict[tuple[str, str], float]:
@@ -97,19 +106,14 @@ def single_rate(spec: StudySpec) -> dict[tuple[str, str], float]:
 
 def count_runs(spec: StudySpec) -> dict[Phase, int]:
     """How many runs each phase has in the end."""
-    arms = len(list(arms_on_budgets(spec)))
-    return {Phase.TUNING: len(list(tuning_runs(spec))), Phase.EVALUATION: arms * len(spec.seeds.evaluation)}
+    every = {(arm.name, budget): 1.0 for budget, arm in arms_on_budgets(spec)}
+    return {
+        Phase.TUNING: len(list(tuning_runs(spec))),
+        Phase.EVALUATION: len(list(evaluation_runs(spec, every))),
+    }
 
 
 def scaling_of(spec: StudySpec, arm: ArmPart) -> ScalingPart:
     """The study's scaling with what the arm says otherwise; a rule alone keeps the study's reference."""
     own = arm.scaling.model_dump(exclude_unset=True) if arm.scaling else {}
     return spec.scaling.model_copy(update=own)
-
-
-def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
-    """(budget, arm); fixed ranks have a size of their own and so stand under the first budget alone."""
-    for index, budget in enumerate(spec.budgets):
-        for arm in spec.arms:
-            if arm.ranks is None or index == 0:
-                yield budget, arm

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -20,7 +20,7 @@ from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.complaints import complaints_of, cross_complaints
 from adaptive_lora.record.seeds import expand_seeds
-from adaptive_lora.record.yaml import Location, dotted, read_yaml
+from adaptive_lora.record.yaml import Location, line_of, placed, read_yaml
 
 
 def _as_list(value: Any) -> Any:
@@ -167,14 +167,35 @@ class TrainPart(Part):
         return self
 
 
+class PrimaryPart(Part):
+    """A hypothesis: an arm against the baseline, at one budget or at each."""
+
+    arm: str
+    budget: BudgetText | None = None
+
+
+def _as_primary(value: Any) -> Any:
+    return [{"arm": part} if isinstance(part, str) else part for part in value] if isinstance(value, list) else value
+
+
 class AnalysisPart(Part):
     """How it will be judged."""
 
     baseline: str = "uniform"
+    primary: Annotated[list[PrimaryPart] | None, BeforeValidator(_as_primary)] = None
+    """The comparisons that get a verdict; by default every arm of the study's own at every budget. An empty list
+    makes the whole study exploratory."""
     metric: Literal["test_loss"] = "test_loss"
     margin: Annotated[float, Field(gt=0)] = 0.01
     """Differences within it do not matter, nats per token; 0.01 is about 1 % of perplexity."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+
+
+Control = Literal["random", "shuffled", "twin", "half", "double"]
+
+
+def _as_controls(value: Any) -> Any:
+    return {"all": list(get_args(Control)), "none": []}.get(value, value) if isinstance(value, str) else value
 
 
 class StudySpec(Part):
@@ -190,6 +211,8 @@ class StudySpec(Part):
     seeds: SeedsPart
     train: TrainPart
     analysis: AnalysisPart = AnalysisPart()
+    controls: Annotated[list[Control], BeforeValidator(_as_controls)] = []
+    """What stands beside the arms, see `record.protocol`; `all`, `none`, or some of them."""
     engine: Literal["bank", "reference"] = "bank"
     """All adapters together, or one after another through PEFT."""
 
@@ -240,7 +263,7 @@ def parse_study(text: str, path: Path) -> Study:
         spec = StudySpec(**data)
     except ValueError as error:
         found += complaints_of(error, StudySpec, data)
-    found.sort(key=lambda complaint: _line(lines, complaint[0]))
+    found.sort(key=lambda complaint: line_of(lines, complaint[0]))
     complaints += [placed(lines, at, message) for at, message in found]
     if complaints:
         raise StudyFileError(str(path), complaints)
@@ -253,19 +276,6 @@ def locate(text: str, folder: Path) -> str:
     expanded = Path(filled).expanduser()
     beside = folder / expanded
     return str(beside if beside.exists() else expanded)
-
-
-def placed(lines: Mapping[Location, int], at: Location, message: str) -> str:
-    """`line 12, data.train: message`, by the nearest key that stands in the file."""
-    line = _line(lines, at)
-    return f"{f'line {line}, ' if line and at else ''}{dotted(at)}: {message}"
-
-
-def _line(lines: Mapping[Location, int], at: Location) -> int:
-    """The line of a key, or of the nearest part round it that stands in the file; 0 where none does."""
-    while at and at not in lines:
-        at = at[:-1]
-    return lines[at] if at else 0
 
 
 def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +85,16 @@ def dotted(at: Location) -> str:
     for part in at:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
     return text or "the file"
+
+
+def placed(lines: Mapping[Location, int], at: Location, message: str) -> str:
+    """`line 12, data.train: message`, by the nearest key that stands in the file."""
+    line = line_of(lines, at)
+    return f"{f'line {line}, ' if line and at else ''}{dotted(at)}: {message}"
+
+
+def line_of(lines: Mapping[Location, int], at: Location) -> int:
+    """The line of a key, or of the nearest part round it that stands in the file; 0 where none does."""
+    while at and at not in lines:
+        at = at[:-1]
+    return lines[at] if at else 0

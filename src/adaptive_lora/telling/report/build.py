@@ -13,11 +13,12 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.files import write_atomically
 from adaptive_lora.judging.arms import ArmSummary, summarise
-from adaptive_lora.judging.stats import Interval, seeds_needed, smallest_p
+from adaptive_lora.judging.stats import Interval
 from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.ledger import Ledger
 from adaptive_lora.record.results import curves_table, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, Status
+from adaptive_lora.record.seeds import seeds_needed, smallest_p
 from adaptive_lora.telling.figures import study as figures
 from adaptive_lora.telling.figures.theme import save, to_svg
 

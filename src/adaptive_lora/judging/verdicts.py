@@ -1,0 +1,142 @@
+"""What a family of comparisons with the baseline says: equivalent, better, worse, or not decided."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+
+from adaptive_lora.judging.power import MOST, seeds_to_call_equivalent, seeds_to_detect
+from adaptive_lora.judging.stats import (
+    Interval,
+    equivalence_interval,
+    equivalence_p,
+    holm,
+    improvement_probability,
+    interval_of,
+    sign_flip_p,
+)
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class Verdict(StrEnum):
+    """An arm against the baseline."""
+
+    EQUIVALENT = "equivalent"
+    BETTER = "better"
+    WORSE = "worse"
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One comparison of a family, by the paired differences of its seeds; tests and intervals need two of them."""
+
+    n: int
+    mean: float | None
+    interval95: Interval | None
+    interval90: Interval | None
+    p: float | None
+    adjusted_p: float | None
+    """Under Holm, over the family."""
+    equivalence_p: float | None
+    improvement: Interval | None
+    """Share of seeds with the lower loss."""
+    verdict: Verdict
+    needed: int | None
+    """Seeds that would decide, were mean and spread as found; nothing where decided, not known, or too many."""
+    alpha: float
+    margin: float
+
+    @property
+    def text(self) -> str:
+        """The verdict in plain words.
+
+        >>> judge_family({"arm": [-0.011, -0.012, -0.013, -0.011, -0.012, -0.013]}, 0.01, 0.05)["arm"].text
+        'better by 0.0120'
+        """
+        if self.verdict is Verdict.UNDECIDED:
+            return f"undecided ({self._outlook})"
+        size = _in_words(self.mean or 0.0)
+        if self.verdict is not Verdict.EQUIVALENT:
+            return f"{self.verdict} by {size}"
+        if self.adjusted_p is None or self.adjusted_p > self.alpha:
+            return "equivalent"
+        return f"equivalent ({'lower' if (self.mean or 0.0) < 0 else 'higher'} by {size})"
+
+    @property
+    def _outlook(self) -> str:
+        if self.n < 2:
+            return "fewer than 2 seeds"
+        return f"more than {MOST} seeds" if self.needed is None else f"about {self.needed} seeds would decide"
+
+
+def verdict(differences: Sequence[float], margin: float, alpha: float, adjusted_p: float | None) -> Verdict:
+    """The first that holds: equivalent, where the 90 % t interval lies within ±margin; better or worse, where
+    `adjusted_p` is at most alpha, by the sign of the mean; undecided.
+
+    >>> str(verdict([0.001, -0.001, 0.0], margin=0.01, alpha=0.05, adjusted_p=1.0))
+    'equivalent'
+    """
+    if len(differences) < 2:
+        return Verdict.UNDECIDED
+    interval = equivalence_interval(differences)
+    if interval.low is not None and interval.high is not None and -margin <= interval.low <= interval.high <= margin:
+        return Verdict.EQUIVALENT
+    if adjusted_p is None or adjusted_p > alpha:
+        return Verdict.UNDECIDED
+    return Verdict.BETTER if interval.mean < 0 else Verdict.WORSE
+
+
+def judge_family(comparisons: Mapping[Key, Sequence[float]], margin: float, alpha: float) -> dict[Key, Judgement]:
+    """Judges every comparison; p values are adjusted by Holm over all of them.
+
+    A comparison with fewer than two seeds keeps its place in the family, so that a missing run makes no other
+    comparison easier.
+    """
+    p_values = [sign_flip_p(found) if len(found) > 1 else 1.0 for found in comparisons.values()]
+    return {
+        key: _judge(found, p, adjusted, len(comparisons), (margin, alpha))
+        for (key, found), p, adjusted in zip(comparisons.items(), p_values, holm(p_values), strict=True)
+    }
+
+
+def _judge(
+    differences: Sequence[float], p: float, adjusted_p: float, comparisons: int, rule: tuple[float, float]
+) -> Judgement:
+    margin, alpha = rule
+    n = len(differences)
+    several = n > 1
+    found = verdict(differences, margin, alpha, adjusted_p)
+    interval = interval_of(differences) if n else None
+    return Judgement(
+        n=n,
+        mean=interval.mean if interval else None,
+        interval95=interval if several else None,
+        interval90=equivalence_interval(differences) if several else None,
+        p=p if several else None,
+        adjusted_p=adjusted_p if several else None,
+        equivalence_p=equivalence_p(differences, margin) if several else None,
+        improvement=improvement_probability(differences) if n else None,
+        verdict=found,
+        needed=_needed(differences, margin, alpha, comparisons) if several and found is Verdict.UNDECIDED else None,
+        alpha=alpha,
+        margin=margin,
+    )
+
+
+def _needed(differences: Sequence[float], margin: float, alpha: float, comparisons: int) -> int | None:
+    """The smaller number of seeds that would show a difference or an equivalence; more than there are, in any case."""
+    mean, sd = float(np.mean(differences)), float(np.std(differences, ddof=1))
+    ways = (seeds_to_detect(mean, sd, alpha, comparisons), seeds_to_call_equivalent(mean, sd, margin))
+    seeds = min((way for way in ways if way is not None), default=None)
+    return None if seeds is None else max(seeds, len(differences) + 1)
+
+
+def _in_words(difference: float) -> str:
+    size = abs(difference)
+    return f"{size:.4f}" if size >= 5e-5 else f"{size:.0e}"

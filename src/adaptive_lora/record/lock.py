@@ -1,0 +1,112 @@
+"""What was decided before the first step: hypotheses, seeds, controls, material. `study.lock.json`.
+
+A lock is written once. A study file that has changed since is refused with what differs, or goes on as a deviation
+that the lock records and the report prints on top.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from adaptive_lora.errors import StudyFileError, StudyFolderError
+from adaptive_lora.files import write_atomically
+from adaptive_lora.record.folder import StudyPaths
+from adaptive_lora.record.protocol import arms_on_budgets, assay_budgets, control_arms, primary_comparisons
+from adaptive_lora.record.seeds import seeds_needed, smallest_p
+from adaptive_lora.record.spec import Study
+
+FORM = 1
+
+
+def check_decidable(study: Study) -> None:
+    """StudyFileError where the evaluation seeds can never decide a primary comparison: 2 / 2^n > alpha / m."""
+    spec = study.spec
+    comparisons, seeds, alpha = len(primary_comparisons(spec)), len(spec.seeds.evaluation), spec.analysis.alpha
+    if comparisons and smallest_p(seeds) > alpha / comparisons:
+        needed = seeds_needed(alpha, comparisons)
+        message = (
+            f"{seeds} seeds can never decide {comparisons} primary comparison{'s' if comparisons > 1 else ''} at "
+            f"{alpha:g}: the smallest exact p is {smallest_p(seeds):.3g}, and Holm asks for {alpha / comparisons:.3g}. "
+            f"Give {needed} seeds, name fewer comparisons under `analysis.primary`, or `primary: []` for a study "
+            "without verdicts"
+        )
+        raise StudyFileError(str(study.path), [study.complaint(("seeds", "evaluation"), message)])
+
+
+def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The decisions of a study; `facts` are the ledger's, with versions and material."""
+    spec = study.spec
+    primary = primary_comparisons(spec)
+    every = [{"arm": arm.name, "budget": budget} for budget, arm in arms_on_budgets(spec)]
+    named = [vars(comparison) for comparison in primary]
+    return {
+        "form": FORM,
+        "locked": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "identity": study.identity,
+        "hypotheses": [
+            f"{c.arm} differs in test loss from {spec.analysis.baseline} at {c.budget}, or is equivalent to it within "
+            f"{spec.analysis.margin:g} nats per token"
+            for c in primary
+        ],
+        "primary": named,
+        "exploratory": [e for e in every if e not in named and e["arm"] != spec.analysis.baseline],
+        "controls": {
+            "arms": {arm.name: arm.options.get("source") for arm in control_arms(spec)},
+            "baseline_alone_at": list(assay_budgets(spec)),
+            "twin": "twin" in spec.controls,
+        },
+        "seeds": spec.seeds.model_dump(mode="json"),
+        "smallest_p": smallest_p(len(spec.seeds.evaluation)),
+        "spec": spec.model_dump(mode="json"),
+        "versions": facts["versions"],
+        "model": facts["model"],
+        "data": facts["data"],
+        "deviations": [],
+    }
+
+
+def read_lock(folder: Path) -> dict[str, Any] | None:
+    """The lock of a study folder; nothing where there is none, StudyFolderError where it is torn."""
+    path = StudyPaths(folder).decisions
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = found["identity"], found["spec"], found["deviations"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise StudyFolderError(
+            f"{path} is torn. It says what was decided before the study began and cannot be made again; bring it back "
+            "from a copy, or name a new folder with --out."
+        ) from None
+    return found
+
+
+def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
+    """Replaces the lock as a whole."""
+    write_atomically(StudyPaths(folder).decisions, json.dumps(lock, indent=2) + "\n")
+
+
+def with_deviation(lock: Mapping[str, Any], now: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The lock of the changed study `now`, with what changed since the `lock` before, and why."""
+    deviation = {
+        "when": now["locked"],
+        "reason": reason,
+        "differences": list(differences(lock["spec"], now["spec"], ("locked", "now"))),
+    }
+    return {**now, "locked": lock["locked"], "deviations": [*lock["deviations"], deviation]}
+
+
+def differences(old: Any, new: Any, sides: tuple[str, str], at: str = "") -> Iterator[str]:
+    """`data.train: 200 there, 100 here` for every value that differs, with the names of the sides."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *(k for k in new if k not in old)]:
+            yield from differences(old.get(key), new.get(key), sides, f"{at}.{key}" if at else key)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from differences(a, b, sides, f"{at}[{index}]")
+    elif old != new:
+        yield f"{at}: {old!r} {sides[0]}, {new!r} {sides[1]}"

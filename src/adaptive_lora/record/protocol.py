@@ -1,0 +1,117 @@
+"""What a study decides, and what stands beside it so that the decision can be trusted.
+
+**Primary comparisons** are the hypotheses: an arm against the baseline at a budget, one family over all budgets.
+Everything else is exploratory. **Controls** ask of the study itself whether it can tell anything:
+
+- `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
+- `twin`: the baseline once more in the same bank, which must come out bit-equal;
+- `half` and `double`: the baseline at half and at twice the budget. Where half is not worse, the task cannot tell
+  ranks apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from adaptive_lora.planning.budget import parse_budget
+from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options
+from adaptive_lora.record.spec import ArmPart, StudySpec
+
+MOST_PRIMARY = 10
+"""More hypotheses than this are no hypotheses."""
+
+
+@dataclass(frozen=True, order=True)
+class Comparison:
+    """An arm against the baseline at a budget."""
+
+    arm: str
+    budget: str
+
+
+def control_arms(spec: StudySpec) -> tuple[ArmPart, ...]:
+    """`random` and `shuffled` as the study asks for them, but for those that are arms of it already."""
+    own = {arm.strategy for arm in spec.arms}
+    names = {arm.name for arm in spec.arms}
+    found = []
+    for name in ("random", "shuffled"):
+        if name in spec.controls and name not in own:
+            options = {"source": shuffled_source(spec)} if name == "shuffled" else {}
+            called = f"{name}-control" if name in names else name
+            found.append(ArmPart(name=called, strategy=name, options=options))
+    return tuple(found)
+
+
+def shuffled_source(spec: StudySpec) -> str:
+    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s."""
+    usable: Mapping[str, Strategy] = STRATEGIES["shuffled"].options.sources  # type: ignore[attr-defined]
+    for arm in spec.arms:
+        source = usable.get(arm.strategy or "")
+        if source is None or source.name == "uniform":
+            continue
+        if source.effort_of(check_options(source, arm.options)) != "a short run":
+            return source.name
+    return "empirical"
+
+
+def halved(budget: str) -> str | None:
+    """Half a budget; nothing where there is no smaller one.
+
+    >>> halved("rank:8"), halved("rank:1"), halved("params:1001")
+    ('rank:4', None, 'params:500')
+    """
+    unit, number = parse_budget(budget)
+    return f"{unit}:{number // 2}" if number > 1 else None
+
+
+def doubled(budget: str) -> str:
+    """Twice a budget.
+
+    >>> doubled("rank:8")
+    'rank:16'
+    """
+    unit, number = parse_budget(budget)
+    return f"{unit}:{2 * number}"
+
+
+def assay_budgets(spec: StudySpec) -> tuple[str, ...]:
+    """Budgets that the baseline alone is trained at."""
+    asked = []
+    for budget in spec.budgets:
+        asked += [halved(budget)] if "half" in spec.controls else []
+        asked += [doubled(budget)] if "double" in spec.controls else []
+    same = {parse_budget(text) for text in spec.budgets}
+    return tuple(dict.fromkeys(text for text in asked if text is not None and parse_budget(text) not in same))
+
+
+def baseline_of(spec: StudySpec) -> ArmPart:
+    """The arm that all others are compared with."""
+    return next(arm for arm in spec.arms if arm.name == spec.analysis.baseline)
+
+
+def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
+    """(budget, arm), controls last, then the budgets of the baseline alone.
+
+    Fixed ranks have a size of their own and so stand under the first budget alone.
+    """
+    for index, budget in enumerate(spec.budgets):
+        for arm in (*spec.arms, *control_arms(spec)):
+            if arm.ranks is None or index == 0:
+                yield budget, arm
+    for budget in assay_budgets(spec):
+        yield budget, baseline_of(spec)
+
+
+def primary_comparisons(spec: StudySpec) -> tuple[Comparison, ...]:
+    """The family that is judged: what `analysis.primary` names, by default every arm of the study's own.
+
+    The baseline, controls and fixed ranks (which have a size of their own) are never in it by default.
+    """
+    named = spec.analysis.primary
+    if named is not None:
+        wanted = [(part.arm, [part.budget] if part.budget else spec.budgets) for part in named]
+    else:
+        own = [arm for arm in spec.arms if arm.name != spec.analysis.baseline and arm.ranks is None]
+        wanted = [(arm.name, spec.budgets) for arm in own if arm.strategy not in ("random", "shuffled", "inverted")]
+    return tuple(dict.fromkeys(Comparison(arm, budget) for arm, budgets in wanted for budget in budgets))

@@ -1,0 +1,131 @@
+"""Which comparisons a study decides, and the controls beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptive_lora.errors import StudyFileError
+from adaptive_lora.record.protocol import (
+    Comparison,
+    arms_on_budgets,
+    assay_budgets,
+    control_arms,
+    primary_comparisons,
+)
+from adaptive_lora.record.runs import Phase, count_runs, evaluation_runs, tuning_runs
+from adaptive_lora.record.spec import StudySpec, load_study
+
+WriteStudy = Callable[..., Path]
+ARMS = "arms: [uniform, linear-decay, empirical, random]"
+
+
+@pytest.fixture
+def spec(study_file: WriteStudy) -> Callable[..., StudySpec]:
+    """The small study, with replacements."""
+    return lambda *changes: load_study(study_file(*changes)).spec
+
+
+def controls(text: str) -> tuple[str, str]:
+    return "engine: bank", f"controls: {text}"
+
+
+def pairs(spec: StudySpec) -> list[tuple[str, str]]:
+    return [(arm.name, budget) for budget, arm in arms_on_budgets(spec)]
+
+
+def test_without_controls_there_are_the_arms_alone(spec: Callable[..., StudySpec]) -> None:
+    own = spec(controls("none"))
+    assert pairs(own) == [(arm, "rank:2") for arm in ("uniform", "linear-decay", "empirical", "random")]
+    assert {run.replica for run in evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3))} == {0}
+
+
+def test_all_controls_stand_beside_the_arms(spec: Callable[..., StudySpec]) -> None:
+    own = spec(controls("all"), (ARMS, "arms: [uniform, linear-decay]"))
+    assert pairs(own) == [
+        ("uniform", "rank:2"), ("linear-decay", "rank:2"), ("random", "rank:2"), ("shuffled", "rank:2"),
+        ("uniform", "rank:1"), ("uniform", "rank:4"),
+    ]  # fmt: skip
+    runs = list(evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3)))
+    twins = [run for run in runs if run.replica]
+    assert [(t.arm.name, t.budget, t.seed) for t in twins] == [("uniform", "rank:2", own.seeds.evaluation[0])]
+    assert len(runs) == 6 * 2 + 1 == count_runs(own)[Phase.EVALUATION]
+
+
+def test_a_control_that_is_an_arm_already_is_not_made_twice(spec: Callable[..., StudySpec]) -> None:
+    assert [arm.name for arm in control_arms(spec(controls("[random, shuffled]")))] == ["shuffled"]
+
+
+def test_a_control_gives_way_to_an_arm_of_its_name(spec: Callable[..., StudySpec]) -> None:
+    own = spec(controls("[random]"), (ARMS, "arms: [uniform, {name: random, strategy: eva}]"))
+    assert [arm.name for arm in control_arms(own)] == ["random-control"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "source"),
+    [
+        ("[uniform, linear-decay, empirical]", "linear-decay"),
+        ("[uniform, random, attention-only]", "empirical"),
+        ("[uniform, marginal-gain, eva]", "eva"),
+    ],
+)
+def test_shuffled_takes_the_ranks_of_an_arm_that_plans_without_training(
+    spec: Callable[..., StudySpec], arms: str, source: str
+) -> None:
+    (control,) = control_arms(spec(controls("[shuffled]"), (ARMS, f"arms: {arms}")))
+    assert control.options == {"source": source}
+
+
+def test_half_and_double_budgets_are_trained_once(spec: Callable[..., StudySpec]) -> None:
+    own = spec(controls("[half, double]"), ('budgets: ["rank:2"]', 'budgets: ["rank:2", "rank:4", "params:9_000"]'))
+    assert assay_budgets(own) == ("rank:1", "rank:8", "params:4500", "params:18000")
+    assert assay_budgets(spec(controls("[half]"), ("rank:2", "rank:1"))) == ()
+
+
+def test_a_grid_is_the_same_for_controls(spec: Callable[..., StudySpec]) -> None:
+    own = spec(controls("all"), ("learning_rate: 1e-2", "learning_rate: [1e-3, 1e-2]"),
+               ("seeds: {evaluation: 2}", "seeds: {evaluation: 2, tuning: 2}"))  # fmt: skip
+    rates: dict[Any, set[float]] = {}
+    for run in tuning_runs(own):
+        rates.setdefault((run.arm.name, run.budget), set()).add(run.learning_rate)
+    assert set(rates) == set(pairs(own)) and all(found == {1e-3, 1e-2} for found in rates.values())
+
+
+def test_by_default_every_own_arm_is_a_hypothesis_at_every_budget(spec: Callable[..., StudySpec]) -> None:
+    own = spec(("analysis: {primary: []}", "controls: all"), ('["rank:2"]', '["rank:2", "rank:3"]'))
+    assert primary_comparisons(own) == tuple(
+        Comparison(arm, budget) for arm in ("linear-decay", "empirical") for budget in ("rank:2", "rank:3")
+    )
+
+
+def test_named_hypotheses_are_those_alone(spec: Callable[..., StudySpec]) -> None:
+    primary = "analysis: {primary: [random, {arm: empirical, budget: 'rank:3'}]}"
+    own = spec(("analysis: {primary: []}", primary), ('["rank:2"]', '["rank:2", "rank:3"]'))
+    assert primary_comparisons(own) == (
+        Comparison("random", "rank:2"), Comparison("random", "rank:3"), Comparison("empirical", "rank:3"),
+    )  # fmt: skip
+    assert primary_comparisons(spec()) == ()
+
+
+@pytest.mark.parametrize(
+    ("primary", "complaint"),
+    [
+        ("[lineardecay]", "no arm is called 'lineardecay' (did you mean 'linear-decay'?)"),
+        ("[uniform]", "'uniform' is the baseline"),
+        ("[{arm: random, budget: 'rank:7'}]", "the study has no budget 'rank:7'; budgets: rank:2"),
+    ],
+)
+def test_what_cannot_be_a_hypothesis_is_refused_with_the_line(
+    spec: Callable[..., StudySpec], primary: str, complaint: str
+) -> None:
+    with pytest.raises(StudyFileError) as error:
+        spec(("primary: []", f"primary: {primary}"))
+    assert complaint in str(error.value) and "line 8, analysis.primary[0]" in str(error.value)
+
+
+def test_an_unknown_control_is_refused(spec: Callable[..., StudySpec]) -> None:
+    with pytest.raises(StudyFileError, match=r"controls\[0\].*'twim'"):
+        spec(controls("[twim]"))
