@@ -123,3 +123,31 @@ def test_a_study_that_has_hardly_begun_still_has_a_report(study_file: Callable[.
     page = report(tmp_path / "out")
     assert "Unfinished: 0 of 8 runs" in page and "Nothing to compare yet" in page
     assert not re.search(r"nan|None", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
+
+
+def test_hypotheses_get_verdicts_and_changes_after_the_lock_stand_on_top(
+    study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    def study(*changes: tuple[str, str], name: str) -> Path:
+        short = (ARMS, "[uniform, linear-decay]"), ("steps: 6", "steps: 2")
+        return study_file(*short, ("analysis: {primary: []}", "controls: [half]\nanalysis: {margin: 0.5}"),
+                          *changes, name=name)  # fmt: skip
+
+    out = tmp_path / "out"
+    run_study(load_study(study(("evaluation: 2", "evaluation: 6"), name="a.yaml")), out)
+    page = report(out)
+    assert "linear-decay is equivalent to uniform." in page and "<h2>Verdicts</h2>" in page
+    assert "rank:1, half the budget," in page and "changed after it was locked" not in page
+    assert "named no hypothesis" not in page
+
+    reason = "a seed <b>more</b>"
+    run_study(load_study(study(("evaluation: 2", "evaluation: 7"), name="b.yaml")), out, deviation=reason)
+    page = report(out)
+    assert page.index("changed after it was locked") < page.index("linear-decay is equivalent")
+    assert html.escape(reason) in page and reason not in page
+    assert "seeds.evaluation: [0, 1, 2, 3, 4, 5] locked" in page
+
+
+def test_a_study_without_hypotheses_says_that_it_is_exploratory(done: Path) -> None:
+    page = report(done)
+    assert "named no hypothesis before it began" in page and "<h2>Verdicts</h2>" not in page

@@ -21,7 +21,7 @@ thousandth of the mean variance or less are not blown up. It lies above the roun
 
 _SMALL = 1024
 """Up to this size all eigenvalues are computed; of larger matrices only the leading ones that are asked for."""
-_BLOCK = 512
+_BLOCK = 128
 """Columns at a time of a symmetric sum: the blocks below the diagonal are left out."""
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from matplotlib.figure import Figure
 from adaptive_lora.files import write_atomically
 from adaptive_lora.judging.arms import ArmSummary, summarise
 from adaptive_lora.judging.stats import Interval
+from adaptive_lora.judging.study import Assay, assays, judge_primary, verdict_sentences
+from adaptive_lora.judging.verdicts import Judgement
 from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.ledger import Ledger
+from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.record.results import curves_table, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.record.seeds import seeds_needed, smallest_p
@@ -24,6 +28,15 @@ from adaptive_lora.telling.figures.theme import save, to_svg
 
 Figures = dict[str, tuple[Figure, str]]
 """Name of the file -> figure and caption."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What the lock asked and the runs answered."""
+
+    judged: Mapping[Comparison, Judgement]
+    assays: Sequence[Assay]
+    deviations: Sequence[Mapping[str, Any]]
 
 
 def write_report(ledger: Ledger, folder: Path) -> Path:
@@ -35,8 +48,14 @@ def write_report(ledger: Ledger, folder: Path) -> Path:
     for name, (figure, _) in drawn.items():
         save(figure, folder / "figures" / name)
     path = StudyPaths(folder).report
+    lock = facts.get("lock", {"primary": [], "deviations": []})  # folders of earlier versions have none
+    verdicts = Verdicts(
+        judge_primary(arms, lock["primary"], facts["spec"]["analysis"]),
+        assays(runs, facts["spec"]["analysis"]["baseline"], facts["spec"]["budgets"]),
+        lock["deviations"],
+    )
     rows: list[dict[str, Any]] = runs.astype(object).where(runs.notna(), None).to_dict("records")  # type: ignore[assignment]
-    write_atomically(path, render(facts, rows, arms, drawn, left_out(ranks_table(ledger))))
+    write_atomically(path, render(facts, rows, arms, drawn, left_out(ranks_table(ledger)), verdicts))
     return path
 
 
@@ -60,7 +79,7 @@ def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figur
             f"line: their mean and 95 % t interval over seeds; {margin}",
         ),
     }
-    for budget in dict.fromkeys(arm.budget for arm in arms):
+    for budget in facts["spec"]["budgets"]:
         suffix = budget.replace(":", "-")
         wanted[f"ranks-{suffix}"] = (
             figures.rank_heat_maps(ranks, names, budget),
@@ -86,6 +105,7 @@ def render(
     arms: list[ArmSummary],
     drawn: Figures,
     left_out: Mapping[str, str],
+    verdicts: Verdicts,
 ) -> str:
     """The page as text; everything that comes from outside is escaped."""
     environment = jinja2.Environment(
@@ -103,7 +123,8 @@ def render(
         spec=facts["spec"],
         arms=arms,
         left_out=left_out,
-        bottom_line=bottom_line(arms, facts["spec"]["analysis"]),
+        bottom_line=bottom_line(arms, facts["spec"]["analysis"], verdicts),
+        verdicts=verdicts,
         base_loss=base,
         seeds=seeds,
         smallest_p=smallest_p(seeds),
@@ -116,8 +137,8 @@ def render(
     )
 
 
-def bottom_line(arms: list[ArmSummary], analysis: dict[str, Any]) -> str:
-    """What the numbers say, in a few plain sentences; no claim beyond them."""
+def bottom_line(arms: list[ArmSummary], analysis: dict[str, Any], verdicts: Verdicts) -> str:
+    """What the numbers say, in a few plain sentences, the verdicts first; no claim beyond them."""
     compared = {arm: arm.difference for arm in arms if arm.difference is not None}
     if not compared:
         return "Nothing to compare yet: no arm has finished beside the baseline."
@@ -125,7 +146,8 @@ def bottom_line(arms: list[ArmSummary], analysis: dict[str, Any]) -> str:
     best, worst = (choose(compared, key=lambda arm: compared[arm].mean) for choose in (min, max))
     outside = [f"{arm.arm} at {arm.budget}" for arm, found in compared.items() if abs(found.mean) > margin]
     seeds = min(found.n for found in compared.values())
-    sentences = [
+    sentences = verdict_sentences(verdicts.judged, analysis["baseline"], verdicts.assays)
+    sentences += [
         f"Over {_counted(seeds, 'seed')}, mean differences from {analysis['baseline']} run from "
         f"{compared[best].mean:+.4f} ({best.arm}) to {compared[worst].mean:+.4f} ({worst.arm}) nats per token; "
         + (

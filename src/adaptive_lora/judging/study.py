@@ -1,0 +1,102 @@
+"""What a study decides: a verdict for every primary comparison, and whether its task can tell ranks apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from adaptive_lora.judging.arms import ArmSummary
+from adaptive_lora.judging.stats import Interval, interval_of
+from adaptive_lora.judging.verdicts import Judgement, Verdict, judge_family
+from adaptive_lora.record.protocol import Comparison, halved
+from adaptive_lora.record.runs import Phase, Status
+
+
+@dataclass(frozen=True)
+class Assay:
+    """The baseline at half of a budget against itself at the whole one: can this task tell ranks apart?"""
+
+    budget: str
+    half: str
+    loss_of_half: Interval | None
+    """Paired by seed, half minus whole (positive: half is worse); nothing where no seed has both."""
+
+    @property
+    def tells(self) -> bool | None:
+        """Whether half the budget is worse, by the 95 % interval; nothing with fewer than two seeds."""
+        if self.loss_of_half is None or self.loss_of_half.low is None:
+            return None
+        return self.loss_of_half.low > 0
+
+    @property
+    def text(self) -> str:
+        """In plain words."""
+        if self.loss_of_half is None or self.tells is None:
+            return f"Too few seeds at {self.half} to know whether this task can tell ranks apart at {self.budget}."
+        low, high = self.loss_of_half.low, self.loss_of_half.high
+        apart = f"{self.loss_of_half.mean:+.4f} nats per token, [{low:.4f}, {high:.4f}] over {self.loss_of_half.over}"
+        if self.tells:
+            return (
+                f"This task can tell ranks apart: half the budget, {self.half}, is worse than {self.budget} ({apart})."
+            )
+        return (
+            f"This task cannot tell ranks apart: {self.half}, half the budget, is not shown to be worse than "
+            f"{self.budget} ({apart}). Equivalence says little here."
+        )
+
+
+def judge_primary(
+    arms: Sequence[ArmSummary], primary: Sequence[Mapping[str, str]], analysis: Mapping[str, Any]
+) -> dict[Comparison, Judgement]:
+    """A judgement for each primary comparison, one family over all budgets.
+
+    One whose arm has no finished pair of runs keeps its place in the family.
+    """
+    found = {(arm.arm, arm.budget): [d for _, d in arm.differences] for arm in arms}
+    family = [Comparison(part["arm"], part["budget"]) for part in primary]
+    return judge_family({c: found.get((c.arm, c.budget), []) for c in family}, analysis["margin"], analysis["alpha"])
+
+
+def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str]) -> list[Assay]:
+    """Of every budget at half of which the baseline was trained too."""
+    done = runs[
+        (runs["phase"] == Phase.EVALUATION)
+        & (runs["status"] == Status.COMPLETED)
+        & (runs["arm"] == baseline)
+        & (runs["replica"] == 0)
+    ]
+    losses = done.pivot_table(index="seed", columns="budget", values="test_loss")
+    found = []
+    for budget in budgets:
+        half = halved(budget)
+        if half is not None and half in losses:
+            apart = (losses[half] - losses[budget]).dropna().tolist() if budget in losses else []
+            found.append(Assay(budget, half, interval_of(apart) if apart else None))
+    return found
+
+
+def verdict_sentences(judged: Mapping[Comparison, Judgement], baseline: str, tells: Sequence[Assay]) -> list[str]:
+    """The verdicts in plain words, the like together; then what they rest on."""
+    several = len({c.budget for c in judged}) > 1
+    sentences = []
+    for verdict, said in (
+        (Verdict.BETTER, "better than"),
+        (Verdict.WORSE, "worse than"),
+        (Verdict.EQUIVALENT, "equivalent to"),
+        (Verdict.UNDECIDED, "not decided against"),
+    ):
+        names = [f"{c.arm} at {c.budget}" if several else c.arm for c, j in judged.items() if j.verdict is verdict]
+        if names:
+            sentences.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {said} {baseline}.")
+    if any(j.verdict is Verdict.EQUIVALENT for j in judged.values()):
+        sentences += [a.text for a in tells if a.tells is not True]
+        if not tells:
+            sentences.append("Whether this task could tell ranks apart at all was not tested (`controls: [half]`).")
+    return sentences
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
