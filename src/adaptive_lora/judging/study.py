@@ -40,7 +40,7 @@ class Assay:
         apart = f"{self.loss_of_half.mean:+.4f} nats per token, [{low:.4f}, {high:.4f}] over {self.loss_of_half.over}"
         if self.tells:
             return (
-                f"This task can tell ranks apart: half the budget, {self.half}, is worse than {self.budget} ({apart})."
+                f"This task can tell ranks apart: {self.half}, half the budget, is worse than {self.budget} ({apart})."
             )
         return (
             f"This task cannot tell ranks apart: {self.half}, half the budget, is not shown to be worse than "
