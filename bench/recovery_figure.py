@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adaptive_lora.groundtruth.recovery import shares_by_seed
 from adaptive_lora.groundtruth.truths import CONCENTRATED
 from adaptive_lora.judging.stats import Interval, mean_interval
 from adaptive_lora.telling.figures.theme import COLOURS, MARKERS, save, themed
@@ -53,13 +54,16 @@ class Found:
 
     def concentrated_share(self, name: str) -> Interval | None:
         """Over seeds, of the mean over the concentrated truths; of seeds that have them all."""
-        by_seed = []
-        for seed in dict.fromkeys(r["seed"] for r in self.results):
-            of_seed = {r["truth"]: r["divergence"] for r in self.results if r["seed"] == seed}
-            if self.concentrated and all(t in of_seed for t in self.concentrated):
-                shares = [_share(of_seed[t], name) for t in self.concentrated]
-                by_seed.append(float(np.mean(shares)))
-        return mean_interval(by_seed) if by_seed else None
+        found = {(r["truth"], r["seed"]): r["divergence"] for r in self.results}
+        seeds = [s for s in dict.fromkeys(s for _, s in found) if all((t, s) in found for t in self.concentrated)]
+        if not self.concentrated or not seeds:
+            return None
+        shares = []
+        for truth in self.concentrated:
+            own = [found[truth, seed] for seed in seeds]
+            apart, gains = ([d["uniform"] - d[other] for d in own] for other in (name, "oracle"))
+            shares.append(shares_by_seed(apart, gains))
+        return mean_interval(np.mean(shares, axis=0).tolist())
 
     def order(self) -> list[str]:
         """Strategies, the best on the concentrated truths first, and then the controls."""
@@ -67,10 +71,6 @@ class Found:
         names = [n for n in first["strategies"] if n not in REFERENCES]
         shares = {n: i.mean if (i := self.concentrated_share(n)) else 0.0 for n in names}
         return sorted(names, key=lambda n: (n in CONTROLS, -shares[n]))
-
-
-def _share(divergence: Mapping[str, float], name: str) -> float:
-    return (divergence["uniform"] - divergence[name]) / (divergence["uniform"] - divergence["oracle"])
 
 
 def read(path: Path, everything: bool) -> Found:

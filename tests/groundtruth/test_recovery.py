@@ -141,14 +141,24 @@ def test_shares_of_the_oracles_gain_by_hand() -> None:
     assert found["counts"] is True
     assert found["seeds"] == 3
     clever = found["strategies"]["clever"]
-    half = 4.302653 * 0.2 / 3**0.5  # Student's t with two degrees of freedom
-    assert clever["share_of_oracle_gain"] == pytest.approx({"mean": 0.6, "low": 0.6 - half, "high": 0.6 + half})
+    share = (0.4 + 0.22 + 0.27) / (0.5 + 0.55 + 0.45)
+    residuals = [(0.4 - share * 0.5) / 0.5, (0.22 - share * 0.55) / 0.5, (0.27 - share * 0.45) / 0.5]
+    spread = (sum(e * e for e in residuals) / 2) ** 0.5
+    half = 4.302653 * spread / 3**0.5  # Student's t with two degrees of freedom
+    assert clever["share_of_oracle_gain"] == pytest.approx({"mean": share, "low": share - half, "high": share + half})
     assert clever["correlation"] == pytest.approx(0.2)
     assert clever["divergence"] == pytest.approx((0.6 + 0.78 + 0.73) / 3)
     assert clever["plan_seconds"] == 2.0
     assert found["strategies"]["uniform"]["share_of_oracle_gain"] == {"mean": 0, "low": 0, "high": 0}
     assert found["strategies"]["uniform"]["correlation"] is None
     assert found["strategies"]["oracle"]["share_of_oracle_gain"] == pytest.approx({"mean": 1, "low": 1, "high": 1})
+
+
+def test_a_seed_without_a_gain_does_not_lead_the_share() -> None:
+    """Its own ratio would be 60, the mean of the ratios 20.3."""
+    nearly = [*RESULTS[1:3], result("last-mlp", 4, uniform=1.0, oracle=0.999, clever=0.94)]
+    found = summary(nearly, ["last-mlp"])["last-mlp"]["strategies"]["clever"]["share_of_oracle_gain"]
+    assert found["mean"] == pytest.approx((0.22 + 0.27 + 0.06) / (0.55 + 0.45 + 0.001))
 
 
 def test_a_truth_without_a_clear_gain_does_not_count() -> None:

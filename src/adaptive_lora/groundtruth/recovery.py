@@ -4,8 +4,8 @@ On one planted model, at equal trainable parameters and the same rate, data, ord
 
     share = (d_uniform - d_strategy) / (d_uniform - d_oracle),   d = KL(planted || student) on held-out texts
 
-with the oracle trained at the planted ranks themselves. `floor` is the oracle with rank 1 left in every module,
-the most that a strategy which leaves none out can recover.
+summed over seeds above and below, with the oracle trained at the planted ranks themselves. `floor` is the oracle with
+rank 1 left in every module, the most that a strategy which leaves none out can recover.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def _correlation(plan: RankPlan, right: Mapping[str, int]) -> float | None:
 
 
 def summary(results: Sequence[Mapping[str, Any]], concentrated: Sequence[str]) -> dict[str, Any]:
-    """Per truth and strategy: mean share of the oracle's gain, its 95 % t interval over seeds, correlation.
+    """Per truth and strategy: share of the oracle's gain, its 95 % t interval over seeds, correlation.
 
     A truth counts if the oracle's gain exceeds 5 standard errors, which one seed does not have. On the uniform
     truth, where there is no gain, the figure is the excess over uniform in units of the median gain of the
@@ -187,7 +187,7 @@ def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: fl
         if own[0]["truth"] == "uniform":
             figure = {"excess": _interval([-a / unit for a in apart] if unit else [])}
         else:
-            figure = {"share_of_oracle_gain": _interval([a / g for a, g in zip(apart, gains, strict=True)])}
+            figure = {"share_of_oracle_gain": _interval(shares_by_seed(apart, gains))}
         known = [r["correlation"][name] for r in own if r["correlation"][name] is not None]
         table[name] = {
             **figure,
@@ -204,6 +204,22 @@ def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: fl
         "seeds": len(own),
         "strategies": table,
     }
+
+
+def shares_by_seed(apart: Sequence[float], gains: Sequence[float]) -> list[float]:
+    """What each seed says of the share Σ apart / Σ gains: values whose mean is the share, whose spread is its error.
+
+    share + (apart_i - share · gain_i) / mean gain, the linearised ratio (Cochran 1977, section 2.11). A mean of the
+    seeds' own ratios would be led by the seed on which the oracle gains nearly nothing.
+
+    >>> shares_by_seed([1.0, 3.0], [2.0, 2.0])
+    [0.5, 1.5]
+    """
+    gain = sum(gains) / len(gains)
+    if not gain:
+        return []
+    share = sum(apart) / sum(gains)
+    return [share + (a - share * g) / gain for a, g in zip(apart, gains, strict=True)]
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None]:
