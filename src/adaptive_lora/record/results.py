@@ -61,14 +61,14 @@ def perplexity(loss: float | None) -> float | None:
 
 
 def ranks_table(ledger: Ledger) -> pd.DataFrame:
-    """One row per finished run and module: rank, alpha's scaling, parameters, measured score.
+    """One row per finished run and module, twins left out: rank, alpha's scaling, parameters, measured score.
 
     Rank 0, without a scaling, is a target module that the plan leaves out.
     """
     rows: list[dict[str, Any]] = []
     for run in ledger.runs():
         plan = ledger.plan(run["run_id"])
-        if plan is None:
+        if plan is None or run["replica"]:
             continue
         for module in [*plan["modules"], *plan.get("left_out", ())]:
             name = module["name"]
@@ -88,10 +88,10 @@ def ranks_table(ledger: Ledger) -> pd.DataFrame:
 
 
 def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFrame:
-    """One row per step of every finished run of a phase."""
+    """One row per step of every finished run of a phase, twins left out."""
     parts = []
     for run in ledger.runs():
-        curve = ledger.curve(run["run_id"]) if run["phase"] == phase else None
+        curve = ledger.curve(run["run_id"]) if run["phase"] == phase and not run["replica"] else None
         if curve:
             labels = {key: run[key] for key in ("run_id", "arm", "budget", "seed")}
             parts.append(pd.DataFrame(curve).assign(**labels))

@@ -202,8 +202,8 @@ class BankWorker(Worker):
                 outcome = self.diverged(seat.run_id, error)
             except Exception as error:
                 outcome = self.failed(seat.run_id, error)
-            self.tell_planned()
             self.watcher.end(label_of(seat.run), outcome)
+            self.tell_planned()
 
 
 class _Saving:
