@@ -12,9 +12,9 @@ import torch
 from adaptive_lora.material import Material
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.record.lock import undecidable
 from adaptive_lora.record.protocol import arms_on_budgets, primary_comparisons
 from adaptive_lora.record.runs import Phase, RunSpec, count_runs, scaling_of
-from adaptive_lora.record.seeds import seeds_needed, smallest_p
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
@@ -147,16 +147,10 @@ def _scoring(material: Material) -> int:
 def _warnings(material: Material, parameters: dict[str, int]) -> list[str]:
     spec = material.study.spec
     found = []
-    seeds, alpha = len(spec.seeds.evaluation), spec.analysis.alpha
-    comparisons = len(primary_comparisons(spec))
-    needed = seeds_needed(alpha, max(1, comparisons))
-    if not comparisons:
+    if not primary_comparisons(spec):
         found.append("no primary comparison: the study describes and gives no verdict.")
-    elif seeds < needed:
-        found.append(
-            f"{seeds} evaluation seeds can never decide {comparisons} comparisons at {alpha:g}, so that `run` refuses: "
-            f"the smallest exact p is {smallest_p(seeds):.3g}; it takes {needed}."
-        )
+    elif refused := undecidable(spec):
+        found.append(f"`run` will refuse this study: {refused[1]}.")
     if len(spec.train.learning_rate) == 1 and len(spec.arms) > 1:
         found.append("one learning rate for all arms: a difference may be the rate's; give a grid and tuning seeds.")
     cut = sum(example.truncated for example in material.splits.test)

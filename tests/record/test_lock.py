@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from adaptive_lora.errors import StudyFileError, StudyFolderError
+from adaptive_lora.recipes import list_recipes, recipe
 from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
 from adaptive_lora.record.spec import Study, load_study
@@ -31,6 +32,22 @@ def test_seeds_that_can_never_decide_are_refused_with_what_would_do(
     with pytest.raises(StudyFileError, match=r"2 primary comparisons at 0\.05.*Give 7 seeds") as error:
         check_decidable(study)
     assert "line 6, seeds.evaluation" in str(error.value)
+
+
+def test_more_than_a_handful_are_no_hypotheses(study_file: WriteStudy) -> None:
+    def asked(budgets: int) -> Study:
+        own = ", ".join(f"'rank:{rank}'" for rank in range(1, budgets + 1))
+        return load_study(study_file(JUDGED, ('["rank:2"]', f"[{own}]"), ("evaluation: 2", "evaluation: 12")))
+
+    check_decidable(asked(5))
+    with pytest.raises(StudyFileError, match=r"analysis\.primary: 12 primary comparisons.*at most 10"):
+        check_decidable(asked(6))
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_can_decide_what_it_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIVE_LORA_ASSETS", "anywhere")
+    check_decidable(load_study(recipe(name)))
 
 
 def test_a_study_without_hypotheses_needs_no_seeds(study_file: WriteStudy) -> None:

@@ -45,12 +45,17 @@ class ArmSummary:
 
 def summarise(runs: pd.DataFrame, baseline: str) -> list[ArmSummary]:
     """Arms in the order of the study, budget by budget, from the table of runs."""
-    evaluation = runs[(runs["phase"] == Phase.EVALUATION) & (runs["replica"] == 0)]
+    evaluation = evaluations(runs)
     return [
         _summary(evaluation, arm, budget, baseline)
         for budget in _in_order(evaluation["budget"])
         for arm in _in_order(evaluation[evaluation["budget"] == budget]["arm"])
     ]
+
+
+def evaluations(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that count; twins are a check and not a sample."""
+    return runs[(runs["phase"] == Phase.EVALUATION) & (runs["replica"] == 0)]
 
 
 def _summary(runs: pd.DataFrame, arm: str, budget: str, baseline: str) -> ArmSummary:

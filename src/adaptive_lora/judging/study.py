@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from adaptive_lora.judging.arms import ArmSummary
+from adaptive_lora.judging.arms import ArmSummary, evaluations
 from adaptive_lora.judging.stats import Interval, interval_of
 from adaptive_lora.judging.verdicts import Judgement, Verdict, judge_family
 from adaptive_lora.record.protocol import Comparison, halved
-from adaptive_lora.record.runs import Phase, Status
+from adaptive_lora.record.runs import Status
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,8 @@ def judge_primary(
 
 def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str]) -> list[Assay]:
     """Of every budget at half of which the baseline was trained too."""
-    done = runs[
-        (runs["phase"] == Phase.EVALUATION)
-        & (runs["status"] == Status.COMPLETED)
-        & (runs["arm"] == baseline)
-        & (runs["replica"] == 0)
-    ]
+    counting = evaluations(runs)
+    done = counting[(counting["status"] == Status.COMPLETED) & (counting["arm"] == baseline)]
     losses = done.pivot_table(index="seed", columns="budget", values="test_loss")
     found = []
     for budget in budgets:

@@ -15,26 +15,45 @@ from typing import Any
 from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.record.folder import StudyPaths
-from adaptive_lora.record.protocol import arms_on_budgets, assay_budgets, control_arms, primary_comparisons
+from adaptive_lora.record.protocol import (
+    MOST_PRIMARY,
+    arms_on_budgets,
+    assay_budgets,
+    control_arms,
+    primary_comparisons,
+)
 from adaptive_lora.record.seeds import seeds_needed, smallest_p
-from adaptive_lora.record.spec import Study
+from adaptive_lora.record.spec import Study, StudySpec
+from adaptive_lora.record.yaml import Location
 
 FORM = 1
 
 
 def check_decidable(study: Study) -> None:
-    """StudyFileError where the evaluation seeds can never decide a primary comparison: 2 / 2^n > alpha / m."""
-    spec = study.spec
+    """StudyFileError with what `undecidable` says."""
+    if found := undecidable(study.spec):
+        raise StudyFileError(str(study.path), [study.complaint(*found)])
+
+
+def undecidable(spec: StudySpec) -> tuple[Location, str] | None:
+    """Why a study can never decide its primary comparisons, and where that stands; nothing where it can.
+
+    There may be `MOST_PRIMARY` of them, and the evaluation seeds must allow 2 / 2^n <= alpha / m.
+    """
     comparisons, seeds, alpha = len(primary_comparisons(spec)), len(spec.seeds.evaluation), spec.analysis.alpha
+    if comparisons > MOST_PRIMARY:
+        return ("analysis", "primary"), (
+            f"{comparisons} primary comparisons are no hypotheses any more; name at most {MOST_PRIMARY} under "
+            "`analysis.primary`, or `primary: []` for a study without verdicts. The others are shown all the same"
+        )
     if comparisons and smallest_p(seeds) > alpha / comparisons:
-        needed = seeds_needed(alpha, comparisons)
-        message = (
+        return ("seeds", "evaluation"), (
             f"{seeds} seeds can never decide {comparisons} primary comparison{'s' if comparisons > 1 else ''} at "
             f"{alpha:g}: the smallest exact p is {smallest_p(seeds):.3g}, and Holm asks for {alpha / comparisons:.3g}. "
-            f"Give {needed} seeds, name fewer comparisons under `analysis.primary`, or `primary: []` for a study "
-            "without verdicts"
+            f"Give {seeds_needed(alpha, comparisons)} seeds, name fewer comparisons under `analysis.primary`, or "
+            "`primary: []` for a study without verdicts"
         )
-        raise StudyFileError(str(study.path), [study.complaint(("seeds", "evaluation"), message)])
+    return None
 
 
 def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
