@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from adaptive_lora.judging.arms import ArmSummary
 from adaptive_lora.planning.modules import role_labels, role_of
-from adaptive_lora.telling.figures.theme import COLOURS, DASHES, LEFT_OUT_COLOUR, MARKERS, RANK_COLOURS, themed
+from adaptive_lora.telling.figures.theme import COLOURS, DASHES, LEFT_OUT_COLOUR, MARKERS, RANK_COLOURS, mark, themed
 
 
 def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Figure | None:
@@ -158,8 +158,11 @@ def _difference_row(ax: Axes, row: int, arm: ArmSummary) -> None:
     assert arm.difference is not None
     first = row == 0
     values = [difference for _, difference in arm.differences]
-    ax.plot(values, [row + 0.18] * len(values), "o", ms=3.5, mfc="none", color=COLOURS[0],
-            label="one seed" if first else None)  # fmt: skip
+    for seed, value in arm.differences:
+        (point,) = ax.plot(value, row + 0.18, "o", ms=3.5, mfc="none", color=COLOURS[0])
+        mark(point, arm.arm, f"{arm.arm} at {arm.budget}, seed {seed}: {value:+.4f}")
+    if first:
+        ax.plot([], [], "o", ms=3.5, mfc="none", color=COLOURS[0], label="one seed")
     ax.plot(
         arm.difference.mean,
         row - 0.08,
