@@ -39,7 +39,8 @@ from adaptive_lora.material import make_plan, open_base, open_records
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.recipes import recipe
-from adaptive_lora.record.spec import ArmPart, ScalingPart, Study, load_study
+from adaptive_lora.record.parts import ArmPart, ScalingPart
+from adaptive_lora.record.spec import Study, load_study
 from adaptive_lora.scores.one_pass import MEASURES, Pass, take
 from adaptive_lora.scores.short_run import Practice
 from adaptive_lora.training.adapter import attached

@@ -102,6 +102,7 @@ arms: [uniform, linear-decay, empirical, random]
 seeds: {{evaluation: 2}}
 train: {{steps: 6, batch_size: 4, learning_rate: 1e-2, dropout: 0.1}}
 analysis: {{primary: []}}
+controls: none
 engine: bank
 """
 REFERENCE = ("engine: bank", "engine: reference")

@@ -437,7 +437,7 @@ def test_runs_without_a_lock_are_refused(study_file: WriteStudy, tmp_path: Path)
 def test_controls_run_beside_the_arms_and_twins_are_equal(
     study_file: WriteStudy, tmp_path: Path, engine: tuple[tuple[str, str], ...]
 ) -> None:
-    path = deciding(study_file, ("analysis:", "controls: all\nanalysis:"), ("evaluation: 6", "evaluation: 6"), *engine)
+    path = deciding(study_file, ("controls: none", "controls: all"), ("evaluation: 6", "evaluation: 6"), *engine)
     assert run_study(load_study(path), tmp_path / "out").whole
     table = load_results(tmp_path / "out")
     assert set(table["arm"]) == {"uniform", "linear-decay", "random", "shuffled"}

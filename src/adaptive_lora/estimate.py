@@ -14,7 +14,8 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.lock import undecidable
 from adaptive_lora.record.protocol import arms_on_budgets, primary_comparisons
-from adaptive_lora.record.runs import Phase, RunSpec, count_runs, scaling_of
+from adaptive_lora.record.runs import Phase, RunSpec, count_runs
+from adaptive_lora.record.settings import scaling_of
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate

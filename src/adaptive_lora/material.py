@@ -20,9 +20,11 @@ from adaptive_lora.planning.budget import Budget, resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
+from adaptive_lora.record.parts import ArmPart, ScalingPart
 from adaptive_lora.record.protocol import assay_budgets, control_arms
 from adaptive_lora.record.runs import RunSpec
-from adaptive_lora.record.spec import ArmPart, ScalingPart, Study
+from adaptive_lora.record.settings import steps_of, training_of
+from adaptive_lora.record.spec import Study
 from adaptive_lora.record.yaml import Location
 from adaptive_lora.scores.measuring import Measured, Request, measure
 from adaptive_lora.scores.short_run import Practice
@@ -95,7 +97,7 @@ class Material:
                 "max_length": self.splits.encoder.max_length,
             },
             "modules": [m.name for m in self.modules],
-            "train": spec.train.model_dump(mode="json", exclude={"learning_rate", "activation_checkpointing"}),
+            "train": spec.train.model_dump(mode="json", exclude={"learning_rate", "widen", "activation_checkpointing"}),
             "engine": spec.engine,
         }
 
@@ -130,13 +132,11 @@ class Material:
 
     def training_options(self, run: RunSpec) -> TrainingOptions:
         """The study's training for one run."""
-        train = self.study.spec.train
-        per_epoch = -(-self.study.spec.data.train // train.batch_size)
-        steps = train.steps if train.steps is not None else max(1, round((train.epochs or 1) * per_epoch))
-        elsewhere = {"epochs", "steps", "learning_rate", "multipliers", "activation_checkpointing"}
+        train = training_of(self.study.spec, run.arm)
+        elsewhere = {"epochs", "steps", "learning_rate", "widen", "multipliers", "activation_checkpointing"}
         return TrainingOptions(
             learning_rate=run.learning_rate,
-            steps=steps,
+            steps=steps_of(self.study.spec, run.arm),
             b_multiplier=train.multipliers.b,
             rank_exponent=train.multipliers.rank_exponent,
             module_multipliers=train.multipliers.modules,

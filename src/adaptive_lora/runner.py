@@ -18,13 +18,21 @@ from typing import Any
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.judging.controls import check_twins
-from adaptive_lora.judging.rates import Outcome, chosen_rates, evaluations_expected, outcome_of
+from adaptive_lora.judging.rates import (
+    Outcome,
+    chosen_rates,
+    edges,
+    evaluations_expected,
+    grid_of,
+    outcome_of,
+    tuning_losses,
+)
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.record.folder import StudyPaths, exclusive
 from adaptive_lora.record.ledger import Ledger, create_or_open, open_to_read
 from adaptive_lora.record.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
 from adaptive_lora.record.runs import Phase, count_runs, evaluation_runs, tuning_runs
-from adaptive_lora.record.spec import Study
+from adaptive_lora.record.spec import Study, StudySpec
 from adaptive_lora.workers.bank import BankWorker
 from adaptive_lora.workers.common import Worker
 from adaptive_lora.workers.reference import ReferenceWorker
@@ -68,13 +76,28 @@ def run_study(
         write_atomically(StudyPaths(out).study_file, study.text)
         worker = _WORKERS[study.spec.engine](material, ledger, StudyPaths(out), watcher, stop, checkpoint_seconds)
         worker.evaluate_base()
-        worker.run_all(list(tuning_runs(study.spec)))
+        grid = _tune(study.spec, worker)
         chosen = chosen_rates(study.spec, ledger)
-        expected = {**count_runs(study.spec), Phase.EVALUATION: evaluations_expected(study.spec, ledger)}
+        expected = {**count_runs(study.spec, grid), Phase.EVALUATION: evaluations_expected(study.spec, ledger)}
         ledger.set_facts({"chosen_rates": [[*key, rate] for key, rate in chosen.items()], "expected_runs": expected})
         worker.run_all(list(evaluation_runs(study.spec, chosen)))
         check_twins(ledger)
         return outcome_of(study.spec, ledger)
+
+
+def _tune(spec: StudySpec, worker: Worker) -> tuple[float, ...]:
+    """Trains the grid of rates, wider while the study lets it grow; says where a best rate lies at its edge."""
+    done: tuple[float, ...] = ()
+    while (grid := grid_of(spec, worker.ledger)) != done:
+        if done:
+            added = ", ".join(f"{rate:g}" for rate in grid if rate not in done)
+            worker.watcher.stage(f"a best learning rate lies at the edge of the grid: adding {added} for all arms")
+        worker.ledger.set_facts({"expected_runs": count_runs(spec, grid)})
+        worker.run_all(list(tuning_runs(spec, grid)))
+        done = grid
+    for edge in edges(tuning_losses(spec, worker.ledger, grid), grid):
+        worker.watcher.stage(f"warning: {edge.text}")
+    return grid
 
 
 def _decide(study: Study, material: Material, out: Path, ledger: Ledger, deviation: str | None) -> None:

@@ -15,7 +15,7 @@ from adaptive_lora.material import make_plan, open_base, open_outline, open_reco
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
-from adaptive_lora.record.spec import ArmPart, ScalingPart
+from adaptive_lora.record.parts import ArmPart, ScalingPart
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.training.adapter import attached, save_adapter, weights_of
 from adaptive_lora.training.base import FrozenBase

@@ -24,7 +24,7 @@ def result(nll: float) -> SplitResult:
 @pytest.fixture
 def ledger(study_file: Callable[..., Path], tmp_path: Path) -> Ledger:
     """A run of the baseline and its twin, registered."""
-    spec = load_study(study_file(("engine: bank", "controls: [twin]"))).spec
+    spec = load_study(study_file(("controls: none", "controls: [twin]"))).spec
     runs = list(evaluation_runs(spec, {("uniform", "rank:2"): 1e-2}))
     own = next(run for run in runs if run.replica == 0)
     (tmp_path / "out").mkdir()

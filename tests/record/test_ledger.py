@@ -16,9 +16,10 @@ import pytest
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.record.folder import StudyPaths, exclusive, is_in_use
 from adaptive_lora.record.ledger import SplitResult, create_or_open, open_to_read
+from adaptive_lora.record.parts import ArmPart, ScalingPart
 from adaptive_lora.record.results import RUN_COLUMNS, export, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, RunSpec, Status, count_runs, evaluation_runs, single_rate, tuning_runs
-from adaptive_lora.record.spec import ArmPart, ScalingPart, parse_study
+from adaptive_lora.record.spec import parse_study
 from adaptive_lora.record.status import study_status
 
 RUN = RunSpec(Phase.EVALUATION, ArmPart(name="uniform", strategy="uniform"), "rank:4", ScalingPart(), 1e-3, 0)
@@ -175,6 +176,7 @@ budgets: ["rank:2", "rank:4"]
 arms: [uniform, random, {name: fixed, ranks: {c_attn: 4}}]
 seeds: {evaluation: 3, tuning: 2}
 train: {steps: 3, learning_rate: [1e-3, 1e-2]}
+controls: none
 """
 
 

@@ -55,7 +55,7 @@ def test_a_study_without_hypotheses_needs_no_seeds(study_file: WriteStudy) -> No
 
 
 def test_a_lock_says_what_was_decided(study_file: WriteStudy) -> None:
-    study = load_study(study_file(JUDGED, ("engine: bank", "controls: all"), ("evaluation: 2", "evaluation: 7")))
+    study = load_study(study_file(JUDGED, ("controls: none", "controls: all"), ("evaluation: 2", "evaluation: 7")))
     lock = lock_of(study, FACTS)
     assert lock["primary"] == [{"arm": arm, "budget": "rank:2"} for arm in ("linear-decay", "empirical")]
     assert lock["hypotheses"][0] == (
@@ -63,7 +63,8 @@ def test_a_lock_says_what_was_decided(study_file: WriteStudy) -> None:
     )
     assert lock["exploratory"] == [{"arm": arm, "budget": "rank:2"} for arm in ("random", "shuffled")]
     assert lock["controls"] == {
-        "arms": {"shuffled": "linear-decay"}, "baseline_alone_at": ["rank:1", "rank:4"], "twin": True,
+        "arms": {"shuffled": "linear-decay"}, "baseline_alone_at": ["rank:1", "rank:4"], "compute": {},
+        "twin": True,
     }  # fmt: skip
     assert lock["identity"] == study.identity and lock["spec"] == study.spec.model_dump(mode="json")
     assert lock["seeds"]["evaluation"] == list(range(7)) and lock["smallest_p"] == 2 / 2**7

@@ -13,10 +13,12 @@ from adaptive_lora.record.protocol import (
     Comparison,
     arms_on_budgets,
     assay_budgets,
+    compute_controls,
     control_arms,
     primary_comparisons,
 )
 from adaptive_lora.record.runs import Phase, count_runs, evaluation_runs, tuning_runs
+from adaptive_lora.record.settings import steps_of, training_of
 from adaptive_lora.record.spec import StudySpec, load_study
 
 WriteStudy = Callable[..., Path]
@@ -30,7 +32,7 @@ def spec(study_file: WriteStudy) -> Callable[..., StudySpec]:
 
 
 def controls(text: str) -> tuple[str, str]:
-    return "engine: bank", f"controls: {text}"
+    return "controls: none", f"controls: {text}"
 
 
 def pairs(spec: StudySpec) -> list[tuple[str, str]]:
@@ -85,6 +87,39 @@ def test_half_and_double_budgets_are_trained_once(spec: Callable[..., StudySpec]
     assert assay_budgets(spec(controls("[half]"), ("rank:2", "rank:1"))) == ()
 
 
+def test_an_arm_that_trains_first_has_the_baseline_beside_it_for_as_long(spec: Callable[..., StudySpec]) -> None:
+    arms = ("arms: [uniform, linear-decay, lora-drop, {name: mine, strategy: marginal-gain, options: {runs: 3}}, "
+            "{name: turned, strategy: inverted, options: {source: posthoc-svd}}]")  # fmt: skip
+    own = spec(controls("[compute]"), (ARMS, arms), ("steps: 6", "steps: 200"))
+    found = compute_controls(own)
+    assert {arm: control.name for arm, control in found.items()} == {
+        "lora-drop": "uniform-x1.5", "mine": "uniform-x10", "turned": "uniform-x1.5",
+    }  # fmt: skip
+    # 100 updates of a short run; of agreement two rounds of three runs and a race of three, 200 updates each.
+    assert steps_of(own, found["lora-drop"]) == 200 + 100
+    assert steps_of(own, found["mine"]) == 200 + (2 * 3 + 3) * 200
+    assert [name for name, _ in pairs(own)][5:] == ["uniform-x1.5", "uniform-x10"]  # one for two that need the same
+    runs = list(evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3)))
+    assert len({run.run_id({}) for run in runs}) == len(runs)  # a longer run is another run
+    assert compute_controls(spec(controls("[compute]"))) == {}
+
+
+def test_what_an_arm_trains_otherwise(spec: Callable[..., StudySpec]) -> None:
+    arms = """arms:
+  - uniform
+  - {name: warm, strategy: linear-decay, train: {warmup: 0.2, multipliers: {b: 16}}}
+  - {name: plain, strategy: linear-decay}"""
+    own = spec((ARMS, arms), ("dropout: 0.1", "dropout: 0.1, warmup: 0.1, multipliers: {rank_exponent: 0.5}"))
+    plain, warm = training_of(own, own.arms[2]), training_of(own, own.arms[1])
+    assert (plain.warmup, plain.multipliers.b, plain.multipliers.rank_exponent) == (0.1, 1.0, 0.5)
+    assert (warm.warmup, warm.multipliers.b, warm.multipliers.rank_exponent) == (0.2, 16.0, 0.5)
+    assert warm.dropout == plain.dropout == 0.1 and steps_of(own, own.arms[1]) == 6
+    ids = {run.arm.name: run.run_id({}) for run in evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3))}
+    assert len(set(ids.values())) == 3
+    with pytest.raises(StudyFileError, match="the same arm as 'linear-decay'"):
+        spec((ARMS, "arms: [uniform, linear-decay, {name: again, strategy: linear-decay}]"))
+
+
 def test_a_grid_is_the_same_for_controls(spec: Callable[..., StudySpec]) -> None:
     own = spec(controls("all"), ("learning_rate: 1e-2", "learning_rate: [1e-3, 1e-2]"),
                ("seeds: {evaluation: 2}", "seeds: {evaluation: 2, tuning: 2}"))  # fmt: skip
@@ -95,7 +130,7 @@ def test_a_grid_is_the_same_for_controls(spec: Callable[..., StudySpec]) -> None
 
 
 def test_by_default_every_own_arm_is_a_hypothesis_at_every_budget(spec: Callable[..., StudySpec]) -> None:
-    own = spec(("analysis: {primary: []}", "controls: all"), ('["rank:2"]', '["rank:2", "rank:3"]'))
+    own = spec(("analysis: {primary: []}\ncontrols: none", "controls: all"), ('["rank:2"]', '["rank:2", "rank:3"]'))
     assert primary_comparisons(own) == tuple(
         Comparison(arm, budget) for arm in ("linear-decay", "empirical") for budget in ("rank:2", "rank:3")
     )

@@ -14,7 +14,7 @@ from adaptive_lora.errors import TrainingError
 from adaptive_lora.material import make_plan
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.record.spec import ArmPart, ScalingPart
+from adaptive_lora.record.parts import ArmPart, ScalingPart
 from adaptive_lora.scores.short_run import (
     MEASURES,
     Practice,

@@ -130,7 +130,7 @@ def test_hypotheses_get_verdicts_and_changes_after_the_lock_stand_on_top(
 ) -> None:
     def study(*changes: tuple[str, str], name: str) -> Path:
         short = (ARMS, "[uniform, linear-decay]"), ("steps: 6", "steps: 2")
-        return study_file(*short, ("analysis: {primary: []}", "controls: all\nanalysis: {margin: 0.5}"),
+        return study_file(*short, ("analysis: {primary: []}\ncontrols: none", "controls: all\nanalysis: {margin: 0.5}"),
                           *changes, name=name)  # fmt: skip
 
     out = tmp_path / "out"

@@ -35,7 +35,7 @@ from adaptive_lora.planning.budget import Budget, spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
-from adaptive_lora.record.spec import ArmPart, ScalingPart
+from adaptive_lora.record.parts import ArmPart, ScalingPart
 from adaptive_lora.scores.short_run import Practice, Short, spectrum, train_short
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase

@@ -71,7 +71,8 @@ def _repeats(data: dict[str, Any], arms: list[Any]) -> Iterator[tuple[Location, 
         whole = {"strategy": arm} if isinstance(arm, str) else arm
         name = str(whole.get("name") or whole.get("strategy"))
         scaling = whole.get("scaling") or data.get("scaling") or "constant"
-        content = repr((whole.get("strategy"), whole.get("options") or {}, whole.get("ranks"), scaling))
+        own = whole.get("options") or {}, whole.get("ranks"), whole.get("train") or {}
+        content = repr((whole.get("strategy"), *own, scaling))
         if contents.setdefault(content, name) != name:
             yield ("arms", index), f"{name!r} is the same arm as {contents[content]!r}; leave one out"
 
@@ -88,7 +89,10 @@ def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
             ("seeds",),
             f"{', '.join(shared)} both tune and evaluate; choose learning rates with other seeds",
         )
-    if len(_part(_part(data, "train", dict), "learning_rate", list)) > 1 and not seeds.get("tuning"):
+    rates = _part(data, "train", dict).get("learning_rate")
+    if (rates == "auto" or (isinstance(rates, list) and (len(rates) > 1 or "auto" in rates))) and not seeds.get(
+        "tuning"
+    ):
         yield (
             ("seeds", "tuning"),
             "a grid of learning rates needs tuning seeds to choose with; write for example `tuning: 3`",

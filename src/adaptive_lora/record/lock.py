@@ -19,6 +19,7 @@ from adaptive_lora.record.protocol import (
     MOST_PRIMARY,
     arms_on_budgets,
     assay_budgets,
+    compute_controls,
     control_arms,
     primary_comparisons,
 )
@@ -62,6 +63,7 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
     primary = primary_comparisons(spec)
     every = [{"arm": arm.name, "budget": budget} for budget, arm in arms_on_budgets(spec)]
     named = [vars(comparison) for comparison in primary]
+    longer = compute_controls(spec) if "compute" in spec.controls else {}
     return {
         "form": FORM,
         "locked": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -74,8 +76,9 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
         "primary": named,
         "exploratory": [e for e in every if e not in named and e["arm"] != spec.analysis.baseline],
         "controls": {
-            "arms": {arm.name: arm.options.get("source") for arm in control_arms(spec)},
+            "arms": {a.name: a.options.get("source") for a in control_arms(spec) if a not in longer.values()},
             "baseline_alone_at": list(assay_budgets(spec)),
+            "compute": {arm: control.name for arm, control in longer.items()},
             "twin": "twin" in spec.controls,
         },
         "seeds": spec.seeds.model_dump(mode="json"),

@@ -6,7 +6,8 @@ Everything else is exploratory. **Controls** ask of the study itself whether it 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;
 - `half` and `double`: the baseline at half and at twice the budget. Where half is not worse, the task cannot tell
-  ranks apart.
+  ranks apart;
+- `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from adaptive_lora.planning.budget import parse_budget
-from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options
-from adaptive_lora.record.spec import ArmPart, StudySpec
+from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options, find_strategy
+from adaptive_lora.record.parts import ArmPart, ArmTrainPart
+from adaptive_lora.record.settings import steps_of
+from adaptive_lora.record.spec import StudySpec
 
 MOST_PRIMARY = 10
 """More hypotheses than this are no hypotheses."""
@@ -40,7 +43,26 @@ def control_arms(spec: StudySpec) -> tuple[ArmPart, ...]:
             options = {"source": shuffled_source(spec)} if name == "shuffled" else {}
             called = f"{name}-control" if name in names else name
             found.append(ArmPart(name=called, strategy=name, options=options))
-    return tuple(found)
+    longer = compute_controls(spec) if "compute" in spec.controls else {}
+    return (*found, *{arm.name: arm for arm in longer.values()}.values())
+
+
+def compute_controls(spec: StudySpec) -> dict[str, ArmPart]:
+    """Name of an arm that trains before it has a plan -> the baseline trained for as many updates in all.
+
+    Updates cost alike, whatever the rank: nearly all of one is the frozen model's forward and backward pass.
+    """
+    baseline, found = baseline_of(spec), {}
+    for arm in spec.arms:
+        if arm.strategy is None or arm == baseline:
+            continue
+        steps = steps_of(spec, arm)
+        search = check_options(find_strategy(arm.strategy), arm.options).measuring().updates(steps)
+        if search:
+            times = (steps + search) / steps_of(spec, baseline)
+            own = (baseline.train or ArmTrainPart()).model_copy(update={"longer": times})
+            found[arm.name] = baseline.model_copy(update={"name": f"{baseline.name[:50]}-x{times:.3g}", "train": own})
+    return found
 
 
 def shuffled_source(spec: StudySpec) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from adaptive_lora.record.parts import ArmPart, ScalingPart
 from adaptive_lora.record.protocol import arms_on_budgets, baseline_of
-from adaptive_lora.record.spec import ArmPart, ScalingPart, StudySpec
+from adaptive_lora.record.settings import own_training, scaling_of
+from adaptive_lora.record.spec import StudySpec
 
 
 class Phase(StrEnum):
@@ -60,7 +62,8 @@ class RunSpec:
         """
         identity = {
             "context": context,
-            "arm": self.arm.model_dump(mode="json", exclude={"name", "scaling"}),
+            "arm": self.arm.model_dump(mode="json", exclude={"name", "scaling", "train"}),
+            **({"train": own} if (own := own_training(self.arm)) else {}),
             "budget": self.budget,
             "scaling": self.scaling.model_dump(mode="json"),
             "learning_rate": self.learning_rate,
@@ -70,11 +73,12 @@ class RunSpec:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def tuning_runs(spec: StudySpec) -> Iterator[RunSpec]:
-    """Every arm at every rate with every tuning seed; none where there is one rate and so no choice."""
-    if len(spec.train.learning_rate) > 1:
+def tuning_runs(spec: StudySpec, grid: Sequence[float] | None = None) -> Iterator[RunSpec]:
+    """Every arm at every rate of the grid, by default the study file's, with every tuning seed; none where there is
+    one rate and so no choice."""
+    if not single_rate(spec):
         for budget, arm in arms_on_budgets(spec):
-            for rate in spec.train.learning_rate:
+            for rate in grid or spec.train.learning_rate:
                 for seed in spec.seeds.tuning:
                     yield RunSpec(Phase.TUNING, arm, budget, scaling_of(spec, arm), rate, seed)
 
@@ -100,20 +104,14 @@ def _has_twin(spec: StudySpec, run: RunSpec) -> bool:
 
 def single_rate(spec: StudySpec) -> dict[tuple[str, str], float]:
     """The choice where the study gives one learning rate, empty where it gives a grid."""
-    rates = spec.train.learning_rate
-    return {(arm.name, budget): rates[0] for budget, arm in arms_on_budgets(spec)} if len(rates) == 1 else {}
+    rates, widen = spec.train.learning_rate, spec.train.widen
+    return {} if len(rates) > 1 or widen else {(arm.name, budget): rates[0] for budget, arm in arms_on_budgets(spec)}
 
 
-def count_runs(spec: StudySpec) -> dict[Phase, int]:
-    """How many runs each phase has in the end."""
+def count_runs(spec: StudySpec, grid: Sequence[float] | None = None) -> dict[Phase, int]:
+    """How many runs each phase has in the end, with this grid of rates."""
     every = {(arm.name, budget): 1.0 for budget, arm in arms_on_budgets(spec)}
     return {
-        Phase.TUNING: len(list(tuning_runs(spec))),
+        Phase.TUNING: len(list(tuning_runs(spec, grid))),
         Phase.EVALUATION: len(list(evaluation_runs(spec, every))),
     }
-
-
-def scaling_of(spec: StudySpec, arm: ArmPart) -> ScalingPart:
-    """The study's scaling with what the arm says otherwise; a rule alone keeps the study's reference."""
-    own = arm.scaling.model_dump(exclude_unset=True) if arm.scaling else {}
-    return spec.scaling.model_copy(update=own)

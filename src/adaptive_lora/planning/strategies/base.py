@@ -55,6 +55,10 @@ class CalibrationOptions(StrategyOptions):
     calibration_batches: Annotated[int, Field(ge=1)] = 8
     calibration_batch_size: Annotated[int, Field(ge=1)] = 4
 
+    def updates(self, planned: int) -> int:
+        """Updates that are trained before there is a plan for a training of `planned` updates."""
+        return 0
+
 
 Mode = Literal["auto", "exact", "stream"]
 """How gradients are measured; see `GradientOptions`."""
@@ -87,6 +91,10 @@ class ShortRunOptions(CalibrationOptions):
     short_run_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Its rate; by default the one the plan is made for."""
 
+    def updates(self, planned: int) -> int:
+        """One short run."""
+        return self.short_run_steps or planned
+
 
 class OverRankOptions(ShortRunOptions):
     """Options of strategies that look at one run with more rank than there will be."""
@@ -105,6 +113,10 @@ class AgreementOptions(ShortRunOptions):
     """How often the plan is made; each round trains the plan of the round before."""
     race: bool = True
     """Whether the plans of all rounds are raced against uniform, which is kept unless one beats it for certain."""
+
+    def updates(self, planned: int) -> int:
+        """All runs of all rounds, and one for every plan in the race."""
+        return super().updates(planned) * (self.runs * self.rounds + (self.rounds + 1 if self.race else 0))
 
 
 Allocate = Callable[[Sequence[ModuleShape], Scores, int, Any], dict[str, int]]

@@ -157,7 +157,6 @@ def paired_differences(arms: Sequence[ArmSummary], baseline: str, margin: float)
 def _difference_row(ax: Axes, row: int, arm: ArmSummary) -> None:
     assert arm.difference is not None
     first = row == 0
-    values = [difference for _, difference in arm.differences]
     for seed, value in arm.differences:
         (point,) = ax.plot(value, row + 0.18, "o", ms=3.5, mfc="none", color=COLOURS[0])
         mark(point, arm.arm, f"{arm.arm} at {arm.budget}, seed {seed}: {value:+.4f}")

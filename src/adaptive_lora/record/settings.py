@@ -1,0 +1,38 @@
+"""What one arm is trained with: the study's settings, and the arm's own where it has some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adaptive_lora.record.parts import ArmPart, ScalingPart, TrainPart
+from adaptive_lora.record.spec import StudySpec
+
+
+def scaling_of(spec: StudySpec, arm: ArmPart) -> ScalingPart:
+    """The study's scaling with what the arm says otherwise; a rule alone keeps the study's reference."""
+    own = arm.scaling.model_dump(exclude_unset=True) if arm.scaling else {}
+    return spec.scaling.model_copy(update=own)
+
+
+def training_of(spec: StudySpec, arm: ArmPart) -> TrainPart:
+    """The study's training with what the arm says otherwise, `longer` apart."""
+    own = own_training(arm)
+    return spec.train.model_copy(
+        update={
+            **({"warmup": own["warmup"]} if "warmup" in own else {}),
+            "multipliers": spec.train.multipliers.model_copy(update=own.get("multipliers", {})),
+        }
+    )
+
+
+def steps_of(spec: StudySpec, arm: ArmPart) -> int:
+    """Updates of a run of this arm: the study's, times what the arm's `longer` says."""
+    train = spec.train
+    per_epoch = -(-spec.data.train // train.batch_size)
+    steps = train.steps if train.steps is not None else (train.epochs or 1) * per_epoch
+    return max(1, round(steps * (arm.train.longer if arm.train else 1.0)))
+
+
+def own_training(arm: ArmPart) -> dict[str, Any]:
+    """What the arm itself says of its training."""
+    return arm.train.model_dump(mode="json", exclude_unset=True, exclude_none=True) if arm.train else {}
