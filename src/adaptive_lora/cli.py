@@ -220,6 +220,10 @@ def run(
     deviation: Annotated[
         str | None, typer.Option(help="Why the study file has changed since the folder was locked; the report says so.")
     ] = None,
+    pilot: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: a study folder or exported results, whose spread tells the power."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train what is missing of a study. Ctrl-C keeps the current run; the same command goes on."""
@@ -230,7 +234,7 @@ def run(
         from adaptive_lora.record.spec import load_study
 
         with working("planning every arm and timing a few steps"):
-            found = estimate(prepare(load_study(study), device))
+            found = estimate(prepare(load_study(study), device), _pilot(pilot) if pilot else ())
         if as_json:
             print_json({**vars(found), "warnings": list(found.warnings)})
         else:
@@ -241,6 +245,14 @@ def run(
     _run(study, to, device, checkpoint_seconds, deviation)
     if as_json:
         status(to, as_json=True)
+
+
+def _pilot(folder: Path) -> list[Any]:
+    """Arms of a study that was run before."""
+    from adaptive_lora.judging.arms import summarise
+    from adaptive_lora.record.results import load_pilot
+
+    return summarise(*load_pilot(folder))
 
 
 def _run(study_file: Path, folder: Path, device: str, checkpoint_seconds: float, deviation: str | None = None) -> None:

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
+from adaptive_lora.judging.arms import ArmSummary
+from adaptive_lora.judging.outlook import Question, outlook_text, outlooks
 from adaptive_lora.material import Material
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.lock import undecidable
-from adaptive_lora.record.protocol import arms_on_budgets, primary_comparisons
+from adaptive_lora.record.protocol import arms_on_budgets, baseline_of, primary_comparisons
 from adaptive_lora.record.runs import Phase, RunSpec, count_runs
-from adaptive_lora.record.settings import scaling_of
+from adaptive_lora.record.settings import scaling_of, steps_of
+from adaptive_lora.record.spec import StudySpec
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
@@ -36,16 +39,21 @@ class Estimate:
     parameters: dict[str, int]
     """Arm at budget -> trainable parameters of its plan."""
     steps: int
-    """Updates per run."""
+    """Updates per run of the baseline."""
     memory_bytes: int
     """About: weights, adapters with gradient and AdamW state, activations (measured), logits."""
     seconds: float
     """All runs, from timed updates and evaluations on this machine."""
+    power: str
+    """The smallest difference the seeds would find."""
     warnings: tuple[str, ...]
 
 
-def estimate(material: Material) -> Estimate:
-    """Plans every arm once and times a few updates by the study's engine; nothing is written."""
+def estimate(material: Material, pilot: Sequence[ArmSummary] = ()) -> Estimate:
+    """Plans every arm once and times a few updates by the study's engine; nothing is written.
+
+    What the seeds can tell apart is reckoned from the spread of a `pilot`: another study's arms.
+    """
     spec = material.study.spec
     seed = spec.seeds.evaluation[0]
     examples = material.training_examples(seed)
@@ -63,15 +71,16 @@ def estimate(material: Material) -> Estimate:
     counts = count_runs(spec)
     total = sum(counts.values())
     cost = _by_bank(material, members, total) if spec.engine == "bank" else _by_reference(material, members[0])
-    steps = members[0].options.steps
-    seconds = total * (steps * cost.update + spec.data.validation * cost.record)
+    steps = [steps_of(spec, arm) for _, arm in arms_on_budgets(spec)]
+    seconds = total * (sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record)
     seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + total * plan_seconds / len(members)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
-        steps=steps,
+        steps=steps_of(spec, baseline_of(spec)),
         memory_bytes=_weights(material) + max(cost.working_bytes, _scoring(material)),
         seconds=seconds,
+        power=_power(spec, pilot),
         warnings=(*_warnings(material, parameters), *unspent),
     )
 
@@ -119,6 +128,18 @@ def _by_reference(material: Material, member: Member) -> _Cost:
     longest = max(len(example.ids) for example in examples)
     logits = 3 * 4 * options.batch_size * longest * material.base.model.config.get_text_config().vocab_size
     return _Cost(sorted(times[1:])[1], record, state_bytes(material.base, member.plan) + logits)
+
+
+def _power(spec: StudySpec, pilot: Sequence[ArmSummary]) -> str:
+    question = Question(
+        len(spec.seeds.evaluation), spec.analysis.alpha, len(primary_comparisons(spec)), spec.analysis.margin
+    )
+    if pilot:
+        return outlook_text(outlooks(pilot, question), question)
+    return (
+        "Power: not known. Which difference these seeds can find depends on how much runs of one arm differ: name the "
+        "folder of a study like this one with --pilot."
+    )
 
 
 def _unspent(label: str, plan: RankPlan) -> str:

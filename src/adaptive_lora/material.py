@@ -116,6 +116,7 @@ class Material:
                 "duplicates": self.splits.duplicates, "unusable": self.splits.unusable,
                 "licence": self.source.licence, "exact_answers": self.source.exact_answers,
                 "truncated_test": sum(e.truncated for e in self.splits.test),
+                "test_bytes": self.splits.encoder.completion_bytes(self.splits.test),
             },
             "budgets": {text: budget.parameters for text, budget in self.budgets.items()},
             "material": self.context(),

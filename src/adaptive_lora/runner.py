@@ -36,6 +36,7 @@ from adaptive_lora.record.spec import Study, StudySpec
 from adaptive_lora.workers.bank import BankWorker
 from adaptive_lora.workers.common import Worker
 from adaptive_lora.workers.reference import ReferenceWorker
+from adaptive_lora.workers.tracking import Trackers, check_trackers
 from adaptive_lora.workers.watcher import Silent, Watcher
 
 __all__ = ["Silent", "Watcher", "check_folder", "interruptible", "run_study", "study_facts"]
@@ -63,6 +64,7 @@ def run_study(
     """
     watcher = watcher or Silent()
     check_decidable(study)
+    check_trackers(study)
     check_folder(study, out, deviation=deviation)
     watcher.stage("loading model and data")
     material = prepare(study, device)
@@ -74,7 +76,10 @@ def run_study(
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
         _decide(study, material, out, ledger, deviation)
         write_atomically(StudyPaths(out).study_file, study.text)
-        worker = _WORKERS[study.spec.engine](material, ledger, StudyPaths(out), watcher, stop, checkpoint_seconds)
+        trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", watcher.stage)
+        worker = _WORKERS[study.spec.engine](
+            material, ledger, StudyPaths(out), watcher, stop, checkpoint_seconds, trackers
+        )
         worker.evaluate_base()
         grid = _tune(study.spec, worker)
         chosen = chosen_rates(study.spec, ledger)

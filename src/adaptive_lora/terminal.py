@@ -220,6 +220,7 @@ def estimate_view(found: Estimate) -> Group:
         Text(),
         sizes,
         Text(cost),
+        Text(found.power),
         *(Text(f"warning: {text}", style="yellow") for text in found.warnings),
     )
 

@@ -60,6 +60,15 @@ class Encoder:
                 chunk = []
         yield from self._encode_chunk(chunk)
 
+    def completion_bytes(self, examples: Sequence[Example]) -> int:
+        """UTF-8 bytes of the completions as far as they were kept, the end token apart."""
+        texts = self.tokenizer.batch_decode(
+            [example.ids[max(example.prompt_length, 1) :] for example in examples],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return sum(len(text.encode()) for text in texts)
+
     def _encode_chunk(self, records: Sequence[Record]) -> Iterator[Example]:
         if not records:
             return

@@ -16,7 +16,8 @@ from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.seeds import expand_seeds
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """One value as a list of one."""
     return value if isinstance(value, list) else [value]
 
 
@@ -155,7 +156,7 @@ class TrainPart(Part):
     epochs: Annotated[float, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 4
-    learning_rate: Annotated[list[Annotated[float, Field(gt=0, lt=10)]], BeforeValidator(_as_list), Field(min_length=1)]
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0, lt=10)]], BeforeValidator(as_list), Field(min_length=1)]
     """One rate, or a grid from which each arm's is chosen on validation with the tuning seeds. `auto`, alone or in the
     grid, sets `widen`."""
     widen: bool = False
@@ -172,7 +173,7 @@ class TrainPart(Part):
     @model_validator(mode="before")
     @classmethod
     def _widening(cls, value: Any) -> Any:
-        rates = _as_list(value.get("learning_rate")) if isinstance(value, Mapping) else []
+        rates = as_list(value.get("learning_rate")) if isinstance(value, Mapping) else []
         if "auto" not in rates:
             return value
         return {**value, "learning_rate": [r for r in rates if r != "auto"] or list(FIRST_RATES), "widen": True}

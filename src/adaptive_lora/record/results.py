@@ -29,6 +29,15 @@ def load_results(folder: Path) -> pd.DataFrame:
         return runs_table(ledger)
 
 
+def load_pilot(folder: Path) -> tuple[pd.DataFrame, str]:
+    """Runs and baseline of a study folder, or of one that `export` wrote."""
+    if (folder / "runs.csv").exists() and (folder / "facts.json").exists():
+        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        return pd.read_csv(folder / "runs.csv"), str(facts["spec"]["analysis"]["baseline"])
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        return runs_table(ledger), str(ledger.facts()["spec"]["analysis"]["baseline"])
+
+
 def runs_table(ledger: Ledger) -> pd.DataFrame:
     """Every run with `RUN_COLUMNS`, in order of registration."""
     totals = ledger.totals()

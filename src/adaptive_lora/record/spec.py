@@ -26,12 +26,14 @@ from adaptive_lora.record.parts import (
     ScalingPart,
     SeedsPart,
     TrainPart,
+    as_list,
 )
 from adaptive_lora.record.yaml import Location, line_of, placed, read_yaml
 
 Control = Literal["random", "shuffled", "twin", "half", "double", "compute"]
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 _ALL = list(get_args(Control))
 
 
@@ -56,6 +58,8 @@ class StudySpec(Part):
     """What stands beside the arms, see `record.protocol`; `all`, `none`, or some of them."""
     engine: Literal["bank", "reference"] = "bank"
     """All adapters together, or one after another through PEFT."""
+    tracking: Annotated[list[Tracker], BeforeValidator(as_list)] = Field(default_factory=list)
+    """Trackers that finished runs are told to, besides the ledger; changes no result."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ class Study:
 
     @property
     def identity(self) -> str:
-        """Hash of all that the file says (comments and order of keys apart): the study's content."""
-        canonical = json.dumps(self.spec.model_dump(mode="json"), sort_keys=True)
+        """Hash of all that the file says (comments, order of keys and trackers apart): the study's content."""
+        canonical = json.dumps(self.spec.model_dump(mode="json", exclude={"tracking"}), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def locate(self, text: str) -> str:

@@ -196,7 +196,7 @@ class BankWorker(Worker):
             own = {split: found[k] for split, found in results.items()}
             try:
                 outcome = self.keep(
-                    seat.run_id, seat.plan, bank.slots[i].weights(), seat.progress, own, seat.plan_seconds
+                    seat.run_id, seat.run, seat.plan, bank.slots[i].weights(), seat.progress, own, seat.plan_seconds
                 )
             except Diverged as error:
                 outcome = self.diverged(seat.run_id, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from adaptive_lora.training.adapter import save_adapter
 from adaptive_lora.training.checkpoint import Progress
 from adaptive_lora.training.evaluate import Evaluation, evaluate
 from adaptive_lora.training.reference import Diverged
+from adaptive_lora.workers.tracking import Trackers
 from adaptive_lora.workers.watcher import Watcher
 
 
@@ -33,6 +34,7 @@ class Worker:
     watcher: Watcher
     should_stop: Callable[[], bool]
     checkpoint_seconds: float
+    trackers: Trackers = field(default_factory=Trackers)
 
     def run_all(self, runs: Sequence[RunSpec]) -> None:
         """Trains what is not finished among `runs`, all of one phase."""
@@ -85,6 +87,7 @@ class Worker:
     def keep(
         self,
         run_id: str,
+        run: RunSpec,
         plan: RankPlan,
         weights: Mapping[str, tuple[Tensor, Tensor]],
         progress: Progress,
@@ -104,6 +107,7 @@ class Worker:
             {split: _result(result) for split, result in results.items()},
             {"plan": plan_seconds, "train": progress.train_seconds},
         )
+        self.trackers.tell(run, label_of(run), progress.curve, {name: found.loss for name, found in results.items()})
         return ", ".join(f"{split} loss {result.loss:.4f}" for split, result in results.items())
 
     def _keep_adapter(self, run_id: str, plan: RankPlan, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:

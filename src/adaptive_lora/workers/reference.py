@@ -55,7 +55,7 @@ class ReferenceWorker(Worker):
                 split: evaluate(model, records, base.device, self.should_stop)
                 for split, records in self.splits_of(run.phase).items()
             }
-            outcome = self.keep(run_id, plan, weights_of(model), progress, results, plan_seconds)
+            outcome = self.keep(run_id, run, plan, weights_of(model), progress, results, plan_seconds)
         checkpoint.unlink(missing_ok=True)
         return outcome
 

@@ -1,0 +1,90 @@
+"""How large a difference is, in the units that different readers think in, and over what it varies.
+
+Exploratory: intervals and no verdicts. Every interval says what was resampled for it: seeds, or test records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adaptive_lora.judging.arms import ArmSummary, evaluations
+from adaptive_lora.judging.stats import (
+    Effect,
+    Floats,
+    Interval,
+    effects,
+    improvement_probability,
+    interval_of,
+    record_interval,
+)
+from adaptive_lora.record.ledger import Ledger
+from adaptive_lora.record.runs import Status
+
+
+@dataclass(frozen=True)
+class Size:
+    """An arm's difference from the baseline at a budget."""
+
+    arm: str
+    budget: str
+    effect: Effect
+    over_seeds: Interval
+    """Of new seeds on the same test records."""
+    over_records: Interval | None
+    """Of new test records with the same seeds; nothing where losses by record are missing."""
+    improvement: Interval
+    """Share of seeds with the lower loss."""
+    sd: float | None
+    """Of the paired differences by seed; nothing with fewer than two."""
+
+
+def sizes(ledger: Ledger, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts: Mapping[str, Any]) -> list[Size]:
+    """Every arm that has a difference from the baseline; `facts` are the ledger's."""
+    baseline = facts["spec"]["analysis"]["baseline"]
+    frozen = next((loss for loss in evaluations(runs)["base_loss"] if pd.notna(loss)), None)
+    losses = {arm.budget: arm.loss.mean for arm in arms if arm.is_baseline and arm.loss}
+    found = []
+    for arm in arms:
+        if arm.difference is None:
+            continue
+        differences = [difference for _, difference in arm.differences]
+        over_records, tokens = _over_records(ledger, runs, arm, baseline)
+        found.append(
+            Size(
+                arm=arm.arm,
+                budget=arm.budget,
+                effect=effects(
+                    arm.difference.mean, losses[arm.budget], frozen, tokens, facts.get("data", {}).get("test_bytes")
+                ),
+                over_seeds=interval_of(differences),
+                over_records=over_records,
+                improvement=improvement_probability(differences),
+                sd=float(np.std(differences, ddof=1)) if len(differences) > 1 else None,
+            )
+        )
+    return found
+
+
+def _over_records(
+    ledger: Ledger, runs: pd.DataFrame, arm: ArmSummary, baseline: str
+) -> tuple[Interval | None, int | None]:
+    """The interval over test records, and how many tokens they have."""
+    done = evaluations(runs)
+    done = done[(done["budget"] == arm.budget) & (done["status"] == Status.COMPLETED)]
+    ids = {name: dict(zip(own["seed"], own["run_id"], strict=True)) for name, own in done.groupby("arm")}
+    apart: list[Floats] = []
+    tokens = None
+    for seed, _ in arm.differences:
+        one, other = (ledger.by_record(ids[name][seed], "test") for name in (arm.arm, baseline))
+        if one is None or other is None:
+            return None, None
+        apart.append(one.nll - other.nll)
+        tokens = one.tokens
+    if tokens is None:
+        return None, None
+    return record_interval(np.stack(apart), tokens.astype(np.float64)), int(tokens.sum())  # (S, R), (R,)
