@@ -28,6 +28,7 @@ from adaptive_lora.record.spec import Study
 from adaptive_lora.record.yaml import Location
 from adaptive_lora.scores.measuring import Measured, Request, measure
 from adaptive_lora.scores.short_run import Practice
+from adaptive_lora.scores.weights import weight_norms
 from adaptive_lora.streams import derive_seed
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
@@ -85,6 +86,11 @@ class Material:
     def fingerprint(self) -> str:
         """Hash of all records."""
         return self.source.fingerprint()
+
+    @functools.cached_property
+    def weight_norms(self) -> dict[str, float]:
+        """Frobenius norm of the frozen weight of every target module."""
+        return weight_norms(self.base, self.modules)
 
     def context(self) -> dict[str, Any]:
         """What all runs share and their results depend on; part of every run's identity."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,9 @@ import pandas as pd
 import pytest
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.material import prepare
 from adaptive_lora.record.folder import StudyPaths
+from adaptive_lora.record.ledger import open_to_read
 from adaptive_lora.record.results import load_results
 from adaptive_lora.record.spec import load_study
 from adaptive_lora.runner import Silent, run_study
@@ -202,3 +205,21 @@ def test_time_is_shared_by_tokens(study_file: WriteStudy, tmp_path: Path) -> Non
     assert (table["train_seconds"] > 0).all()
     by_seed = table.groupby("seed")["train_seconds"].nunique()
     assert (by_seed == 1).all()  # arms of a seed see the same tokens
+
+
+def test_the_ledger_says_how_far_every_module_moved(study_file: WriteStudy, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    study, out = load_study(study_file(TWO_ARMS)), tmp_path / "out"
+    run_study(study, out)
+    model = prepare(study).base.model
+    with contextlib.closing(open_to_read(out)) as ledger:
+        for run in ledger.runs():
+            plan = ledger.plan(run["run_id"])
+            assert plan is not None
+            tensors = load_file(StudyPaths(out).adapter(run["run_id"]) / "adapter_model.safetensors")
+            for name, size in plan["updates"].items():
+                a, b = (tensors[f"base_model.model.{name}.lora_{letter}.weight"] for letter in "AB")
+                moved = plan["scalings"][name] * (b @ a).norm() / model.get_submodule(name).weight.norm()
+                assert size == pytest.approx(float(moved), rel=1e-4) and size > 0
+            assert plan["updates"].keys() == plan["ranks"].keys()

@@ -26,6 +26,11 @@ def stable_ranks(base: FrozenBase, modules: Sequence[ModuleShape]) -> dict[str, 
     return found
 
 
+def weight_norms(base: FrozenBase, modules: Sequence[ModuleShape]) -> dict[str, float]:
+    """||W||_F of every target weight."""
+    return {m.name: float(base.model.get_submodule(m.name).weight.detach().float().norm()) for m in modules}
+
+
 def stable_rank(weight: Tensor) -> float:
     """||W||_F² / ||W||_2².
 

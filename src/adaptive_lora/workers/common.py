@@ -102,7 +102,7 @@ class Worker:
         names = ("step", "loss", "gradient_norm", "learning_rate", "tokens")
         self.ledger.complete(
             run_id,
-            plan.to_json(),
+            {**plan.to_json(), "updates": update_sizes(weights, plan, self.material.weight_norms)},
             {name: [float(getattr(record, name)) for record in progress.curve] for name in names},
             {split: _result(result) for split, result in results.items()},
             {"plan": plan_seconds, "train": progress.train_seconds},
@@ -118,6 +118,23 @@ class Worker:
         plan.save(temporary / "plan.json")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
+
+
+def update_sizes(
+    weights: Mapping[str, tuple[Tensor, Tensor]], plan: RankPlan, norms: Mapping[str, float]
+) -> dict[str, float]:
+    """Module -> ‖s B A‖ / ‖W‖, Frobenius norms: how far training moved it. ‖B A‖² = Σ (Bᵀ B) ⊙ (A Aᵀ).
+
+    Weights of zeros have no such size and are left out.
+    """
+    sizes = {}
+    for name, (a, b) in weights.items():
+        if not norms[name]:
+            continue
+        a, b = a.double(), b.double()
+        squared = float(((b.t() @ b) * (a @ a.t())).sum())
+        sizes[name] = plan.scaling_of(name) * math.sqrt(max(squared, 0.0)) / norms[name]
+    return sizes
 
 
 def label_of(run: RunSpec) -> str:
