@@ -330,7 +330,7 @@ def test_when_nothing_breaks_it_is_said_with_where_it_was_looked_for() -> None:
     said = said_of(study({"heavy": {}, "heavy-r": {}}), margin=0.02)
     assert said[0].startswith("Exploratory, and not corrected for its 6 comparisons: an arm breaks at a learning rate")
     assert said[1] == (
-        "No arm broke: the instability that the original study reports did not appear here (2 arms beside uniform, "
+        "No arm breaks: the instability that the original study reports did not appear here (2 arms beside uniform, "
         "learning rates 0.001, 0.003 and 0.01, scaling constant and alpha-over-r, budget rank:8, 3 seeds each)."
     )
     assert not [sentence for sentence in said if "cause" in sentence or "breaks first" in sentence]
@@ -338,9 +338,19 @@ def test_when_nothing_breaks_it_is_said_with_where_it_was_looked_for() -> None:
 
 def test_what_the_intervals_leave_open_is_said() -> None:
     said = said_of(study({"heavy": {1e-3: 0.004}}), margin=0.01)
-    assert said[1].endswith(
-        "An excess beyond the margin is not ruled out at 1 of 3; the highest interval ends at 0.013 "
-        "(heavy at rank:8, rate 0.001)."
+    assert said[1].startswith("No arm is shown to break: the instability")
+    assert said[2] == (
+        "An excess beyond the margin is not ruled out at 1 of 3 combinations of arm, budget and rate; the highest "
+        "interval ends at 0.013 (heavy at rank:8, 0.001)."
+    )
+
+
+def test_spikes_are_described() -> None:
+    runs, curves = spiking_study()
+    calm = curves[curves["run_id"] != run("a", 2)["run_id"]]
+    assert said_of(stability_table(runs, calm, 1.0, "uniform"))[-1] == "No loss spike in 5 runs."
+    assert said_of(stability_table(runs, curves, 1.0, "uniform"))[-1] == (
+        "2 loss spikes in 6 runs; most a run, 1.0, with a at rank:8, rate 0.001."
     )
 
 
@@ -432,7 +442,7 @@ def test_one_seed_says_nothing() -> None:
         "Too few seeds to say whether anything breaks: 1 arm beside uniform, learning rates 0.001, 0.003 and 0.01, "
         "scaling constant, budget rank:8, 1 seed each."
     )
-    assert not [sentence for sentence in said if "No arm broke" in sentence]
+    assert not [sentence for sentence in said if sentence.startswith("No arm")]
 
 
 def test_a_cell_that_cannot_be_told_is_not_one_that_trains() -> None:
@@ -440,7 +450,8 @@ def test_a_cell_that_cannot_be_told_is_not_one_that_trains() -> None:
     table = table[~((table["arm"] == "uniform") & (table["learning_rate"] == 1e-2))]
     table.loc[table["learning_rate"] == 1e-2, "excess"] = np.nan
     said = said_of(table)
-    assert said[1].startswith("No arm is shown to break (") and "at 1 of 3 combinations" in said[1]
+    assert said[1].startswith("No arm is shown to break: ")
+    assert said[-1] == "At 1 of 3 combinations fewer than two seeds have a loss to compare."
 
 
 def test_without_an_arm_beside_the_baseline_there_is_nothing_to_say() -> None:

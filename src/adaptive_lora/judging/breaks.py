@@ -134,3 +134,17 @@ def first_too_high(
             if cell.diverged or exceeds(found.difference, margin):
                 return cell.learning_rate, found
     return None
+
+
+def effect_of(course: Course, plain: Course, rate: float, against: Contrast) -> str:
+    """In words, what a change does to a plain arm at a rate at which either breaks; `against` is changed less plain."""
+    scaled = {course.cells[0].scaling} != {plain.cells[0].scaling}
+    what = "The scaling rule" if scaled else "This change"
+    if against.shown == 0:
+        return "No effect of it is shown there"
+    states = (course.state_at(rate), plain.state_at(rate))
+    if against.shown < 0 and states == (State.TRAINS, State.BREAKS):
+        return "The scaling rule is a cause of the break" if scaled else "This change removes the break there"
+    if against.shown > 0 and states == (State.BREAKS, State.TRAINS):
+        return "The scaling rule is a cause of the break" if scaled else "This change brings the break about"
+    return f"{what} {'eases training there' if against.shown < 0 else 'makes training worse there'}"

@@ -10,7 +10,17 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from adaptive_lora.judging.breaks import Contrast, Course, State, contrast, courses, exceeds, first_too_high, rows_at
+from adaptive_lora.judging.breaks import (
+    Contrast,
+    Course,
+    State,
+    contrast,
+    courses,
+    effect_of,
+    exceeds,
+    first_too_high,
+    rows_at,
+)
 from adaptive_lora.judging.stability import StabilitySummary
 from adaptive_lora.judging.words import counted, listed, written
 from adaptive_lora.planning.budget import parse_budget
@@ -68,7 +78,7 @@ def findings(
     said = [_rule(study)]
     said += [*_trained(study), *(_broke(study, course) for course in broken), *_unbroken(study)] if broken else []
     said += _by_rate(study, broken) if broken else _nothing_broke(study)
-    return [*said, *_of_baseline(study), *_by_budget(study), *_by_variant(study)]
+    return [*said, *_of_baseline(study), *_by_budget(study), *_by_variant(study), *_of_spikes(study)]
 
 
 def _rule(study: _Study) -> str:
@@ -76,7 +86,8 @@ def _rule(study: _Study) -> str:
     return (
         f"Exploratory, and not corrected for its {counted(cells, 'comparison')}: an arm breaks at a learning rate "
         f"where a run diverges, or where its validation loss is above that of {study.baseline} at the same rate and "
-        f"seed by more than {study.margin:g} nats per token with the whole 95 % interval."
+        f"seed by more than {study.margin:g} nats per token with the whole 95 % interval; with two seeds or more and "
+        "neither of these, it trains."
     )
 
 
@@ -86,21 +97,20 @@ def _nothing_broke(study: _Study) -> list[str]:
     looked = _looked_for(study)
     if not known:
         return [f"Too few seeds to say whether anything breaks: {looked}."]
-    first = (
-        f"No arm broke: the instability that the original study reports did not appear here ({looked})."
-        if len(known) == len(pairs)
-        else f"No arm is shown to break ({looked}); at {len(pairs) - len(known)} of {len(pairs)} combinations of arm, "
-        f"budget and rate fewer than two seeds have a loss beside {study.baseline}'s, which says nothing."
-    )
+    absent = f"the instability that the original study reports did not appear here ({looked})."
+    unknown, margin = len(pairs) - len(known), study.margin
     open_ends = [(cell.excess.high, cell) for cell in known if cell.excess and cell.excess.high is not None]
-    wide = [(high, cell) for high, cell in open_ends if high > study.margin]
-    if not wide:
-        return [first]
-    high, cell = max(wide, key=lambda found: found[0])
-    return [
-        f"{first} An excess beyond the margin is not ruled out at {len(wide)} of {len(pairs)}; the highest interval "
-        f"ends at {high:.3f} ({cell.arm} at {cell.budget}, rate {cell.learning_rate:g})."
-    ]
+    wide = [(high, cell) for high, cell in open_ends if high > margin]
+    said = [f"No arm {'is shown to break' if wide or unknown else 'breaks'}: {absent}"]
+    if wide:
+        high, cell = max(wide, key=lambda found: found[0])
+        said.append(
+            f"An excess beyond the margin is not ruled out at {len(wide)} of {len(pairs)} combinations of arm, budget "
+            f"and rate; the highest interval ends at {high:.3f} ({cell.arm} at {cell.budget}, {cell.learning_rate:g})."
+        )
+    if unknown:
+        said.append(f"At {unknown} of {len(pairs)} combinations fewer than two seeds have a loss to compare.")
+    return said
 
 
 def _looked_for(study: _Study) -> str:
@@ -254,25 +264,26 @@ def _by_variant(study: _Study) -> list[str]:
         against = contrast(rows[0], rows[1], "validation_loss")
         said.append(
             f"{variant.differs} ({arm}) at {budget}: it {_first(course)}, {variant.of} {_first(plain)}; at {rate:g} "
-            f"its loss less that of {variant.of}: {_told(against)}. {_moves(course, plain, rate, against)}."
+            f"its loss less that of {variant.of}: {_told(against)}. {effect_of(course, plain, rate, against)}."
         )
     if neither:
         said.append(f"No break is seen with or without what sets these apart from their plain arms: {listed(neither)}.")
     return said
 
 
-def _moves(course: Course, plain: Course, rate: float, against: Contrast) -> str:
-    """What a change does at the lowest rate at which either arm breaks."""
-    scaled = {course.cells[0].scaling} != {plain.cells[0].scaling}
-    what = "The scaling rule" if scaled else "This change"
-    if against.shown == 0:
-        return "No effect of it is shown there"
-    states = (course.state_at(rate), plain.state_at(rate))
-    if against.shown < 0 and states == (State.TRAINS, State.BREAKS):
-        return "The scaling rule is a cause of the break" if scaled else "This change removes the break there"
-    if against.shown > 0 and states == (State.BREAKS, State.TRAINS):
-        return "The scaling rule is a cause of the break" if scaled else "This change brings the break about"
-    return f"{what} {'eases training there' if against.shown < 0 else 'makes training worse there'}"
+def _of_spikes(study: _Study) -> list[str]:
+    """How many, and where most; a description, without an interval."""
+    seen = study.table["spikes"].dropna()
+    if seen.empty:
+        return []
+    if not seen.sum():
+        return [f"No loss spike in {counted(len(seen), 'run')}."]
+    cells = [cell for course in study.courses.values() for cell in course.cells if cell.spikes is not None]
+    most = max(cells, key=lambda cell: cell.spikes or 0.0)
+    return [
+        f"{counted(int(seen.sum()), 'loss spike')} in {counted(len(seen), 'run')}; most a run, {most.spikes:.1f}, with "
+        f"{most.arm} at {most.budget}, rate {most.learning_rate:g}."
+    ]
 
 
 def _first(course: Course) -> str:

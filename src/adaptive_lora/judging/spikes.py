@@ -102,8 +102,8 @@ def _middle(ordered: Floats, there: NDArray[np.int64]) -> Floats:
 def _without_batches(losses: Floats) -> Floats:
     """Each run's losses less the median of the others'; as they are for a run that no other run overlaps."""
     others = _medians_of_others(losses)
-    alone = ~np.isfinite(losses - others).any(axis=1)
-    return np.where(alone[:, None], losses, losses - others)
+    shared = np.asarray(np.isfinite(losses - others).any(axis=1))
+    return np.where(shared[:, None], losses - others, losses)
 
 
 def _medians_of_others(losses: Floats) -> Floats:
