@@ -96,7 +96,7 @@ def _middle(ordered: Floats, there: NDArray[np.int64]) -> Floats:
     low, high = np.maximum(there - 1, 0) // 2, np.minimum(there // 2, ordered.shape[1] - 1)
     rows = np.arange(len(ordered))
     found: Floats = (ordered[rows, low] + ordered[rows, high]) / 2
-    return np.where(there > 0, found, np.nan)
+    return found
 
 
 def _without_batches(losses: Floats) -> Floats:
