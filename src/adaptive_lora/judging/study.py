@@ -11,6 +11,7 @@ import pandas as pd
 from adaptive_lora.judging.arms import ArmSummary, evaluations
 from adaptive_lora.judging.stats import Interval, interval_of
 from adaptive_lora.judging.verdicts import Judgement, Verdict, judge_family
+from adaptive_lora.judging.words import listed
 from adaptive_lora.record.protocol import Comparison, halved
 from adaptive_lora.record.runs import Status
 
@@ -86,13 +87,9 @@ def verdict_sentences(judged: Mapping[Comparison, Judgement], baseline: str, tel
     ):
         names = [f"{c.arm} at {c.budget}" if several else c.arm for c, j in judged.items() if j.verdict is verdict]
         if names:
-            sentences.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {said} {baseline}.")
+            sentences.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} {said} {baseline}.")
     if any(j.verdict is Verdict.EQUIVALENT for j in judged.values()):
         sentences += [a.text for a in tells if a.tells is not True]
         if not tells:
             sentences.append("Whether this task could tell ranks apart at all was not tested (`controls: [half]`).")
     return sentences
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,0 +1,299 @@
+"""What a stability study found, in sentences made by rules: does scaling, rate or budget break an arm's training?
+
+Every sentence is exploratory, and no rule looks past an interval: what is not shown is said not to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from adaptive_lora.judging.breaks import (
+    Contrast,
+    Course,
+    State,
+    contrast,
+    courses,
+    effect_of,
+    exceeds,
+    first_too_high,
+    rows_at,
+)
+from adaptive_lora.judging.stability import StabilitySummary
+from adaptive_lora.judging.words import counted, listed, written
+from adaptive_lora.planning.budget import parse_budget
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How an arm differs from the plain arm of the same strategy."""
+
+    of: str
+    """The plain arm."""
+    differs: str
+    """In words that begin a sentence: `alpha-over-r scaling`, `LoRA+ (B at 16 times the rate)`, `warm-up of 10 %`."""
+
+
+@dataclass(frozen=True)
+class _Study:
+    table: pd.DataFrame
+    baseline: str
+    margin: float
+    chosen: Mapping[tuple[str, str], float]
+    variants: Mapping[str, Variant]
+    courses: Mapping[tuple[str, str], Course] = field(default_factory=dict)
+
+    @property
+    def others(self) -> list[Course]:
+        return [course for course in self.courses.values() if course.arm != self.baseline]
+
+    @property
+    def budgets(self) -> list[str]:
+        return list(dict.fromkeys(course.budget for course in self.courses.values()))
+
+    def rates(self, budget: str) -> list[float]:
+        found = {c.learning_rate for course in self.courses.values() if course.budget == budget for c in course.cells}
+        return sorted(found)
+
+
+def findings(
+    table: pd.DataFrame,
+    baseline: str,
+    margin: float,
+    chosen: Mapping[tuple[str, str], float],
+    variants: Mapping[str, Variant],
+) -> list[str]:
+    """Sentences on a `stability_table`: where every arm trains, where each breaks, and what moves that.
+
+    `margin` in nats per token; `chosen` (arm, budget) -> the rate that validation chooses; `variants` by arm. Arms
+    are compared with the baseline at the same budget, rate and seed; variants with their plain arm, likewise. Scaling
+    is called a cause where the rule alone differs, the difference is shown, and only one of the two arms breaks.
+    """
+    study = _Study(table, baseline, margin, chosen, variants, courses(table, baseline, margin))
+    if not study.others:
+        return [f"Nothing can be said of stability: no arm beside {baseline} has finished a run."]
+    broken = [course for course in study.others if course.first_break]
+    said = [_rule(study)]
+    said += [*_trained(study), *(_broke(study, course) for course in broken), *_unbroken(study)] if broken else []
+    said += _by_rate(study, broken) if broken else _nothing_broke(study)
+    return [*said, *_of_baseline(study), *_by_budget(study), *_by_variant(study), *_of_spikes(study)]
+
+
+def _rule(study: _Study) -> str:
+    cells = sum(len(course.cells) for course in study.others)
+    return (
+        f"Exploratory, and not corrected for its {counted(cells, 'comparison')}: an arm breaks at a learning rate "
+        f"where a run diverges, or where its validation loss is above that of {study.baseline} at the same rate and "
+        f"seed by more than {study.margin:g} nats per token with the whole 95 % interval; with two seeds or more and "
+        "neither of these, it trains."
+    )
+
+
+def _nothing_broke(study: _Study) -> list[str]:
+    pairs = [pair for course in study.others for pair in course.paired]
+    known = [cell for cell, state in pairs if state is State.TRAINS]
+    looked = _looked_for(study)
+    if not known:
+        return [f"Too few seeds to say whether anything breaks: {looked}."]
+    absent = f"the instability that the original study reports did not appear here ({looked})."
+    unknown, margin = len(pairs) - len(known), study.margin
+    open_ends = [(cell.excess.high, cell) for cell in known if cell.excess and cell.excess.high is not None]
+    wide = [(high, cell) for high, cell in open_ends if high > margin]
+    said = [f"No arm {'is shown to break' if wide or unknown else 'breaks'}: {absent}"]
+    if wide:
+        high, cell = max(wide, key=lambda found: found[0])
+        said.append(
+            f"An excess beyond the margin is not ruled out at {len(wide)} of {len(pairs)} combinations of arm, budget "
+            f"and rate; the highest interval ends at {high:.3f} ({cell.arm} at {cell.budget}, {cell.learning_rate:g})."
+        )
+    if unknown:
+        said.append(f"At {unknown} of {len(pairs)} combinations fewer than two seeds have a loss to compare.")
+    return said
+
+
+def _looked_for(study: _Study) -> str:
+    cells = [cell for course in study.others for cell in course.cells]
+    rates = sorted({f"{cell.learning_rate:g}" for cell in cells}, key=float)
+    scalings = list(dict.fromkeys(cell.scaling for cell in cells))
+    arms = len({cell.arm for cell in cells})
+    seeds = sorted({cell.seeds for cell in cells})
+    each = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else counted(seeds[0], "seed")
+    return (
+        f"{counted(arms, 'arm')} beside {study.baseline}, learning rate{'s' * (len(rates) > 1)} {listed(rates)}, "
+        f"scaling {listed(scalings)}, budget{'s' * (len(study.budgets) > 1)} {listed(study.budgets)}, {each} each"
+    )
+
+
+def _trained(study: _Study) -> list[str]:
+    """By budget, the highest rate up to which all arms train."""
+    said = []
+    for budget in study.budgets:
+        here = [course for course in study.courses.values() if course.budget == budget]
+        last = None
+        for rate in (rates := study.rates(budget)):
+            states = {course.state_at(rate) for course in here if any(c.learning_rate == rate for c in course.cells)}
+            if states != {State.TRAINS}:
+                break
+            last = rate
+        if last is None:
+            why = "an arm breaks" if State.BREAKS in states else "too few seeds tell"
+            said.append(f"At {budget} {why} already at the lowest rate, {rates[0]:g}.")
+        else:
+            said.append(f"At {budget} every arm trains up to {last:g}{', the highest rate' * (last == rates[-1])}.")
+    return said
+
+
+def _broke(study: _Study, course: Course) -> str:
+    cell = course.first_break
+    assert cell is not None
+    again = [f"{c.learning_rate:g}" for c, state in course.paired[course.cells.index(cell) :] if state is State.TRAINS]
+    return (
+        f"{course.arm} ({cell.scaling} scaling) at {course.budget} breaks first at {cell.learning_rate:g}: "
+        f"{_why(study, cell)}.{_choice(study, course, cell)}"
+        f"{f' At {listed(again)} it is not shown to break.' if again else ''}"
+    )
+
+
+def _why(study: _Study, cell: StabilitySummary) -> str:
+    parts = []
+    if cell.diverged:
+        rows = rows_at(study.table, cell.arm, cell.budget, cell.learning_rate)
+        step = rows["diverged_at"].min()
+        when = "" if pd.isna(step) else f", the first at step {int(step)}"
+        parts.append(f"{cell.diverged} of {counted(cell.seeds, 'run')} diverged{when}")
+    if cell.excess and exceeds(cell.excess, study.margin):
+        parts.append(f"worse than {study.baseline} by {written(cell.excess)}")
+    return "; ".join(parts)
+
+
+def _choice(study: _Study, course: Course, cell: StabilitySummary) -> str:
+    own = study.chosen.get((course.arm, course.budget))
+    if own is None:
+        return ""
+    if own < cell.learning_rate:
+        return f" Validation chooses {own:g} for it, below that."
+    return f" Validation chooses {own:g} for it, {'that very rate' if own == cell.learning_rate else 'above that'}."
+
+
+def _unbroken(study: _Study) -> list[str]:
+    said = []
+    for budget in study.budgets:
+        here = [c for c in study.others if c.budget == budget and c.first_break is None]
+        sound = [c.arm for c in here if State.UNKNOWN not in c.states]
+        open_ = [c.arm for c in here if State.UNKNOWN in c.states]
+        if sound:
+            said.append(f"At {budget} {listed(sound)} break{'s' * (len(sound) == 1)} at no rate looked at.")
+        if open_:
+            said.append(f"At {budget} too few seeds tell at some rates whether {listed(open_)} would break.")
+    return said
+
+
+def _by_rate(study: _Study, broken: list[Course]) -> list[str]:
+    """Whether a tuned rate avoids the breaks."""
+    tuned = [(c, study.chosen[c.arm, c.budget]) for c in broken if (c.arm, c.budget) in study.chosen]
+    if not tuned:
+        return []
+    hit = [f"{c.arm} at {c.budget}" for c, own in tuned if c.state_at(own) is State.BREAKS]
+    if hit:
+        return [f"At the rate that validation chooses, broken {'is' if len(hit) == 1 else 'are'} {listed(hit)}."]
+    if all(own < c.first_break.learning_rate for c, own in tuned if c.first_break):
+        return ["Every break lies above the rate that validation chooses for the arm: at a tuned rate none appears."]
+    return ["No arm is shown to break at the rate that validation chooses for it."]
+
+
+def _of_baseline(study: _Study) -> list[str]:
+    said = []
+    for budget in study.budgets:
+        course = study.courses.get((study.baseline, budget))
+        found = first_too_high(study.table, course, study.chosen, study.margin) if course else None
+        if course and found:
+            rate, against = found
+            own = study.chosen[study.baseline, budget]
+            apart, why = against.difference, []
+            if apart and exceeds(apart, study.margin):
+                why = [f"worse than at {own:g}, its rate by validation, by {written(apart)}"]
+            why += [_why(study, cell) for cell in course.cells if cell.learning_rate == rate and cell.diverged]
+            said.append(
+                f"From {rate:g} on the rate is too high for {study.baseline} itself at {budget}: {'; '.join(why)}."
+            )
+        elif course and course.first_break:
+            cell = course.first_break
+            said.append(f"{study.baseline} itself at {budget}, rate {cell.learning_rate:g}: {_why(study, cell)}.")
+    return said
+
+
+def _by_budget(study: _Study) -> list[str]:
+    """Of arms on several budgets: the smallest against the largest, at the lowest rate where either breaks."""
+    said = []
+    units = {parse_budget(budget)[0] for budget in study.budgets}
+    if len(units) > 1:
+        return []
+    for arm in dict.fromkeys(course.arm for course in study.others):
+        own = sorted((c for c in study.others if c.arm == arm), key=lambda c: parse_budget(c.budget)[1])
+        small, large = own[0], own[-1]
+        breaks = [cell.learning_rate for c in (small, large) if (cell := c.first_break)]
+        if small is large or not breaks:
+            continue
+        rate = min(breaks)
+        rows = [rows_at(study.table, arm, c.budget, rate) for c in (large, small)]
+        against = contrast(rows[0], rows[1], "excess")
+        words = {1: "More budget makes it worse there", -1: "More budget makes it better there"}
+        verdict = words.get(against.shown, "No effect of the budget is shown there")
+        said.append(
+            f"{arm} {_first(small)} at {small.budget} and {_first(large)} at {large.budget}; at {rate:g} the excess "
+            f"at {large.budget} less that at {small.budget}: {_told(against)}. {verdict}."
+        )
+    return said
+
+
+def _by_variant(study: _Study) -> list[str]:
+    said, neither = [], []
+    for (arm, budget), course in study.courses.items():
+        variant = study.variants.get(arm)
+        plain = study.courses.get((variant.of, budget)) if variant else None
+        if variant is None or plain is None:
+            continue
+        cells = [cell for c in (plain, course) if (cell := c.first_break)]
+        if not cells:
+            neither.append(f"{arm} ({variant.differs}) at {budget}")
+            continue
+        rate = min(cell.learning_rate for cell in cells)
+        rows = [rows_at(study.table, name, budget, rate) for name in (arm, variant.of)]
+        against = contrast(rows[0], rows[1], "validation_loss")
+        said.append(
+            f"{variant.differs} ({arm}) at {budget}: it {_first(course)}, {variant.of} {_first(plain)}; at {rate:g} "
+            f"its loss less that of {variant.of}: {_told(against)}. {effect_of(course, plain, rate, against)}."
+        )
+    if neither:
+        said.append(f"No break is seen with or without what sets these apart from their plain arms: {listed(neither)}.")
+    return said
+
+
+def _of_spikes(study: _Study) -> list[str]:
+    """How many, and where most; a description, without an interval."""
+    seen = study.table["spikes"].dropna()
+    if seen.empty:
+        return []
+    if not seen.sum():
+        return [f"No loss spike in {counted(len(seen), 'run')}."]
+    cells = [cell for course in study.courses.values() for cell in course.cells if cell.spikes is not None]
+    most = max(cells, key=lambda cell: cell.spikes or 0.0)
+    return [
+        f"{counted(int(seen.sum()), 'loss spike')} in {counted(len(seen), 'run')}; most a run, {most.spikes:.1f}, with "
+        f"{most.arm} at {most.budget}, rate {most.learning_rate:g}."
+    ]
+
+
+def _first(course: Course) -> str:
+    return f"breaks first at {course.first_break.learning_rate:g}" if course.first_break else "is not seen to break"
+
+
+def _told(found: Contrast) -> str:
+    parts = []
+    if found.difference is not None:
+        parts.append(written(found.difference, signed=True))
+    if any(found.diverged):
+        parts.append(f"{found.diverged[0]} against {found.diverged[1]} of {counted(found.pairs, 'run')} diverged")
+    return ", ".join(parts) or "nothing to compare"
