@@ -84,7 +84,7 @@ def rate_axis(ax: Axes, rates: Sequence[float], arms: int) -> list[float]:
     apart = min((b / a for a, b in itertools.pairwise(rates)), default=2.0)
     ax.set_xlim(rates[0] / apart**0.6, rates[-1] * apart**0.6)
     log_ticks(ax, rates, [short(rate) for rate in rates])
-    return [apart**shift for shift in side_by_side(arms, min(0.6, 0.06 * arms))]
+    return [apart**shift for shift in side_by_side(arms, min(0.75, 0.07 * arms))]
 
 
 def short(value: float) -> str:

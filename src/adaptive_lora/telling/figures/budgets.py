@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from adaptive_lora.judging.arms import ArmSummary, evaluations
 from adaptive_lora.record.runs import Status
 from adaptive_lora.telling.figures.axes import counted, log_ticks, points_each, side_by_side
-from adaptive_lora.telling.figures.looks import Looks, legend, legend_height, seed_points
+from adaptive_lora.telling.figures.looks import CROWD, Looks, join, legend, legend_height, seed_points
 from adaptive_lora.telling.figures.theme import mark, themed
 
 _Places = Mapping[tuple[str, str], float]
@@ -35,12 +35,13 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
     apart = min((b / a for a, b in itertools.pairwise(sizes) if b / a > 1.2), default=2.0)
     places = _places(shown, names, apart)
     with themed():
-        figure = Figure(figsize=(7.2 if len(names) <= 12 else 9, max(4.2, legend_height(len(names)))),
+        figure = Figure(figsize=(7.2 if len(names) <= CROWD else 10.4, max(4.2, legend_height(len(names)))),
                         layout="constrained")  # fmt: skip
         ax = figure.subplots()
         for arm in names:
             own = sorted((s for s in shown if s.arm == arm), key=lambda s: s.trainable_parameters)
             _line(ax, own, done, looks, places, points_each(len(shown)))
+            join(ax, [places[arm, s.budget] for s in own], [s.loss.mean for s in own if s.loss], arm, looks, len(names))
         _frozen(ax, runs)
         ax.set_xlim(sizes[0] / apart**0.5, sizes[-1] * apart**0.5)
         log_ticks(ax, sizes, [counted(size) for size in sizes])
@@ -74,7 +75,7 @@ def _places(shown: Sequence[ArmSummary], names: Sequence[str], apart: float) -> 
     for here in shown:
         near = [arm for arm in shown if abs(math.log(_size(arm) / _size(here))) < 0.1 * math.log(apart)]
         beside = sorted({arm.arm for arm in near}, key=names.index)
-        shifts = side_by_side(len(beside), min(0.6, 0.07 * len(beside)))
+        shifts = side_by_side(len(beside), min(0.75, 0.07 * len(beside)))
         places[here.arm, here.budget] = _size(here) * apart ** shifts[beside.index(here.arm)]
     return places
 
@@ -87,7 +88,6 @@ def _done(runs: pd.DataFrame) -> pd.DataFrame:
 def _line(ax: Axes, own: Sequence[ArmSummary], done: pd.DataFrame, looks: Looks, places: _Places, most: int) -> None:
     arm = own[0].arm
     look = looks[arm]
-    xs, ys = [], []
     for found in own:
         assert found.loss is not None
         x, loss = places[arm, found.budget], found.loss
@@ -101,9 +101,6 @@ def _line(ax: Axes, own: Sequence[ArmSummary], done: pd.DataFrame, looks: Looks,
             mark(ax.plot([x, x], [loss.low, loss.high], color=look.colour, lw=1.4)[0], arm)
         title = f"{arm} at {found.budget}, {found.trainable_parameters[-1]:,} parameters: mean {loss.mean:.4f}"
         mark(ax.plot(x, loss.mean, **look.marked(5.5), zorder=4)[0], arm, f"{title} of {loss.n}")
-        xs.append(x)
-        ys.append(loss.mean)
-    mark(ax.plot(xs, ys, color=look.colour, ls=look.dash, lw=1.1, zorder=3)[0], arm)
 
 
 def _frozen(ax: Axes, runs: pd.DataFrame) -> None:

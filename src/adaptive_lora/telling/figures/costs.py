@@ -40,7 +40,7 @@ def costs(table: pd.DataFrame, looks: Looks) -> Figure | None:
         size = (9.4 if memory else 7.2), 0.9 + sum(0.35 + 0.23 * len(group) for group in groups)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(
-            len(groups), 1 + memory, squeeze=False, sharex="col", height_ratios=[len(group) + 1 for group in groups],
+            len(groups), 1 + memory, squeeze=False, sharex="col", height_ratios=[len(group) + 0.2 for group in groups],
             width_ratios=[2, 1][: 1 + memory],
         )  # fmt: skip
         for row, group, budget in zip(axes, groups, budgets, strict=True):

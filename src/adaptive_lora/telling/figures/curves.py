@@ -86,9 +86,9 @@ def _together(courses: dict[str, _Course], looks: Looks) -> Figure:
 
 
 def _apart(courses: dict[str, _Course], looks: Looks, baseline: str) -> Figure:
-    columns = 5
+    columns = 6
     rows = -(-len(courses) // columns)
-    figure = Figure(figsize=(9.6, 0.5 + 1.65 * rows), layout="constrained")
+    figure = Figure(figsize=(10.4, 0.5 + 1.65 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for place, (ax, (arm, course)) in enumerate(zip(axes.flat, courses.items(), strict=False)):
         if baseline in courses and arm != baseline:

@@ -81,6 +81,22 @@ def legend_height(arms: int) -> float:
     return 0.35 + 0.185 * arms
 
 
+def join(ax: Axes, xs: Sequence[float], ys: Sequence[float], arm: str, looks: Looks, arms: int) -> None:
+    """The line through an arm's means; faint where so many arms cross that only their points can be read."""
+    look, crowded = looks[arm], arms > CROWD
+    (line,) = ax.plot(xs, ys, color=look.colour, ls=look.dash, lw=0.7 if crowded else 1.1,
+                      alpha=0.3 if crowded else 1.0, zorder=2)  # fmt: skip
+    mark(line, arm)
+
+
+def diverged_cross(ax: Axes, x: float, arm: str, look: Look, title: str) -> None:
+    """A cross at the top edge, the arm's own marker under it: runs here have no loss to be drawn at."""
+    cross = {"color": look.colour, "ls": "none", "marker": "x", "ms": 6, "mew": 1.6}
+    for y, settings in ((0.99, cross), (0.93, look.marked(4.5))):
+        (sign,) = ax.plot(x, y, **settings, transform=ax.get_xaxis_transform(), clip_on=False)
+        mark(sign, arm, title)
+
+
 def seed_points(ax: Axes, points: Sequence[tuple[float, float, str]], arm: str, look: Look, size: float = 3.2) -> None:
     """Faint raw points (x, y, what it is), each with its own title for pages that show it."""
     for x, y, title in points:

@@ -42,7 +42,7 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
     highest = max(float(np.nanmax(grid)) for grid in grids.values())
     blocks = max(len(grid) for grid in grids.values())
     many = len(grids) > CROWD
-    cell = 0.2 if many else 0.32
+    cell = 0.17 if many else 0.32
     # A panel is never narrower than a name; what does not fit in a row goes to the next.
     width = max(0.95, cell * len(roles)) + 0.35
     height = min(max(0.6, (0.12 if many else 0.17) * blocks), 2.2 if many else 3.2) + 0.4

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.telling.figures.axes import plain_log, rate_axis, short
-from adaptive_lora.telling.figures.looks import Looks, legend, legend_height
+from adaptive_lora.telling.figures.looks import CROWD, Looks, diverged_cross, join, legend, legend_height
 from adaptive_lora.telling.figures.theme import mark, themed
 
 
@@ -25,17 +25,18 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Mapping[tuple[str, str
     if not names:
         return None
     budgets = list(dict.fromkeys(tuned["budget"]))
-    wide = len(names) > 8
+    wide = len(names) > CROWD
     columns = 1 if wide else min(2, len(budgets))
     rows = -(-len(budgets) // columns)
     with themed():
         height = max(3.4 * rows, legend_height(len(names)))
-        figure = Figure(figsize=(9.4 if wide else 2.2 + 3.6 * columns, height), layout="constrained")
+        figure = Figure(figsize=(10.4 if wide else 2.2 + 3.6 * columns, height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for ax, budget in zip(axes.flat, budgets, strict=False):
             _panel(ax, tuned[tuned["budget"] == budget], looks, budget, chosen)
             ax.set_xlabel("learning rate")
             ax.set_title(budget)
+            ax.margins(y=0.12)  # crosses stand above the data
         for ax in axes.flat[len(budgets) :]:
             ax.axis("off")
         for ax in axes[:, 0]:
@@ -49,10 +50,10 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Mapping[tuple[str, str
 def _panel(ax: Axes, tuned: pd.DataFrame, looks: Looks, budget: str, chosen: Mapping[tuple[str, str], float]) -> None:
     names = [arm for arm in looks if (tuned["arm"] == arm).any()]
     for name, shift in zip(names, rate_axis(ax, tuned["learning_rate"].tolist(), len(names)), strict=True):
-        _arm(ax, tuned[tuned["arm"] == name], looks, shift, chosen.get((name, budget)))
+        _arm(ax, tuned[tuned["arm"] == name], looks, shift, len(names), chosen.get((name, budget)))
 
 
-def _arm(ax: Axes, own: pd.DataFrame, looks: Looks, shift: float, chosen: float | None) -> None:
+def _arm(ax: Axes, own: pd.DataFrame, looks: Looks, shift: float, crowd: int, chosen: float | None) -> None:
     arm = str(own["arm"].iloc[0])
     look = looks[arm]
     xs, ys = [], []
@@ -60,9 +61,8 @@ def _arm(ax: Axes, own: pd.DataFrame, looks: Looks, shift: float, chosen: float 
         runs = own[own["learning_rate"] == rate]
         x, losses = rate * shift, runs["validation_loss"].astype(float)
         if (runs["status"] == Status.DIVERGED).any():
-            (cross,) = ax.plot(x, 0.97, "x", color=look.colour, ms=6, mew=1.6, transform=ax.get_xaxis_transform())
             count = int((runs["status"] == Status.DIVERGED).sum())
-            mark(cross, arm, f"{arm}, rate {short(rate)}: {count} of {len(runs)} seeds diverged")
+            diverged_cross(ax, x, arm, look, f"{arm}, rate {short(rate)}: {count} of {len(runs)} seeds diverged")
             xs.append(x)
             ys.append(float("nan"))  # the line is broken here
             continue
@@ -75,4 +75,4 @@ def _arm(ax: Axes, own: pd.DataFrame, looks: Looks, shift: float, chosen: float 
             mark(ring, arm, f"{title}, chosen")
         xs.append(x)
         ys.append(mean)
-    mark(ax.plot(xs, ys, color=look.colour, ls=look.dash, lw=1.1, zorder=3)[0], arm)
+    join(ax, xs, ys, arm, looks, crowd)
