@@ -17,6 +17,8 @@ from adaptive_lora.telling.figures.axes import counted, log_ticks, points_each, 
 from adaptive_lora.telling.figures.looks import CROWD, Looks, join, legend, legend_height, seed_points
 from adaptive_lora.telling.figures.theme import mark, themed
 
+_STEP, _SPREAD = 0.07, 0.75
+"""From one arm to the next, and of all arms at most, as a share of the way to the next size on the log axis."""
 _Places = Mapping[tuple[str, str], float]
 
 
@@ -34,13 +36,14 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
     sizes = sorted({_size(arm) for arm in shown})
     apart = min((b / a for a, b in itertools.pairwise(sizes) if b / a > 1.2), default=2.0)
     places = _places(shown, names, apart)
+    beside = apart ** -(0.35 * min(_STEP, _SPREAD / len(names)))  # seeds stand left of their interval
     with themed():
         figure = Figure(figsize=(7.2 if len(names) <= CROWD else 10.4, max(4.2, legend_height(len(names)))),
                         layout="constrained")  # fmt: skip
         ax = figure.subplots()
         for arm in names:
             own = sorted((s for s in shown if s.arm == arm), key=lambda s: s.trainable_parameters)
-            _line(ax, own, done, looks, places, points_each(len(shown)))
+            _line(ax, own, done, looks, places, beside, points_each(len(shown)))
             join(ax, [places[arm, s.budget] for s in own], [s.loss.mean for s in own if s.loss], arm, looks, len(names))
         _frozen(ax, runs)
         ax.set_xlim(sizes[0] / apart**0.5, sizes[-1] * apart**0.5)
@@ -75,7 +78,7 @@ def _places(shown: Sequence[ArmSummary], names: Sequence[str], apart: float) -> 
     for here in shown:
         near = [arm for arm in shown if abs(math.log(_size(arm) / _size(here))) < 0.1 * math.log(apart)]
         beside = sorted({arm.arm for arm in near}, key=names.index)
-        shifts = side_by_side(len(beside), min(0.75, 0.07 * len(beside)))
+        shifts = side_by_side(len(beside), min(_SPREAD, _STEP * len(beside)))
         places[here.arm, here.budget] = _size(here) * apart ** shifts[beside.index(here.arm)]
     return places
 
@@ -85,7 +88,9 @@ def _done(runs: pd.DataFrame) -> pd.DataFrame:
     return own[(own["status"] == Status.COMPLETED) & own["test_loss"].notna()]
 
 
-def _line(ax: Axes, own: Sequence[ArmSummary], done: pd.DataFrame, looks: Looks, places: _Places, most: int) -> None:
+def _line(
+    ax: Axes, own: Sequence[ArmSummary], done: pd.DataFrame, looks: Looks, places: _Places, beside: float, most: int
+) -> None:
     arm = own[0].arm
     look = looks[arm]
     for found in own:
@@ -93,7 +98,7 @@ def _line(ax: Axes, own: Sequence[ArmSummary], done: pd.DataFrame, looks: Looks,
         x, loss = places[arm, found.budget], found.loss
         rows = done[(done["arm"] == arm) & (done["budget"] == found.budget)].head(most)
         points = [
-            (x, float(value), f"{arm} at {found.budget}, seed {seed}: {value:.4f}")
+            (x * beside, float(value), f"{arm} at {found.budget}, seed {seed}: {value:.4f}")
             for seed, value in zip(rows["seed"], rows["test_loss"], strict=True)
         ]
         seed_points(ax, points, arm, look, size=2.6)

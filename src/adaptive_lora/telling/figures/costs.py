@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from adaptive_lora.telling.figures.looks import Looks
+from adaptive_lora.telling.figures.axes import wrapped
+from adaptive_lora.telling.figures.looks import LABEL_WIDTH, Looks
 from adaptive_lora.telling.figures.theme import mark, themed
 
 _WIDE = 100.0
@@ -64,7 +65,9 @@ def median_costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rows(ax: Axes, group: pd.DataFrame, names: bool) -> None:
-    ax.set_yticks(range(len(group)), list(group["arm"]) if names else [""] * len(group))
+    ax.set_yticks(
+        range(len(group)), [wrapped(arm, LABEL_WIDTH) for arm in group["arm"]] if names else [""] * len(group)
+    )
     ax.set_ylim(len(group) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0)
     for label, arm in zip(ax.get_yticklabels(), group["arm"], strict=True):
@@ -77,7 +80,7 @@ def _times(ax: Axes, group: pd.DataFrame, looks: Looks, log: bool) -> None:
     for place, cost in enumerate(group.to_dict("records")):
         arm, planning, training = str(cost["arm"]), float(cost["plan_seconds"]), float(cost["train_seconds"])
         look, known = looks[arm], not math.isnan(planning)
-        told = f"{planning:.3g} + {training:.3g} s" if known else f"? + {training:.3g} s"
+        told = f"{_seconds(planning) if known else '?'} + {_seconds(training)} s"
         title = f"{arm} at {cost['budget']}, median of {cost['n']}: planning + training {told}"
         if log:
             drawn = [*ax.plot(training, place, "o", color=look.colour, ms=5)]
@@ -101,6 +104,10 @@ def _memory(ax: Axes, group: pd.DataFrame, looks: Looks) -> None:
             mark(bar, arm, f"{arm}: {size / _MIB:.3g} MiB, median of {n}")
             mark(ax.text(size / _MIB, place, f" {size / _MIB:.3g}", fontsize=7, va="center"), arm)  # fmt: skip
     _rows(ax, group, names=False)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _pale(colour: str) -> tuple[float, float, float]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from adaptive_lora.telling.figures.axes import wrapped
 from adaptive_lora.telling.figures.theme import COLOURS, DASHES, MARKERS, mark
 
 FILLS = ("full", "open", "half")
@@ -41,6 +42,8 @@ class Look:
         return {**self.marked(size), "ls": self.dash, "lw": width}
 
 
+LABEL_WIDTH = 2.4
+"""Inches that a name beside a figure may take before it is broken."""
 Looks = Mapping[str, Look]
 """Arm -> its look, in the order of the study."""
 
@@ -68,7 +71,10 @@ def looks_of(arms: Sequence[str]) -> Looks:
 
 def legend(figure: Figure, looks: Looks, arms: Sequence[str], lines: bool = True) -> None:
     """The arms beside the figure, never over its data."""
-    handles = [Line2D([], [], label=arm, **(looks[arm].lined() if lines else looks[arm].marked())) for arm in arms]
+    handles = [
+        Line2D([], [], label=wrapped(arm, LABEL_WIDTH), **(looks[arm].lined() if lines else looks[arm].marked()))
+        for arm in arms
+    ]
     placed = figure.legend(handles=handles, loc="outside right upper", fontsize=8, handlelength=3.2)
     for handle, text, arm in zip(placed.legend_handles, placed.get_texts(), arms, strict=True):
         if handle is not None:
@@ -84,8 +90,8 @@ def legend_height(arms: int) -> float:
 def join(ax: Axes, xs: Sequence[float], ys: Sequence[float], arm: str, looks: Looks, arms: int) -> None:
     """The line through an arm's means; faint where so many arms cross that only their points can be read."""
     look, crowded = looks[arm], arms > CROWD
-    (line,) = ax.plot(xs, ys, color=look.colour, ls=look.dash, lw=0.7 if crowded else 1.1,
-                      alpha=0.3 if crowded else 1.0, zorder=2)  # fmt: skip
+    (line,) = ax.plot(xs, ys, color=look.colour, ls=look.dash, lw=0.8 if crowded else 1.1,
+                      alpha=0.45 if crowded else 1.0, zorder=2)  # fmt: skip
     mark(line, arm)
 
 

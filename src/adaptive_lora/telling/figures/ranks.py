@@ -65,7 +65,7 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
             ax.axis("off")
         for ax in axes[:, 0]:
             ax.set_ylabel("block")
-        _colour_bar(figure, image, axes, "rank (mean over seeds)", min(1.0, 2.6 / (rows * height)))
+        _colour_bar(figure, image, axes, "mean rank", min(1.0, 2.6 / (rows * height)))
     return figure
 
 
@@ -166,7 +166,7 @@ def _limits(arms: Sequence[ArmSummary], margin: float) -> tuple[float, float]:
     for arm in arms:
         if arm.difference is not None and arm.difference.low is not None and arm.difference.high is not None:
             values += [arm.difference.low, arm.difference.high]
-    room = 0.06 * (max(values) - min(values)) or 1.0
+    room = 0.1 * (max(values) - min(values)) or 1.0
     return min(values) - room, max(values) + room
 
 
