@@ -11,7 +11,7 @@ from adaptive_lora.streams import numpy_stream
 from adaptive_lora.telling.figures.looks import Looks, looks_of
 
 NAMES = [
-    "uniform", "linear-decay", "attention-heavy", "empirical", "eva", "gora", "inverted", "lora-drop", "fim",
+    "uniform", "linear-decay", "empirical", "attention-heavy", "eva", "gora", "inverted", "lora-drop", "fim",
     "stable-rank", "marginal-gain", "adalora", "spectral", "posthoc-svd", "attention-only", "mlp-only",
     "linear-growth", "valley", "fixed-from-a-paper", "random", "shuffled",
 ]  # fmt: skip

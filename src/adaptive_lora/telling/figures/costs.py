@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from adaptive_lora.telling.figures.axes import wrapped
-from adaptive_lora.telling.figures.looks import LABEL_WIDTH, Looks
+from adaptive_lora.telling.figures.looks import Looks, name_rows
 from adaptive_lora.telling.figures.theme import mark, themed
 
 _WIDE = 100.0
@@ -64,16 +63,6 @@ def median_costs(table: pd.DataFrame) -> pd.DataFrame:
     return grouped[numbers].median().assign(n=grouped.size()).reset_index()
 
 
-def _rows(ax: Axes, group: pd.DataFrame, names: bool) -> None:
-    ax.set_yticks(
-        range(len(group)), [wrapped(arm, LABEL_WIDTH) for arm in group["arm"]] if names else [""] * len(group)
-    )
-    ax.set_ylim(len(group) - 0.4, -0.6)
-    ax.tick_params(axis="y", length=0)
-    for label, arm in zip(ax.get_yticklabels(), group["arm"], strict=True):
-        mark(label, arm)
-
-
 def _times(ax: Axes, group: pd.DataFrame, looks: Looks, log: bool) -> None:
     if log:
         ax.set_xscale("log")
@@ -94,7 +83,8 @@ def _times(ax: Axes, group: pd.DataFrame, looks: Looks, log: bool) -> None:
         for artist in drawn:
             mark(artist, arm, title)
         mark(ax.text(1.01, place, told, transform=ax.get_yaxis_transform(), fontsize=7, va="center"), arm)
-    _rows(ax, group, names=True)
+    name_rows(ax, range(len(group)), group["arm"].tolist())
+    ax.set_ylim(len(group) - 0.4, -0.6)
 
 
 def _memory(ax: Axes, group: pd.DataFrame, looks: Looks) -> None:
@@ -103,7 +93,8 @@ def _memory(ax: Axes, group: pd.DataFrame, looks: Looks) -> None:
             (bar,) = ax.barh(place, size / _MIB, 0.62, color=_pale(looks[arm].colour), ec=looks[arm].colour, lw=0.8)
             mark(bar, arm, f"{arm}: {size / _MIB:.3g} MiB, median of {n}")
             mark(ax.text(size / _MIB, place, f" {size / _MIB:.3g}", fontsize=7, va="center"), arm)  # fmt: skip
-    _rows(ax, group, names=False)
+    ax.set_yticks([])
+    ax.set_ylim(len(group) - 0.4, -0.6)
 
 
 def _seconds(value: float) -> str:

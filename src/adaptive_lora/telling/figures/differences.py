@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from adaptive_lora.judging.arms import ArmSummary
-from adaptive_lora.telling.figures.axes import points_each, wrapped
-from adaptive_lora.telling.figures.looks import LABEL_WIDTH, Looks, seed_points
+from adaptive_lora.telling.figures.axes import points_each
+from adaptive_lora.telling.figures.looks import Looks, name_rows, seed_points
 from adaptive_lora.telling.figures.theme import mark, themed
 
 CONTROLS = ("random", "shuffled")
@@ -61,12 +61,10 @@ def _places(group: Sequence[ArmSummary]) -> list[float]:
 
 def _rows(ax: Axes, group: Sequence[ArmSummary], looks: Looks, most: int) -> None:
     places = _places(group)
-    ax.set_yticks(places, [wrapped(arm.arm, LABEL_WIDTH) for arm in group])
+    name_rows(ax, places, [arm.arm for arm in group])
     ax.set_ylim(places[-1] + 0.6, -0.6)
-    ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     for place, arm, label in zip(places, group, ax.get_yticklabels(), strict=True):
-        mark(label, arm.arm)
         _difference_row(ax, place, arm, looks, most)
         if arm.strategy in CONTROLS:
             label.set(color=_GREY, style="italic")

@@ -42,8 +42,10 @@ class Look:
         return {**self.marked(size), "ls": self.dash, "lw": width}
 
 
-LABEL_WIDTH = 2.4
-"""Inches that a name beside a figure may take before it is broken."""
+_LEGEND_WIDTH = 2.4
+"""Inches that a name in a legend may take before it is broken."""
+_LONG_NAME = 28
+"""Characters from which on a row's name is set smaller."""
 Looks = Mapping[str, Look]
 """Arm -> its look, in the order of the study."""
 
@@ -69,12 +71,9 @@ def looks_of(arms: Sequence[str]) -> Looks:
     return found
 
 
-def legend(figure: Figure, looks: Looks, arms: Sequence[str], lines: bool = True) -> None:
+def legend(figure: Figure, looks: Looks, arms: Sequence[str]) -> None:
     """The arms beside the figure, never over its data."""
-    handles = [
-        Line2D([], [], label=wrapped(arm, LABEL_WIDTH), **(looks[arm].lined() if lines else looks[arm].marked()))
-        for arm in arms
-    ]
+    handles = [Line2D([], [], label=wrapped(arm, _LEGEND_WIDTH), **looks[arm].lined()) for arm in arms]
     placed = figure.legend(handles=handles, loc="outside right upper", fontsize=8, handlelength=3.2)
     for handle, text, arm in zip(placed.legend_handles, placed.get_texts(), arms, strict=True):
         if handle is not None:
@@ -85,6 +84,15 @@ def legend(figure: Figure, looks: Looks, arms: Sequence[str], lines: bool = True
 def legend_height(arms: int) -> float:
     """Inches that a legend of so many arms takes."""
     return 0.35 + 0.185 * arms
+
+
+def name_rows(ax: Axes, places: Sequence[float], arms: Sequence[str]) -> None:
+    """The arms' names beside their rows, long ones in smaller letters, so that each stays on its line."""
+    ax.set_yticks(places, arms)
+    ax.tick_params(axis="y", length=0)
+    for label, arm in zip(ax.get_yticklabels(), arms, strict=True):
+        mark(label, arm)
+        label.set_fontsize(max(5.0, min(9.0, 9.0 * _LONG_NAME / len(arm))))
 
 
 def join(ax: Axes, xs: Sequence[float], ys: Sequence[float], arm: str, looks: Looks, arms: int) -> None:

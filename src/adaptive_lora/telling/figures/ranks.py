@@ -50,7 +50,8 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
     rows = -(-len(grids) // columns)
     columns = -(-len(grids) // rows)
     with themed():
-        figure = Figure(figsize=(1.1 + columns * width, 0.7 + rows * height), layout="constrained")
+        labels = 0.65 * (1 + (len(grids) % columns > 0))  # named below each column, whichever row it ends in
+        figure = Figure(figsize=(1.1 + columns * width, 0.1 + labels + rows * height), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False)
         for place, (ax, (arm, grid)) in enumerate(zip(axes.flat, grids.items(), strict=False)):
             image = _heat_map(ax, grid, roles, highest, numbers=not many)
