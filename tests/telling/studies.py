@@ -18,6 +18,11 @@ NAMES = [
 ROLES = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
          "mlp.up_proj", "mlp.down_proj"]  # fmt: skip
 SIZES = {"rank:4": 46_720, "rank:8": 93_440, "rank:16": 186_880, "rank:2": 23_360}
+RANK_COLUMNS = ["run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling", "parameters",
+                "score"]  # fmt: skip
+CURVE_COLUMNS = ["run_id", "arm", "budget", "seed", "step", "loss"]
+STABILITY_COLUMNS = ["arm", "budget", "scaling", "learning_rate", "seed", "phase", "diverged", "spikes",
+                     "gradient_norm", "clipped", "excess"]  # fmt: skip
 MEASURING = ("empirical", "eva", "gora", "fim", "stable-rank", "marginal-gain", "adalora", "spectral")
 
 
@@ -31,7 +36,7 @@ class MadeStudy:
         self.looks: Looks = looks_of(self.names)
         self.runs = pd.DataFrame(self._evaluations() + self._tuning(), columns=list(RUN_COLUMNS))
         self.arms: list[ArmSummary] = summarise(self.runs, "uniform")
-        self.chosen = {(arm, budget): rates[len(rates) // 2] for arm in self.names for budget in budgets}
+        self.chosen = {(arm, budget): rates[len(rates) // 2] for arm in self.names for budget in budgets if rates}
 
     def _run(self, phase: str, arm: str, budget: str, seed: int, rate: float) -> dict[str, object]:
         draw = numpy_stream(seed, phase, arm, budget, str(rate))
@@ -85,7 +90,7 @@ class MadeStudy:
                                 "seed": seed, "module": f"model.layers.{depth}.{role}", "kind": kind, "depth": depth,
                                 "rank": rank, "scaling": 2.0, "parameters": rank * 256, "score": score,
                             })  # fmt: skip
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=RANK_COLUMNS)
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -100,7 +105,7 @@ class MadeStudy:
             loss = end - 0.1 + 1.2 * np.exp(-steps / 25) + noise
             parts.append(pd.DataFrame({"run_id": run_id, "arm": arm, "budget": budget, "seed": seed, "step": steps,
                                        "loss": loss}))  # fmt: skip
-        return pd.concat(parts)
+        return pd.concat(parts) if parts else pd.DataFrame(columns=CURVE_COLUMNS)
 
     @property
     def costs(self) -> pd.DataFrame:
@@ -124,4 +129,4 @@ class MadeStudy:
                 "clipped": min(1.0, 60 * run["learning_rate"] * draw.uniform(0.5, 1.5)),
                 "excess": float("nan") if diverged else 0.02 * draw.normal(),
             })  # fmt: skip
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=STABILITY_COLUMNS)

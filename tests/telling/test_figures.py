@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from adaptive_lora.record.results import COST_COLUMNS, RUN_COLUMNS
+from adaptive_lora.judging.arms import summarise
+from adaptive_lora.record.ledger import open_to_read
+from adaptive_lora.record.results import COST_COLUMNS, costs_table, runs_table
+from adaptive_lora.record.spec import load_study
+from adaptive_lora.runner import run_study
+from adaptive_lora.telling.figures import all as every
 from adaptive_lora.telling.figures import axes as shared
 from adaptive_lora.telling.figures.budgets import frozen_fits, loss_by_budget
 from adaptive_lora.telling.figures.costs import costs
@@ -74,18 +80,7 @@ def points(ax: Axes | Figure, gid: str) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
 def test_of_nothing_nothing_is_drawn(draw: Callable[[MadeStudy], Figure | None]) -> None:
-    empty = MadeStudy(3, seeds=0, blocks=0, rates=(1e-3,))
-    empty.runs = pd.DataFrame(columns=list(RUN_COLUMNS))
-    empty.arms = []
-
-    class Empty(MadeStudy):
-        ranks = MadeStudy(3, seeds=1, blocks=1).ranks[:0]  # type: ignore[assignment]
-        curves = MadeStudy(3, seeds=1, blocks=1).curves[:0]  # type: ignore[assignment]
-        costs = pd.DataFrame(columns=list(COST_COLUMNS))  # type: ignore[assignment]
-        stability = MadeStudy(3, seeds=1).stability[:0]  # type: ignore[assignment]
-
-    empty.__class__ = Empty
-    assert draw(empty) is None
+    assert draw(MadeStudy(3, seeds=0, rates=())) is None
 
 
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
@@ -104,7 +99,8 @@ def test_every_arm_is_marked_and_nothing_is_raster(draw: Callable[[MadeStudy], F
 
 
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
-def test_the_same_bytes_twice(draw: Callable[[MadeStudy], Figure | None], made: MadeStudy, tmp_path: Path) -> None:
+def test_the_same_bytes_twice(draw: Callable[[MadeStudy], Figure | None], tmp_path: Path) -> None:
+    made = MadeStudy(5, budgets=(BUDGET,), seeds=2, blocks=1)
     first = [path.read_bytes() for path in save(drawn(draw(made)), tmp_path / "a", kinds=("pdf", "svg"))]
     again = [path.read_bytes() for path in save(drawn(draw(made)), tmp_path / "b", kinds=("pdf", "svg"))]
     assert first == again
@@ -321,3 +317,48 @@ def test_raw_points_are_capped_and_the_caption_says_so(monkeypatch: pytest.Monke
         assert len(points(drawn(FIGURES[name](study)), "random|random at rank:8, seed")) == 9 // groups, name
     assert "the first 3 seeds are shown" in shared.cap_note([6, 6, 6])
     assert shared.cap_note([3, 3, 3]) == shared.cap_note([]) == ""
+
+
+def test_every_figure_has_its_caption(made: MadeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(every, "runs_table", lambda ledger: made.runs)
+    monkeypatch.setattr(every, "ranks_table", lambda ledger: made.ranks)
+    monkeypatch.setattr(every, "curves_table", lambda ledger: made.curves)
+    monkeypatch.setattr(every, "costs_table", lambda ledger: made.costs)
+    facts = {
+        "spec": {
+            "arms": [{"name": name} for name in made.names[:-2]], "budgets": list(made.budgets),
+            "analysis": {"baseline": BASELINE, "margin": MARGIN},
+        },
+        "chosen_rates": [[arm, budget, rate] for (arm, budget), rate in made.chosen.items()],
+    }  # fmt: skip
+    figures = every.draw(None, facts, made.arms)  # type: ignore[arg-type]
+    by_budget = [f"{name}-{b}" for b in ("rank-4", "rank-8") for name in ("ranks", "scores", "curves", "seconds")]
+    assert list(figures) == ["overview", "differences", "loss-by-budget", *by_budget, "rates", "costs"]
+    for name, (_, caption) in figures.items():
+        assert caption.endswith(".") and len(caption) > 40, name
+    assert "frozen model's loss is 2.9715" in figures["loss-by-budget"][1]
+    assert "negative: better" in figures["differences"][1]
+    assert "trained alone" in figures["costs"][1]
+    made_in_bank = made.runs.assign(engine="bank of 4")
+    monkeypatch.setattr(every, "runs_table", lambda ledger: made_in_bank)
+    captions = {name: caption for name, (_, caption) in every.draw(None, facts, made.arms).items()}  # type: ignore[arg-type]
+    assert all("only on the reference engine" in captions[name] for name in ("seconds-rank-8", "costs"))
+
+
+def test_a_ledger_tells_what_planning_took_where_plans_say_so(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    arms = ("[uniform, linear-decay, empirical, random]", "[uniform, empirical]")
+    run_study(load_study(study_file(arms, ("steps: 6", "steps: 2"))), tmp_path / "out")
+    with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
+        table = costs_table(ledger)
+        figures = every.draw(ledger, ledger.facts(), summarise(runs_table(ledger), "uniform"))
+        measured = [
+            (ledger.plan(run_id) or {})["provenance"]["measured"]
+            for run_id in table[table["arm"] == "empirical"]["run_id"]
+        ]
+    assert list(table.columns) == list(COST_COLUMNS) and len(table) == 4
+    assert table[table["arm"] == "uniform"][["measure_seconds", "score_bytes"]].isna().all(axis=None)
+    own = table[table["arm"] == "empirical"]
+    assert own["score_bytes"].tolist() == [found["score_bytes"] for found in measured]
+    assert own["measure_seconds"].tolist() == [sum(found["seconds"].values()) for found in measured]
+    assert (own["measure_seconds"] <= own["plan_seconds"]).all()
+    assert {"scores-rank-2", "seconds-rank-2", "costs"} <= set(figures) and "rates" not in figures

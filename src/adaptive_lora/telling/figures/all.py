@@ -45,12 +45,13 @@ def _main(
     baseline = analysis["baseline"]
     margin = f"band: the margin of {analysis['margin']:g} within which differences do not matter."
     compared = [len(arm.differences) for arm in arms if arm.difference is not None]
+    first = [len(arm.differences) for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
     yield (
         "overview",
         overview(ranks, arms, looks, baseline, analysis["margin"]) if arms else None,
         "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
         f"changed in test loss against {baseline} (negative: better), circles: seeds, filled sign: mean, line: 95 % t "
-        f"interval over seeds, {margin}{_left_out(ranks)}{cap_note(compared)}",
+        f"interval over seeds, {margin}{_left_out(ranks)}{cap_note(first)}",
     )
     yield (
         "differences",
@@ -131,7 +132,7 @@ def _thinned(ranks: pd.DataFrame, budget: str) -> str:
     sizes: Sequence[int] = points.groupby("arm").size().tolist()
     most = points_each(len(sizes))
     every = -(-max(sizes, default=0) // most)
-    return f" Of each arm every {every}th module is shown, all are counted." if every > 1 else ""
+    return f" Of each arm one module in {every} is shown, all are counted." if every > 1 else ""
 
 
 def _seconds(runs: pd.DataFrame) -> str:
