@@ -139,7 +139,11 @@ def test_heat_maps_have_the_mean_ranks_on_one_scale(made: MadeStudy) -> None:
 def test_a_module_left_out_is_no_low_rank() -> None:
     study = MadeStudy(17, seeds=2, blocks=2)
     figure = drawn(rank_heat_maps(study.ranks, study.names, BUDGET))
-    assert len(titled(figure, "attention-only").findobj(QuadMesh)) == 2
+    ranked, grey = titled(figure, "attention-only").findobj(QuadMesh)
+    assert isinstance(ranked, QuadMesh) and isinstance(grey, QuadMesh)
+    holes = np.ma.getmaskarray(np.ma.masked_invalid(ranked.get_array()))
+    assert holes[:, 4:].all() and not holes[:, :4].any()  # the four of attention come first
+    assert (np.ma.getmaskarray(np.ma.masked_invalid(grey.get_array())) == ~holes).all()
     assert len(titled(figure, "uniform").findobj(QuadMesh)) == 1
     assert left_out(study.ranks) == {"attention-only": "6 of 14 modules"}
 
@@ -306,6 +310,11 @@ def test_stability_has_means_over_the_runs_that_did_not_diverge(made: MadeStudy)
     assert {str(a.get_gid()) for a in of(figure, "") if "diverged" in str(a.get_gid())} == {
         "arm:shuffled|shuffled, rate 1e-2: 3 of 3 runs diverged"
     }
+    assert not points(figure, "shuffled|shuffled, rate 1e-2: mean")
+    # Where some run diverged the mean is over the others.
+    table.loc[own.index[0], "diverged"] = True
+    ((_, y),) = points(drawn(stability(table, made.looks)).axes[3], "random|random, rate 3e-3: mean")
+    assert y == pytest.approx(own["clipped"].iloc[1:].mean())
     assert len(drawn(stability(pd.concat([table, table.assign(scaling="rslora")]), made.looks)).axes) == 12
 
 
