@@ -23,6 +23,11 @@ RUN_COLUMNS = (
 that the phase is about (validation for tuning, test for evaluation). What does not exist is empty."""
 
 
+COST_COLUMNS = (
+    "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
+)  # fmt: skip
+
+
 def load_results(folder: Path) -> pd.DataFrame:
     """The runs of a study folder with `RUN_COLUMNS`; StudyFolderError where there is no study."""
     with contextlib.closing(open_to_read(folder)) as ledger:
@@ -106,6 +111,24 @@ def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFram
             parts.append(pd.DataFrame(curve).assign(**labels))
     columns = ["run_id", "arm", "budget", "seed", "step", "loss", "gradient_norm", "learning_rate", "tokens"]
     return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def costs_table(ledger: Ledger) -> pd.DataFrame:
+    """One row per finished evaluation run, twins left out: what planning and training took.
+
+    `measure_seconds` is the part of `plan_seconds` that went into scores, `score_bytes` the most that scores held
+    between batches (not the model, not its activations). Empty where a plan does not say.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in ledger.runs():
+        plan = ledger.plan(run["run_id"]) if run["phase"] == Phase.EVALUATION and not run["replica"] else None
+        if plan is not None:
+            measured = plan["provenance"].get("measured", {})
+            seconds = measured.get("seconds")
+            told = {"measure_seconds": sum(seconds.values()) if seconds else None,
+                    "score_bytes": measured.get("score_bytes")}  # fmt: skip
+            rows.append({**{name: run[name] for name in COST_COLUMNS if name not in told}, **told})
+    return pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"measure_seconds": float, "score_bytes": float})
 
 
 def export(ledger: Ledger, folder: Path) -> list[Path]:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
-from matplotlib.figure import Figure
 
 from adaptive_lora.files import write_atomically
 from adaptive_lora.judging.arms import ArmSummary, summarise
@@ -20,14 +18,12 @@ from adaptive_lora.judging.verdicts import Judgement
 from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.ledger import Ledger
 from adaptive_lora.record.protocol import Comparison
-from adaptive_lora.record.results import curves_table, ranks_table, runs_table
+from adaptive_lora.record.results import ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.record.seeds import seeds_needed, smallest_p
-from adaptive_lora.telling.figures import study as figures
+from adaptive_lora.telling.figures.all import Figures, draw
+from adaptive_lora.telling.figures.ranks import left_out
 from adaptive_lora.telling.figures.theme import save, to_svg
-
-Figures = dict[str, tuple[Figure, str]]
-"""Name of the file -> figure and caption."""
 
 
 @dataclass(frozen=True)
@@ -57,46 +53,6 @@ def write_report(ledger: Ledger, folder: Path) -> Path:
     rows: list[dict[str, Any]] = runs.astype(object).where(runs.notna(), None).to_dict("records")  # type: ignore[assignment]
     write_atomically(path, render(facts, rows, arms, drawn, left_out(ranks_table(ledger)), verdicts))
     return path
-
-
-def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figures:
-    """All figures for which there are results."""
-    names = list(dict.fromkeys(arm.arm for arm in arms))
-    analysis = facts["spec"]["analysis"]
-    ranks, curves = ranks_table(ledger), curves_table(ledger)
-    legend = " Grey, –: left out, no adapter." if left_out(ranks) else ""
-    margin = f"band: the margin of {analysis['margin']:g} within which differences do not matter."
-    wanted: dict[str, tuple[Figure | None, str]] = {
-        "overview": (
-            figures.overview(ranks, arms, analysis["baseline"], analysis["margin"]) if arms else None,
-            "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
-            f"changed in test loss against {analysis['baseline']}, circles: seeds, diamond: mean, line: 95 % t "
-            f"interval over seeds, {margin}{legend}",
-        ),
-        "differences": (
-            figures.paired_differences(arms, analysis["baseline"], analysis["margin"]),
-            f"Test loss of each arm minus {analysis['baseline']} at the same seed. Open circles: seeds; diamond and "
-            f"line: their mean and 95 % t interval over seeds; {margin}",
-        ),
-    }
-    for budget in facts["spec"]["budgets"]:
-        suffix = budget.replace(":", "-")
-        wanted[f"ranks-{suffix}"] = (
-            figures.rank_heat_maps(ranks, names, budget),
-            f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.{legend}",
-        )
-        wanted[f"curves-{suffix}"] = (
-            figures.learning_curves(curves, names, budget),
-            f"Training loss at {budget}, running mean over a tenth of the run; line: mean of the seeds, band: range.",
-        )
-    return {name: (figure, caption) for name, (figure, caption) in wanted.items() if figure is not None}
-
-
-def left_out(ranks: pd.DataFrame) -> dict[str, str]:
-    """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
-    modules = ranks.drop_duplicates(["arm", "module"])
-    counts = {arm: (int((own["rank"] == 0).sum()), len(own)) for arm, own in modules.groupby("arm", sort=False)}
-    return {str(arm): f"{none} of {every} modules" for arm, (none, every) in counts.items() if none}
 
 
 def render(

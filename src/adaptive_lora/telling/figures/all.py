@@ -1,0 +1,146 @@
+"""All figures of a study, each with its caption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from adaptive_lora.judging.arms import ArmSummary
+from adaptive_lora.record.ledger import Ledger
+from adaptive_lora.record.results import costs_table, curves_table, ranks_table, runs_table
+from adaptive_lora.telling.figures.axes import cap_note, points_each
+from adaptive_lora.telling.figures.budgets import frozen_fits, frozen_loss, loss_by_budget
+from adaptive_lora.telling.figures.costs import costs
+from adaptive_lora.telling.figures.curves import curves_in_seconds, learning_curves
+from adaptive_lora.telling.figures.differences import paired_differences
+from adaptive_lora.telling.figures.looks import CROWD, Looks, looks_of
+from adaptive_lora.telling.figures.ranks import left_out, overview, rank_heat_maps
+from adaptive_lora.telling.figures.rates import rate_curves
+from adaptive_lora.telling.figures.scores import score_against_rank, score_points
+
+Figures = dict[str, tuple[Figure, str]]
+"""Name of the file -> figure and caption."""
+_Wanted = Iterator[tuple[str, Figure | None, str]]
+
+
+def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figures:
+    """All figures for which there are results."""
+    runs, ranks = runs_table(ledger), ranks_table(ledger)
+    # Arms whose every rate diverged have no evaluation runs and are still arms of the study.
+    looks = looks_of([arm["name"] for arm in facts["spec"]["arms"]] + list(dict.fromkeys(runs["arm"])))
+    wanted = [
+        *_main(runs, ranks, arms, looks, facts["spec"]["analysis"]),
+        *_by_budget(ledger, runs, ranks, looks, facts["spec"]),
+        *_choices_and_costs(ledger, runs, looks, facts),
+    ]
+    return {name: (figure, caption) for name, figure, caption in wanted if figure is not None}
+
+
+def _main(
+    runs: pd.DataFrame, ranks: pd.DataFrame, arms: list[ArmSummary], looks: Looks, analysis: dict[str, Any]
+) -> _Wanted:
+    baseline = analysis["baseline"]
+    margin = f"band: the margin of {analysis['margin']:g} within which differences do not matter."
+    compared = [len(arm.differences) for arm in arms if arm.difference is not None]
+    first = [len(arm.differences) for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
+    yield (
+        "overview",
+        overview(ranks, arms, looks, baseline, analysis["margin"]) if arms else None,
+        "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
+        f"changed in test loss against {baseline} (negative: better), circles: seeds, filled sign: mean, line: 95 % t "
+        f"interval over seeds, {margin}{_left_out(ranks)}{cap_note(first)}",
+    )
+    yield (
+        "differences",
+        paired_differences(arms, looks, baseline, analysis["margin"]),
+        f"Test loss of each arm minus {baseline} at the same seed (negative: better). Open circles: seeds; sign and "
+        f"line, and the numbers: their mean and 95 % t interval over seeds; {margin} Controls, which spend rank "
+        f"without a reason, stand last.{cap_note(compared)}",
+    )
+    yield (
+        "loss-by-budget",
+        loss_by_budget(runs, arms, looks),
+        "Mean test loss against trainable parameters. Bars: 95 % t intervals over seeds; faint circles: seeds. Arms of "
+        "one size are moved apart sideways so that each can be seen."
+        f"{_frozen(runs)}{cap_note([arm.loss.n for arm in arms if arm.loss])}",
+    )
+
+
+def _by_budget(ledger: Ledger, runs: pd.DataFrame, ranks: pd.DataFrame, looks: Looks, spec: dict[str, Any]) -> _Wanted:
+    curves, baseline = curves_table(ledger), spec["analysis"]["baseline"]
+    behind = f" Grey: {baseline}." if len(looks) > CROWD else ""
+    for budget in spec["budgets"]:
+        suffix = budget.replace(":", "-")
+        yield (
+            f"ranks-{suffix}",
+            rank_heat_maps(ranks, list(looks), budget),
+            f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.{_left_out(ranks)}",
+        )
+        yield (
+            f"scores-{suffix}",
+            score_against_rank(ranks, looks, budget),
+            f"What was measured before planning against the rank that came of it, at {budget}. One point a module, "
+            f"both means over seeds; Spearman's correlation is that of the points.{_thinned(ranks, budget)}",
+        )
+        yield (
+            f"curves-{suffix}",
+            learning_curves(curves, looks, budget, baseline),
+            f"Training loss at {budget}, running mean over a tenth of the run; line: mean of the seeds, band: range."
+            f"{behind}",
+        )
+        yield (
+            f"seconds-{suffix}",
+            curves_in_seconds(curves, runs, looks, budget, baseline),
+            f"Training loss at {budget} against time: the share of a run's steps times its seconds, mean over seeds. "
+            f"Line: mean of the seeds, band: range. {_seconds(runs)}{behind}",
+        )
+
+
+def _choices_and_costs(ledger: Ledger, runs: pd.DataFrame, looks: Looks, facts: dict[str, Any]) -> _Wanted:
+    chosen = {(arm, budget): float(rate) for arm, budget, rate in facts.get("chosen_rates", [])}
+    yield (
+        "rates",
+        rate_curves(runs, looks, chosen),
+        "Mean validation loss over tuning seeds against learning rate. Bars: range over seeds; ring: the rate chosen; "
+        "cross at the top edge: diverged with some seed, and so no candidate. Arms are moved apart sideways.",
+    )
+    yield (
+        "costs",
+        costs(costs_table(ledger), looks),
+        "What a run costs: planning (with the scores it needs, each time anew) and training, medians over runs; beside "
+        "it the most that scores held in memory between batches, the model and its activations not counted, where "
+        f"plans recorded it. {_seconds(runs)}",
+    )
+
+
+def _left_out(ranks: pd.DataFrame) -> str:
+    return " Grey, –: left out, no adapter." if left_out(ranks) else ""
+
+
+def _frozen(runs: pd.DataFrame) -> str:
+    frozen = frozen_loss(runs)
+    if frozen is None:
+        return ""
+    return " Dashed: the frozen model." if frozen_fits(runs) else f" The frozen model's loss is {frozen:.4f}."
+
+
+def _thinned(ranks: pd.DataFrame, budget: str) -> str:
+    points = score_points(ranks, budget)
+    sizes: Sequence[int] = points.groupby("arm").size().tolist()
+    most = points_each(len(sizes))
+    every = -(-max(sizes, default=0) // most)
+    return f" Of each arm one module in {every} is shown, all are counted." if every > 1 else ""
+
+
+def _seconds(runs: pd.DataFrame) -> str:
+    """What the engine's seconds mean."""
+    engines = {str(engine).split(" ")[0] for engine in runs["engine"].dropna()}
+    if engines <= {"reference"}:
+        return "Each run was trained alone (reference engine)."
+    return (
+        "In a bank a run's seconds are its share of the bank's, by tokens: arms are to be compared in time only on the "
+        "reference engine."
+    )
