@@ -81,16 +81,13 @@ class Material:
     budgets: Mapping[str, Budget]
     source: RecordSet
     splits: Splits
+    weight_norms: Mapping[str, float]
+    """Frobenius norm of the frozen weight of every target module."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of all records."""
         return self.source.fingerprint()
-
-    @functools.cached_property
-    def weight_norms(self) -> dict[str, float]:
-        """Frobenius norm of the frozen weight of every target module."""
-        return weight_norms(self.base, self.modules)
 
     def context(self) -> dict[str, Any]:
         """What all runs share and their results depend on; part of every run's identity."""
@@ -233,7 +230,7 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template)
     data = spec.data
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
-    material = Material(study, base, modules, budgets, source, splits)
+    material = Material(study, base, modules, budgets, source, splits, weight_norms(base, modules))
     material.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
     return material
 
