@@ -1,0 +1,48 @@
+"""Which arms of a study are another one but for scaling or training, and how they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from adaptive_lora.judging.findings import Variant
+
+
+def variants_of(spec: Mapping[str, Any]) -> dict[str, Variant]:
+    """Arm -> how it differs from the plain arm of the same strategy and options; `spec` as the ledger has it.
+
+    >>> plain = {"name": "a", "strategy": "eva", "options": {}, "scaling": None, "train": None}
+    >>> variants_of({"arms": [plain, {**plain, "name": "b", "scaling": {"rule": "rslora"}}]})["b"].differs
+    'rslora scaling'
+    """
+    plain: dict[str, str] = {}
+    for arm in spec["arms"]:
+        if not (arm.get("scaling") or arm.get("train")):
+            plain.setdefault(_idea(arm), arm["name"])
+    return {
+        arm["name"]: Variant(of=plain[_idea(arm)], differs=_difference(arm))
+        for arm in spec["arms"]
+        if (arm.get("scaling") or arm.get("train")) and _idea(arm) in plain
+    }
+
+
+def _idea(arm: Mapping[str, Any]) -> str:
+    return repr((arm.get("strategy"), arm.get("options"), arm.get("ranks")))
+
+
+def _difference(arm: Mapping[str, Any]) -> str:
+    scaling, train = arm.get("scaling") or {}, arm.get("train") or {}
+    multipliers = train.get("multipliers") or {}
+    said = [f"{scaling['rule']} scaling"] if scaling else []
+    if multipliers.get("rank_exponent"):
+        said.append(f"rates that fall with rank (exponent {multipliers['rank_exponent']:g})")
+    if multipliers.get("b", 1.0) != 1.0:
+        said.append(f"LoRA+ (B at {multipliers['b']:g} times the rate)")
+    if multipliers.get("modules"):
+        said.append("rates of its own by module")
+    if train.get("warmup") is not None:
+        warmup = train["warmup"]
+        said.append(f"a warm-up of {100 * warmup:g} %" if warmup < 1 else f"a warm-up of {warmup:g} steps")
+    if train.get("longer", 1.0) != 1.0:
+        said.append(f"{train['longer']:g} times the steps")
+    return " and ".join(said)
