@@ -14,7 +14,7 @@ from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.ledger import Ledger
 from adaptive_lora.record.results import curves_table, ranks_table
 from adaptive_lora.telling.figures import study as figures
-from adaptive_lora.telling.figures.theme import save, to_svg
+from adaptive_lora.telling.figures.theme import save, settle
 from adaptive_lora.telling.report.findings import Findings, read_findings
 from adaptive_lora.telling.report.page import Drawing, inline, made_tables, render
 from adaptive_lora.telling.tables import files_of
@@ -28,8 +28,10 @@ def write_report(ledger: Ledger, folder: Path, found: Findings | None = None) ->
     found = found or read_findings(ledger)
     drawings = []
     for name, (figure, caption) in draw(ledger, dict(found.facts), list(found.arms)).items():
-        save(figure, folder / "figures" / name)
-        drawings.append(Drawing(name, inline(to_svg(figure), name, caption), caption))
+        settle(figure)
+        _, vector, _ = save(figure, folder / "figures" / name)
+        svg = vector.read_text(encoding="utf-8")
+        drawings.append(Drawing(name, inline(svg[svg.index("<svg") :], name, caption), caption))
     tables = made_tables(found)
     for name, content in files_of([table for own in tables.values() for table in own]).items():
         write_atomically(folder / "tables" / name, content)

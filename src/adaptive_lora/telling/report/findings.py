@@ -134,11 +134,8 @@ def description(found: Findings) -> list[str]:
         return []
     margin, alpha = found.analysis["margin"], found.analysis["alpha"]
     best, worst = (choose(compared, key=lambda arm: arm[1]) for choose in (min, max))
-    outside = [
-        f"{arm.arm} at {arm.budget}" if found.several_budgets else arm.arm
-        for arm, mean, _ in compared
-        if abs(mean) > margin
-    ]
+    beyond = [arm for arm, mean, _ in compared if abs(mean) > margin]
+    outside = [f"{arm.arm} at {arm.budget}" if found.several_budgets else arm.arm for arm in beyond]
     seeds = min(n for *_, n in compared)
     inside = (
         f"outside the margin of {margin:g}: {_some(outside)}." if outside else f"all inside the margin of {margin:g}."
