@@ -88,7 +88,8 @@ def test_every_table_has_three_files() -> None:
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on PATH")
 def test_pdflatex_takes_it(tmp_path: Path) -> None:
-    body = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n%s\\end{document}\n" % to_latex(TABLE)
+    head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+    body = f"{head}{to_latex(TABLE)}\\end{{document}}\n"
     (tmp_path / "t.tex").write_text(body, encoding="utf-8")
     command = ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)

@@ -42,8 +42,8 @@ def plain_name(name: str) -> str:
     Figures take `$` for mathematics, terminals take control characters for commands. What was there before stays
     told apart by a hash.
 
-    >>> plain_name("linear-decay"), plain_name("$x$\x1b")
-    ('linear-decay', '_x__.10d04d')
+    >>> plain_name("linear-decay"), plain_name("$x$\\x1b")
+    ('linear-decay', '_x__.8106eb')
     """
     if _NAME.fullmatch(name):
         return name

@@ -63,8 +63,11 @@ def mark(artist: Artist, arm: str, point: str | None = None) -> None:
 
 def settle(figure: Figure) -> None:
     """Lays the figure out once and for all, so that writing it in several forms does not do it for each."""
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return
     with themed():
-        figure.draw_without_rendering()
+        engine.execute(figure)
         figure.set_layout_engine(None)  # "none" would leave a placeholder, for which saving draws everything twice
 
 
