@@ -122,9 +122,13 @@ def fill(ledger: Ledger, study: Study) -> int:
 
 
 def plan_of(run: RunSpec, rng: np.random.Generator) -> RankPlan:
-    """Ranks about the budget's, with a score for every module."""
+    """Ranks about the budget's, of one size for all arms, with a score for every module."""
     modules, rank = shapes(), parse_budget(run.budget)[1]
-    ranks = {m.name: int(r) for m, r in zip(modules, rng.integers(1, 2 * rank, len(modules)), strict=True)}
+    spread = 1 + np.arange(len(modules)) % (2 * rank - 1)
+    ranks = {}
+    for price in dict.fromkeys(m.params_per_rank for m in modules):  # modules of one price trade ranks
+        own = [i for i, m in enumerate(modules) if m.params_per_rank == price]
+        ranks |= {modules[i].name: int(r) for i, r in zip(own, rng.permutation(spread[own]), strict=True)}
     cost = sum(m.params_per_rank * ranks[m.name] for m in modules)
     scores = dict(zip(ranks, rng.random(len(ranks)).tolist(), strict=True))
     return RankPlan("linear-decay", cost, modules, ranks, Scaling("constant", 2.0, float(rank)), scores=scores)

@@ -33,6 +33,7 @@ def write_report(ledger: Ledger, folder: Path, found: Findings | None = None) ->
         settle(figure)
         _, vector, _ = save(figure, folder / "figures" / name)
         svg = vector.read_text(encoding="utf-8")
+        figure.clear()  # its parts refer to one another and would stay for long
         drawings.append(Drawing(name, inline(svg[svg.index("<svg") :], name, caption), caption))
     tables = made_tables(found)
     for name, content in files_of([table for own in tables.values() for table in own]).items():

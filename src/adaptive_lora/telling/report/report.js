@@ -64,8 +64,10 @@
 
   // Raw points: what they are shows by pointer, touch and keyboard; in a chart the arrow keys go from one to the next.
   const tip = document.getElementById("tip");
-  const hide = () => { tip.hidden = true; };
+  let told = null;
+  const hide = () => { tip.hidden = true; told = null; };
   const tell = point => {
+    told = point;
     tip.textContent = point.getAttribute("aria-label");
     tip.hidden = false;
     const at = point.getBoundingClientRect(), own = tip.getBoundingClientRect();
@@ -108,5 +110,5 @@
   }
   document.addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
   document.addEventListener("pointerdown", event => { if (!pointAt(event)) hide(); });
-  addEventListener("scroll", hide, { passive: true, capture: true });
+  addEventListener("scroll", () => { if (told) tell(told); }, { passive: true, capture: true });
 })();
