@@ -297,21 +297,20 @@ def report(folder: FolderArgument, as_json: JsonFlag = False) -> None:
 
 
 def _report(folder: Path, as_json: bool = False) -> None:
-    from adaptive_lora.judging.arms import summarise
     from adaptive_lora.record.ledger import open_to_read
-    from adaptive_lora.record.results import runs_table
+    from adaptive_lora.telling.findings import read_findings
     from adaptive_lora.telling.report.build import write_report
     from adaptive_lora.terminal import arms_table
 
     with contextlib.closing(open_to_read(folder)) as ledger:
-        baseline = ledger.facts()["spec"]["analysis"]["baseline"]
-        arms = summarise(runs_table(ledger), baseline)
+        found = read_findings(ledger)
         with working("drawing figures"):
-            path = write_report(ledger, folder)
+            path = write_report(ledger, folder, found)
     if as_json:
-        print_json({"report": str(path), "figures": str(folder / "figures"), "arms": [asdict(arm) for arm in arms]})
+        places = {"report": str(path), "figures": str(folder / "figures"), "tables": str(folder / "tables")}
+        print_json({**places, "arms": [asdict(arm) for arm in found.arms]})
         return
-    out.print(arms_table(arms, baseline))
+    out.print(arms_table(found.arms, found.baseline))
     out.print(f"report: {path}", markup=False, soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_lora.judging.findings import Variant, findings
+from adaptive_lora.judging.causes import Variant, findings
 from adaptive_lora.judging.spikes import FLOOR, count_spikes, rises, row_medians, spikes
 from adaptive_lora.judging.stability import STABILITY_COLUMNS, stability_table, summaries
 from adaptive_lora.judging.stats import Floats, mean_interval

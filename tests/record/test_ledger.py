@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.record.folder import StudyPaths, exclusive, is_in_use
 from adaptive_lora.record.ledger import SplitResult, create_or_open, open_to_read
 from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.record.results import RUN_COLUMNS, export, ranks_table, runs_table
+from adaptive_lora.record.results import RUN_COLUMNS, curves_table, export, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, RunSpec, Status, count_runs, evaluation_runs, single_rate, tuning_runs
 from adaptive_lora.record.spec import parse_study
 from adaptive_lora.record.status import study_status
@@ -147,6 +148,21 @@ def test_ranks_table_counts_parameters(tmp_path: Path) -> None:
         ledger.complete("a", PLAN, CURVE, {"test": RESULT}, {"plan": 0.5, "train": 7.0})
         (row,) = ranks_table(ledger).to_dict("records")
     assert (row["rank"], row["parameters"], row["score"]) == (4, 96, None)
+
+
+def test_curves_and_ranks_follow_the_runs_and_leave_twins_out(tmp_path: Path) -> None:
+    tuning, twin = replace(RUN, phase=Phase.TUNING, seed=1000), replace(RUN, replica=1)
+    longer = {name: [*values, 9.0] for name, values in CURVE.items()}
+    with contextlib.closing(create_or_open(tmp_path)) as ledger:
+        ledger.register({"z": RUN, "t": tuning, "twin": twin, "a": replace(RUN, seed=1), "none": replace(RUN, seed=2)})
+        for run_id, curve in (("a", longer), ("twin", CURVE), ("t", CURVE), ("z", CURVE)):
+            ledger.complete(run_id, PLAN, curve, {"test": RESULT}, {"plan": 0.5, "train": 7.0})
+        curves, ranks = curves_table(ledger), ranks_table(ledger)
+        assert curves_table(ledger, Phase.TUNING)["run_id"].tolist() == ["t", "t"]
+        assert [run_id for run_id, _ in ledger.plans()] == ["z", "t", "twin", "a"]
+    assert curves["run_id"].tolist() == ["z", "z", "a", "a", "a"] and curves["seed"].tolist() == [0, 0, 1, 1, 1]
+    assert curves["loss"].tolist() == [*CURVE["loss"], *longer["loss"]]
+    assert ranks["run_id"].tolist() == ["z", "t", "a"]
 
 
 def test_status_tells_interrupted_from_running(tmp_path: Path) -> None:

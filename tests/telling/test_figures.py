@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from adaptive_lora.judging.arms import summarise
+from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.record.ledger import open_to_read
-from adaptive_lora.record.results import COST_COLUMNS, costs_table, runs_table
+from adaptive_lora.record.results import COST_COLUMNS, costs_table
 from adaptive_lora.record.spec import load_study
 from adaptive_lora.runner import run_study
 from adaptive_lora.telling.figures import all as every
@@ -34,6 +35,7 @@ from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.scores import score_against_rank, score_points, spearman
 from adaptive_lora.telling.figures.stability import stability
 from adaptive_lora.telling.figures.theme import save, to_svg
+from adaptive_lora.telling.findings import read_findings
 from tests.telling.studies import NAMES, MadeStudy
 
 BUDGET, BASELINE, MARGIN = "rank:8", "uniform", 0.01
@@ -328,11 +330,7 @@ def test_raw_points_are_capped_and_the_caption_says_so(monkeypatch: pytest.Monke
     assert shared.cap_note([3, 3, 3]) == shared.cap_note([]) == ""
 
 
-def test_every_figure_has_its_caption(made: MadeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(every, "runs_table", lambda ledger: made.runs)
-    monkeypatch.setattr(every, "ranks_table", lambda ledger: made.ranks)
-    monkeypatch.setattr(every, "curves_table", lambda ledger: made.curves)
-    monkeypatch.setattr(every, "costs_table", lambda ledger: made.costs)
+def test_every_figure_has_its_caption(made: MadeStudy) -> None:
     facts = {
         "spec": {
             "arms": [{"name": name} for name in made.names[:-2]], "budgets": list(made.budgets),
@@ -340,17 +338,21 @@ def test_every_figure_has_its_caption(made: MadeStudy, monkeypatch: pytest.Monke
         },
         "chosen_rates": [[arm, budget, rate] for (arm, budget), rate in made.chosen.items()],
     }  # fmt: skip
-    figures = every.draw(None, facts, made.arms)  # type: ignore[arg-type]
+    found = SimpleNamespace(
+        runs=made.runs, ranks=made.ranks, curves=made.curves, costs=made.costs, arms=made.arms, facts=facts,
+        stability=stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE), baseline=BASELINE,
+        analysis=facts["spec"]["analysis"],
+    )  # fmt: skip
+    figures = every.draw(found)  # type: ignore[arg-type]
     by_budget = [f"{name}-{b}" for b in ("rank-4", "rank-8") for name in ("ranks", "scores", "curves", "seconds")]
-    assert list(figures) == ["overview", "differences", "loss-by-budget", *by_budget, "rates", "costs"]
+    assert list(figures) == ["overview", "differences", "loss-by-budget", *by_budget, "rates", "costs", "stability"]
     for name, (_, caption) in figures.items():
         assert caption.endswith(".") and len(caption) > 40, name
     assert "frozen model's loss is 2.9715" in figures["loss-by-budget"][1]
     assert "negative: better" in figures["differences"][1]
     assert "trained alone" in figures["costs"][1]
-    made_in_bank = made.runs.assign(engine="bank of 4")
-    monkeypatch.setattr(every, "runs_table", lambda ledger: made_in_bank)
-    captions = {name: caption for name, (_, caption) in every.draw(None, facts, made.arms).items()}  # type: ignore[arg-type]
+    found.runs = made.runs.assign(engine="bank of 4")
+    captions = {name: caption for name, (_, caption) in every.draw(found).items()}  # type: ignore[arg-type]
     assert all("only on the reference engine" in captions[name] for name in ("seconds-rank-8", "costs"))
 
 
@@ -359,7 +361,7 @@ def test_a_ledger_tells_what_planning_took_where_plans_say_so(study_file: Callab
     run_study(load_study(study_file(arms, ("steps: 6", "steps: 2"))), tmp_path / "out")
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         table = costs_table(ledger)
-        figures = every.draw(ledger, ledger.facts(), summarise(runs_table(ledger), "uniform"))
+        figures = every.draw(read_findings(ledger))
         measured = [
             (ledger.plan(run_id) or {})["provenance"]["measured"]
             for run_id in table[table["arm"] == "empirical"]["run_id"]

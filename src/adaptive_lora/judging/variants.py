@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from adaptive_lora.judging.findings import Variant
+from adaptive_lora.judging.causes import Variant
 
 
 def variants_of(spec: Mapping[str, Any]) -> dict[str, Variant]:

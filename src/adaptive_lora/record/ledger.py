@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,14 +193,27 @@ class Ledger:
         row = self._db.execute("SELECT plan FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         return json.loads(row["plan"]) if row and row["plan"] else None
 
+    def plans(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(run_id, plan) of every finished run, in the order they were registered, one at a time."""
+        for row in self._db.execute("SELECT run_id, plan FROM runs WHERE plan IS NOT NULL ORDER BY rowid"):
+            yield row["run_id"], json.loads(row["plan"])
+
     def curve(self, run_id: str) -> dict[str, list[float]] | None:
         """Column -> value per step of a finished run."""
         row = self._db.execute("SELECT * FROM curves WHERE run_id = ?", (run_id,)).fetchone()
-        if row is None:
-            return None
-        columns = json.loads(row["columns"])
-        points = np.frombuffer(zlib.decompress(row["points"]), dtype=np.float64).reshape(len(columns), -1)
-        return {column: values.tolist() for column, values in zip(columns, points, strict=True)}
+        return {name: values.tolist() for name, values in _points(row).items()} if row else None
+
+    def curves(self, phase: str) -> Iterator[tuple[str, dict[str, NDArray[np.float64]]]]:
+        """(run_id, column -> value per step) of a phase's finished runs, as registered, one at a time."""
+        query = "SELECT curves.* FROM curves JOIN runs USING (run_id) WHERE phase = ? ORDER BY runs.rowid"
+        for row in self._db.execute(query, (phase,)):
+            yield row["run_id"], _points(row)
+
+
+def _points(row: sqlite3.Row) -> dict[str, NDArray[np.float64]]:
+    columns = json.loads(row["columns"])
+    points = np.frombuffer(zlib.decompress(row["points"]), dtype=np.float64).reshape(len(columns), -1)
+    return dict(zip(columns, points, strict=True))
 
 
 def open_to_read(folder: Path, begun: bool = True) -> Ledger:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from adaptive_lora.files import write_atomically
@@ -26,6 +30,7 @@ that the phase is about (validation for tuning, test for evaluation). What does 
 COST_COLUMNS = (
     "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
 )  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 
 
 def load_results(folder: Path) -> pd.DataFrame:
@@ -43,12 +48,32 @@ def load_pilot(folder: Path) -> tuple[pd.DataFrame, str]:
         return runs_table(ledger), str(ledger.facts()["spec"]["analysis"]["baseline"])
 
 
+def plain_name(name: str) -> str:
+    """A name that no study file could hold, made one that can stand anywhere; others as they are.
+
+    Figures take `$` for mathematics, terminals take control characters for commands. What was there before stays
+    told apart by a hash.
+
+    >>> plain_name("linear-decay"), plain_name("$x$\\x1b")
+    ('linear-decay', '_x__.8106eb')
+    """
+    if _NAME.fullmatch(name):
+        return name
+    told_apart = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9._:-]', '_', name[:40])}.{told_apart}"
+
+
+def _runs(ledger: Ledger) -> list[dict[str, Any]]:
+    names = ("arm", "strategy", "budget")
+    return [{**run, **{name: plain_name(run[name]) for name in names}} for run in ledger.runs()]
+
+
 def runs_table(ledger: Ledger) -> pd.DataFrame:
     """Every run with `RUN_COLUMNS`, in order of registration."""
     totals = ledger.totals()
     exact_answers = bool(ledger.facts().get("data", {}).get("exact_answers"))
     rows = []
-    for run in ledger.runs():
+    for run in _runs(ledger):
         own = "validation" if run["phase"] == Phase.TUNING else "test"
         test_loss = _loss(totals.get((run["run_id"], "test")))
         rows.append(
@@ -75,42 +100,49 @@ def perplexity(loss: float | None) -> float | None:
 
 
 def ranks_table(ledger: Ledger) -> pd.DataFrame:
-    """One row per finished run and module, twins left out: rank, alpha's scaling, parameters, measured score.
+    """One row per finished run and module, twins left out: rank, alpha's scaling, parameters, measured score,
+    and `update`: the Frobenius norm of scaling · B · A over that of the frozen weight.
 
     Rank 0, without a scaling, is a target module that the plan leaves out.
     """
-    rows: list[dict[str, Any]] = []
-    for run in ledger.runs():
-        plan = ledger.plan(run["run_id"])
-        if plan is None or run["replica"]:
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in ("run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling",
+                     "parameters", "score", "update")
+    }  # fmt: skip
+    runs = {run["run_id"]: run for run in _runs(ledger) if not run["replica"]}
+    for run_id, plan in ledger.plans():
+        run = runs.get(run_id)
+        if run is None:
             continue
-        for module in [*plan["modules"], *plan.get("left_out", ())]:
-            name = module["name"]
-            rank = plan["ranks"].get(name, 0)
-            rows.append(
-                {
-                    "run_id": run["run_id"], "phase": run["phase"], "arm": run["arm"], "budget": run["budget"],
-                    "seed": run["seed"], "module": name, "kind": module["kind"], "depth": module["depth"],
-                    "rank": rank, "scaling": plan["scalings"].get(name),
-                    "parameters": rank * (module["d_in"] + module["d_out"]),
-                    "score": plan["scores"].get(name) if plan["scores"] else None,
-                }
-            )  # fmt: skip
-    columns = ["run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling",
-               "parameters", "score"]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns)
+        modules = [*plan["modules"], *plan.get("left_out", ())]
+        names = [sys.intern(module["name"]) for module in modules]
+        ranks = [plan["ranks"].get(name, 0) for name in names]
+        for label in ("run_id", "phase", "arm", "budget", "seed"):
+            columns[label] += [run[label]] * len(modules)
+        columns["module"] += names
+        columns["kind"] += [sys.intern(module["kind"]) for module in modules]
+        columns["depth"] += [module["depth"] for module in modules]
+        columns["rank"] += ranks
+        columns["scaling"] += [plan["scalings"].get(name) for name in names]
+        columns["parameters"] += [r * (m["d_in"] + m["d_out"]) for r, m in zip(ranks, modules, strict=True)]
+        columns["update"] += [plan.get("updates", {}).get(name) for name in names]
+        columns["score"] += [plan["scores"].get(name) for name in names] if plan["scores"] else [None] * len(names)
+    return pd.DataFrame(columns)
 
 
 def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFrame:
     """One row per step of every finished run of a phase, twins left out."""
-    parts = []
-    for run in ledger.runs():
-        curve = ledger.curve(run["run_id"]) if run["phase"] == phase and not run["replica"] else None
-        if curve:
-            labels = {key: run[key] for key in ("run_id", "arm", "budget", "seed")}
-            parts.append(pd.DataFrame(curve).assign(**labels))
-    columns = ["run_id", "arm", "budget", "seed", "step", "loss", "gradient_norm", "learning_rate", "tokens"]
-    return pd.concat(parts)[columns] if parts else pd.DataFrame(columns=columns)
+    labels, measured = ("run_id", "arm", "budget", "seed"), ("step", "loss", "gradient_norm", "learning_rate", "tokens")
+    runs = {run["run_id"]: run for run in _runs(ledger) if not run["replica"]}
+    found = [(runs[run_id], curve) for run_id, curve in ledger.curves(phase.value) if run_id in runs]
+    if not found:
+        return pd.DataFrame(columns=[*labels, *measured])
+    lengths = [len(curve["step"]) for _, curve in found]
+    which = np.repeat(np.arange(len(found)), lengths)
+    # Labels are looked up per run and then repeated: a column of texts per step would be many times the numbers.
+    table = {label: pd.Series([run[label] for run, _ in found]).take(which).reset_index(drop=True) for label in labels}
+    return pd.DataFrame({**table, **{name: np.concatenate([curve[name] for _, curve in found]) for name in measured}})
 
 
 def costs_table(ledger: Ledger) -> pd.DataFrame:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from adaptive_lora.judging.arms import ArmSummary
-from adaptive_lora.record.ledger import Ledger
-from adaptive_lora.record.results import costs_table, curves_table, ranks_table, runs_table
 from adaptive_lora.telling.figures.axes import cap_note, points_each
 from adaptive_lora.telling.figures.budgets import frozen_fits, frozen_loss, loss_by_budget
 from adaptive_lora.telling.figures.costs import costs
@@ -20,29 +16,25 @@ from adaptive_lora.telling.figures.looks import CROWD, Looks, looks_of
 from adaptive_lora.telling.figures.ranks import left_out, overview, rank_heat_maps
 from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.scores import score_against_rank, score_points
+from adaptive_lora.telling.figures.stability import stability
+from adaptive_lora.telling.findings import Findings
 
 Figures = dict[str, tuple[Figure, str]]
 """Name of the file -> figure and caption."""
 _Wanted = Iterator[tuple[str, Figure | None, str]]
 
 
-def draw(ledger: Ledger, facts: dict[str, Any], arms: list[ArmSummary]) -> Figures:
+def draw(found: Findings) -> Figures:
     """All figures for which there are results."""
-    runs, ranks = runs_table(ledger), ranks_table(ledger)
     # Arms whose every rate diverged have no evaluation runs and are still arms of the study.
-    looks = looks_of([arm["name"] for arm in facts["spec"]["arms"]] + list(dict.fromkeys(runs["arm"])))
-    wanted = [
-        *_main(runs, ranks, arms, looks, facts["spec"]["analysis"]),
-        *_by_budget(ledger, runs, ranks, looks, facts["spec"]),
-        *_choices_and_costs(ledger, runs, looks, facts),
-    ]
+    looks = looks_of([arm["name"] for arm in found.facts["spec"]["arms"]] + list(dict.fromkeys(found.runs["arm"])))
+    wanted = [*_main(found, looks), *_by_budget(found, looks), *_choices_and_costs(found, looks)]
     return {name: (figure, caption) for name, figure, caption in wanted if figure is not None}
 
 
-def _main(
-    runs: pd.DataFrame, ranks: pd.DataFrame, arms: list[ArmSummary], looks: Looks, analysis: dict[str, Any]
-) -> _Wanted:
-    baseline = analysis["baseline"]
+def _main(found: Findings, looks: Looks) -> _Wanted:
+    runs, ranks, arms = found.runs, found.ranks, list(found.arms)
+    baseline, analysis = found.baseline, found.analysis
     margin = f"band: the margin of {analysis['margin']:g} within which differences do not matter."
     compared = [len(arm.differences) for arm in arms if arm.difference is not None]
     first = [len(arm.differences) for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
@@ -69,10 +61,10 @@ def _main(
     )
 
 
-def _by_budget(ledger: Ledger, runs: pd.DataFrame, ranks: pd.DataFrame, looks: Looks, spec: dict[str, Any]) -> _Wanted:
-    curves, baseline = curves_table(ledger), spec["analysis"]["baseline"]
+def _by_budget(found: Findings, looks: Looks) -> _Wanted:
+    runs, ranks, curves, baseline = found.runs, found.ranks, found.curves, found.baseline
     behind = f" Grey: {baseline}." if len(looks) > CROWD else ""
-    for budget in spec["budgets"]:
+    for budget in found.facts["spec"]["budgets"]:
         suffix = budget.replace(":", "-")
         yield (
             f"ranks-{suffix}",
@@ -99,8 +91,9 @@ def _by_budget(ledger: Ledger, runs: pd.DataFrame, ranks: pd.DataFrame, looks: L
         )
 
 
-def _choices_and_costs(ledger: Ledger, runs: pd.DataFrame, looks: Looks, facts: dict[str, Any]) -> _Wanted:
-    chosen = {(arm, budget): float(rate) for arm, budget, rate in facts.get("chosen_rates", [])}
+def _choices_and_costs(found: Findings, looks: Looks) -> _Wanted:
+    runs = found.runs
+    chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     yield (
         "rates",
         rate_curves(runs, looks, chosen),
@@ -109,10 +102,17 @@ def _choices_and_costs(ledger: Ledger, runs: pd.DataFrame, looks: Looks, facts: 
     )
     yield (
         "costs",
-        costs(costs_table(ledger), looks),
+        costs(found.costs, looks),
         "What a run costs: planning (with the scores it needs, each time anew) and training, medians over runs; beside "
         "it the most that scores held in memory between batches, the model and its activations not counted, where "
         f"plans recorded it. {_seconds(runs)}",
+    )
+    yield (
+        "stability",
+        stability(found.stability, looks) if runs["learning_rate"].nunique() > 1 else None,
+        f"How training goes over learning rates, tuning and evaluation runs together, mean and range over runs: "
+        f"validation loss minus that of {found.baseline} at the same budget, rate and seed; share of steps whose "
+        "gradient was clipped; median gradient norm before clipping. Cross at the top edge: a run diverged.",
     )
 
 

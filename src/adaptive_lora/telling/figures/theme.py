@@ -61,6 +61,16 @@ def mark(artist: Artist, arm: str, point: str | None = None) -> None:
     artist.set_gid(f"{_ARM}{arm}" if point is None else f"{_ARM}{arm}{_POINT}{point}")
 
 
+def settle(figure: Figure) -> None:
+    """Lays the figure out once and for all, so that writing it in several forms does not do it for each."""
+    engine = figure.get_layout_engine()
+    if engine is None:
+        return
+    with themed():
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # "none" would leave a placeholder, for which saving draws everything twice
+
+
 def to_svg(figure: Figure) -> str:
     """The figure as an <svg> element to stand inside a page."""
     text = _svg(figure, {"Date": None, "Creator": None})

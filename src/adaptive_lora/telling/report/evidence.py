@@ -6,16 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from adaptive_lora.judging.findings import findings
+from adaptive_lora.judging.causes import findings
 from adaptive_lora.judging.matching import at_equal_compute, baseline_curve, matches
 from adaptive_lora.judging.outlook import POWER, Question, outlooks
 from adaptive_lora.judging.rates import TuningLosses, edges
 from adaptive_lora.judging.sizes import sizes as sizes_of
-from adaptive_lora.judging.stability import stability_table, summaries
+from adaptive_lora.judging.stability import summaries
 from adaptive_lora.judging.variants import variants_of
-from adaptive_lora.record.results import curves_table, ranks_table
 from adaptive_lora.record.runs import Phase, Status
-from adaptive_lora.telling.report.findings import Findings
+from adaptive_lora.telling.findings import Findings
 from adaptive_lora.telling.tables import Column, Row, Table
 
 NATS = "nats per token"
@@ -47,10 +46,10 @@ def sizes(found: Findings) -> Table | None:
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
     )
     caption = (
-        "Every interval is a 95 % one. Over seeds: what new seeds would give on the same test records (t; BCa bootstrap "
-        "from 20 seeds). Over test records: what new records would give with the same seeds. Share of the gain: of what "
-        f"{found.baseline} gains over the frozen model, positive is better. Seeds with the lower loss: ties count half, "
-        "Clopper-Pearson."
+        "Every interval is a 95 % one. Over seeds: what new seeds would give on the same test records (t; BCa "
+        "bootstrap from 20 seeds). Over test records: what new records would give with the same seeds. Share of the "
+        f"gain: of what {found.baseline} gains over the frozen model, positive is better. Seeds with the lower loss: "
+        "ties count half, Clopper-Pearson."
     )
     return Table("sizes", "Sizes of differences", columns, tuple(rows), caption)
 
@@ -84,9 +83,7 @@ def worth_remarks(found: Findings) -> Sequence[str]:
     """Why there is no such table, where there could be one."""
     curve = baseline_curve(found.arms)
     if len(curve.parameters) > 1 and not curve.falls:
-        return [
-            f"{found.baseline} does not get better with every budget, so that a difference cannot be read as parameters."
-        ]
+        return [f"{found.baseline} does not get better with every budget, so that no difference is worth parameters."]
     return []
 
 
@@ -150,14 +147,6 @@ def edge_remarks(found: Findings) -> Sequence[str]:
             by_rate.setdefault(float(rate), []).append(None if pd.isna(loss) else float(loss))
     grid = sorted(set(tuning["learning_rate"]))
     return [f"{edge.text}." for edge in edges(losses, grid)] if len(grid) > 1 else []
-
-
-def stability_rows(found: Findings) -> pd.DataFrame:
-    """`judging.stability.stability_table` of every run of the study."""
-    curves = pd.concat([curves_table(found.ledger, phase) for phase in Phase], ignore_index=True)
-    return stability_table(
-        found.runs, curves, found.facts["spec"]["train"]["max_grad_norm"], found.baseline, ranks_table(found.ledger)
-    )
 
 
 def stability(found: Findings) -> Table | None:
