@@ -141,7 +141,10 @@ def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFram
     lengths = [len(curve["step"]) for _, curve in found]
     which = np.repeat(np.arange(len(found)), lengths)
     # Labels are looked up per run and then repeated: a column of texts per step would be many times the numbers.
-    table = {label: pd.Series([run[label] for run, _ in found]).take(which).reset_index(drop=True) for label in labels}
+    table: dict[str, Any] = {
+        label: pd.Categorical([run[label] for run, _ in found]).take(which) for label in labels if label != "seed"
+    }
+    table["seed"] = np.array([run["seed"] for run, _ in found]).take(which)
     return pd.DataFrame({**table, **{name: np.concatenate([curve[name] for _, curve in found]) for name in measured}})
 
 

@@ -19,17 +19,19 @@ from adaptive_lora.telling.figures.scores import score_against_rank, score_point
 from adaptive_lora.telling.figures.stability import stability
 from adaptive_lora.telling.findings import Findings
 
-Figures = dict[str, tuple[Figure, str]]
-"""Name of the file -> figure and caption."""
+Drawn = tuple[str, Figure, str]
+"""Name of the file, figure, caption."""
 _Wanted = Iterator[tuple[str, Figure | None, str]]
 
 
-def draw(found: Findings) -> Figures:
-    """All figures for which there are results."""
+def draw(found: Findings) -> Iterator[Drawn]:
+    """All figures for which there are results, one at a time: together they are large."""
     # Arms whose every rate diverged have no evaluation runs and are still arms of the study.
     looks = looks_of([arm["name"] for arm in found.facts["spec"]["arms"]] + list(dict.fromkeys(found.runs["arm"])))
-    wanted = [*_main(found, looks), *_by_budget(found, looks), *_choices_and_costs(found, looks)]
-    return {name: (figure, caption) for name, figure, caption in wanted if figure is not None}
+    for part in (_main, _by_budget, _choices_and_costs):
+        for name, figure, caption in part(found, looks):
+            if figure is not None:
+                yield name, figure, caption
 
 
 def _main(found: Findings, looks: Looks) -> _Wanted:
@@ -63,6 +65,9 @@ def _main(found: Findings, looks: Looks) -> _Wanted:
 
 def _by_budget(found: Findings, looks: Looks) -> _Wanted:
     runs, ranks, curves, baseline = found.runs, found.ranks, found.curves, found.baseline
+    first = found.facts["spec"]["budgets"][0]
+    # In a bank seconds are shares of tokens, so that one budget shows all there is to see.
+    alone = set(runs["engine"].dropna()) == {"reference"}
     behind = f" Grey: {baseline}." if len(looks) > CROWD else ""
     for budget in found.facts["spec"]["budgets"]:
         suffix = budget.replace(":", "-")
@@ -83,6 +88,8 @@ def _by_budget(found: Findings, looks: Looks) -> _Wanted:
             f"Training loss at {budget}, running mean over a tenth of the run; line: mean of the seeds, band: range."
             f"{behind}",
         )
+        if budget != first and not alone:
+            continue
         yield (
             f"seconds-{suffix}",
             curves_in_seconds(curves, runs, looks, budget, baseline),

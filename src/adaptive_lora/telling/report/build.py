@@ -18,9 +18,7 @@ def write_report(ledger: Ledger, folder: Path, found: Findings | None = None) ->
     """Writes `report.html`, `figures/` and `tables/` into a study folder; the same ledger gives the same bytes."""
     found = found or read_findings(ledger)
     drawings = []
-    drawn = draw(found)
-    for name in list(drawn):
-        figure, caption = drawn.pop(name)  # what is written is not held: figures are large
+    for name, figure, caption in draw(found):
         settle(figure)
         _, vector, _ = save(figure, folder / "figures" / name)
         svg = vector.read_text(encoding="utf-8")
