@@ -76,9 +76,9 @@ def outlook_text(found: Sequence[Outlook], question: Question) -> str:
         return f"Power: none; {question.seeds} seeds can never decide {asked} at {question.alpha:g}."
     return (
         f"Power: with {question.seeds} seeds and {question.comparisons} primary comparisons a difference of "
-        f"{typical.detectable:.4f} nats per token is found in {POWER:.0%} of studies (median spread of the pilot, "
-        f"{typical.sd:.4f}); of the widest, {widest.arm} at {widest.budget}, {widest.detectable:.4f}. One as large as "
-        f"the margin of {question.margin:g} takes {_seeds(typical.seeds_for_margin)}, equivalence "
+        f"{typical.detectable:.4f} nats per token is found in {100 * POWER:.0f} % of studies (median spread of the "
+        f"pilot, {typical.sd:.4f}); of the widest, {widest.arm} at {widest.budget}, {widest.detectable:.4f}. One as "
+        f"large as the margin of {question.margin:g} takes {_seeds(typical.seeds_for_margin)}, equivalence "
         f"{_seeds(typical.seeds_for_equivalence)}."
     )
 

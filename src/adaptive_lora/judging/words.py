@@ -22,7 +22,7 @@ def counted(number: int, noun: str) -> str:
     >>> counted(1, "seed"), counted(3, "seed")
     ('1 seed', '3 seeds')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def written(interval: Interval, signed: bool = False) -> str:

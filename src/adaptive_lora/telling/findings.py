@@ -14,6 +14,7 @@ from adaptive_lora.judging.arms import ArmSummary, summarise
 from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.judging.study import Assay, assays, judge_primary, verdict_sentences
 from adaptive_lora.judging.verdicts import Judgement
+from adaptive_lora.judging.words import counted
 from adaptive_lora.record.ledger import Ledger
 from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.record.results import costs_table, curves_table, plain_name, ranks_table, runs_table
@@ -187,11 +188,6 @@ def reach(found: Findings) -> str:
         f"{smallest_p(seeds):.3g}; to decide {counted(comparisons, 'comparison')} at {alpha:g} takes at least "
         f"{seeds_needed(alpha, comparisons)} seeds."
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 seed`, `2 seeds`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _compared(found: Findings) -> list[tuple[ArmSummary, float, int]]:

@@ -28,6 +28,7 @@ DASHES: Sequence[str | tuple[int, tuple[int, ...]]] = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RANK_COLOURS = "viridis"
 _ARM, _POINT = "arm:", "|"
+_FEW_AXES = 12
 LEFT_OUT_COLOUR = "#e4e4e4"  # not in viridis: no rank at all is not a low rank
 
 _STYLE = {
@@ -67,7 +68,9 @@ def settle(figure: Figure) -> None:
     if engine is None:
         return
     with themed():
-        engine.execute(figure)
+        # Texts beside axes move with them, so that one pass leaves some outside; with many axes none stand there.
+        for _ in range(3 if len(figure.axes) <= _FEW_AXES else 1):
+            engine.execute(figure)
         figure.set_layout_engine(None)  # "none" would leave a placeholder, for which saving draws everything twice
 
 

@@ -13,6 +13,7 @@ from adaptive_lora.judging.rates import TuningLosses, edges
 from adaptive_lora.judging.sizes import sizes as sizes_of
 from adaptive_lora.judging.stability import summaries
 from adaptive_lora.judging.variants import variants_of
+from adaptive_lora.judging.words import counted
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.telling.findings import Findings
 from adaptive_lora.telling.tables import Column, Row, Table
@@ -57,7 +58,7 @@ def sizes(found: Findings) -> Table | None:
 def worth(found: Findings) -> Table | None:
     """How many parameters uniform ranks need for the same loss."""
     rows = [
-        Row((m.arm, m.budget, m.percent, m.low, m.high, "" if m.percent is not None else m.text), arm=m.arm)
+        Row((m.arm, m.budget, m.percent, m.low, m.high, "" if None not in (m.low, m.high) else m.text), arm=m.arm)
         for m in matches(found.arms)
     ]
     if not rows:
@@ -128,9 +129,10 @@ def power(found: Findings) -> Table | None:
         Column("seeds_for_equivalence", "seeds to show equivalence", form=",d", optional=True),
     )
     caption = (
-        f"Smallest detectable: the difference that {seeds} seeds find in {POWER:.0%} of studies at Holm's first step "
-        f"over {asked} comparison{'s' if asked > 1 else ''}. Seeds to find the margin: for a difference of "
-        f"{question.margin:g}. Seeds to show equivalence: were there no difference. All from the spread in this study."
+        f"Smallest detectable: the difference that {seeds} seeds find in {100 * POWER:.0f} % of studies at Holm's "
+        f"first step over {counted(asked, 'comparison')}; empty where they can decide nothing. Seeds to find the "
+        f"margin: for a difference of {question.margin:g}. Seeds to show equivalence: were there no difference. All "
+        "from the spread in this study."
     )
     return Table("power", "Power", columns, tuple(rows), caption)
 
