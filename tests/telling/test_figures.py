@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -35,7 +36,7 @@ from adaptive_lora.telling.figures.ranks import left_out, overview, rank_heat_ma
 from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.scores import score_against_rank, score_points, spearman
 from adaptive_lora.telling.figures.stability import stability
-from adaptive_lora.telling.figures.theme import save, to_svg
+from adaptive_lora.telling.figures.theme import save, settle, themed, to_svg
 from adaptive_lora.telling.findings import read_findings
 from tests.telling.studies import NAMES, MadeStudy
 
@@ -84,6 +85,23 @@ def points(ax: Axes | Figure, gid: str) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
 def test_of_nothing_nothing_is_drawn(draw: Callable[[MadeStudy], Figure | None]) -> None:
     assert draw(MadeStudy(3, seeds=0, rates=())) is None
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
+def test_no_text_is_cut_at_the_edge(draw: Callable[[MadeStudy], Figure | None], made: MadeStudy) -> None:
+    """At the size of print too: letters are not as wide there as they are measured on a screen."""
+    figure = drawn(draw(made))
+    settle(figure)
+    with themed():
+        figure.set_dpi(300)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        width, height = figure.bbox.size
+        for ax in figure.axes:
+            for text in (*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label):
+                if text.get_text().strip():
+                    box = text.get_window_extent(canvas.get_renderer())
+                    assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text.get_text()
 
 
 @pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES)
