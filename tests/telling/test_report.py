@@ -13,6 +13,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from adaptive_lora.record.ledger import create_or_open, open_to_read
@@ -159,3 +160,33 @@ def test_hypotheses_get_verdicts_and_changes_after_the_lock_stand_on_top(
 def test_a_study_without_hypotheses_says_that_it_is_exploratory(done: Path) -> None:
     page = report(done)
     assert "named no hypothesis before it began" in page and ">Verdicts</h2>" not in page
+
+
+def test_the_evidence_stands_beside_the_verdicts(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    """An arm that trains before it has a plan, beside the baseline trained as long in all; budgets around its own."""
+    arms = (ARMS, "[uniform, {strategy: lora-drop, options: {short_run_steps: 2}}]")
+    changes = ("steps: 6", "steps: 2"), ("controls: none", "controls: [half, double, compute]")
+    rates = (("learning_rate: 1e-2", "learning_rate: [1e-3, 1e-2]"),
+             ("{evaluation: 2}", "{evaluation: 2, tuning: 1}"))  # fmt: skip
+    out = tmp_path / "out"
+    run_study(load_study(study_file(arms, *changes, *rates)), out)
+    page = report(out)
+    with contextlib.closing(open_to_read(out)) as ledger:
+        runs = runs_table(ledger)
+        steps = {run["arm"]: run["steps"] for run in ledger.runs()}
+    assert steps == {"uniform": 2, "lora-drop": 2, "uniform-x2": 4}
+    losses = runs[(runs["phase"] == "evaluation") & (runs["budget"] == "rank:2")].pivot(
+        index="seed", columns="arm", values="test_loss"
+    )
+    tables = {path.stem: pd.read_csv(path) for path in (out / "tables").glob("*.csv")}
+    assert {"arms", "sizes", "equal-compute", "power", "stability", "learning-rates"} <= set(tables)
+    (equal,) = tables["equal-compute"].to_dict("records")
+    assert (equal["arm"], equal["control"], equal["seeds"]) == ("lora-drop", "uniform-x2", 2)
+    assert equal["difference"] == pytest.approx((losses["lora-drop"] - losses["uniform-x2"]).mean())
+    sizes = tables["sizes"].set_index("arm")
+    assert sizes.loc["lora-drop", "difference"] == pytest.approx((losses["lora-drop"] - losses["uniform"]).mean())
+    assert len(tables["stability"]) == (3 + 2) * 2  # three arms, one at three budgets, at two rates
+    for title in ("Loss by budget", "Stability", "Power", "Costs", "Learning rates"):
+        assert f">{title}</h2>" in page, title
+    # Two steps learn too little, so that the highest rate is the best one.
+    assert "the edge of the grid: add 0.03 to `learning_rate`" in html.unescape(page)
