@@ -313,3 +313,18 @@ def test_doctor_makes_real_checks_and_finds_faults(monkeypatch: pytest.MonkeyPat
 def test_help_is_quick_to_import() -> None:
     script = "import sys, adaptive_lora.cli; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_pilot_tells_the_power_of_a_dry_run(study_file: Callable[..., Path], tmp_path: Path) -> None:
+    pilot = study_file(("[uniform, linear-decay, empirical, random]", "[uniform, linear-decay]"),
+                       ("evaluation: 2", "evaluation: 3"), ("steps: 6", "steps: 2"), name="pilot.yaml")  # fmt: skip
+    call("run", str(pilot), "--out", str(tmp_path / "out"))
+    call("results", str(tmp_path / "out"), "--out", str(tmp_path / "text"))
+    study = str(study_file(("primary: []", "primary: [linear-decay]"), ("evaluation: 2", "evaluation: 10")))
+    texts = {
+        name: json.loads(call("run", study, "--dry-run", "--json", "--pilot", str(tmp_path / name)).stdout)["power"]
+        for name in ("out", "text")
+    }
+    assert texts["out"].startswith("Power: with 10 seeds and 1 primary comparison a difference of 0.")
+    assert texts["text"] == texts["out"]  # exported results do as well
+    assert "--pilot" in json.loads(call("run", study, "--dry-run", "--json").stdout)["power"]

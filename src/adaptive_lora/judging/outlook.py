@@ -9,6 +9,7 @@ import numpy as np
 
 from adaptive_lora.judging.arms import ArmSummary
 from adaptive_lora.judging.power import seeds_to_call_equivalent, seeds_to_detect, smallest_detectable
+from adaptive_lora.judging.words import counted
 
 POWER = 0.8
 """Chance of finding a difference that is there."""
@@ -75,7 +76,7 @@ def outlook_text(found: Sequence[Outlook], question: Question) -> str:
         asked = f"{max(1, question.comparisons)} comparisons"
         return f"Power: none; {question.seeds} seeds can never decide {asked} at {question.alpha:g}."
     return (
-        f"Power: with {question.seeds} seeds and {question.comparisons} primary comparisons a difference of "
+        f"Power: with {question.seeds} seeds and {counted(question.comparisons, 'primary comparison')} a difference of "
         f"{typical.detectable:.4f} nats per token is found in {100 * POWER:.0f} % of studies (median spread of the "
         f"pilot, {typical.sd:.4f}); of the widest, {widest.arm} at {widest.budget}, {widest.detectable:.4f}. One as "
         f"large as the margin of {question.margin:g} takes {_seeds(typical.seeds_for_margin)}, equivalence "
