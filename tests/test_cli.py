@@ -328,3 +328,10 @@ def test_a_pilot_tells_the_power_of_a_dry_run(study_file: Callable[..., Path], t
     assert texts["out"].startswith("Power: with 10 seeds and 1 primary comparison a difference of 0.")
     assert texts["text"] == texts["out"]  # exported results do as well
     assert "--pilot" in json.loads(call("run", study, "--dry-run", "--json").stdout)["power"]
+
+
+def test_a_demo_in_a_folder_that_is_not_its_own_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    result = call("demo", "--out", tmp_path)
+    assert result.exit_code == 2 and "name a new folder with --out, or remove it" in " ".join(result.output.split())
+    assert (tmp_path / "mine.txt").read_text() == "keep me"

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from adaptive_lora.errors import AdaptiveLoraError, UsageError
+from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, UsageError
 from adaptive_lora.planning.modules import TARGET_GROUPS
 
 app = typer.Typer(
@@ -86,7 +86,13 @@ def demo(to: Annotated[Path, typer.Option("--out", help="Study folder.")] = Path
     """The embedded study from start to report: offline, a few minutes on two CPU cores."""
     from adaptive_lora.recipes import recipe
 
-    _run(recipe("demo"), to, "cpu", 30.0)
+    try:
+        _run(recipe("demo"), to, "cpu", 30.0)
+    except StudyFolderError as error:
+        raise StudyFolderError(
+            f"{to} holds a study that this version's demo does not go on with; name a new folder with --out, or remove "
+            f"it. In full: {error}"
+        ) from None
     _report(to)
 
 

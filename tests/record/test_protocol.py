@@ -85,6 +85,9 @@ def test_half_and_double_budgets_are_trained_once(spec: Callable[..., StudySpec]
     own = spec(controls("[half, double]"), ('budgets: ["rank:2"]', 'budgets: ["rank:2", "rank:4", "params:9_000"]'))
     assert assay_budgets(own) == ("rank:1", "rank:8", "params:4500", "params:18000")
     assert assay_budgets(spec(controls("[half]"), ("rank:2", "rank:1"))) == ()
+    # However a number is written, the control's budget is the study's own.
+    same = spec(controls("[half]"), ('budgets: ["rank:2"]', 'budgets: ["params:9_000", "params:4_500"]'))
+    assert same.budgets == ["params:9000", "params:4500"] and assay_budgets(same) == ("params:2250",)
 
 
 def test_an_arm_that_trains_first_has_the_baseline_beside_it_for_as_long(spec: Callable[..., StudySpec]) -> None:

@@ -31,8 +31,9 @@ def _with_known_variables(text: str) -> str:
 
 
 def _parsed_budget(text: str) -> str:
-    parse_budget(text)
-    return text
+    """`params:50_000` and `params:50000` are one budget: one way of writing it."""
+    unit, number = parse_budget(text)
+    return f"{unit}:{number}"
 
 
 PathText = Annotated[str, AfterValidator(_with_known_variables)]
