@@ -20,8 +20,8 @@ def write_report(ledger: Ledger, folder: Path, found: Findings | None = None) ->
     drawings = []
     for name, figure, caption in draw(found):
         settle(figure)
-        _, vector, _ = save(figure, folder / "figures" / name)
-        svg = vector.read_text(encoding="utf-8")
+        save(figure, folder / "figures" / name)
+        svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
         figure.clear()  # its parts refer to one another and would stay for long
         drawings.append(Drawing(name, inline(svg[svg.index("<svg") :], name, caption), caption))
     tables = made_tables(found)

@@ -1,0 +1,23 @@
+"""Reports of tests write their figures as SVG alone, which is what a page holds: three forms take three times the time."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from adaptive_lora.telling.figures.theme import save
+from adaptive_lora.telling.report import build
+
+
+@pytest.fixture(autouse=True, scope="package")
+def only_svg() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "save", functools.partial(save, kinds=("svg",)))
+        yield
+
+
+@pytest.fixture
+def all_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PDF, SVG and PNG, as everywhere else."""
+    monkeypatch.setattr(build, "save", save)
