@@ -1,4 +1,4 @@
-"""Reports of tests write their figures as SVG alone, which is what a page holds: three forms take three times the time."""
+"""Reports of tests write their figures as SVG alone, which is what a page holds: the other forms cost twice as much."""
 
 from __future__ import annotations
 
