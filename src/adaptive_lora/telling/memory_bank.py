@@ -21,7 +21,7 @@ from adaptive_lora.telling.memory.decided import decision_log, product_context, 
 from adaptive_lora.telling.memory.material import system_patterns, tech_context
 from adaptive_lora.telling.memory.standing import Standing, standing_of
 
-_NOTES = "Notes of people go here, or anywhere outside the markers; what stands between those is rewritten."
+_NOTES = "Yours, as is everything outside the markers."
 
 
 @dataclass(frozen=True)

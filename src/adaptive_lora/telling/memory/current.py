@@ -18,7 +18,7 @@ from adaptive_lora.telling.tables import Column, Row, Table, to_markdown
 
 MOST_ARMS, MOST_BUDGETS = 12, 3
 """Of the table of differences."""
-MOST_WORDS = 110
+MOST_WORDS = 80
 """Of what is said of stability."""
 
 

@@ -12,7 +12,7 @@ from adaptive_lora.record.runs import Phase
 from adaptive_lora.record.seeds import smallest_p
 from adaptive_lora.telling.findings import Findings, lock_of
 from adaptive_lora.telling.memory.standing import Standing, diverged
-from adaptive_lora.telling.memory.words import bullets, day, few, safe
+from adaptive_lora.telling.memory.words import bullets, code, day, few, grouped, safe
 from adaptive_lora.telling.report.page import licence_text
 
 
@@ -22,15 +22,15 @@ def project_brief(found: Findings, standing: Standing) -> str:
     arms = [plain_name(arm["name"]) for arm in spec["arms"] if plain_name(arm["name"]) != found.baseline]
     sizes = found.facts.get("budgets", {})
     budgets = [f"{safe(b)} ({sizes[b]:,} trainable parameters)" if b in sizes else safe(b) for b in spec["budgets"]]
-    asked = f"does {few(arms, 12) if arms else 'anything'} reach another test loss than {found.baseline}"
+    asked = f"do {few(arms, 12)} reach" if len(arms) > 1 else f"does {few(arms) if arms else 'an arm'} reach"
     return "\n\n".join(
         [
-            f"Study {safe(found.facts['name'])}. With as many trainable parameters, {asked} when {_model(found)} is "
-            f"fine-tuned on {safe(spec['data']['source'])}?",
+            f"Study {code(found.facts['name'])}. With as many trainable parameters as {found.baseline}, {asked} "
+            f"another test loss when {code(found.facts['model']['name'])} is fine-tuned on {code(spec['data']['source'])}?",
             bullets(
                 [
                     f"Hypotheses: {_hypotheses(found)}",
-                    f"Decided by: {_rule(found)}",
+                    _rule(found),
                     f"Budgets: {listed(budgets)}.",
                     f"Seeds: {len(seeds['evaluation'])} evaluate on test, {len(seeds['tuning'])} others tune on "
                     "validation.",
@@ -41,30 +41,21 @@ def project_brief(found: Findings, standing: Standing) -> str:
     )
 
 
-def _model(found: Findings) -> str:
-    return safe(found.facts["model"]["name"])
-
-
 def _hypotheses(found: Findings) -> str:
     if not found.judged:
         return "none; everything here is exploratory."
-    budgets: dict[str, list[str]] = {}
-    for comparison in found.judged:
-        budgets.setdefault(comparison.arm, []).append(comparison.budget)
-    alike: dict[tuple[str, ...], list[str]] = {}
-    for arm, own in budgets.items():
-        alike.setdefault(tuple(own), []).append(arm)
-    groups = "; ".join(f"{listed(arms)} at {listed(own)}" for own, arms in alike.items())
     return (
         f"{counted(len(found.judged), 'comparison')}, one family: each differs in test loss from {found.baseline}, or "
-        f"is equivalent to it within ±{found.analysis['margin']:g} nats per token: {groups}. All else is exploratory."
+        f"is equivalent to it within ±{found.analysis['margin']:g} nats per token: {grouped(found.judged)}. All else is exploratory."
     )
 
 
 def _rule(found: Findings) -> str:
     seeds = len(found.facts["spec"]["seeds"]["evaluation"])
+    if not found.judged:
+        return "Described by: mean differences paired by seed, with 95 % intervals; nothing is tested."
     return (
-        f"exact sign-flip tests over paired seeds, Holm at {found.analysis['alpha']:g} (smallest p with "
+        f"Decided by: exact sign-flip tests over paired seeds, Holm at {found.analysis['alpha']:g} (smallest p with "
         f"{counted(seeds, 'seed')}: {smallest_p(seeds):.3g}); equivalent where the 90 % interval lies within the "
         "margin."
     )
@@ -103,7 +94,7 @@ def product_context(found: Findings, standing: Standing) -> str:
                 ]
             ),
             "All of it holds for this model, these data and this length of training.",
-            f"Licence of the data: {safe(licence_text(found.facts), 300)}.",
+            f"Licence of the data: {safe(licence_text(found.facts), 300).removesuffix('.')}.",
         ]
     )
 
@@ -115,13 +106,13 @@ def decision_log(found: Findings, standing: Standing) -> str:
 
 def _locked(found: Findings) -> list[str]:
     lock = lock_of(found.facts)
-    when = f"{day(lock['locked'])}: locked" if "locked" in lock else "Locked"
-    spec = found.facts["spec"]
-    asked = f"{counted(len(found.judged), 'comparison')} with" if found.judged else "no hypothesis; described beside"
+    if "locked" not in lock:
+        return ["No lock is recorded: an earlier version began this study."]
+    asked = counted(len(found.judged), "comparison") if found.judged else "no hypothesis"
     return [
-        f"{when} before the first step: {asked} "
-        f" {found.baseline}, margin {found.analysis['margin']:g}, alpha {found.analysis['alpha']:g}, "
-        f"{counted(len(spec['seeds']['evaluation']), 'evaluation seed')}. What is not among them is exploratory."
+        f"{day(lock['locked'])}: locked before the first step: {asked}, baseline {found.baseline}, margin "
+        f"{found.analysis['margin']:g}, alpha {found.analysis['alpha']:g}, "
+        f"{counted(len(found.facts['spec']['seeds']['evaluation']), 'evaluation seed')}."
     ]
 
 

@@ -12,7 +12,7 @@ from adaptive_lora.record.results import plain_name
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.telling.findings import Findings
 from adaptive_lora.telling.memory.standing import AGAIN, Standing
-from adaptive_lora.telling.memory.words import bullets, few, safe
+from adaptive_lora.telling.memory.words import bullets, code, few, safe
 from adaptive_lora.telling.tables import Column, Row, Table, to_markdown
 
 MOST_ARMS = 12
@@ -25,7 +25,7 @@ def system_patterns(found: Findings, standing: Standing) -> str:
     scaling, targets = spec["scaling"], spec["targets"]
     named = safe(targets if isinstance(targets, str) else ", ".join(targets))
     said = [
-        f"Frozen model: {safe(model['name'])}, {model['total_parameters']:,} parameters, {safe(model['dtype'])}. "
+        f"Frozen model: {code(model['name'])}, {model['total_parameters']:,} parameters, {safe(model['dtype'])}. "
         f"Targets: {named}, {counted(model['target_modules'], 'module')}.",
         f"Scaling: {safe(scaling['rule'])}, {scaling['reference']:g} at the rank of a uniform plan"
         f"{_own_scalings(found)}.",
@@ -95,15 +95,14 @@ def tech_context(found: Findings, standing: Standing) -> str:
         [
             f"Versions: {versions}.",
             f"Device: {listed(devices) if devices else 'none yet'}. {_times(found, done)}",
-            f"Model: {safe(model['name'])}, revision {safe(model['revision'])}.",
-            f"Data: {safe(data['source'])}, {data['records']:,} records, {spec['data']['train']:,} train, "
+            f"Model: {code(model['name'])}, revision {code(model['revision'])}.",
+            f"Data: {code(data['source'])}, {data['records']:,} records, {spec['data']['train']:,} train, "
             f"{spec['data']['validation']:,} validation, {spec['data']['test']:,} test, disjoint by content. "
-            f"Fingerprint {safe(data['fingerprint'])}.",
-            f"Study file: study.yaml, content {safe(facts['identity'])}.",
+            f"Fingerprint {code(data['fingerprint'])}.",
+            f"Study file: study.yaml, content {code(facts['identity'])}.",
             f"To go on, from this folder: {AGAIN}.{_paths(found)} To repeat, name an empty folder: all randomness "
             "follows from the seeds by name, so that the same versions on the same device train the same adapters.",
-            "Report, tables and these texts follow from study.db alone, byte for byte: `adaptive-lora report .`, "
-            "`adaptive-lora results . --csv`.",
+            "Report, tables and these texts follow from study.db alone, byte for byte.",
         ]
     )
 

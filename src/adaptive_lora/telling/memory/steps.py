@@ -18,7 +18,7 @@ from adaptive_lora.record.runs import Status
 from adaptive_lora.record.seeds import seeds_needed
 from adaptive_lora.telling.findings import Findings
 from adaptive_lora.telling.memory.standing import AGAIN, Standing
-from adaptive_lora.telling.memory.words import few
+from adaptive_lora.telling.memory.words import few, grouped
 from adaptive_lora.telling.report.evidence import rates_at_the_edge
 
 Rule = Callable[[Findings, Standing], Iterator[str]]
@@ -89,8 +89,8 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
         counts = [f"{_at(found, c.arm, c.budget)} ({n:,})" for c, n in sorted(reachable.items(), key=lambda x: x[1])]
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
-            f"Decide what is open with more evaluation seeds, fresh ones in a new study, than the {seeds} here. About "
-            f"so many would do, were mean and spread as found: {few(counts)}."
+            f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; about so many "
+            f"would do, were mean and spread as found: {few(counts)}."
         )
     alone = [_at(found, c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:
@@ -125,17 +125,17 @@ def _use(found: Findings, standing: Standing) -> Iterator[str]:
     blunt = {assay.budget for assay in found.assays if assay.tells is not True}
     if better:
         yield (
-            f"Try {few(_names(found, better))} on another model or data set, with {found.baseline} beside it: what is "
+            f"Try {grouped(better)} on another model or data set, with {found.baseline} beside it: what is "
             "better here has been seen on one of each."
         )
     firm = {c: j for c, j in same.items() if found.assays and c.budget not in blunt}
     if firm:
         yield (
-            f"Use {found.baseline} where {few(_names(found, firm))} would be the choice: no difference beyond the "
+            f"Use {found.baseline} where {grouped(firm)} would be the choice: no difference beyond the "
             "margin, on a task that tells ranks apart."
         )
     if worse:
-        yield f"Leave {few(_names(found, worse))} out of what follows on this model and data."
+        yield f"Leave {grouped(worse)} out of what follows on this model and data."
 
 
 _RULES: tuple[Rule, ...] = (_rates, _sensitivity, _hypotheses, _seeds, _records, _use)
@@ -143,10 +143,6 @@ _RULES: tuple[Rule, ...] = (_rates, _sensitivity, _hypotheses, _seeds, _records,
 
 def _of(found: Findings, verdict: Verdict) -> dict[Comparison, Judgement]:
     return {c: j for c, j in found.judged.items() if j.verdict is verdict}
-
-
-def _names(found: Findings, judged: dict[Comparison, Judgement]) -> list[str]:
-    return [_at(found, c.arm, c.budget) for c in judged]
 
 
 def _at(found: Findings, arm: str, budget: str) -> str:

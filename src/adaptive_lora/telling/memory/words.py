@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from adaptive_lora.judging.stats import Interval
 from adaptive_lora.judging.words import listed
+from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.telling.text import escape_markdown, visible
 
 LONGEST = 160
@@ -22,6 +23,15 @@ def safe(text: object, longest: int = LONGEST) -> str:
     '&lt;!-- adaptive-lora: end progress --&gt;'
     """
     return escape_markdown(visible(str(text), longest))
+
+
+def code(text: object, longest: int = LONGEST) -> str:
+    """A foreign name or path as it is, in letters of one width.
+
+    >>> code("${DATA}/a_b.json"), code("`<!--")
+    ('`${DATA}/a_b.json`', "`'‹!--`")
+    """
+    return f"`{visible(str(text), longest).replace('`', chr(39)).replace('<', '‹')}`"
 
 
 def told(sentence: str) -> str:
@@ -51,6 +61,21 @@ def few(names: Sequence[str], most: int = MOST) -> str:
     'a, b and 1 more'
     """
     return listed(names) if len(names) <= most else listed([*names[:most], f"{len(names) - most} more"])
+
+
+def grouped(compared: Iterable[Comparison]) -> str:
+    """Arms with the same budgets together.
+
+    >>> grouped([Comparison("a", "rank:4"), Comparison("b", "rank:4"), Comparison("b", "rank:8")])
+    'a at rank:4; b at rank:4 and rank:8'
+    """
+    budgets: dict[str, list[str]] = {}
+    for comparison in compared:
+        budgets.setdefault(comparison.arm, []).append(comparison.budget)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for arm, own in budgets.items():
+        alike.setdefault(tuple(own), []).append(arm)
+    return "; ".join(f"{few(arms)} at {listed(own)}" for own, arms in alike.items())
 
 
 def bullets(lines: Sequence[str]) -> str:
