@@ -82,7 +82,7 @@ class Made:
     best_rate: float = 3e-3
     primary: Sequence[str] | None = None
     controls: str = "all"
-    rates: str = "[1e-3, 3e-3, 1e-2]"
+    rates: str = "3e-3"
 
     @property
     def study(self) -> Study:

@@ -12,13 +12,13 @@ from adaptive_lora.record.results import plain_name
 from adaptive_lora.telling.findings import Findings, description, lock_of, verdict_text
 from adaptive_lora.telling.memory.standing import Standing, diverged, reasons
 from adaptive_lora.telling.memory.steps import next_steps
-from adaptive_lora.telling.memory.words import apart, bullets, day, few, first_words, told
+from adaptive_lora.telling.memory.words import apart, bullets, day, few, first_words, grouped, told
 from adaptive_lora.telling.report.evidence import edge_remarks, stability_remarks
 from adaptive_lora.telling.tables import Column, Row, Table, to_markdown
 
 MOST_ARMS, MOST_BUDGETS = 12, 3
 """Of the table of differences."""
-MOST_WORDS = 80
+MOST_WORDS = 60
 """Of what is said of stability."""
 
 
@@ -97,10 +97,8 @@ def _beside(found: Findings, standing: Standing) -> list[str]:
 
 def _open(found: Findings, standing: Standing) -> list[str]:
     """What these results do not settle."""
-    several = found.several_budgets
-    undecided = [f"{c.arm}{f' at {c.budget}' if several else ''}: {j.text}" for c, j in found.judged.items()
-                 if j.verdict is Verdict.UNDECIDED]  # fmt: skip
-    said = [f"{few(undecided)}."] if undecided else []
+    undecided = [c for c, judgement in found.judged.items() if judgement.verdict is Verdict.UNDECIDED]
+    said = [f"Undecided: {grouped(undecided)}; activeContext.md says what would decide."] if undecided else []
     if standing.tuned and (edges := edge_remarks(found)):
-        said += first_words(edges, 40)
+        said += first_words(edges, 30)
     return said

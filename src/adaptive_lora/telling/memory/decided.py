@@ -26,7 +26,8 @@ def project_brief(found: Findings, standing: Standing) -> str:
     return "\n\n".join(
         [
             f"Study {code(found.facts['name'])}. With as many trainable parameters as {found.baseline}, {asked} "
-            f"another test loss when {code(found.facts['model']['name'])} is fine-tuned on {code(spec['data']['source'])}?",
+            f"another test loss when {code(found.facts['model']['name'])} is fine-tuned on "
+            f"{code(spec['data']['source'])}?",
             bullets(
                 [
                     f"Hypotheses: {_hypotheses(found)}",
@@ -46,7 +47,8 @@ def _hypotheses(found: Findings) -> str:
         return "none; everything here is exploratory."
     return (
         f"{counted(len(found.judged), 'comparison')}, one family: each differs in test loss from {found.baseline}, or "
-        f"is equivalent to it within ±{found.analysis['margin']:g} nats per token: {grouped(found.judged)}. All else is exploratory."
+        f"is equivalent to it within ±{found.analysis['margin']:g} nats per token: {grouped(found.judged)}. "
+        "All else is exploratory."
     )
 
 

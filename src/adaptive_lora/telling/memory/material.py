@@ -66,22 +66,26 @@ def _ranks(found: Findings) -> str:
         Column("ranks", "ranks", "text"),
         Column("attention", "on attention", form=".0%"),
         Column("early", "in the first half of blocks", form=".0%"),
-        Column("drawn", "over seeds", "text"),
     )
     rows = tuple(Row(_spent(arm, ranks[ranks["arm"] == arm])) for arm in arms[:MOST_ARMS])
     more = f" {len(arms) - MOST_ARMS} more arms in the report." if len(arms) > MOST_ARMS else ""
     where = f" at {budget}" if found.several_budgets and budget else ""
-    caption = f"Ranks{where}, and shares of the trainable parameters.{more}"
+    drawn = [arm for arm in arms if _differ(ranks[ranks["arm"] == arm])]
+    seeds = f" Made anew for every seed: {few(drawn)}." if drawn else ""
+    caption = f"Ranks{where}, and shares of the trainable parameters.{seeds}{more}"
     return to_markdown(Table("spent", "Ranks", columns, rows, caption)).strip()
 
 
-def _spent(arm: str, ranks: pd.DataFrame) -> tuple[str, str, float, float, str]:
+def _spent(arm: str, ranks: pd.DataFrame) -> tuple[str, str, float, float]:
     total = ranks["parameters"].sum()
     low, high = int(ranks["rank"].min()), int(ranks["rank"].max())
     attention = ranks.loc[ranks["kind"] == "attention", "parameters"].sum() / total
     early = ranks.loc[ranks["depth"] < (ranks["depth"].max() + 1) / 2, "parameters"].sum() / total
-    differ = bool((ranks.groupby("module", sort=False)["rank"].nunique() > 1).any())
-    return arm, f"{low}" if low == high else f"{low} to {high}", attention, early, "differ" if differ else "same"
+    return arm, f"{low}" if low == high else f"{low} to {high}", attention, early
+
+
+def _differ(ranks: pd.DataFrame) -> bool:
+    return bool((ranks.groupby("module", sort=False)["rank"].nunique() > 1).any())
 
 
 def tech_context(found: Findings, standing: Standing) -> str:

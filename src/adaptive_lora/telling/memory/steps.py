@@ -89,8 +89,8 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
         counts = [f"{_at(found, c.arm, c.budget)} ({n:,})" for c, n in sorted(reachable.items(), key=lambda x: x[1])]
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
-            f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; about so many "
-            f"would do, were mean and spread as found: {few(counts)}."
+            f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; about so "
+            f"many would do, were mean and spread as found: {few(counts)}."
         )
     alone = [_at(found, c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:
