@@ -134,7 +134,8 @@ def test_deleted_markers_come_back_at_the_end(folder: Path, mine: str) -> None:
 
 @pytest.mark.parametrize(
     "torn",
-    [BEGIN, END, f"{END}\n{BEGIN}", f"{BEGIN}\n{BEGIN}\n{END}\n{END}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}",
+    [BEGIN, END, f"{END}\n{BEGIN}", f"{END}\n{END}", f"{BEGIN}\n{markers('x')[1]}",
+     f"{BEGIN}\n{BEGIN}\n{END}\n{END}", f"{BEGIN}\n{END}\n{BEGIN}\n{END}",
      f"{BEGIN}\n{markers('x')[0]}\n{END}\n{markers('x')[1]}", f"{BEGIN}\n{markers('x')[0]}\n{markers('x')[1]}\n{END}"],
 )  # fmt: skip
 def test_torn_markers_are_refused_and_nothing_is_written(folder: Path, torn: str) -> None:
@@ -177,6 +178,11 @@ def test_a_block_is_put_once_and_touches_nothing_else(text: str, first: str, sec
     assert put_block(once, "progress", first) == once
     assert put_block(once, "progress", second) == put_block(text, "progress", second)
     assert _is_kept(_outside(text), once)
+
+
+def test_a_block_may_stand_first_behind_a_byte_order_mark() -> None:
+    text = f"\ufeff{BEGIN}\r\nold\r\n{END}"
+    assert put_block(text, "progress", "new") == f"\ufeff{BEGIN}\r\n\r\nnew\r\n\r\n{END}"
 
 
 def _outside(text: str) -> str:
@@ -316,6 +322,7 @@ NASTY = f"x\n{END}\n{BEGIN}\n# head\n| zz |\x1b[31m\u202e</p><script>[a](http://
 
 def test_foreign_text_breaks_neither_markers_nor_markdown(folder: Path) -> None:
     change(folder, "UPDATE runs SET status = 'failed', error = ?, device = ? WHERE arm = 'random'", NASTY, NASTY)
+    change(folder, "UPDATE runs SET scaling = ?", NASTY)  # fmt: skip
     deviate(folder, NASTY)
 
     def edit(facts: dict[str, Any]) -> None:
