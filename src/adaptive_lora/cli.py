@@ -11,14 +11,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, UsageError
+from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, TrainingError, UsageError
 from adaptive_lora.planning.modules import TARGET_GROUPS
+from adaptive_lora.record.folder import StudyPaths, is_in_use
+
+if TYPE_CHECKING:
+    from adaptive_lora.telling.findings import Findings
 
 app = typer.Typer(
     help="Should a LoRA have the same rank everywhere? Plan, train and compare rank plans at equal parameters.",
@@ -268,7 +272,12 @@ def _run(study_file: Path, folder: Path, device: str, checkpoint_seconds: float,
 
     watcher = watcher_for(err)
     with watcher if isinstance(watcher, BarWatcher) else contextlib.nullcontext():
-        outcome = run_study(load_study(study_file), folder, watcher, device, checkpoint_seconds, deviation)
+        try:
+            outcome = run_study(load_study(study_file), folder, watcher, device, checkpoint_seconds, deviation)
+        except (KeyboardInterrupt, TrainingError):
+            _remember(folder)
+            raise
+    _remember(folder)
     diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
     err.print(
         f"{outcome.completed} of {outcome.total} runs completed{diverged}; next: adaptive-lora report {folder}",
@@ -279,6 +288,19 @@ def _run(study_file: Path, folder: Path, device: str, checkpoint_seconds: float,
             f"{outcome.total - outcome.completed - outcome.diverged} runs gave no result; `adaptive-lora status "
             f"{folder}` says why, and the same command tries them again."
         )
+
+
+def _remember(folder: Path, found: Findings | None = None) -> None:
+    """Brings the memory bank up to date; what keeps it from that is a warning beside work that is done."""
+    from adaptive_lora.record.ledger import open_to_read
+    from adaptive_lora.telling.findings import read_findings
+    from adaptive_lora.telling.memory_bank import memory_texts, write_memory_bank
+
+    try:
+        with contextlib.closing(open_to_read(folder)) as ledger:
+            write_memory_bank(memory_texts(found or read_findings(ledger), is_in_use(folder)), folder)
+    except (UsageError, OSError) as error:
+        err.print(f"warning: the memory bank is not up to date: {error}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -312,12 +334,36 @@ def _report(folder: Path, as_json: bool = False) -> None:
         found = read_findings(ledger)
         with working("drawing figures"):
             path = write_report(ledger, folder, found)
+        _remember(folder, found)
     if as_json:
         places = {"report": str(path), "figures": str(folder / "figures"), "tables": str(folder / "tables")}
         print_json({**places, "arms": [asdict(arm) for arm in found.arms]})
         return
     out.print(arms_table(found.arms, found.baseline))
     out.print(f"report: {path}", markup=False, soft_wrap=True)
+
+
+@app.command()
+@explained
+def memory(folder: FolderArgument, as_json: JsonFlag = False) -> None:
+    """Bring the memory bank up to date and show where the study stands, what it found and what to do next."""
+    from adaptive_lora.record.ledger import open_to_read
+    from adaptive_lora.telling.findings import read_findings
+    from adaptive_lora.telling.memory_bank import SHOWN, memory_texts, write_memory_bank
+
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        texts = memory_texts(read_findings(ledger), is_in_use(folder))
+    place = StudyPaths(folder).memory_bank
+    if os.access(folder, os.W_OK):
+        changed = [path.name for path in write_memory_bank(texts, folder)]
+        err.print(f"{place}: {', '.join(changed) or 'nothing'} changed", markup=False, soft_wrap=True)
+    else:  # a mounted archive can be read all the same
+        changed = []
+        err.print(f"warning: {folder} cannot be written, so that its memory bank stays as it is", markup=False)
+    if as_json:
+        print_json({"memory_bank": str(place), "changed": changed, "texts": texts})
+        return
+    sys.stdout.write("\n\n".join(f"# {title}\n\n{texts[name]}" for name, title in SHOWN.items()) + "\n")
 
 
 @app.command()

@@ -39,6 +39,10 @@ class StudyPaths:
     def report(self) -> Path:
         return self.folder / "report.html"
 
+    @property
+    def memory_bank(self) -> Path:
+        return self.folder / "memory-bank"
+
     def adapter(self, run_id: str) -> Path:
         return self.folder / "adapters" / run_id
 

@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from adaptive_lora.judging.arms import ArmSummary, summarise
+from adaptive_lora.judging.sizes import Size
+from adaptive_lora.judging.sizes import sizes as sizes_of
 from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.judging.study import Assay, assays, judge_primary, verdict_sentences
 from adaptive_lora.judging.verdicts import Judgement
@@ -52,6 +54,11 @@ class Findings:
     def costs(self) -> pd.DataFrame:
         """`costs_table` of the ledger."""
         return costs_table(self.ledger)
+
+    @functools.cached_property
+    def sizes(self) -> Sequence[Size]:
+        """Of every arm that has a difference from the baseline."""
+        return sizes_of(self.ledger, self.runs, self.arms, self.facts)
 
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
@@ -137,7 +144,7 @@ def _with_plain_names(facts: dict[str, Any]) -> dict[str, Any]:
     analysis = plain["spec"]["analysis"]
     analysis["baseline"] = plain_name(analysis["baseline"])
     for part in plain.get("lock", {}).get("primary", []):
-        part["arm"] = plain_name(part["arm"])
+        part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
     return plain
 
 

@@ -9,8 +9,7 @@ import pandas as pd
 from adaptive_lora.judging.causes import findings
 from adaptive_lora.judging.matching import at_equal_compute, baseline_curve, matches
 from adaptive_lora.judging.outlook import POWER, Question, outlooks
-from adaptive_lora.judging.rates import TuningLosses, edges
-from adaptive_lora.judging.sizes import sizes as sizes_of
+from adaptive_lora.judging.rates import Edge, TuningLosses, edges
 from adaptive_lora.judging.stability import summaries
 from adaptive_lora.judging.variants import variants_of
 from adaptive_lora.judging.words import counted
@@ -32,7 +31,7 @@ def sizes(found: Findings) -> Table | None:
             ),
             arm=size.arm,
         )
-        for size in sizes_of(found.ledger, found.runs, found.arms, found.facts)
+        for size in found.sizes
     ]  # fmt: skip
     if not rows:
         return None
@@ -137,7 +136,7 @@ def power(found: Findings) -> Table | None:
     return Table("power", "Power", columns, tuple(rows), caption)
 
 
-def edge_remarks(found: Findings) -> Sequence[str]:
+def rates_at_the_edge(found: Findings) -> list[Edge]:
     """Arms whose best rate lies at the edge of the grid."""
     tuning = found.runs[found.runs["phase"] == Phase.TUNING]
     losses: TuningLosses = {}
@@ -148,7 +147,12 @@ def edge_remarks(found: Findings) -> Sequence[str]:
             by_rate = losses.setdefault((arm, budget), {})
             by_rate.setdefault(float(rate), []).append(None if pd.isna(loss) else float(loss))
     grid = sorted(set(tuning["learning_rate"]))
-    return [f"{edge.text}." for edge in edges(losses, grid)] if len(grid) > 1 else []
+    return edges(losses, grid) if len(grid) > 1 else []
+
+
+def edge_remarks(found: Findings) -> Sequence[str]:
+    """`rates_at_the_edge` in words."""
+    return [f"{edge.text}." for edge in rates_at_the_edge(found)]
 
 
 def stability(found: Findings) -> Table | None:
