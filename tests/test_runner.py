@@ -306,7 +306,7 @@ def test_an_arm_whose_every_rate_diverges_is_decided(study_file: WriteStudy, tmp
     assert study_status(tmp_path / "out").left == 0
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         page = write_report(ledger, tmp_path / "out").read_text()
-    assert "Unfinished" not in page and page.count("<td>diverged</td>") == 4
+    assert "Unfinished" not in page and page.count("<bdi>diverged</bdi>") == 4
     assert set(load_results(tmp_path / "out").query("phase == 'evaluation'")["arm"]) == {"uniform"}
 
 
@@ -357,6 +357,7 @@ def test_real_model_and_real_records(assets: Path, tmp_path: Path) -> None:
         ("validation: 100", "validation: 20"),
         ("evaluation: 3", "evaluation: 1"),
         ("[uniform, linear-decay, attention-heavy, empirical, random]", "[uniform, empirical]"),
+        ("primary: []}", "primary: []}\ncontrols: none"),
     ):
         assert old in text
         text = text.replace(old, new)
