@@ -321,21 +321,22 @@ def results(
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV (the default).")] = False,
     as_json: JsonFlag = False,
     to: Annotated[
-        Path | None, typer.Option("--out", help="Write runs, ranks, curves and facts as text files here.")
+        Path | None, typer.Option("--out", help="Write all that is told of the study as text files here.")
     ] = None,
 ) -> None:
     """One row a run: losses, parameters, times. Losses in nats per completion token."""
-    from adaptive_lora.record import results as tables
     from adaptive_lora.record.ledger import open_to_read
+    from adaptive_lora.record.results import runs_table
+    from adaptive_lora.telling.exported import export_all
 
     if csv and as_json:
         raise UsageError("Choose one of --csv and --json.")
     with contextlib.closing(open_to_read(folder)) as ledger:
         if to is not None:
-            for path in tables.export(ledger, to):
+            for path in export_all(ledger, to):
                 err.print(f"wrote {path}", markup=False)
             return
-        table = tables.runs_table(ledger)
+        table = runs_table(ledger)
     text = table.to_json(orient="records", indent=2, double_precision=15) if as_json else table.to_csv(index=False)
     sys.stdout.write(text.rstrip("\n") + "\n")
 

@@ -32,7 +32,7 @@ def sizes(found: Findings) -> Table | None:
             ),
             arm=size.arm,
         )
-        for size in sizes_of(found.ledger, found.runs, found.arms, found.facts)
+        for size in sizes_of(found.over_records, found.runs, found.arms, found.facts)
     ]  # fmt: skip
     if not rows:
         return None
