@@ -316,6 +316,33 @@ def _report(folder: Path, as_json: bool = False) -> None:
 
 @app.command()
 @explained
+def paper(
+    folder: Annotated[Path, typer.Argument(help="Study folder, or one that `results --out` wrote.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Folder to write; default `paper` in the study's.")] = None,
+    arxiv: Annotated[bool, typer.Option("--arxiv", help="Check arXiv's rules and write the archive.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
+    from adaptive_lora.telling.exported import open_findings
+    from adaptive_lora.telling.paper.build import write_paper
+
+    with open_findings(folder) as found, working("writing the manuscript"):
+        written = write_paper(found, to or folder / "paper", arxiv)
+    for text in written.compiled.complaints:
+        err.print(f"note: {text}", markup=False, soft_wrap=True)
+    if as_json:
+        told = {"words": written.words, "figures": written.figures, "complaints": list(written.compiled.complaints)}
+        pdf = str(written.folder / "main.pdf") if written.compiled.pdf else None
+        sent = str(written.archive) if written.archive else None
+        print_json({"paper": str(written.folder / "paper.md"), "pdf": pdf, "archive": sent, **told})
+        return
+    names = ["paper.md", "main.tex", *(["main.pdf"] if written.compiled.pdf else [])]
+    names += [written.archive.name] if written.archive else []
+    out.print(f"{written.words:,} words, {written.figures} figures: {written.folder}: {', '.join(names)}", markup=False)
+
+
+@app.command()
+@explained
 def results(
     folder: FolderArgument,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV (the default).")] = False,

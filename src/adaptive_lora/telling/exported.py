@@ -1,10 +1,9 @@
 """Findings from exported text, the same as from the ledger that it came from.
 
-What only a ledger can answer is answered when exporting, and the answers are written beside the tables:
-`costs.csv` has what
-plans say of their cost, `stability.csv` what whole curves say of every run, `records.csv` the intervals over test records. Losses by record
-themselves, megabytes of numbers that nobody reads, stay in the ledger. Exports of earlier versions have neither, and
-nothing is told from what is not there.
+What only a ledger can answer is answered when exporting, and the answers are written beside the tables: `costs.csv`
+has what plans say of their cost, `stability.csv` what whole curves say of every run, `records.csv` the intervals over
+test records. Losses by record themselves, megabytes of numbers that nobody reads, stay in the ledger. Exports of
+earlier versions have none of the three, and nothing is told from what is not there.
 """
 
 from __future__ import annotations
