@@ -36,20 +36,13 @@ def compile_pdf(files: Mapping[str, bytes]) -> Compiled:
             (folder / path).write_bytes(content)
         try:
             done = subprocess.run(
-                command,
-                cwd=folder,
-                capture_output=True,
-                timeout=PATIENCE_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            )
+                command, cwd=folder, capture_output=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Compiled(None, (f"{command[0]} took more than {PATIENCE_SECONDS} s",))
         log, pdf = folder / "main.log", folder / "main.pdf"
-        told = (
-            log.read_text(encoding="utf-8", errors="replace") if log.exists() else done.stderr.decode(errors="replace")
-        )
-        complaints = complaints_of(told)
+        told = log.read_bytes() if log.exists() else done.stderr
+        complaints = complaints_of(told.decode(errors="replace"))
         if done.returncode and not complaints:
             complaints = [f"{command[0]} ended with {done.returncode}"]
         return Compiled(pdf.read_bytes() if pdf.exists() and not done.returncode else None, tuple(complaints))
@@ -65,8 +58,8 @@ def _command() -> list[str] | None:
 def complaints_of(log: str) -> list[str]:
     """What a log says is wrong with the document.
 
-    >>> complaints_of("Overfull \\\\hbox (1.0pt too wide) x\\nOverfull \\\\hbox (3.5pt too wide) in paragraph at lines 4--9")
-    ['a box is 3.5 pt too wide: in paragraph at lines 4--9']
+    >>> complaints_of("Overfull \\\\hbox (1.0pt too wide) x\\nOverfull \\\\hbox (3.5pt too wide) at line 4")
+    ['a box is 3.5 pt too wide: at line 4']
     """
     flat = re.sub(r"(?<=.{79})\n(?!\n)", "", log)
     found = [f"error: {text.strip()}" for text in re.findall(r"^! (.*)$", flat, re.M)]

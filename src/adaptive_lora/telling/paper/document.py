@@ -95,7 +95,7 @@ def _span(found: re.Match[str]) -> Span:
         case "citetext":
             return Span("cite-text", content)
         case "math" | "code" | "emphasis":
-            return Span(kind, _without_literals(content))  # type: ignore[arg-type]
+            return Span(kind, _without_literals(content))
         case _:
             return Span("text", content)
 

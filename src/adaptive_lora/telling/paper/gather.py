@@ -23,7 +23,7 @@ NATS = "nats per token"
 
 
 def gather(found: Findings) -> Facts:
-    """All facts of a finished study; PaperError where a run that counts has no loss, or where runs are still to come."""
+    """All facts of a finished study; PaperError where a run that counts has no loss, or runs are to come."""
     _check_whole(found)
     facts = Collected()
     for part in (_material, _training, _protocol, _runs, _arms, _comparisons, _beside, _stability):
@@ -36,8 +36,8 @@ def _check_whole(found: Findings) -> None:
     done = counted[counted["status"] == Status.COMPLETED]
     for run in done[done["test_loss"].isna()].itertuples():
         raise PaperError(
-            f"The fact `runs.{run.run_id}.test_loss` ({run.arm} at {run.budget}, seed {run.seed}) is missing, though the "
-            "run is recorded as completed."
+            f"The fact `runs.{run.run_id}.test_loss` ({run.arm} at {run.budget}, seed {run.seed}) is missing, though "
+            "the run is recorded as completed."
         )
     unfinished = found.runs[~found.runs["status"].isin([Status.COMPLETED, Status.DIVERGED])]
     missing = max(found.expected - len(found.runs), 0) + len(unfinished)
@@ -60,12 +60,12 @@ def short_name(source: str) -> str:
 def _material(facts: Collected, found: Findings) -> None:
     model, data, spec = found.facts["model"], found.facts["data"], found.facts["spec"]
     facts.add("study", found.facts["name"])
-    facts.add("identity", str(found.facts["identity"])[:16])
+    facts.add("identity", str(found.facts["identity"])[:12])
     facts.add("model", "the embedded demo model" if model["name"] == "demo" else short_name(model["name"]))
     facts.add("model.parameters", model.get("total_parameters"), ",d")
     facts.add("model.context", model.get("context"), ",d")
     facts.add("model.dtype", model.get("dtype"))
-    facts.add("model.revision", str(model.get("revision") or "")[:23])
+    facts.add("model.revision", str(model.get("revision") or "").removeprefix("sha256:")[:12])
     facts.add("modules", model.get("target_modules"), ",d")
     own = found.ranks.drop_duplicates("module")
     facts.add("blocks", own["depth"].nunique() or None, "d")
@@ -75,7 +75,7 @@ def _material(facts: Collected, found: Findings) -> None:
     for name in ("records", "unusable", "duplicates", "truncated_test"):
         facts.add(f"data.{name}", data.get(name), ",d")
     facts.add("data.truncated_percent", _share(data.get("truncated_test"), spec["data"]["test"]), ".0f", "%")
-    facts.add("data.fingerprint", str(data.get("fingerprint") or "")[:16])
+    facts.add("data.fingerprint", str(data.get("fingerprint") or "")[:12])
     facts.add("data.template", spec["data"].get("template"))
     for name in ("train", "validation", "test", "max_length"):
         facts.add(f"data.{name}", spec["data"].get(name), ",d")
@@ -218,7 +218,7 @@ def _beside(facts: Collected, found: Findings) -> None:
         facts.add("power.detectable", seen[len(seen) // 2].detectable, ".4f", NATS)
         facts.add("power.seeds_for_margin", seen[len(seen) // 2].seeds_for_margin, ",d")
         facts.add("power.seeds_for_equivalence", seen[len(seen) // 2].seeds_for_equivalence, ",d")
-    for (arm, budget), (interval, tokens) in found.over_records.items():
+    for (arm, budget), (interval, _) in found.over_records.items():
         facts.add(f"{arm}@{budget}.over_records", interval, "+.4f", NATS)
     tokens_seen: set[Any] = {tokens for _, tokens in found.over_records.values()}
     facts.add("data.test_tokens", next(iter(tokens_seen)) if len(tokens_seen) == 1 else None, ",d")
