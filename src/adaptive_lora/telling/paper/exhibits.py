@@ -35,11 +35,12 @@ _TITLES = {
 def exhibits(found: Findings) -> dict[str, Table]:
     """Name -> table, of those that have something to show."""
     made = {}
+    one_budget = found.runs["budget"].nunique() == 1
     for maker, name, columns in _SHOWN:
         table = maker(found)
         if table is not None:
             named = replace(table, name=name, title=_TITLES.get(name, table.title))
-            made[name] = narrowed(named, columns)
+            made[name] = narrowed(named, tuple(c for c in columns if c != "budget" or not one_budget))
     return made
 
 

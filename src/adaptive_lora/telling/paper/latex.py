@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from adaptive_lora.telling.paper.document import Block, Span
-from adaptive_lora.telling.paper.manuscript import AUTHORS_MISSING, Manuscript
+from adaptive_lora.telling.paper.manuscript import AUTHORS_MISSING, TOOLS_MISSING, Manuscript
 from adaptive_lora.telling.paper.works import Work, work
 from adaptive_lora.telling.tables import Table, to_latex
 from adaptive_lora.telling.text import escape_latex, visible
@@ -28,6 +28,7 @@ _HEAD = r"""\documentclass[11pt,a4paper]{article}
 \usepackage[round]{natbib}
 \usepackage[hidelinks]{hyperref}
 \emergencystretch=3em
+\setlength{\belowcaptionskip}{6pt}
 \renewcommand{\topfraction}{0.9}
 \renewcommand{\floatpagefraction}{0.8}
 \newcommand{\missing}[1]{\colorbox{red}{\parbox{0.8\linewidth}{\centering\color{white}\bfseries #1}}}
@@ -82,7 +83,14 @@ def _link(cited: Work) -> str:
 
 
 def _blocks(paper: Manuscript, blocks: Sequence[Block]) -> list[str]:
-    return [text for block in blocks for text in _block(paper, block)]
+    texts: list[str] = []
+    for before, block in zip((None, *blocks), blocks, strict=False):
+        made = list(_block(paper, block))
+        goes_on = before is not None and before.kind == "equation" and block.kind == "paragraph"
+        if goes_on and made[0][:1].islower():
+            made[0] = f"\\noindent {made[0]}"
+        texts += made
+    return texts
 
 
 def _block(paper: Manuscript, block: Block) -> Iterator[str]:
@@ -146,7 +154,7 @@ def _span(span: Span) -> str:
         case "figure":
             return f"Figure~\\ref{{fig:{span.content}}}"
         case _:
-            return _words(span.content)
+            return _missing(span.content) if span.content == TOOLS_MISSING else _words(span.content)
 
 
 def _words(text: str) -> str:

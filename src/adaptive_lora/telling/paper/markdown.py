@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adaptive_lora.telling.paper.document import Block, Span
-from adaptive_lora.telling.paper.manuscript import AUTHORS_MISSING, Manuscript
+from adaptive_lora.telling.paper.manuscript import AUTHORS_MISSING, TOOLS_MISSING, Manuscript
 from adaptive_lora.telling.paper.works import Work, work
 from adaptive_lora.telling.tables import to_markdown
 from adaptive_lora.telling.text import escape_markdown, visible
@@ -85,7 +85,7 @@ class _Writer:
             case "figure":
                 return f"Figure {self.figures[span.content]}"
             case _:
-                return _words(span.content)
+                return f"**{TOOLS_MISSING}**" if span.content == TOOLS_MISSING else _words(span.content)
 
 
 def _words(text: str, longest: int = 5000) -> str:

@@ -6,6 +6,7 @@ stand in conditions on the verdicts: a study in which no arm is better cannot be
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -17,6 +18,7 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.judging.verdicts import Judgement, Verdict
 from adaptive_lora.judging.words import listed
 from adaptive_lora.planning.strategies import STRATEGIES
+from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.record.seeds import smallest_p
 from adaptive_lora.telling.findings import Findings, lock_of
@@ -103,6 +105,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "budgets": list(spec["budgets"]),
         "strategies": strategies,
         "measuring": [name for name in strategies if _measures(name)],
+        "options_of": functools.partial(_options_of, spec["arms"]),
         "arms": [arm["name"] for arm in spec["arms"]],
         "compared": list(dict.fromkeys(arm.arm for arm in found.arms if arm.difference)),
         "keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
@@ -119,7 +122,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "edges": list(edge_remarks(found)),
         "stability_remarks": list(stability_remarks(found)) if len(found.stability) else [],
         "worth_remarks": list(worth_remarks(found)),
-        "licence": licence_text(found.facts),
+        "licence": licence_text(found.facts).rstrip("."),
         "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
         "gsm8k": "gsm8k" in str(found.facts["data"]["source"]).lower(),
         "dialogpt": "dialogpt" in str(found.facts["model"]["name"]).lower(),
@@ -136,6 +139,27 @@ def _best(found: Findings) -> str:
     compared = [arm for arm in found.arms if arm.difference]
     best = min(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0, default=None)
     return f"{best.arm}@{best.budget}" if best else ""
+
+
+def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> list[str]:
+    """`linear-decay: slope 1.0` for every arm of a strategy that has options of its own."""
+    found = []
+    for arm in arms:
+        if arm["strategy"] == strategy:
+            options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
+            told = [
+                f"{name.replace('_', ' ')} {_shown(value)}" for name, value in options.items() if _tells(name, value)
+            ]
+            found += [f"{arm['name']}: {', '.join(told)}"] if told else []
+    return found
+
+
+def _tells(name: str, value: Any) -> bool:
+    return value is not None and name not in ("seed", "source_options") and (name, value) != ("min_rank", 1)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _measures(name: str) -> bool:
