@@ -24,6 +24,7 @@ from adaptive_lora.judging.stats import Interval
 from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.ledger import Ledger, open_to_read
 from adaptive_lora.record.results import COST_COLUMNS, RUN_COLUMNS, export
+from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.telling.findings import Findings, findings_of, read_findings
 
 RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "level", "tokens")
@@ -63,11 +64,20 @@ def read_exported(folder: Path) -> Findings:
     try:
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         runs = source.table("runs", RUN_COLUMNS).astype({"trainable_parameters": "Int64", "step": "Int64"})
+        _check_losses(runs)
         return findings_of(facts, runs, source)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise StudyFolderError(
             f"{folder} holds no whole export: {error}. Export it again with `results --out`."
         ) from None
+
+
+def _check_losses(runs: pd.DataFrame) -> None:
+    """ValueError with the name of a number that a completed run must have; a ledger has it or no such run."""
+    done = runs["status"] == Status.COMPLETED
+    for phase, loss in ((Phase.EVALUATION, "test_loss"), (Phase.TUNING, "validation_loss")):
+        for run in runs[done & (runs["phase"] == phase) & runs[loss].isna()].itertuples():
+            raise ValueError(f"`runs.{run.run_id}.{loss}` ({run.arm} at {run.budget}, seed {run.seed}) is missing")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def broken_rules(files: Mapping[str, bytes], people: People) -> list[str]:
     found = [told for name in files for told in _of_name(name)]
     tex = files.get("main.tex", b"").decode("utf-8", errors="replace")
     if not tex:
-        found.append("there is no main.tex")
+        return [*found, "there is no main.tex", *_of_people(people)]
     if "main.bbl" not in files:
         found.append("main.bbl, the list of references under the main file's name, is missing")
     if re.search(r"\\today\b", tex):

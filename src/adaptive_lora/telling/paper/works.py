@@ -87,6 +87,11 @@ def read_works(text: str) -> dict[str, Work]:
     return found
 
 
+def _plain(value: str) -> str:
+    """Without the braces that keep capitals, and with a true dash."""
+    return value.replace("{", "").replace("}", "").replace("--", "–")
+
+
 def entry_of(key: str) -> str:
     """The entry as it stands in `references.bib`."""
     for found in _ENTRY.finditer(bibliography()):
