@@ -26,6 +26,10 @@ _SHOWN: tuple[tuple[Maker, str, tuple[str, ...]], ...] = (
                                        "spikes")),
     (sections.troubles, "runs-without-result", ("arm", "budget", "phase", "seed", "learning_rate", "status")),
 )  # fmt: skip
+_CAPTIONS = {
+    "every-arm": "Trainable parameters are counted from the built adapter. Times are medians per run on the machine that "
+    "trained.",
+}
 _TITLES = {
     "every-arm": "Size, rate and time of every arm",
     "arms": "Test losses",
@@ -39,7 +43,9 @@ def exhibits(found: Findings) -> dict[str, Table]:
     for maker, name, columns in _SHOWN:
         table = maker(found)
         if table is not None:
-            named = replace(table, name=name, title=_TITLES.get(name, table.title))
+            named = replace(
+                table, name=name, title=_TITLES.get(name, table.title), caption=_CAPTIONS.get(name, table.caption)
+            )
             made[name] = narrowed(named, tuple(c for c in columns if c != "budget" or not one_budget))
     return made
 

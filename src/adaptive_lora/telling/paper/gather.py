@@ -14,6 +14,7 @@ from adaptive_lora.judging.matching import at_equal_compute
 from adaptive_lora.judging.outlook import POWER, Question, outlooks
 from adaptive_lora.judging.stability import summaries
 from adaptive_lora.judging.stats import effects
+from adaptive_lora.record.results import plain_name
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.record.seeds import seeds_needed, smallest_p
 from adaptive_lora.telling.findings import Findings, lock_of
@@ -48,6 +49,12 @@ def short_name(source: str) -> str:
     ('tiny', 'alpaca_9k.json', 'owner/name')
     """
     return source.rsplit("/", 1)[-1] if source.startswith(("$", "/", ".", "~")) else source
+
+
+def contenders(found: Findings) -> list[str]:
+    """The study's own arms beside the baseline; controls, which may train longer, are none."""
+    names = [plain_name(arm["name"]) for arm in found.facts["spec"]["arms"]]
+    return [name for name in names if name != found.baseline]
 
 
 def _material(facts: Collected, found: Findings) -> None:
@@ -152,7 +159,10 @@ def _arms(facts: Collected, found: Findings) -> None:
         facts.add(f"{key}.exact_match", arm.exact_match, ".1%")
         if arm.is_baseline and arm.loss and found.base_loss is not None:
             facts.add(f"{key}.gain", found.base_loss - arm.loss.mean, ".3f", NATS)
-    compared = sorted((a for a in found.arms if a.difference), key=lambda a: a.difference.mean if a.difference else 0)
+    own = [a for a in found.arms if a.difference and a.arm in contenders(found)]
+    if not own:
+        raise PaperError("No arm of this study has finished beside the baseline, so that there is nothing to compare.")
+    compared = sorted(own, key=lambda a: a.difference.mean if a.difference else 0)
     for name, one in (("best", compared[:1]), ("worst", compared[-1:])):
         for arm in one:
             facts.add(f"{name}.arm", arm.arm)

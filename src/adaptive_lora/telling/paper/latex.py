@@ -49,7 +49,7 @@ def render_latex(paper: Manuscript) -> str:
         "\\begin{document}\n\\maketitle",
         "\\begin{abstract}\n" + "\n\n".join(_blocks(paper, paper.abstract)) + "\n\\end{abstract}",
         *_blocks(paper, paper.blocks),
-        "\\bibliographystyle{plainnat}\n\\bibliography{references}",
+        "\\clearpage\n\\bibliographystyle{plainnat}\n\\bibliography{references}",
         "\\end{document}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -110,8 +110,9 @@ def _block(paper: Manuscript, block: Block) -> Iterator[str]:
                 text = text.replace("\\begin{table}\n", "\\begin{table}[tbp]\n\\small\n")
                 text = text.replace("\\begin{tabular}", "\\fitted{\\begin{tabular}")
                 text = text.replace("\\end{tabular}", "\\end{tabular}}").strip()
-                if number:  # one label is enough
+                if number:  # one label and one number are enough
                     text = text.replace(f"\\label{{tab:{part.name}}}\n", "")
+                    text = text.replace("\\caption{", "\\addtocounter{table}{-1}\n\\caption{", 1)
                 yield text
         case "figure":
             caption = escape_latex(visible(paper.figures[block.content], 2000))

@@ -7,6 +7,7 @@ stand in conditions on the verdicts: a study in which no arm is better cannot be
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -24,6 +25,7 @@ from adaptive_lora.record.seeds import smallest_p
 from adaptive_lora.telling.findings import Findings, lock_of
 from adaptive_lora.telling.paper.document import LITERAL, Block, read_blocks
 from adaptive_lora.telling.paper.facts import Facts
+from adaptive_lora.telling.paper.gather import contenders
 from adaptive_lora.telling.paper.manuscript import TOOLS_MISSING
 from adaptive_lora.telling.report.evidence import edge_remarks, stability_remarks, worth_remarks
 from adaptive_lora.telling.report.page import licence_text
@@ -107,7 +109,8 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "measuring": [name for name in strategies if _measures(name)],
         "options_of": functools.partial(_options_of, spec["arms"]),
         "arms": [arm["name"] for arm in spec["arms"]],
-        "compared": list(dict.fromkeys(arm.arm for arm in found.arms if arm.difference)),
+        "contenders": contenders(found),
+        "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None],
         "keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
         "controls": list(controls.get("arms", {})),
         "compute": [f"compute.{arm}@{b}" for arm in controls.get("compute", {}) for b in spec["budgets"]],
@@ -120,7 +123,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "deviations": found.deviations,
         "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
         "edges": list(edge_remarks(found)),
-        "stability_remarks": list(stability_remarks(found)) if len(found.stability) else [],
+        "stability_remarks": [_with_minus(text) for text in stability_remarks(found)] if len(found.stability) else [],
         "worth_remarks": list(worth_remarks(found)),
         "licence": licence_text(found.facts).rstrip("."),
         "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
@@ -136,7 +139,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
 
 
 def _best(found: Findings) -> str:
-    compared = [arm for arm in found.arms if arm.difference]
+    compared = [arm for arm in found.arms if arm.difference and arm.arm in contenders(found)]
     best = min(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0, default=None)
     return f"{best.arm}@{best.budget}" if best else ""
 
@@ -160,6 +163,10 @@ def _tells(name: str, value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _with_minus(text: str) -> str:
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
 def _measures(name: str) -> bool:
