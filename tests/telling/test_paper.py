@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,31 @@ def test_the_verb_needs_no_torch_and_no_tex(results: Path) -> None:
     told = json.loads(result.stdout)
     assert result.exit_code == 0 and told["pdf"] is None and told["figures"] >= 3
     assert "neither latexmk nor tectonic" in told["complaints"][0]
+
+
+def test_a_strategy_without_a_formula_of_its_own_is_named(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = replace(STRATEGIES["uniform"], name="my-own", summary="more rank on Sundays")
+    monkeypatch.setitem(STRATEGIES, "my-own", mine)  # type: ignore[arg-type]
+    facts = json.loads((results / "facts.json").read_text())
+    facts["spec"]["arms"][1]["strategy"] = "my-own"
+    facts["spec"]["arms"][1]["options"] = {}
+    (results / "facts.json").write_text(json.dumps(facts))
+    assert "my-own. more rank on Sundays." in told(results)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_the_committed_paper_is_that_of_the_committed_results(tmp_path: Path) -> None:
+    root = RESULTS.parent
+    if not (root / "paper" / "paper.md").exists():
+        pytest.skip("no paper is committed")
+    found = re.search(r"^STUDY\s*\?= (\S+)$", (root / "Makefile").read_text(), re.M)
+    assert found is not None
+    if (root / "paper" / "authors.txt").exists():
+        shutil.copy(root / "paper" / "authors.txt", tmp_path)
+    with open_findings(root / found.group(1)) as study:
+        write_paper(study, tmp_path)
+    for name in ("paper.md", "main.tex", "main.bbl"):
+        assert (tmp_path / name).read_bytes() == (root / "paper" / name).read_bytes(), name
 
 
 GOOD = {

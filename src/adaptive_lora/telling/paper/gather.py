@@ -76,6 +76,8 @@ def _material(facts: Collected, found: Findings) -> None:
         facts.add(f"data.{name}", data.get(name), ",d")
     facts.add("data.truncated_percent", _share(data.get("truncated_test"), spec["data"]["test"]), ".0f", "%")
     facts.add("data.fingerprint", str(data.get("fingerprint") or "")[:12])
+    facts.add("data.licence", data.get("licence"))
+    facts.add("licence.alpaca", "CC BY-NC 4.0")
     facts.add("data.template", spec["data"].get("template"))
     for name in ("train", "validation", "test", "max_length"):
         facts.add(f"data.{name}", spec["data"].get(name), ",d")

@@ -107,6 +107,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "budgets": list(spec["budgets"]),
         "strategies": strategies,
         "measuring": [name for name in strategies if _measures(name)],
+        "summary": lambda name: STRATEGIES[name].summary,
         "options_of": functools.partial(_options_of, spec["arms"]),
         "arms": [arm["name"] for arm in spec["arms"]],
         "contenders": contenders(found),
