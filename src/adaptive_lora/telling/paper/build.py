@@ -9,7 +9,6 @@ from pathlib import Path
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.files import write_atomically
-from adaptive_lora.telling.figures.all import draw
 from adaptive_lora.telling.figures.theme import save, settle
 from adaptive_lora.telling.findings import Findings
 from adaptive_lora.telling.paper.arxiv import archive, broken_rules, complaint, upload_of
@@ -20,11 +19,9 @@ from adaptive_lora.telling.paper.gather import gather
 from adaptive_lora.telling.paper.latex import render_latex, render_references
 from adaptive_lora.telling.paper.manuscript import PEOPLE_FILE, Manuscript, People, read_people
 from adaptive_lora.telling.paper.markdown import render_markdown
+from adaptive_lora.telling.paper.pictures import pictures
 from adaptive_lora.telling.paper.prose import write_blocks
 from adaptive_lora.telling.paper.works import entry_of, work
-
-SHOWN = ("overview", "differences", "loss-by-budget", "rates", "stability")
-"""Figures that the text may show; those of whole curves are the report's, as an export has every tenth step."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def write_paper(found: Findings, folder: Path, arxiv: bool = False) -> Paper:
     """
     facts, tables = gather(found), exhibits(found)
     people = _people(folder)
-    drawn = {name: (figure, caption) for name, figure, caption in draw(found) if name in SHOWN}
+    drawn = pictures(found)
     blocks = write_blocks(found, facts, (list(tables), list(drawn)), people.tools)
     body = blocks["body"]
     keys = cited([*blocks["abstract"], *body])

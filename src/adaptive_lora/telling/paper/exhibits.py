@@ -27,7 +27,7 @@ _SHOWN: tuple[tuple[Maker, str, tuple[str, ...]], ...] = (
     (sections.troubles, "runs-without-result", ("arm", "budget", "phase", "seed", "learning_rate", "status")),
 )  # fmt: skip
 _CAPTIONS = {
-    "every-arm": "Parameters are counted from the built adapter; times are medians per run on the machine that trained.",
+    "every-arm": "Parameters are counted from the built adapter; times are medians per run.",
 }
 _TITLES = {
     "every-arm": "Size, rate and time of every arm",

@@ -69,12 +69,9 @@ def read_works(text: str) -> dict[str, Work]:
     """Entries with one field a line in braces; ValueError where one lacks what identifies a work."""
     found = {}
     for _, key, body in _ENTRY.findall(text):
-        field = {
-            name: value.replace("{", "").replace("}", "").replace("--", "–") for name, value in _FIELD.findall(body)
-        }
-        place = (
-            field.get("journal") or field.get("booktitle") or field.get("publisher") or field.get("howpublished", "")
-        )
+        field = {name: _plain(value) for name, value in _FIELD.findall(body)}
+        places = (field.get(name, "") for name in ("journal", "booktitle", "publisher", "howpublished"))
+        place = next(filter(None, places), "")
         if not all(field.get(name) for name in ("title", "author", "year")):
             raise ValueError(f"{key} lacks a title, authors or a year.")
         work = Work(
