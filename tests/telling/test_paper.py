@@ -37,6 +37,7 @@ from adaptive_lora.telling.paper.manuscript import Author, Manuscript, People
 from adaptive_lora.telling.paper.markdown import render_markdown
 from adaptive_lora.telling.paper.prose import write_blocks
 from adaptive_lora.telling.paper.works import read_works, work, works
+from adaptive_lora.telling.text import escape_latex
 from tests.telling.ledgers import make_ledger
 
 TEXT = Path(compiling.__file__).parent / "text"
@@ -239,6 +240,7 @@ def test_foreign_words_command_nothing() -> None:
     latex, markdown = render_latex(paper), render_markdown(paper)
     assert "\\input" not in latex.replace("\\inputenc", "").replace("]{inputenc}", "")
     assert "\\textbackslash{}input\\{/etc/passwd\\} \\$x\\$" in latex and "\\citet" not in latex
+    assert escape_latex("6–7 --- a-b -") == "6--7 -{}-{}- a-b -"
     assert "<script>" not in markdown and "\\$x\\$" in markdown
 
 

@@ -21,7 +21,7 @@ def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
             figure,
             (
                 "Mean validation loss over tuning seeds against learning rate. Bars: range over seeds; ring: the rate "
-                "chosen; cross at the top edge: diverged with some seed, and so no candidate. Arms are moved apart sideways."
+                "chosen; cross at the top edge: diverged with some seed, and so no candidate. Arms are moved apart."
             ),
         )
     steady = found.stability[found.stability["budget"].isin(budgets)]
@@ -30,8 +30,8 @@ def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
             figure,
             (
                 "How training goes over learning rates, tuning and evaluation runs together, mean and range over runs: "
-                f"validation loss minus that of {found.baseline} at the same budget, rate and seed; share of steps whose "
-                "gradient was clipped; median gradient norm before clipping. Cross at the top edge: a run diverged."
+                f"validation loss minus that of {found.baseline} at the same budget, rate and seed; share of steps "
+                "whose gradient was clipped; median gradient norm before clipping. Cross at the top edge: a run diverged."
             ),
         )
     return made
