@@ -31,7 +31,7 @@ def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
             (
                 "How training goes over learning rates, tuning and evaluation runs together, mean and range over runs: "
                 f"validation loss minus that of {found.baseline} at the same budget, rate and seed; share of steps "
-                "whose gradient was clipped; median gradient norm before clipping. Cross at the top edge: a run diverged."
+                "whose gradient was clipped; median gradient norm before clipping. Cross at the edge: a run diverged."
             ),
         )
     return made
