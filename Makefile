@@ -1,11 +1,14 @@
 # make demo   the embedded study, start to report, offline        make test   the test suite
+# make paper  the manuscript from committed results (STUDY=results/NAME)
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: setup demo test check bench clean
+STUDY  ?= results/alpaca-babyllama
+
+.PHONY: setup demo paper test check bench clean
 
 setup: $(READY)
 
@@ -17,6 +20,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/adaptive-lora demo --out runs/demo
+
+paper: $(READY)
+	$(BIN)/adaptive-lora paper $(STUDY) --out paper
 
 test: $(READY)
 	$(BIN)/python -m pytest

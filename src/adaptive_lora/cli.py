@@ -368,26 +368,56 @@ def memory(folder: FolderArgument, as_json: JsonFlag = False) -> None:
 
 @app.command()
 @explained
+def paper(
+    folder: Annotated[Path, typer.Argument(help="Study folder, or one that `results --out` wrote.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Folder to write; default `paper` in the study's.")] = None,
+    arxiv: Annotated[bool, typer.Option("--arxiv", help="Check arXiv's rules and write the archive.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
+    from adaptive_lora.telling.exported import open_findings
+    from adaptive_lora.telling.paper.build import write_paper
+
+    with open_findings(folder) as found, working("writing the manuscript"):
+        written = write_paper(found, to or folder / "paper", arxiv)
+    if StudyPaths(folder).ledger.exists():
+        _remember(folder)
+    for text in written.compiled.complaints:
+        err.print(f"note: {text}", markup=False, soft_wrap=True)
+    if as_json:
+        told = {"words": written.words, "figures": written.figures, "complaints": list(written.compiled.complaints)}
+        pdf = str(written.folder / "main.pdf") if written.compiled.pdf else None
+        sent = str(written.archive) if written.archive else None
+        print_json({"paper": str(written.folder / "paper.md"), "pdf": pdf, "archive": sent, **told})
+        return
+    names = ["paper.md", "main.tex", *(["main.pdf"] if written.compiled.pdf else [])]
+    names += [written.archive.name] if written.archive else []
+    out.print(f"{written.words:,} words, {written.figures} figures: {written.folder}: {', '.join(names)}", markup=False)
+
+
+@app.command()
+@explained
 def results(
     folder: FolderArgument,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV (the default).")] = False,
     as_json: JsonFlag = False,
     to: Annotated[
-        Path | None, typer.Option("--out", help="Write runs, ranks, curves and facts as text files here.")
+        Path | None, typer.Option("--out", help="Write all that is told of the study as text files here.")
     ] = None,
 ) -> None:
     """One row a run: losses, parameters, times. Losses in nats per completion token."""
-    from adaptive_lora.record import results as tables
     from adaptive_lora.record.ledger import open_to_read
+    from adaptive_lora.record.results import runs_table
+    from adaptive_lora.telling.exported import export_all
 
     if csv and as_json:
         raise UsageError("Choose one of --csv and --json.")
     with contextlib.closing(open_to_read(folder)) as ledger:
         if to is not None:
-            for path in tables.export(ledger, to):
+            for path in export_all(ledger, to):
                 err.print(f"wrote {path}", markup=False)
             return
-        table = tables.runs_table(ledger)
+        table = runs_table(ledger)
     text = table.to_json(orient="records", indent=2, double_precision=15) if as_json else table.to_csv(index=False)
     sys.stdout.write(text.rstrip("\n") + "\n")
 

@@ -8,7 +8,8 @@ AdaptiveLoraError
 │   ├── BudgetError        a budget that no plan can meet
 │   ├── StrategyError      an unknown strategy or option
 │   ├── PlanError          a plan file that is torn or does not fit the model
-│   └── StudyFolderError   a folder that is in use, missing, or another study's
+│   ├── StudyFolderError   a folder that is in use, missing, or another study's
+│   └── PaperError         a study that a paper cannot be written from: a fact is missing, by name
 └── TrainingError        a run that failed while it trained (exit code 1)
 """
 
@@ -65,6 +66,10 @@ class PlanError(UsageError):
 
 class StudyFolderError(UsageError):
     """A study folder that is missing, in use, or belongs to another study."""
+
+
+class PaperError(UsageError):
+    """A paper that cannot be written or sent in: a fact is missing, or a rule is not kept."""
 
 
 class TrainingError(AdaptiveLoraError, RuntimeError):

@@ -43,9 +43,14 @@ class Size:
     """Of the paired differences by seed; nothing with fewer than two."""
 
 
-def sizes(ledger: Ledger, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts: Mapping[str, Any]) -> list[Size]:
+OverRecords = Mapping[tuple[str, str], tuple[Interval, int]]
+"""(arm, budget) -> the difference's interval over test records, and how many completion tokens these have."""
+
+
+def sizes(
+    over_records: OverRecords, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts: Mapping[str, Any]
+) -> list[Size]:
     """Every arm that has a difference from the baseline; `facts` are the ledger's."""
-    baseline = facts["spec"]["analysis"]["baseline"]
     frozen = next((loss for loss in evaluations(runs)["base_loss"] if pd.notna(loss)), None)
     losses = {arm.budget: arm.loss.mean for arm in arms if arm.is_baseline and arm.loss}
     found = []
@@ -53,7 +58,7 @@ def sizes(ledger: Ledger, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts:
         if arm.difference is None:
             continue
         differences = [difference for _, difference in arm.differences]
-        over_records, tokens = _over_records(ledger, runs, arm, baseline)
+        interval, tokens = over_records.get((arm.arm, arm.budget), (None, None))
         found.append(
             Size(
                 arm=arm.arm,
@@ -62,12 +67,20 @@ def sizes(ledger: Ledger, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts:
                     arm.difference.mean, losses[arm.budget], frozen, tokens, facts.get("data", {}).get("test_bytes")
                 ),
                 over_seeds=interval_of(differences),
-                over_records=over_records,
+                over_records=interval,
                 improvement=improvement_probability(differences),
                 sd=float(np.std(differences, ddof=1)) if len(differences) > 1 else None,
             )
         )
     return found
+
+
+def record_intervals(
+    ledger: Ledger, runs: pd.DataFrame, arms: Sequence[ArmSummary], baseline: str
+) -> dict[tuple[str, str], tuple[Interval, int]]:
+    """Of every arm whose losses by record are there for all its pairs of runs."""
+    found = {(arm.arm, arm.budget): _over_records(ledger, runs, arm, baseline) for arm in arms if arm.difference}
+    return {key: (interval, tokens) for key, (interval, tokens) in found.items() if interval and tokens}
 
 
 def _over_records(

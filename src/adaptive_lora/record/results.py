@@ -167,7 +167,10 @@ def costs_table(ledger: Ledger) -> pd.DataFrame:
 
 
 def export(ledger: Ledger, folder: Path) -> list[Path]:
-    """Writes the study as text that can be committed: runs, ranks, curves and facts."""
+    """Writes the study as text that can be committed: runs, ranks, curves and facts.
+
+    Runs have full precision: what is computed from them is what is computed from the ledger.
+    """
     facts = ledger.facts()
     curves = curves_table(ledger)
     # Every tenth step tells the course; the whole curve stays in the ledger.
@@ -175,7 +178,7 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
     files = {
         "study.yaml": facts["text"],
         "facts.json": json.dumps({k: v for k, v in facts.items() if k != "text"}, indent=2, sort_keys=True) + "\n",
-        "runs.csv": runs_table(ledger).to_csv(index=False, float_format="%.8g"),
+        "runs.csv": runs_table(ledger).to_csv(index=False),
         "runs.jsonl": runs_table(ledger).to_json(orient="records", lines=True, double_precision=10),
         "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
         "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),

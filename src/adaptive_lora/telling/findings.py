@@ -6,12 +6,12 @@ import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import pandas as pd
 
 from adaptive_lora.judging.arms import ArmSummary, summarise
-from adaptive_lora.judging.sizes import Size
+from adaptive_lora.judging.sizes import OverRecords, Size, record_intervals
 from adaptive_lora.judging.sizes import sizes as sizes_of
 from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.judging.study import Assay, assays, judge_primary, verdict_sentences
@@ -28,8 +28,8 @@ from adaptive_lora.record.seeds import seeds_needed, smallest_p
 class Findings:
     """Everything that sections are made from, read once."""
 
-    ledger: Ledger
-    """For what is not below, such as losses by record."""
+    source: Source
+    """For what is not below and is read when it is asked for."""
     facts: Mapping[str, Any]
     runs: pd.DataFrame
     """`RUN_COLUMNS`, every run."""
@@ -37,35 +37,41 @@ class Findings:
     judged: Mapping[Comparison, Judgement]
     """The primary comparisons; empty in a study that named none."""
     assays: Sequence[Assay]
-    left_out: Mapping[str, str]
-    """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
+
+    @functools.cached_property
+    def left_out(self) -> Mapping[str, str]:
+        """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
+        return self.source.left_out(self.runs)
 
     @functools.cached_property
     def ranks(self) -> pd.DataFrame:
-        """`ranks_table` of the ledger."""
-        return ranks_table(self.ledger)
+        """`ranks_table` of the study."""
+        return self.source.ranks()
 
     @functools.cached_property
     def curves(self) -> pd.DataFrame:
-        """`curves_table` of the evaluation runs."""
-        return curves_table(self.ledger)
+        """`curves_table` of the evaluation runs; an export has every tenth step."""
+        return self.source.curves()
 
     @functools.cached_property
     def costs(self) -> pd.DataFrame:
-        """`costs_table` of the ledger."""
-        return costs_table(self.ledger)
+        """`costs_table` of the study."""
+        return self.source.costs()
 
     @functools.cached_property
     def sizes(self) -> Sequence[Size]:
         """Of every arm that has a difference from the baseline."""
-        return sizes_of(self.ledger, self.runs, self.arms, self.facts)
+        return sizes_of(self.over_records, self.runs, self.arms, self.facts)
 
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
         """`stability_table` of all runs."""
-        curves = pd.concat([curves_table(self.ledger, Phase.TUNING), self.curves], ignore_index=True)
-        limit = self.facts["spec"]["train"]["max_grad_norm"]
-        return stability_table(self.runs, curves, limit, self.baseline, self.ranks)
+        return self.source.stability(self)
+
+    @functools.cached_property
+    def over_records(self) -> OverRecords:
+        """`record_intervals` of the study."""
+        return self.source.over_records(self)
 
     @property
     def analysis(self) -> Mapping[str, Any]:
@@ -106,31 +112,88 @@ class Findings:
         return None if found.empty else float(found.iloc[0])
 
 
+class Source(Protocol):
+    """Where findings come from: a ledger, or the text that was exported from one."""
+
+    def ranks(self) -> pd.DataFrame:
+        """`ranks_table`."""
+
+    def curves(self) -> pd.DataFrame:
+        """`curves_table` of the evaluation runs."""
+
+    def costs(self) -> pd.DataFrame:
+        """`costs_table`."""
+
+    def stability(self, found: Findings) -> pd.DataFrame:
+        """`stability_table`."""
+
+    def over_records(self, found: Findings) -> OverRecords:
+        """`record_intervals`."""
+
+    def left_out(self, runs: pd.DataFrame) -> dict[str, str]:
+        """Arm -> how many of its modules it leaves out."""
+
+    def period(self) -> tuple[float, float] | None:
+        """When the first run began and the last one ended, seconds since 1970; nothing where that is not known."""
+
+
+@dataclass(frozen=True)
+class _OfLedger:
+    """A study folder's own record."""
+
+    ledger: Ledger
+
+    def ranks(self) -> pd.DataFrame:
+        return ranks_table(self.ledger)
+
+    def curves(self) -> pd.DataFrame:
+        return curves_table(self.ledger)
+
+    def costs(self) -> pd.DataFrame:
+        return costs_table(self.ledger)
+
+    def stability(self, found: Findings) -> pd.DataFrame:
+        curves = pd.concat([curves_table(self.ledger, Phase.TUNING), found.curves], ignore_index=True)
+        limit = found.facts["spec"]["train"]["max_grad_norm"]
+        return stability_table(found.runs, curves, limit, found.baseline, found.ranks)
+
+    def over_records(self, found: Findings) -> OverRecords:
+        return record_intervals(self.ledger, found.runs, found.arms, found.baseline)
+
+    def left_out(self, runs: pd.DataFrame) -> dict[str, str]:
+        # From one plan an arm: which modules a strategy adapts is its nature, not its draw.
+        found = {}
+        for run in runs[runs["status"] == Status.COMPLETED].drop_duplicates("arm").itertuples():
+            plan = self.ledger.plan(str(run.run_id))
+            if plan and plan.get("left_out"):
+                without = len(plan["left_out"])
+                found[str(run.arm)] = f"{without} of {without + len(plan['modules'])} modules"
+        return found
+
+    def period(self) -> tuple[float, float] | None:
+        runs = self.ledger.runs()
+        begun, ended = ([run[key] for run in runs if run[key]] for key in ("started", "finished"))
+        return (min(begun), max(ended)) if begun and ended else None
+
+
 def read_findings(ledger: Ledger) -> Findings:
     """Reads a ledger once for all that is told of it."""
-    facts = _with_plain_names(ledger.facts())
-    spec, runs = facts["spec"], runs_table(ledger)
+    return findings_of(ledger.facts(), runs_table(ledger), _OfLedger(ledger))
+
+
+def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Source) -> Findings:
+    """What facts and runs say together, whoever kept them."""
+    facts = _with_plain_names(facts)
+    spec = facts["spec"]
     arms = summarise(runs, spec["analysis"]["baseline"])
     return Findings(
-        ledger=ledger,
+        source=source,
         facts=facts,
         runs=runs,
         arms=arms,
         judged=judge_primary(arms, lock_of(facts)["primary"], spec["analysis"]),
         assays=assays(runs, spec["analysis"]["baseline"], spec["budgets"]),
-        left_out=_left_out(ledger, runs),
     )
-
-
-def _left_out(ledger: Ledger, runs: pd.DataFrame) -> dict[str, str]:
-    """From one plan an arm: which modules a strategy adapts is its nature, not its draw."""
-    found = {}
-    for run in runs[runs["status"] == Status.COMPLETED].drop_duplicates("arm").itertuples():
-        plan = ledger.plan(str(run.run_id))
-        if plan and plan.get("left_out"):
-            without = len(plan["left_out"])
-            found[str(run.arm)] = f"{without} of {without + len(plan['modules'])} modules"
-    return found
 
 
 def lock_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:

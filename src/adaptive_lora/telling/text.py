@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from itertools import pairwise
 
 LONGEST = 400
 """Characters of a foreign text that a page or a table shows."""
@@ -70,8 +71,8 @@ def escape_latex(text: str) -> str:
     >>> print(escape_latex("50 % of a_b, −1 \\\\input{x} й"))
     50 \\% of a\\_b, $-$1 \\textbackslash{}input\\{x\\} {[}U+0439{]}
     """
-    # Two hyphens would be joined to a dash.
-    return re.sub(r"-(?=-)", "-{}", "".join("-" if c == "-" else _in_latex(c) for c in text))
+    # Two hyphens would be joined to a dash; true dashes are to be.
+    return "".join("-{}" if pair == "--" else _in_latex(pair[0]) for pair in map("".join, pairwise(f"{text} ")))
 
 
 def _in_latex(character: str) -> str:

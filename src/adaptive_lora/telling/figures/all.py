@@ -26,15 +26,21 @@ _Wanted = Iterator[tuple[str, Figure | None, str]]
 
 def draw(found: Findings) -> Iterator[Drawn]:
     """All figures for which there are results, one at a time: together they are large."""
-    # Arms whose every rate diverged have no evaluation runs and are still arms of the study.
-    looks = looks_of([arm["name"] for arm in found.facts["spec"]["arms"]] + list(dict.fromkeys(found.runs["arm"])))
-    for part in (_main, _by_budget, _choices_and_costs):
+    looks = looks_in(found)
+    for part in (main_figures, _by_budget, _choices_and_costs):
         for name, figure, caption in part(found, looks):
             if figure is not None:
                 yield name, figure, caption
 
 
-def _main(found: Findings, looks: Looks) -> _Wanted:
+def looks_in(found: Findings) -> Looks:
+    """How every arm looks in all figures of a study."""
+    # Arms whose every rate diverged have no evaluation runs and are still arms of the study.
+    return looks_of([arm["name"] for arm in found.facts["spec"]["arms"]] + list(dict.fromkeys(found.runs["arm"])))
+
+
+def main_figures(found: Findings, looks: Looks) -> _Wanted:
+    """What every account of a study shows: ranks and differences, seed by seed, and losses by size."""
     runs, ranks, arms = found.runs, found.ranks, list(found.arms)
     baseline, analysis = found.baseline, found.analysis
     margin = f"band: the margin of {analysis['margin']:g} within which differences do not matter."

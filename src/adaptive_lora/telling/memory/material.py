@@ -124,14 +124,10 @@ def _paths(found: Findings) -> str:
 
 def _times(found: Findings, done: pd.DataFrame) -> str:
     """From the ledger's own clock, so that the same ledger says the same."""
-    runs = found.ledger.runs()
-    begun = [run["started"] for run in runs if run["started"]]
-    ended = [run["finished"] for run in runs if run["finished"]]
-    if not begun or not ended or done.empty:
+    period = found.source.period()
+    if period is None or done.empty:
         return "Nothing has been trained yet."
-    first, last = (
-        datetime.datetime.fromtimestamp(moment, datetime.UTC).date().isoformat() for moment in (min(begun), max(ended))
-    )
+    first, last = (datetime.datetime.fromtimestamp(moment, datetime.UTC).date().isoformat() for moment in period)
     when = f"on {first}" if first == last else f"from {first} to {last}"
     hours = float(done["train_seconds"].sum() + done["plan_seconds"].sum()) / 3600
     spent = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"

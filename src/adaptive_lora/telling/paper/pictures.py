@@ -1,0 +1,37 @@
+"""The figures of a paper: those of the report that fit a page, and rates at the study's own budgets alone."""
+
+from __future__ import annotations
+
+from matplotlib.figure import Figure
+
+from adaptive_lora.telling.figures.all import looks_in, main_figures
+from adaptive_lora.telling.figures.rates import rate_curves
+from adaptive_lora.telling.figures.stability import stability
+from adaptive_lora.telling.findings import Findings
+
+
+def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
+    """Name -> figure and caption; none that rests on whole curves, of which an export has every tenth step."""
+    looks, budgets = looks_in(found), found.facts["spec"]["budgets"]
+    made = {name: (figure, caption) for name, figure, caption in main_figures(found, looks) if figure is not None}
+    runs = found.runs[found.runs["budget"].isin(budgets)]
+    chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
+    if (figure := rate_curves(runs, looks, chosen)) is not None:
+        made["rates"] = (
+            figure,
+            (
+                "Mean validation loss over tuning seeds against learning rate. Bars: range over seeds; ring: the rate "
+                "chosen; cross at the top edge: diverged with some seed, and so no candidate. Arms are moved apart."
+            ),
+        )
+    steady = found.stability[found.stability["budget"].isin(budgets)]
+    if runs["learning_rate"].nunique() > 1 and (figure := stability(steady, looks)) is not None:
+        made["stability"] = (
+            figure,
+            (
+                "How training goes over learning rates, tuning and evaluation runs together, mean and range over runs: "
+                f"validation loss minus that of {found.baseline} at the same budget, rate and seed; share of steps "
+                "whose gradient was clipped; median gradient norm before clipping. Cross at the edge: a run diverged."
+            ),
+        )
+    return made

@@ -1,0 +1,182 @@
+"""From templates and findings to the blocks of a manuscript.
+
+A template prints nothing but facts and names, and whatever it prints is words, never markup. Sentences that claim
+stand in conditions on the verdicts: a study in which no arm is better cannot be told to have one.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from adaptive_lora.errors import PaperError
+from adaptive_lora.judging.verdicts import Judgement, Verdict
+from adaptive_lora.judging.words import listed
+from adaptive_lora.planning.strategies import STRATEGIES
+from adaptive_lora.planning.strategies.base import check_options
+from adaptive_lora.record.protocol import Comparison
+from adaptive_lora.record.seeds import smallest_p
+from adaptive_lora.telling.findings import Findings, lock_of
+from adaptive_lora.telling.paper.document import LITERAL, Block, read_blocks
+from adaptive_lora.telling.paper.facts import Facts
+from adaptive_lora.telling.paper.gather import contenders
+from adaptive_lora.telling.paper.manuscript import TOOLS_MISSING
+from adaptive_lora.telling.report.evidence import edge_remarks, stability_remarks, worth_remarks
+from adaptive_lora.telling.report.page import licence_text
+from adaptive_lora.telling.text import visible
+
+PARTS = (
+    "introduction", "related", "method", "protocol", "setup", "results", "stability", "discussion", "limitations",
+    "statements", "appendix",
+)  # fmt: skip
+
+
+Blocks = dict[str, list[Block]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A primary comparison as sentences name it."""
+
+    key: str
+    """Of its facts: `ARM@BUDGET.verdict`."""
+    arm: str
+    budget: str
+    name: str
+    """The arm, with its budget where there are several."""
+    significant: bool
+    """Whether the mean differs from zero by the adjusted test, whatever its size."""
+
+
+def write_blocks(found: Findings, facts: Facts, exhibits: tuple[Sequence[str], Sequence[str]], tools: str) -> Blocks:
+    """`title`, `abstract`, and all else under `body`; `exhibits` names tables and figures."""
+    environment = _environment()
+    context = {**_context(found, facts), "tables": exhibits[0], "figures": exhibits[1], "tools": tools}
+    try:
+        text = {name: environment.get_template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
+    except jinja2.UndefinedError as error:
+        raise PaperError(f"The text needs what the study does not have: {error}.") from None
+    return {
+        "title": read_blocks(text["title"]),
+        "abstract": read_blocks(text["abstract"]),
+        "body": [block for name in PARTS for block in read_blocks(text[name])],
+    }
+
+
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>", finalize=_literal, autoescape=False,
+    )  # fmt: skip
+
+
+def _template(name: str) -> str | None:
+    path = resources.files(__package__).joinpath("text").joinpath(*name.split("/"))
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _literal(value: Any) -> str:
+    """What an expression prints: words in which nothing is markup."""
+    return f"{LITERAL[0]}{visible(str(value), 2000)}{LITERAL[1]}"
+
+
+def _context(found: Findings, facts: Facts) -> dict[str, Any]:
+    spec = found.facts["spec"]
+    several = len(spec["budgets"]) > 1
+    outcomes = [_outcome(comparison, judged, several) for comparison, judged in found.judged.items()]
+    verdicts = {c: j.verdict for c, j in zip(outcomes, found.judged.values(), strict=True)}
+    lock = lock_of(found.facts)
+    names = [arm["strategy"] for arm in spec["arms"]]
+    controls: Mapping[str, Any] = lock.get("controls", {})
+    strategies = [name for name in dict.fromkeys(filter(None, names)) if name in STRATEGIES]
+    return {
+        "n": lambda name: facts[name].text,
+        "has": lambda name: name in facts,
+        "count": lambda name: facts[name].value,
+        "listed": listed,
+        "primary": outcomes,
+        **{str(kind): [c for c in outcomes if verdicts[c] is kind] for kind in Verdict},
+        "several_budgets": several,
+        "budgets": list(spec["budgets"]),
+        "strategies": strategies,
+        "measuring": [name for name in strategies if _measures(name)],
+        "summary": lambda name: STRATEGIES[name].summary,
+        "options_of": functools.partial(_options_of, spec["arms"]),
+        "arms": [arm["name"] for arm in spec["arms"]],
+        "contenders": contenders(found),
+        "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None],
+        "keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
+        "controls": list(controls.get("arms", {})),
+        "compute": [f"compute.{arm}@{b}" for arm in controls.get("compute", {}) for b in spec["budgets"]],
+        "twins": bool(controls.get("twin")),
+        "assays": found.assays,
+        "tells": [assay.budget for assay in found.assays if assay.tells],
+        "cannot_tell": [assay.budget for assay in found.assays if assay.tells is False],
+        "unknown_assay": [assay.budget for assay in found.assays if assay.tells is None],
+        "tuned": facts["runs.tuning"].value != 0,
+        "deviations": found.deviations,
+        "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
+        "edges": list(edge_remarks(found)),
+        "stability_remarks": [_with_minus(text) for text in stability_remarks(found)] if len(found.stability) else [],
+        "worth_remarks": list(worth_remarks(found)),
+        "licence": licence_text(found.facts).rstrip("."),
+        "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
+        "gsm8k": "gsm8k" in str(found.facts["data"]["source"]).lower(),
+        "dialogpt": "dialogpt" in str(found.facts["model"]["name"]).lower(),
+        "tools_missing": TOOLS_MISSING,
+        "smallest": smallest_p(len(spec["seeds"]["evaluation"])),
+        "alpha": spec["analysis"]["alpha"],
+        "best_key": _best(found),
+        "in_bank": "bank" in str(facts["engine"].value),
+        "scaling": spec["scaling"]["rule"],
+    }
+
+
+def _best(found: Findings) -> str:
+    compared = [arm for arm in found.arms if arm.difference and arm.arm in contenders(found)]
+    best = min(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0, default=None)
+    return f"{best.arm}@{best.budget}" if best else ""
+
+
+def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> list[str]:
+    """`linear-decay: slope 1.0` for every arm of a strategy that has options of its own."""
+    found = []
+    for arm in arms:
+        if arm["strategy"] == strategy:
+            options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
+            told = [
+                f"{name.replace('_', ' ')} {_shown(value)}" for name, value in options.items() if _tells(name, value)
+            ]
+            found += [f"{arm['name']}: {', '.join(told)}"] if told else []
+    return found
+
+
+def _tells(name: str, value: Any) -> bool:
+    return value is not None and name not in ("seed", "source_options") and (name, value) != ("min_rank", 1)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _with_minus(text: str) -> str:
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
+def _measures(name: str) -> bool:
+    strategy = STRATEGIES[name]
+    return bool(strategy.needs(strategy.options())) if name not in ("shuffled", "inverted") else False
+
+
+def _outcome(comparison: Comparison, judged: Judgement, several: bool) -> Outcome:
+    name = f"{comparison.arm} at {comparison.budget}" if several else comparison.arm
+    significant = judged.adjusted_p is not None and judged.adjusted_p <= judged.alpha
+    key = f"{comparison.arm}@{comparison.budget}.verdict"
+    return Outcome(key, comparison.arm, comparison.budget, name, significant)
