@@ -154,7 +154,8 @@ def test_batches_that_all_share_change_no_spike(
 
 def real_curves(study: str) -> tuple[Floats, np.ndarray]:
     """(runs, every tenth step) of a study that was run, and the seed of each run."""
-    losses = pd.read_csv(RESULTS / study / "curves.csv").pivot(index=["arm", "seed"], columns="step", values="loss")
+    curves = pd.read_csv(RESULTS / study / "curves.csv")
+    losses = curves.pivot(index=["arm", "budget", "seed"], columns="step", values="loss")
     return losses.to_numpy(), losses.index.get_level_values("seed").to_numpy()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,19 @@ def test_every_table_is_the_same_from_both(study: Path) -> None:
     assert {"sizes.csv", "stability.csv", "verdicts.csv", "power.csv"} <= told[0][0].keys()
 
 
-def test_findings_of_earlier_exports_leave_out_what_is_not_there() -> None:
+def test_findings_of_earlier_exports_leave_out_what_is_not_there(study: Path, tmp_path: Path) -> None:
+    earlier = Path(shutil.copytree(study / "text", tmp_path / "earlier"))
+    for name in ("costs.csv", "stability.csv", "records.csv"):
+        (earlier / name).unlink()
+    with open_findings(earlier) as found:
+        names = {table.name for own in made_tables(found).values() for table in own}
+    assert {"arms", "verdicts", "power"} <= names and "stability" not in names
+
+
+def test_committed_results_are_whole_exports() -> None:
     with open_findings(RESULTS / "demo") as found:
         names = {table.name for own in made_tables(found).values() for table in own}
-    assert "arms" in names and "verdicts" not in names and "stability" not in names
+    assert {"arms", "sizes", "worth", "stability", "power"} <= names
 
 
 def test_what_is_neither_is_refused(tmp_path: Path) -> None:
