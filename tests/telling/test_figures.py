@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 
 from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.record.ledger import open_to_read
-from adaptive_lora.record.results import COST_COLUMNS, costs_table
+from adaptive_lora.record.results import COST_COLUMNS, costs_table, left_out
 from adaptive_lora.record.spec import load_study
 from adaptive_lora.runner import run_study
 from adaptive_lora.telling.figures import all as every
@@ -32,7 +32,7 @@ from adaptive_lora.telling.figures.costs import costs
 from adaptive_lora.telling.figures.curves import curves_in_seconds, learning_curves
 from adaptive_lora.telling.figures.differences import paired_differences
 from adaptive_lora.telling.figures.looks import CROWD, looks_of
-from adaptive_lora.telling.figures.ranks import left_out, overview, rank_heat_maps
+from adaptive_lora.telling.figures.ranks import overview, rank_heat_maps
 from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.scores import score_against_rank, score_points, spearman
 from adaptive_lora.telling.figures.stability import stability
@@ -364,7 +364,7 @@ def test_every_figure_has_its_caption(made: MadeStudy) -> None:
     found = SimpleNamespace(
         runs=made.runs, ranks=made.ranks, curves=made.curves, costs=made.costs, arms=made.arms, facts=facts,
         stability=stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE), baseline=BASELINE,
-        analysis=facts["spec"]["analysis"],
+        analysis=facts["spec"]["analysis"], left_out=left_out(made.ranks),
     )  # fmt: skip
     figures = drawn_all(found)
     by_budget = [f"{name}-{b}" for b in ("rank-4", "rank-8") for name in ("ranks", "scores", "curves", "seconds")]

@@ -39,15 +39,6 @@ def load_results(folder: Path) -> pd.DataFrame:
         return runs_table(ledger)
 
 
-def load_pilot(folder: Path) -> tuple[pd.DataFrame, str]:
-    """Runs and baseline of a study folder, or of one that `export` wrote."""
-    if (folder / "runs.csv").exists() and (folder / "facts.json").exists():
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        return pd.read_csv(folder / "runs.csv"), str(facts["spec"]["analysis"]["baseline"])
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        return runs_table(ledger), str(ledger.facts()["spec"]["analysis"]["baseline"])
-
-
 def plain_name(name: str) -> str:
     """A name that no study file could hold, made one that can stand anywhere; others as they are.
 
@@ -129,6 +120,13 @@ def ranks_table(ledger: Ledger) -> pd.DataFrame:
         columns["update"] += [plan.get("updates", {}).get(name) for name in names]
         columns["score"] += [plan["scores"].get(name) for name in names] if plan["scores"] else [None] * len(names)
     return pd.DataFrame(columns)
+
+
+def left_out(ranks: pd.DataFrame) -> dict[str, str]:
+    """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
+    modules = ranks.drop_duplicates(["arm", "module"])
+    counts = {arm: (int((own["rank"] == 0).sum()), len(own)) for arm, own in modules.groupby("arm", sort=False)}
+    return {str(arm): f"{none} of {every} modules" for arm, (none, every) in counts.items() if none}
 
 
 def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFrame:

@@ -119,11 +119,5 @@ class _OfText:
             answers[(str(arm), str(budget))] = interval, int(tokens)
         return answers
 
-    def left_out(self, runs: pd.DataFrame) -> dict[str, str]:
-        ranks = self.ranks()
-        first = ranks.merge(ranks.drop_duplicates("arm")[["arm", "run_id"]], on=["arm", "run_id"])
-        counts = first.assign(without=first["rank"] == 0).groupby("arm")["without"].agg(["sum", "size"])
-        return {str(arm): f"{n} of {of} modules" for arm, n, of in counts.itertuples() if n}
-
     def period(self) -> tuple[float, float] | None:
         return None

@@ -19,7 +19,7 @@ from adaptive_lora.judging.verdicts import Judgement
 from adaptive_lora.judging.words import counted
 from adaptive_lora.record.ledger import Ledger
 from adaptive_lora.record.protocol import Comparison
-from adaptive_lora.record.results import costs_table, curves_table, plain_name, ranks_table, runs_table
+from adaptive_lora.record.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.record.seeds import seeds_needed, smallest_p
 
@@ -41,7 +41,7 @@ class Findings:
     @functools.cached_property
     def left_out(self) -> Mapping[str, str]:
         """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
-        return self.source.left_out(self.runs)
+        return left_out(self.ranks)
 
     @functools.cached_property
     def ranks(self) -> pd.DataFrame:
@@ -130,9 +130,6 @@ class Source(Protocol):
     def over_records(self, found: Findings) -> OverRecords:
         """`record_intervals`."""
 
-    def left_out(self, runs: pd.DataFrame) -> dict[str, str]:
-        """Arm -> how many of its modules it leaves out."""
-
     def period(self) -> tuple[float, float] | None:
         """When the first run began and the last one ended, seconds since 1970; nothing where that is not known."""
 
@@ -159,16 +156,6 @@ class _OfLedger:
 
     def over_records(self, found: Findings) -> OverRecords:
         return record_intervals(self.ledger, found.runs, found.arms, found.baseline)
-
-    def left_out(self, runs: pd.DataFrame) -> dict[str, str]:
-        # From one plan an arm: which modules a strategy adapts is its nature, not its draw.
-        found = {}
-        for run in runs[runs["status"] == Status.COMPLETED].drop_duplicates("arm").itertuples():
-            plan = self.ledger.plan(str(run.run_id))
-            if plan and plan.get("left_out"):
-                without = len(plan["left_out"])
-                found[str(run.arm)] = f"{without} of {without + len(plan['modules'])} modules"
-        return found
 
     def period(self) -> tuple[float, float] | None:
         runs = self.ledger.runs()

@@ -179,11 +179,20 @@ def _html_cell(index: int, column: Column, cell: Cell) -> Markup:
 
 
 def _text_of(column: Column, cell: Cell, escaped: Callable[[str], str]) -> str:
+    return escaped(written(visible(cell) if isinstance(cell, str) else cell, column.form)) if _there(cell) else ""
+
+
+def written(cell: Cell, form: str = "") -> str:
+    """A value in a line, with a true minus.
+
+    >>> written(Interval(-0.012, -0.02, 0.001, 9, 0.95), "+.3f"), written(0.25, ".0%"), written(None)
+    ('−0.012 [−0.020, +0.001]', '25 %', '')
+    """
     if isinstance(cell, str):
-        return escaped(visible(cell))
+        return cell
     if isinstance(cell, Interval):
-        return escaped(f"{_number(cell.mean, column.form)} {_ends(cell, column.form)}".strip())
-    return escaped(_number(cell, column.form)) if cell is not None and _there(cell) else ""
+        return f"{_number(cell.mean, form)} {_ends(cell, form)}".strip()
+    return _number(cell, form)
 
 
 def _ends(interval: Interval, form: str) -> str:

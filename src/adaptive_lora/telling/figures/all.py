@@ -13,7 +13,7 @@ from adaptive_lora.telling.figures.costs import costs
 from adaptive_lora.telling.figures.curves import curves_in_seconds, learning_curves
 from adaptive_lora.telling.figures.differences import paired_differences
 from adaptive_lora.telling.figures.looks import CROWD, Looks, looks_of
-from adaptive_lora.telling.figures.ranks import left_out, overview, rank_heat_maps
+from adaptive_lora.telling.figures.ranks import overview, rank_heat_maps
 from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.scores import score_against_rank, score_points
 from adaptive_lora.telling.figures.stability import stability
@@ -51,7 +51,7 @@ def main_figures(found: Findings, looks: Looks) -> _Wanted:
         overview(ranks, arms, looks, baseline, analysis["margin"]) if arms else None,
         "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
         f"changed in test loss against {baseline} (negative: better), circles: seeds, filled sign: mean, line: 95 % t "
-        f"interval over seeds, {margin}{_left_out(ranks)}{cap_note(first)}",
+        f"interval over seeds, {margin}{_left_out(found)}{cap_note(first)}",
     )
     yield (
         "differences",
@@ -80,7 +80,7 @@ def _by_budget(found: Findings, looks: Looks) -> _Wanted:
         yield (
             f"ranks-{suffix}",
             rank_heat_maps(ranks, list(looks), budget),
-            f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.{_left_out(ranks)}",
+            f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.{_left_out(found)}",
         )
         yield (
             f"scores-{suffix}",
@@ -129,8 +129,8 @@ def _choices_and_costs(found: Findings, looks: Looks) -> _Wanted:
     )
 
 
-def _left_out(ranks: pd.DataFrame) -> str:
-    return " Grey, –: left out, no adapter." if left_out(ranks) else ""
+def _left_out(found: Findings) -> str:
+    return " Grey, –: left out, no adapter." if found.left_out else ""
 
 
 def _frozen(runs: pd.DataFrame) -> str:

@@ -24,13 +24,6 @@ _WIDEST = 10.4
 """Inches that a figure may take before its panels go to the next row."""
 
 
-def left_out(ranks: pd.DataFrame) -> dict[str, str]:
-    """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
-    modules = ranks.drop_duplicates(["arm", "module"])
-    counts = {arm: (int((own["rank"] == 0).sum()), len(own)) for arm, own in modules.groupby("arm", sort=False)}
-    return {str(arm): f"{none} of {every} modules" for arm, (none, every) in counts.items() if none}
-
-
 def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Figure | None:
     """Mean rank over seeds per block and module, one panel an arm, all on one colour scale.
 

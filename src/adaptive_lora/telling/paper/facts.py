@@ -14,6 +14,7 @@ import pandas as pd
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.judging.stats import Interval
+from adaptive_lora.telling.tables import written
 
 Value = str | int | float | Interval
 
@@ -34,8 +35,8 @@ class Fact:
         >>> Fact(Interval(-0.012, -0.02, 0.001, 9, 0.95), "nats per token", "+.3f").text
         '−0.012 [−0.020, +0.001] nats per token'
         """
-        written = _written(self.value, self.form)
-        return f"{written} {self.unit}" if self.unit else written
+        text = written(self.value, self.form)
+        return f"{text} {self.unit}" if self.unit else text
 
 
 class Facts(Mapping[str, Fact]):
@@ -85,14 +86,3 @@ def _plain(value: Any) -> Value | None:
     if pd.isna(value) or not math.isfinite(value):
         return None
     return int(value) if float(value).is_integer() and not isinstance(value, float) else float(value)
-
-
-def _written(value: Value, form: str) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, Interval):
-        mean = _written(value.mean, form)
-        if value.low is None or value.high is None:
-            return mean
-        return f"{mean} [{_written(value.low, form)}, {_written(value.high, form)}]"
-    return format(value, form).replace("-", "−").replace("%", " %")

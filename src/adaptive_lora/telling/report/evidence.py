@@ -19,6 +19,7 @@ from adaptive_lora.telling.tables import Column, Row, Table
 
 NATS = "nats per token"
 ARM = (Column("arm", "arm", "text"), Column("budget", "budget", "text"))
+"""What nearly every row is about."""
 
 
 def sizes(found: Findings) -> Table | None:

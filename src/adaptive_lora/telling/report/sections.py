@@ -40,8 +40,7 @@ def verdicts(found: Findings) -> Table | None:
     if not found.judged:
         return None
     columns = (
-        Column("arm", "arm", "text"),
-        Column("budget", "budget", "text"),
+        *evidence.ARM,
         Column("verdict", "verdict", "text"),
         Column("seeds", "seeds"),
         Column("difference", f"minus {found.baseline}, 90 % interval", "interval", "+.4f", NATS),
@@ -128,8 +127,7 @@ def rates(found: Findings) -> Table | None:
     if runs.empty:
         return None
     columns = (
-        Column("arm", "arm", "text"),
-        Column("budget", "budget", "text"),
+        *evidence.ARM,
         Column("learning_rate", "learning rate", form="g"),
         Column("validation_loss", "validation loss, 95 % interval", "interval", ".4f", NATS),
         Column("seeds", "seeds"),
@@ -154,8 +152,7 @@ def troubles(found: Findings) -> Table | None:
     if runs.empty:
         return None
     columns = (
-        Column("arm", "arm", "text"),
-        Column("budget", "budget", "text"),
+        *evidence.ARM,
         Column("phase", "phase", "text"),
         Column("seed", "seed"),
         Column("learning_rate", "learning rate", form="g"),

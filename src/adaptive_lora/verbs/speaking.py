@@ -1,0 +1,77 @@
+"""How verbs speak: stdout is data, stderr is progress, an error says what to do and ends with its code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from adaptive_lora.errors import AdaptiveLoraError, UsageError
+
+app = typer.Typer(
+    help="Should a LoRA have the same rank everywhere? Plan, train and compare rank plans at equal parameters.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+# Piped output is not cut to a guessed width.
+out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+err = Console(stderr=True, highlight=False)
+
+F = TypeVar("F", bound=Callable[..., Any])
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+FolderArgument = Annotated[Path, typer.Argument(help="Study folder, as given to `run --out`.")]
+
+
+def explained(function: F) -> F:
+    """Ends a verb that cannot do what was asked with a message and a code: 2 usage, 1 failed, 130 interrupted."""
+
+    @functools.wraps(function)
+    def verb(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except UsageError as error:
+            err.print(f"error: {error}", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except AdaptiveLoraError as error:
+            err.print(f"failed: {error}", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except sqlite3.Error as error:
+            err.print(f"failed: the ledger could not be written: {error}; is the disk full?", markup=False)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            err.print("interrupted; the same command goes on where it stopped")
+            raise typer.Exit(130) from None
+        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+            err.print(f"error: {error.filename or error}: {error.strerror}.", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except BrokenPipeError:  # the reader of our output has seen enough
+            sys.stderr.close()
+            raise typer.Exit(0) from None
+
+    return verb  # type: ignore[return-value]
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout, unwrapped and uncoloured."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def working(text: str) -> contextlib.AbstractContextManager[Any]:
+    """Says on stderr what takes its time: a spinner on a terminal, a line elsewhere."""
+    if err.is_terminal:
+        return err.status(text)
+    err.print(text, markup=False)
+    return contextlib.nullcontext()
