@@ -28,6 +28,12 @@ def test_alpaca_prompts_are_the_published_ones() -> None:
     assert completion == "yo"
 
 
+def test_a_question_is_called_one() -> None:
+    record = from_dicts([{"question": "2+2?", "answer": "<<2+2=4>>4"}], "x").records[0]
+    assert render(record, "question") == ("Question: 2+2?\n\nAnswer: ", "<<2+2=4>>4")
+    assert render(Record("alpaca", "Add.", "2 and 2", "4"), "question")[0] == "Question: Add.\n2 and 2\n\nAnswer: "
+
+
 @given(st.text(max_size=30), st.text(min_size=1, max_size=30))
 def test_placeholders_inside_records_stay_text(instruction: str, context: str) -> None:
     text, _ = render(Record("alpaca", instruction + "{input}", context + "{instruction}", ""), "alpaca-short")
@@ -37,7 +43,14 @@ def test_placeholders_inside_records_stay_text(instruction: str, context: str) -
 
 
 @pytest.mark.parametrize(
-    ("form", "chosen"), [("alpaca", "alpaca"), ("prompt-completion", "plain"), ("text", "plain"), ("messages", "chat")]
+    ("form", "chosen"),
+    [
+        ("alpaca", "alpaca"),
+        ("prompt-completion", "plain"),
+        ("text", "plain"),
+        ("messages", "chat"),
+        ("question-answer", "question"),
+    ],
 )
 def test_auto_goes_by_form(form: str, chosen: str) -> None:
     assert choose_template("auto", form, has_chat_template=True) == chosen

@@ -46,6 +46,7 @@ def write(path: Path, rows: Any) -> Path:
         (PAIRS, "prompt-completion", "a", "b"),
         (CHAT, "messages", "hi", "yo"),
         (TEXT, "text", "", "once upon a time"),
+        ([{"question": "2+2?", "answer": "4"}], "question-answer", "2+2?", "4"),
     ],
 )
 def test_forms_are_recognised_in_every_file_kind(
@@ -83,7 +84,7 @@ def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
         ("empty.json", "", "is empty"),
         ("none.json", "[]", "holds no records"),
         ("blank.jsonl", "\n\n", "holds no records"),
-        ("keys.json", '[{"question": "a", "answer": "b"}]', "has `question`, `answer`; expected alpaca records"),
+        ("keys.json", '[{"query": "a", "answer": "b"}]', "has `query`, `answer`; expected alpaca records"),
         ("late.json", '[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "record 1: no `output`"),
         ("type.json", '[{"instruction": "a", "output": 3}]', "record 0: `output` must be text, got a int"),
         ("scalar.json", "3", "expected a list of records"),

@@ -1,4 +1,4 @@
-"""Where records come from: the hub or a local JSON, JSONL or Parquet file, in one of four forms."""
+"""Where records come from: the hub or a local JSON, JSONL or Parquet file, in one of five forms."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from adaptive_lora.errors import DataError
 FORMS: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "prompt-completion": ("prompt", "completion"),
+    "question-answer": ("question", "answer"),
     "messages": ("messages",),
     "text": ("text",),
 }
@@ -22,6 +23,7 @@ FORMS: Mapping[str, tuple[str, ...]] = {
 LICENCES = {
     "tatsu-lab/alpaca": "CC BY-NC 4.0",
     "yahma/alpaca-cleaned": "CC BY-NC 4.0",
+    "openai/gsm8k": "MIT",
 }
 """What is known of a source's licence, for reports."""
 
@@ -31,7 +33,7 @@ class Record:
     """One piece of training text before any template."""
 
     form: str
-    """`alpaca`, `prompt-completion`, `messages` or `text`."""
+    """`alpaca`, `prompt-completion`, `question-answer`, `messages` or `text`."""
     prompt: str
     """What is asked; empty for plain text."""
     context: str

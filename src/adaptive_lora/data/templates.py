@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jinja2
@@ -9,7 +10,7 @@ import jinja2
 from adaptive_lora.data.sources import Record
 from adaptive_lora.errors import DataError
 
-TemplateName = Literal["auto", "alpaca", "alpaca-short", "chat", "plain"]
+TemplateName = Literal["auto", "alpaca", "alpaca-short", "question", "chat", "plain"]
 
 # The two prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, README, "Data Release").
 ALPACA_WITH_INPUT = (
@@ -27,20 +28,29 @@ ALPACA_WITHOUT_INPUT = (
 SHORT_WITH_INPUT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 SHORT_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
 
+QUESTION_WITH_INPUT = "Question: {instruction}\n{input}\n\nAnswer: "
+QUESTION_WITHOUT_INPUT = "Question: {instruction}\n\nAnswer: "
+
 PROMPTS = {
     "alpaca": (ALPACA_WITH_INPUT, ALPACA_WITHOUT_INPUT),
     "alpaca-short": (SHORT_WITH_INPUT, SHORT_WITHOUT_INPUT),
+    "question": (QUESTION_WITH_INPUT, QUESTION_WITHOUT_INPUT),
 }
+
+
+AUTO: Mapping[str, TemplateName] = {"alpaca": "alpaca", "question-answer": "question", "messages": "chat"}
+"""Form of records -> the template where the study says `auto`; all others are `plain`."""
 
 
 def choose_template(template: TemplateName, form: str, has_chat_template: bool) -> TemplateName:
     """The template in force for data of `form` where the study says `auto`.
 
-    Chat messages take the model's chat template, Alpaca records the Alpaca prompts, everything else
-    is used as it is. Raises DataError where messages meet a model without a chat template.
+    Chat messages take the model's chat template, Alpaca records the Alpaca prompts, questions with
+    answers are called that, everything else is used as it is. Raises DataError where messages meet a model without a
+    chat template.
     """
     if template == "auto":
-        template = {"alpaca": "alpaca", "messages": "chat"}.get(form, "plain")  # type: ignore[assignment]
+        template = AUTO.get(form, "plain")
     if template == "chat" and not has_chat_template:
         raise DataError(
             "The template `chat` was asked for (or chosen for records with `messages`), but this model's "
@@ -52,8 +62,8 @@ def choose_template(template: TemplateName, form: str, has_chat_template: bool) 
 def render(record: Record, template: TemplateName, tokenizer: Any = None) -> tuple[str, str]:
     """(prompt, completion) of a record as text.
 
-    `alpaca` and `alpaca-short` fill the prompt with or without an input; `chat` asks `tokenizer`, whose template is the
-    model's own; `plain` joins what there is with newlines. `tokenizer` is needed for `chat` alone.
+    `alpaca`, `alpaca-short` and `question` fill the prompt with or without an input; `chat` asks `tokenizer`, whose
+    template is the model's own; `plain` joins what there is with newlines. `tokenizer` is needed for `chat` alone.
     """
     if template in PROMPTS:
         with_input, without_input = PROMPTS[template]

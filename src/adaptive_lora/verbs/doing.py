@@ -61,7 +61,7 @@ def data_profile(
         str, typer.Option(help="Model whose tokenizer and context count: `demo`, a folder, or owner/name.")
     ] = "demo",
     max_length: Annotated[int, typer.Option(help="Longest text in tokens; the model's context caps it.")] = 512,
-    template: Annotated[str, typer.Option(help="auto, alpaca, alpaca-short, chat or plain.")] = "auto",
+    template: Annotated[str, typer.Option(help="auto, alpaca, alpaca-short, question, chat or plain.")] = "auto",
     png: Annotated[Path | None, typer.Option(help="Write the length histogram as a picture.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
