@@ -1,14 +1,16 @@
 # make demo   the embedded study, start to report, offline        make test   the test suite
-# make paper  the manuscript from committed results (STUDY=results/NAME)
+# make paper  the manuscript from committed results           make studies  all its studies, from where they stopped
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-STUDY  ?= results/alpaca-babyllama
+STUDY  ?= results/alpaca-babyllama-full
+BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
+          results/bench/recovery-babyllama.json
 
-.PHONY: setup demo paper test check bench clean
+.PHONY: setup demo studies paper test check bench clean
 
 setup: $(READY)
 
@@ -21,8 +23,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/adaptive-lora demo --out runs/demo
 
+studies: $(READY)
+	$(BIN)/python scripts/studies.py
+
 paper: $(READY)
-	$(BIN)/adaptive-lora paper $(STUDY) --out paper
+	$(BIN)/adaptive-lora paper $(STUDY) $(addprefix --with ,$(BESIDE)) --out paper
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -58,15 +58,20 @@ def memory(folder: FolderArgument, as_json: JsonFlag = False) -> None:
 def paper(
     folder: Annotated[Path, typer.Argument(help="Study folder, or one that `results --out` wrote.")],
     to: Annotated[Path | None, typer.Option("--out", help="Folder to write; default `paper` in the study's.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another study to tell beside it, or a .json of planted ranks; may be repeated."),
+    ] = None,
     arxiv: Annotated[bool, typer.Option("--arxiv", help="Check arXiv's rules and write the archive.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
     from adaptive_lora.telling.exported import open_findings
+    from adaptive_lora.telling.paper.beside import open_beside
     from adaptive_lora.telling.paper.build import write_paper
 
-    with open_findings(folder) as found, working("writing the manuscript"):
-        written = write_paper(found, to or folder / "paper", arxiv)
+    with open_findings(folder) as found, open_beside(beside or []) as others, working("writing the manuscript"):
+        written = write_paper(found, to or folder / "paper", others, arxiv)
     if StudyPaths(folder).ledger.exists():
         remember(folder)
     for text in written.compiled.complaints:

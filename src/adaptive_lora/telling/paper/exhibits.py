@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from adaptive_lora.judging.stats import Interval
 from adaptive_lora.telling.findings import Findings
+from adaptive_lora.telling.paper.beside import is_same_task, seeds_won
+from adaptive_lora.telling.paper.gather import contenders
 from adaptive_lora.telling.report import evidence, sections
-from adaptive_lora.telling.tables import Table
+from adaptive_lora.telling.tables import Cell, Column, Row, Table
 
 Maker = Callable[[Findings], Table | None]
 
@@ -47,6 +50,83 @@ def exhibits(found: Findings) -> dict[str, Table]:
             )
             made[name] = narrowed(named, tuple(c for c in columns if c != "budget" or not one_budget))
     return made
+
+
+def beside_exhibits(found: Findings, main: Findings) -> dict[str, Table]:
+    """Name -> table, of a study that a paper tells beside its own."""
+    made = {"conclusions": conclusions(found)}
+    if (table := set_against(found, main)) is not None:
+        made["against"] = table
+    return made
+
+
+def conclusions(found: Findings) -> Table:
+    """What a study says of every arm, in one table."""
+    verdicts = {(c.arm, c.budget): j.text for c, j in found.judged.items()}
+    columns = (
+        Column("arm", "arm", "text"),
+        Column("budget", "budget", "text", optional=True),
+        Column("parameters", "parameters", form=",d"),
+        Column("learning_rate", "rate", form="g"),
+        Column("test_loss", "test loss", form=".4f"),
+        Column("difference", f"minus {found.baseline}", "interval", "+.4f"),
+        Column("verdict", "verdict", "text", optional=True),
+    )
+    rows = tuple(
+        Row(
+            (
+                arm.arm, arm.budget if found.several_budgets else None, max(arm.trainable_parameters, default=None),
+                arm.learning_rate, arm.loss.mean if arm.loss else None, arm.difference,
+                verdicts.get((arm.arm, arm.budget)),
+            ),
+            arm=arm.arm,
+            marked=arm.is_baseline,
+        )
+        for arm in found.arms
+    )  # fmt: skip
+    seeds = len(found.facts["spec"]["seeds"]["evaluation"])
+    caption = (
+        f"Losses in nats per completion token, means over {seeds} seeds; differences paired by seed, with 95 % "
+        "intervals over seeds."
+    )
+    return Table("conclusions", f"The study {found.facts['name']}", columns, rows, caption)
+
+
+def set_against(found: Findings, main: Findings) -> Table | None:
+    """Arms that two studies of one model and one source of data share, by name; None where there are none."""
+    if not is_same_task(found, main):
+        return None
+    ours = {(arm.arm, arm.budget): arm.difference for arm in main.arms}
+    verdicts = {(c.arm, c.budget): str(j.verdict) for c, j in main.judged.items()}
+    budgets = main.facts["spec"]["budgets"]
+    rows = []
+    for arm in found.arms:
+        if arm.arm in contenders(found) and arm.arm in contenders(main) and arm.difference:
+            here: list[Cell] = []
+            for budget in budgets:
+                here += [ours.get((arm.arm, budget)), verdicts.get((arm.arm, budget))]
+            wins = f"{seeds_won(arm.differences):g} of {len(arm.differences)}"
+            own = Interval(arm.difference.mean, None, None, arm.difference.n, 0.95)
+            rows.append(Row((arm.arm, own, wins, *here), arm=arm.arm))
+    if not rows:
+        return None
+    columns = [
+        Column("arm", "arm", "text"),
+        Column("difference", f"{found.facts['name']}: mean", "interval", "+.4f"),
+        Column("wins", "seeds lower", "text"),
+    ]
+    for budget in budgets:
+        suffix = f"_{budget.replace(':', '_')}"
+        columns += [
+            Column(f"difference{suffix}", f"{main.facts['name']}, {budget}", "interval", "+.4f"),
+            Column(f"verdict{suffix}", "verdict", "text", optional=True),
+        ]
+    caption = (
+        f"Differences in test loss, nats per completion token: on the left from {found.baseline} in "
+        f"{found.facts['name']}, with the number of seeds on which the arm's loss is lower; on the right from "
+        f"{main.baseline} in {main.facts['name']}, with 95 % intervals."
+    )
+    return Table("against", "The same arms in two studies", tuple(columns), tuple(rows), caption)
 
 
 def narrowed(table: Table, names: tuple[str, ...]) -> Table:

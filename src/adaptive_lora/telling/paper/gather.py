@@ -14,10 +14,12 @@ from adaptive_lora.judging.matching import at_equal_compute
 from adaptive_lora.judging.outlook import POWER, Question, outlooks
 from adaptive_lora.judging.stability import summaries
 from adaptive_lora.judging.stats import effects
+from adaptive_lora.judging.words import listed
 from adaptive_lora.record.results import plain_name
 from adaptive_lora.record.runs import Phase, Status
 from adaptive_lora.record.seeds import seeds_needed, smallest_p
 from adaptive_lora.telling.findings import Findings, lock_of
+from adaptive_lora.telling.paper.beside import winners
 from adaptive_lora.telling.paper.facts import Collected, Facts
 
 NATS = "nats per token"
@@ -27,7 +29,7 @@ def gather(found: Findings) -> Facts:
     """All facts of a finished study; PaperError where runs are still to come."""
     _check_whole(found)
     facts = Collected()
-    for part in (_material, _training, _protocol, _runs, _arms, _comparisons, _beside, _stability):
+    for part in (_material, _training, _protocol, _runs, _arms, _comparisons, _beside, _alone, _stability):
         part(facts, found)
     return facts.done()
 
@@ -227,6 +229,15 @@ def _beside(facts: Collected, found: Findings) -> None:
         facts.add(f"{arm}@{budget}.over_records", interval, "+.4f", NATS)
     tokens_seen: set[Any] = {tokens for _, tokens in found.over_records.values()}
     facts.add("data.test_tokens", next(iter(tokens_seen)) if len(tokens_seen) == 1 else None, ",d")
+
+
+def _alone(facts: Collected, found: Findings) -> None:
+    """What each seed would have said by itself, as a study of one run an arm does."""
+    for budget in found.facts["spec"]["budgets"]:
+        lowest = winners(found, budget, contenders(found))
+        facts.add(f"alone.{budget}", listed([f"{arm} on {n}" for arm, n in lowest.items()]) if lowest else None)
+        facts.add(f"alone.{budget}.different", len(lowest) or None, "d")
+        facts.add(f"alone.{budget}.seeds", sum(lowest.values()) or None, "d")
 
 
 def _stability(facts: Collected, found: Findings) -> None:

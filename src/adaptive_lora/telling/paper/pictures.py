@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
+from adaptive_lora.judging.variants import variants_of
 from adaptive_lora.telling.figures.all import looks_in, main_figures
 from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.stability import stability
@@ -35,3 +36,9 @@ def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
             ),
         )
     return made
+
+
+def beside_pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
+    """What a study beside another one shows: how training goes, if that was its question, or differences."""
+    wanted = "stability" if variants_of(found.facts["spec"]) else "differences"
+    return {name: made for name, made in pictures(found).items() if name == wanted}

@@ -16,6 +16,8 @@ from typing import Any
 import jinja2
 
 from adaptive_lora.errors import PaperError
+from adaptive_lora.judging.breaks import State, courses, first_too_high
+from adaptive_lora.judging.variants import variants_of
 from adaptive_lora.judging.verdicts import Judgement, Verdict
 from adaptive_lora.judging.words import listed
 from adaptive_lora.planning.strategies import STRATEGIES
@@ -23,6 +25,7 @@ from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.record.seeds import smallest_p
 from adaptive_lora.telling.findings import Findings, lock_of
+from adaptive_lora.telling.paper.beside import is_same_task, label_of
 from adaptive_lora.telling.paper.document import LITERAL, Block, read_blocks
 from adaptive_lora.telling.paper.facts import Facts
 from adaptive_lora.telling.paper.gather import contenders
@@ -32,8 +35,8 @@ from adaptive_lora.telling.report.page import licence_text
 from adaptive_lora.telling.text import visible
 
 PARTS = (
-    "introduction", "related", "method", "protocol", "setup", "results", "stability", "discussion", "limitations",
-    "statements", "appendix",
+    "introduction", "related", "method", "protocol", "setup", "results", "stability", "further", "planted",
+    "discussion", "limitations", "statements", "appendix",
 )  # fmt: skip
 
 
@@ -54,11 +57,37 @@ class Outcome:
     """Whether the mean differs from zero by the adjusted test, whatever its size."""
 
 
-def write_blocks(found: Findings, facts: Facts, exhibits: tuple[Sequence[str], Sequence[str]], tools: str) -> Blocks:
-    """`title`, `abstract`, and all else under `body`; `exhibits` names tables and figures."""
+@dataclass(frozen=True)
+class Account:
+    """A study as the text can tell it."""
+
+    found: Findings
+    facts: Facts
+    tables: Sequence[str]
+    """Names; those of a study beside the paper's own begin with its label."""
+    figures: Sequence[str]
+
+    def context(self) -> dict[str, Any]:
+        """What templates know of it."""
+        return {**_context(self.found, self.facts), "tables": self.tables, "figures": self.figures}
+
+
+def write_blocks(
+    own: Account, tools: str, beside: Sequence[Account] = (), planted: Mapping[str, Any] | None = None
+) -> Blocks:
+    """`title`, `abstract`, and all else under `body`; `planted` as `paper.planted.context_of` gives it."""
     environment = _environment()
-    context = {**_context(found, facts), "tables": exhibits[0], "figures": exhibits[1], "tools": tools}
+    main = own.context()
+    others = [{**account.context(), "own": _Markup(label_of(account.found)), "main": main} for account in beside]
+    for other, account in zip(others, beside, strict=True):
+        other["same_task"] = is_same_task(account.found, own.found)
+    models = list(dict.fromkeys([account.facts["model"].text for account in (own, *beside)]))
+    elsewhere = [f"{c.name} in {other['n']('study')}" for other in others for c in other["better"]]
+    wider = {"others": others, "better_elsewhere": elsewhere, "models": models, "planted": planted, "tools": tools}
+    context = {**main, **wider}
     try:
+        for other in others:
+            other["text"] = _Markup(_owned(environment.get_template("other.txt").render(other), other["own"]))
         text = {name: environment.get_template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
     except jinja2.UndefinedError as error:
         raise PaperError(f"The text needs what the study does not have: {error}.") from None
@@ -82,8 +111,19 @@ def _template(name: str) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
+class _Markup(str):
+    """Text that a template of ours has made, markup and all."""
+
+
+def _owned(text: str, label: str) -> str:
+    """`[[table:OWN-arms]]` and `::table OWN-arms` of a study beside the paper's own."""
+    return re.sub(r"((?:\[\[|^::)(?:table|figure)[: ])OWN-", rf"\g<1>{label}-", text, flags=re.M)
+
+
 def _literal(value: Any) -> str:
     """What an expression prints: words in which nothing is markup."""
+    if isinstance(value, _Markup):
+        return value
     return f"{LITERAL[0]}{visible(str(value), 2000)}{LITERAL[1]}"
 
 
@@ -112,7 +152,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "arms": [arm["name"] for arm in spec["arms"]],
         "contenders": contenders(found),
         "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None],
-        "keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
+        "every": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
         "controls": list(controls.get("arms", {})),
         "compute": [f"compute.{arm}@{b}" for arm in controls.get("compute", {}) for b in spec["budgets"]],
         "twins": bool(controls.get("twin")),
@@ -130,6 +170,9 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
         "gsm8k": "gsm8k" in str(found.facts["data"]["source"]).lower(),
         "dialogpt": "dialogpt" in str(found.facts["model"]["name"]).lower(),
+        "variants": bool(variants_of(spec)),
+        "training": _training(found),
+        "stories": any(word in str(found.facts["model"]["name"]).lower() for word in ("stories", "babyllama")),
         "tools_missing": TOOLS_MISSING,
         "smallest": smallest_p(len(spec["seeds"]["evaluation"])),
         "alpha": spec["analysis"]["alpha"],
@@ -137,6 +180,33 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "in_bank": "bank" in str(facts["engine"].value),
         "scaling": spec["scaling"]["rule"],
     }
+
+
+@dataclass(frozen=True)
+class Training:
+    """Where arms break, over the rates that a study looked at; names with budgets."""
+
+    breaking: tuple[str, ...]
+    """At some rate."""
+    at_chosen: tuple[str, ...]
+    """At the very rate that validation chooses."""
+    arms: int
+    baseline: tuple[str, ...]
+    """Budgets at which the baseline does worse at a higher rate than at its own, or diverges there."""
+
+
+def _training(found: Findings) -> Training:
+    chosen = {(arm.arm, arm.budget): arm.learning_rate for arm in found.arms if arm.learning_rate is not None}
+    every = courses(found.stability, found.baseline, found.analysis["margin"]) if len(found.stability) else {}
+    others = {key: course for key, course in every.items() if key[0] != found.baseline}
+    at_chosen = [key for key, course in others.items() if course.state_at(chosen.get(key, 0.0)) is State.BREAKS]
+    own = [course for key, course in every.items() if key[0] == found.baseline]
+    return Training(
+        tuple(f"{arm} at {budget}" for (arm, budget), course in others.items() if course.first_break),
+        tuple(f"{arm} at {budget}" for arm, budget in at_chosen),
+        len(others),
+        tuple(c.budget for c in own if first_too_high(found.stability, c, chosen, found.analysis["margin"])),
+    )
 
 
 def _best(found: Findings) -> str:

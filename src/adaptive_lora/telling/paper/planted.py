@@ -1,0 +1,95 @@
+"""What became of planted ranks, as the text of a paper knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from adaptive_lora.judging.recovery import CLEAR, CONTROLS
+from adaptive_lora.judging.stats import Interval
+from adaptive_lora.judging.words import listed
+from adaptive_lora.telling.figures.recovery import recovery_figure
+from adaptive_lora.telling.paper.exhibits import narrowed
+from adaptive_lora.telling.paper.facts import Collected, Facts
+from adaptive_lora.telling.recovered import Recovered, recovery_table
+from adaptive_lora.telling.tables import Table
+
+NATS = "nats per token"
+
+
+def planted_context(found: Recovered) -> Mapping[str, Any]:
+    """Facts and lists of names for the templates."""
+    facts = gather_planted(found)
+    shares = {name: found.concentrated_share(name) for name in found.order()}
+    known = {name: share for name, share in shares.items() if share is not None and share.low is not None}
+    own = [name for name in known if name not in CONTROLS]
+    return {
+        "n": lambda name: facts[name].text,
+        "has": lambda name: name in facts,
+        "shown": found.shown,
+        "concentrated": found.concentrated,
+        "counting": found.counting,
+        "not_counting": [truth for truth in found.shown if truth not in found.counting],
+        "provisional": found.provisional,
+        "best": own[0] if own else "",
+        "above": [name for name in own if _low(known[name]) > 0],
+        "below": [name for name in own if _high(known[name]) < 0],
+        "open": [name for name in own if _low(known[name]) <= 0 <= _high(known[name])],
+        "controls": [name for name in known if name in CONTROLS],
+        "with_uniform": "uniform" in found.truths,
+    }
+
+
+def _low(share: Interval) -> float:
+    return -float("inf") if share.low is None else share.low
+
+
+def _high(share: Interval) -> float:
+    return float("inf") if share.high is None else share.high
+
+
+def gather_planted(found: Recovered) -> Facts:
+    """`marginal-gain.share` and the like."""
+    facts, said = Collected(), found.circumstances
+    for name in ("model", "data", "budget"):
+        facts.add(name, said.get(name))
+    for name in ("steps", "batch_size", "length"):
+        facts.add(name, said.get(name), ",d")
+    facts.add("rate", said.get("learning_rate"), "g")
+    for truth, held in found.truths.items():
+        facts.add(f"{truth}.gain", held["oracle_gain"], ".4f", NATS)
+        facts.add(f"{truth}.seeds", held["seeds"], "d")
+    seeds = [held["seeds"] for held in found.truths.values()]
+    facts.add("seeds.least", min(seeds), "d")
+    facts.add("seeds.most", max(seeds), "d")
+    facts.add("truths", len(found.shown), "d")
+    facts.add("standard_errors", CLEAR, "d")
+    names = found.order()
+    facts.add("strategies", sum(name not in CONTROLS for name in names), "d")
+    for name in names:
+        facts.add(f"{name}.share", found.concentrated_share(name), ".2f")
+        facts.add(f"{name}.excess", found.excess(name), ".2f")
+        each = [f"{share.mean:.2f} on {truth}" for truth in found.concentrated if (share := found.share(truth, name))]
+        facts.add(f"{name}.each", listed(each) if each else None)
+    return facts.done()
+
+
+def planted_table(found: Recovered) -> Table:
+    """Strategies by rows, as wide as a page."""
+    table = recovery_table(found)
+    truths = tuple(truth.replace("-", "_") for truth in found.concentrated)
+    return replace(narrowed(table, ("strategy", "concentrated", *truths, "excess")), name="planted")
+
+
+def planted_picture(found: Recovered) -> tuple[Figure, str]:
+    """The figure with its caption."""
+    return recovery_figure(found), (
+        "Planted ranks. Left: by strategy, the share of the oracle's gain over uniform ranks that is recovered at "
+        "equal parameters; filled: mean of the concentrated truths with its 95 % interval over seeds, small marks: "
+        "every truth by itself. Right: excess loss over uniform where uniform ranks are the truth, in units of the "
+        "median gain of the concentrated truths. Arrows: beyond the axis; single truths beyond it are left to the "
+        "table. Controls stand last."
+    )

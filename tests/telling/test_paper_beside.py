@@ -1,0 +1,125 @@
+"""A paper that tells more than one study: the words about each are those of its own verdicts."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from adaptive_lora.cli import app
+from adaptive_lora.errors import PaperError
+from adaptive_lora.telling.exported import open_findings
+from adaptive_lora.telling.paper.beside import NOTHING, Beside, open_beside, winners
+from adaptive_lora.telling.paper.build import manuscript
+from adaptive_lora.telling.paper.manuscript import Manuscript, People
+from tests.telling.test_paper import higher, lower, no_difference, set_losses, study, uncompiled
+
+__all__ = ["study", "uncompiled"]  # fixtures
+BENCH = Path(__file__).parents[2] / "results" / "bench"
+
+
+@pytest.fixture
+def folders(study: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two exports, the second under another name."""
+    one, other = (Path(shutil.copytree(study / "text", tmp_path / name)) for name in ("one", "other"))
+    change(other, name="second")
+    return one, other
+
+
+def change(folder: Path, **facts: object) -> None:
+    path = folder / "facts.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
+def made(one: Path, *others: Path) -> Manuscript:
+    with open_findings(one) as found, open_beside(others) as beside:
+        return manuscript(found, beside, People())[0]
+
+
+def prose(paper: Manuscript) -> str:
+    blocks = [*paper.abstract, *paper.blocks]
+    return "\n".join("".join(span.content for span in item) for block in blocks for item in block.items)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "says"),
+    [
+        (no_difference, lower, "The studies do not agree: decay-01 in second did better"),
+        (no_difference, no_difference, "Nothing here speaks against uniform ranks"),
+        (lower, higher, "the plans named above are worth trying"),
+    ],
+)
+def test_each_study_claims_what_its_own_verdicts_allow(
+    folders: tuple[Path, Path], here: Callable[[int], float], there: Callable[[int], float], says: str
+) -> None:
+    one, other = folders
+    set_losses(one, decay_01=here, decay_02=no_difference)
+    set_losses(other, decay_01=there, decay_02=no_difference)
+    paper = made(one, other)
+    text = prose(paper)
+    part = text[text.index("The study second") : text.index("Discussion")]
+    assert says in text
+    assert ("Better than uniform: decay-01" in part) == (there is lower)
+    assert ("Worse: decay-01" in part) == (there is higher)
+    assert "second-conclusions" in paper.tables and "second-conclusions" in {b.content for b in paper.blocks}
+
+
+def test_a_study_alone_tells_of_no_other(folders: tuple[Path, Path]) -> None:
+    alone = prose(made(folders[0]))
+    assert "Further studies" not in alone and "planted" not in alone
+    with open_findings(folders[0]) as found:
+        assert prose(manuscript(found, NOTHING, People())[0]) == prose(manuscript(found, Beside(), People())[0])
+
+
+def test_the_same_arms_are_set_against_each_other_on_the_same_task_alone(folders: tuple[Path, Path]) -> None:
+    one, other = folders
+    paper = made(one, other)
+    table = paper.tables["second-against"]
+    assert [row.arm for row in table.rows] == ["decay-01", "decay-02"]
+    assert re.fullmatch(r"\d(\.5)? of \d", str(table.rows[0].cells[2]))
+    change(other, data={**json.loads((other / "facts.json").read_text())["data"], "source": "elsewhere.json"})
+    assert "second-against" not in made(one, other).tables
+
+
+def test_what_single_seeds_would_have_concluded(folders: tuple[Path, Path]) -> None:
+    _, other = folders
+    set_losses(other, decay_01=lambda i: -0.1 if i < 3 else 0.1, decay_02=lambda i: -0.2 if i == 0 else 0.2)
+    with open_findings(other) as found:
+        lowest = winners(found, "rank:4", ["decay-01", "decay-02"])
+    assert lowest["decay-01"] == 2 and lowest["decay-02"] == 1 and sum(lowest.values()) == 9
+    assert list(lowest)[0] == "uniform"
+
+
+def test_two_studies_of_one_name_and_two_files_of_planted_ranks_are_refused(folders: tuple[Path, Path]) -> None:
+    one, other = folders
+    with pytest.raises(PaperError, match="Two studies are called"):
+        made(one, one)
+    with pytest.raises(PaperError, match="Two studies are called second"):
+        made(one, other, other)
+    with pytest.raises(PaperError, match="One file of planted ranks"):
+        made(one, Path("a.json"), Path("b.json"))
+
+
+def test_a_missing_fact_of_another_study_stops_the_build(folders: tuple[Path, Path]) -> None:
+    one, other = folders
+    facts = json.loads((other / "facts.json").read_text())
+    change(other, model={**facts["model"], "total_parameters": None})
+    with pytest.raises(PaperError, match=r"`model\.parameters`"):
+        made(one, other)
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_planted_ranks_are_told_with_what_does_not_count(folders: tuple[Path, Path]) -> None:
+    one, other = folders
+    planted = BENCH / "recovery-babyllama.json"
+    result = CliRunner().invoke(app, ["paper", str(one), "--with", str(other), "--with", str(planted)])
+    assert result.exit_code == 0, result.stderr
+    text = (one / "paper" / "paper.md").read_text()
+    assert "Where the right plan is known" in text and (one / "paper" / "figures" / "planted.pdf").exists()
+    assert "The study second" in text
+    assert (one / "paper" / "paper.md").read_bytes().count(b"KL") >= 1
