@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import runpy
 import sys
@@ -175,6 +176,20 @@ def test_the_script_goes_on_from_a_file_that_says_less(
     out.write_text(json.dumps({"circumstances": {"steps": 2}, "results": []}))
     script("--seeds", "0", "--out", str(out))
     assert strictly(capsys.readouterr().out)["results"] == []
+
+
+def test_a_student_that_diverged_is_not_the_best_and_does_not_stop_the_script() -> None:
+    def result(seed: int, gain: float, lost: float) -> dict[str, Any]:
+        found = {"uniform": 1.0, "oracle": 1.0 - gain, "floor": 1.0 - gain, "eva": 1.0 - gain / 2, "fim": lost}
+        return {"truth": "last-mlp", "seed": seed, "divergence": found, "correlation": dict.fromkeys(found),
+                "plan_seconds": {}}  # fmt: skip
+
+    report = runpy.run_path(str(SCRIPT))["report"]
+    names = ("model", "data", "template", "budget", "steps", "batch_size", "learning_rate", "length")
+    asked = argparse.Namespace(**dict.fromkeys(names, ""), strategies="eva,fim")
+    found = report(asked, [result(1, 0.5, 0.1), result(2, 0.52, float("nan"))])
+    assert found["best_strategy"] == "eva"
+    assert found["concentrated_shares"] == {"eva": pytest.approx(0.5)}
 
 
 @pytest.mark.parametrize(
