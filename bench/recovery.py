@@ -25,15 +25,13 @@ import torch
 
 from adaptive_lora.data.encoding import Encoder
 from adaptive_lora.files import write_atomically
-from adaptive_lora.groundtruth.recovery import REAL, Setting, recover, summary
-from adaptive_lora.groundtruth.truths import CONCENTRATED, TRUTHS
+from adaptive_lora.groundtruth.recovery import REAL, Setting, recover
+from adaptive_lora.groundtruth.truths import TRUTHS
+from adaptive_lora.judging.recovery import CONCENTRATED, CONTROLS, summary
 from adaptive_lora.material import open_base, open_records
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.training.options import TrainingOptions
-
-CONTROLS = ("random", "shuffled", "inverted")
-SHARED = ("uniform", "oracle", "floor")
 
 
 def arguments() -> argparse.Namespace:
@@ -117,11 +115,9 @@ def report(asked: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str
     found = summary(results, CONCENTRATED)
     counting = [t for t in CONCENTRATED if t in found and found[t]["counts"]]
     names = [n for n in asked.strategies.split(",") if n and n not in CONTROLS]
-    shares = {
-        n: sum(found[t]["strategies"][n]["share_of_oracle_gain"]["mean"] for t in counting) / len(counting)
-        for n in names
-        if counting
-    }
+    means = {n: [found[t]["strategies"][n]["share_of_oracle_gain"]["mean"] for t in counting] for n in names}
+    # A student that diverged leaves its strategy without a mean.
+    shares = {n: sum(own) / len(own) for n, own in means.items() if own and None not in own}
     best = max(shares, key=lambda n: shares[n]) if shares else None
     uniform = found.get("uniform", {}).get("strategies", {})
     return {

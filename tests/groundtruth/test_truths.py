@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
-from adaptive_lora.groundtruth.truths import CONCENTRATED, TRUTHS, truth_ranks
+from adaptive_lora.groundtruth.truths import TRUTHS, truth_ranks
+from adaptive_lora.judging.recovery import CONCENTRATED
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.training.base import FrozenBase
 

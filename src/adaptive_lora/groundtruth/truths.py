@@ -58,6 +58,3 @@ TRUTHS: Mapping[str, Weigh] = {
     "uniform": lambda modules, seed: {m.name: 1.0 for m in modules},
 }
 """`real`, made from a fine-tuning, is not a pattern of names: see `recovery`."""
-
-CONCENTRATED = ("last-mlp", "two-blocks", "few-modules")
-"""Truths that lie in few layers."""
