@@ -92,7 +92,7 @@ def test_what_single_seeds_would_have_concluded(folders: tuple[Path, Path]) -> N
     with open_findings(other) as found:
         lowest = winners(found, "rank:4", ["decay-01", "decay-02"])
     assert lowest["decay-01"] == 2 and lowest["decay-02"] == 1 and sum(lowest.values()) == 9
-    assert list(lowest)[0] == "uniform"
+    assert next(iter(lowest)) == "uniform"
 
 
 def test_two_studies_of_one_name_and_two_files_of_planted_ranks_are_refused(folders: tuple[Path, Path]) -> None:
