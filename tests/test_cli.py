@@ -95,6 +95,10 @@ def test_a_study_by_its_verbs(study_file: WriteStudy, tmp_path: Path) -> None:
     assert set(columns) <= rows[0].keys()
     assert call("results", out, "--out", tmp_path / "text").exit_code == 0
     assert (tmp_path / "text" / "runs.csv").read_text().count("\n") == 5
+    banks = [folder / "memory-bank" / "activeContext.md" for folder in (out, tmp_path / "text")]
+    banks[0].write_text(banks[0].read_text() + "Ours.\n")
+    assert call("results", out, "--out", tmp_path / "text").exit_code == 0
+    assert banks[0].read_bytes() == banks[1].read_bytes() and banks[1].read_text().endswith("Ours.\n")
 
 
 def test_bad_input_ends_with_2_one_message_and_nothing_written(study_file: WriteStudy, tmp_path: Path) -> None:

@@ -72,6 +72,17 @@ def write_memory_bank(texts: Mapping[str, str], folder: Path) -> list[Path]:
     return list(planned)
 
 
+def export_memory_bank(folder: Path, to: Path) -> list[Path]:
+    """Copies the memory bank of a study folder, human text and all, into `memory-bank` of another folder."""
+    written = []
+    for part in PARTS:
+        if (content := _content(StudyPaths(folder).memory_bank / f"{part.name}.md")) is not None:
+            path = StudyPaths(to).memory_bank / f"{part.name}.md"
+            write_atomically(path, content)
+            written.append(path)
+    return written
+
+
 def _content(path: Path) -> bytes | None:
     """What is there; nothing where no file is."""
     if path.is_symlink() or (path.exists() and not path.is_file()):

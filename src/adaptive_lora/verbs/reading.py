@@ -101,12 +101,14 @@ def results(
     from adaptive_lora.record.ledger import open_to_read
     from adaptive_lora.record.results import runs_table
     from adaptive_lora.telling.exported import export_all
+    from adaptive_lora.telling.memory_bank import export_memory_bank
 
     if csv and as_json:
         raise UsageError("Choose one of --csv and --json.")
     with contextlib.closing(open_to_read(folder)) as ledger:
         if to is not None:
-            for path in export_all(ledger, to):
+            remember(folder)
+            for path in [*export_all(ledger, to), *export_memory_bank(folder, to)]:
                 err.print(f"wrote {path}", markup=False)
             return
         table = runs_table(ledger)

@@ -40,6 +40,7 @@ def planted_context(found: Recovered) -> Mapping[str, Any]:
         "open": [name for name in own if _low(known[name]) <= 0 <= _high(known[name])],
         "controls": [name for name in known if name in CONTROLS],
         "with_uniform": "uniform" in found.truths,
+        "names": list(known),
     }
 
 
@@ -71,6 +72,7 @@ def gather_planted(found: Recovered) -> Facts:
     facts.add("strategies", sum(name not in CONTROLS for name in names), "d")
     for name in names:
         facts.add(f"{name}.share", found.concentrated_share(name), ".2f")
+        facts.add(f"{name}.seconds", found.planning_seconds(name), ".0f", "s")
         facts.add(f"{name}.excess", found.excess(name), ".2f")
         each = [f"{share.mean:.2f} on {truth}" for truth in found.concentrated if (share := found.share(truth, name))]
         facts.add(f"{name}.each", listed(each) if each else None)
@@ -81,7 +83,8 @@ def planted_table(found: Recovered) -> Table:
     """Strategies by rows, as wide as a page."""
     table = recovery_table(found)
     truths = tuple(truth.replace("-", "_") for truth in found.concentrated)
-    return replace(narrowed(table, ("strategy", "concentrated", *truths, "excess")), name="planted")
+    kept = narrowed(table, ("strategy", "concentrated", *truths, "excess"))
+    return replace(kept, name="planted", caption=kept.caption.replace(" Planning: median seconds.", ""))
 
 
 def planted_picture(found: Recovered) -> tuple[Figure, str]:
