@@ -16,24 +16,15 @@ from adaptive_lora.judging.breaks import (
     State,
     contrast,
     courses,
-    effect_of,
     exceeds,
     first_too_high,
     rows_at,
 )
+from adaptive_lora.judging.remedies import changes
 from adaptive_lora.judging.stability import StabilitySummary
+from adaptive_lora.judging.variants import Variant
 from adaptive_lora.judging.words import counted, listed, written
 from adaptive_lora.planning.budget import parse_budget
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How an arm differs from the plain arm of the same strategy."""
-
-    of: str
-    """The plain arm."""
-    differs: str
-    """In words that begin a sentence: `alpha-over-r scaling`, `LoRA+ (B at 16 times the rate)`, `warm-up of 10 %`."""
 
 
 @dataclass(frozen=True)
@@ -249,24 +240,16 @@ def _by_budget(study: _Study) -> list[str]:
 
 
 def _by_variant(study: _Study) -> list[str]:
-    said, neither = [], []
-    for (arm, budget), course in study.courses.items():
-        variant = study.variants.get(arm)
-        plain = study.courses.get((variant.of, budget)) if variant else None
-        if variant is None or plain is None:
-            continue
-        cells = [cell for c in (plain, course) if (cell := c.first_break)]
-        if not cells:
-            neither.append(f"{arm} ({variant.differs}) at {budget}")
-            continue
-        rate = min(cell.learning_rate for cell in cells)
-        rows = [rows_at(study.table, name, budget, rate) for name in (arm, variant.of)]
-        against = contrast(rows[0], rows[1], "validation_loss")
+    found, untouched = changes(study.table, study.courses, study.variants)
+    said = []
+    for c in found:
+        course, plain = (study.courses[arm, c.budget] for arm in (c.arm, c.variant.of))
         said.append(
-            f"{variant.differs} ({arm}) at {budget}: it {_first(course)}, {variant.of} {_first(plain)}; at {rate:g} "
-            f"its loss less that of {variant.of}: {_told(against)}. {effect_of(course, plain, rate, against)}."
+            f"{c.variant.differs} ({c.arm}) at {c.budget}: it {_first(course)}, {c.variant.of} {_first(plain)}; at "
+            f"{c.learning_rate:g} its loss less that of {c.variant.of}: {_told(c.against)}. {c.effect}."
         )
-    if neither:
+    if untouched:
+        neither = [f"{arm} ({study.variants[arm].differs}) at {budget}" for arm, budget in untouched]
         said.append(f"No break is seen with or without what sets these apart from their plain arms: {listed(neither)}.")
     return said
 

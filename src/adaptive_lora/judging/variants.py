@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from adaptive_lora.judging.causes import Variant
+
+@dataclass(frozen=True)
+class Variant:
+    """How an arm differs from the plain arm of the same strategy."""
+
+    of: str
+    """The plain arm."""
+    differs: str
+    """In words that begin a sentence: `alpha-over-r scaling`, `LoRA+ (B at 16 times the rate)`, `warm-up of 10 %`."""
 
 
 def variants_of(spec: Mapping[str, Any]) -> dict[str, Variant]:

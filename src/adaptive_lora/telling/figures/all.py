@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adaptive_lora.telling.figures.axes import cap_note, points_each
+from adaptive_lora.telling.figures.breaks import break_map
 from adaptive_lora.telling.figures.budgets import frozen_fits, frozen_loss, loss_by_budget
 from adaptive_lora.telling.figures.costs import costs
 from adaptive_lora.telling.figures.curves import curves_in_seconds, learning_curves
@@ -19,6 +20,12 @@ from adaptive_lora.telling.figures.scores import score_against_rank, score_point
 from adaptive_lora.telling.figures.stability import stability
 from adaptive_lora.telling.findings import Findings
 
+MAP_CAPTION = (
+    "Validation loss minus that of {baseline} at the same budget, learning rate and seed, mean over tuning and "
+    "evaluation runs, nats per token. Framed: training breaks there, with a diverged run or an excess above {margin:g} "
+    "with its whole 95 % interval. Bold: the rate that validation chooses for the arm. Grey, {baseline} itself: its "
+    "loss less that at its own rate. Colours grow with the logarithm beyond ±0.02."
+)
 Drawn = tuple[str, Figure, str]
 """Name of the file, figure, caption."""
 _Wanted = Iterator[tuple[str, Figure | None, str]]
@@ -119,6 +126,11 @@ def _choices_and_costs(found: Findings, looks: Looks) -> _Wanted:
         "What a run costs: planning (with the scores it needs, each time anew) and training, medians over runs; beside "
         "it the most that scores held in memory between batches, the model and its activations not counted, where "
         f"plans recorded it. {_seconds(runs)}",
+    )
+    yield (
+        "stability-map",
+        break_map(found.stability, found.baseline, found.analysis["margin"], chosen),
+        MAP_CAPTION.format(baseline=found.baseline, margin=found.analysis["margin"]),
     )
     yield (
         "stability",

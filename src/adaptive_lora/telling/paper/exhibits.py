@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from adaptive_lora.judging.breaks import courses
+from adaptive_lora.judging.remedies import changes
 from adaptive_lora.judging.stats import Interval
+from adaptive_lora.judging.variants import variants_of
 from adaptive_lora.telling.findings import Findings
 from adaptive_lora.telling.paper.beside import is_same_task, seeds_won
 from adaptive_lora.telling.paper.gather import contenders
@@ -57,7 +60,37 @@ def beside_exhibits(found: Findings, main: Findings) -> dict[str, Table]:
     made = {"conclusions": conclusions(found)}
     if (table := set_against(found, main)) is not None:
         made["against"] = table
+    if (table := changed(found)) is not None:
+        made["changes"] = table
     return made
+
+
+def changed(found: Findings) -> Table | None:
+    """What each change of scaling or training does where training breaks with it or without it."""
+    margin = found.analysis["margin"]
+    every, _ = changes(
+        found.stability, courses(found.stability, found.baseline, margin), variants_of(found.facts["spec"])
+    )
+    if not every:
+        return None
+    columns = (
+        Column("change", "change", "text"),
+        Column("of", "of", "text"),
+        Column("budget", "budget", "text"),
+        Column("learning_rate", "at rate", form="g"),
+        Column("difference", "loss less that without", "interval", "+.3f"),
+        Column("effect", "effect", "text"),
+    )
+    rows = tuple(
+        Row((c.variant.differs, c.variant.of, c.budget, c.learning_rate, c.against.difference, c.effect), arm=c.arm)
+        for c in every
+    )
+    caption = (
+        "Changes to a plain arm, at the lowest rate at which the arm breaks with the change or without it: validation "
+        "loss with it less that without, same rate and seeds, nats per token, 95 % intervals. Not corrected for their "
+        f"number ({len(every)})."
+    )
+    return Table("changes", "What moves a break", columns, rows, caption)
 
 
 def conclusions(found: Findings) -> Table:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from adaptive_lora.judging.variants import variants_of
-from adaptive_lora.telling.figures.all import looks_in, main_figures
+from adaptive_lora.telling.figures.all import MAP_CAPTION, looks_in, main_figures
+from adaptive_lora.telling.figures.breaks import break_map
 from adaptive_lora.telling.figures.rates import rate_curves
-from adaptive_lora.telling.figures.stability import stability
 from adaptive_lora.telling.findings import Findings
 
 
@@ -25,16 +25,9 @@ def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
                 "chosen; cross at the top edge: diverged with some seed, and so no candidate. Arms are moved apart."
             ),
         )
-    steady = found.stability[found.stability["budget"].isin(budgets)]
-    if runs["learning_rate"].nunique() > 1 and (figure := stability(steady, looks)) is not None:
-        made["stability"] = (
-            figure,
-            (
-                "How training goes over learning rates, tuning and evaluation runs together, mean and range over runs: "
-                f"validation loss minus that of {found.baseline} at the same budget, rate and seed; share of steps "
-                "whose gradient was clipped; median gradient norm before clipping. Cross at the edge: a run diverged."
-            ),
-        )
+    steady, margin = found.stability[found.stability["budget"].isin(budgets)], found.analysis["margin"]
+    if (figure := break_map(steady, found.baseline, margin, chosen)) is not None:
+        made["stability"] = figure, MAP_CAPTION.format(baseline=found.baseline, margin=margin)
     return made
 
 

@@ -17,6 +17,7 @@ import jinja2
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.judging.breaks import State, courses, first_too_high
+from adaptive_lora.judging.remedies import changes
 from adaptive_lora.judging.variants import variants_of
 from adaptive_lora.judging.verdicts import Judgement, Verdict
 from adaptive_lora.judging.words import listed
@@ -193,6 +194,8 @@ class Training:
     arms: int
     baseline: tuple[str, ...]
     """Budgets at which the baseline does worse at a higher rate than at its own, or diverges there."""
+    effects: Mapping[str, tuple[str, ...]]
+    """What a change does where training breaks -> the changes that do it."""
 
 
 def _training(found: Findings) -> Training:
@@ -201,11 +204,16 @@ def _training(found: Findings) -> Training:
     others = {key: course for key, course in every.items() if key[0] != found.baseline}
     at_chosen = [key for key, course in others.items() if course.state_at(chosen.get(key, 0.0)) is State.BREAKS]
     own = [course for key, course in every.items() if key[0] == found.baseline]
+    effects: dict[str, tuple[str, ...]] = {}
+    for c in changes(found.stability, every, variants_of(found.facts["spec"]))[0] if every else ():
+        told = f"{c.variant.differs} of {c.variant.of} at {c.budget}"
+        effects[c.effect] = (*effects.get(c.effect, ()), told)
     return Training(
         tuple(f"{arm} at {budget}" for (arm, budget), course in others.items() if course.first_break),
         tuple(f"{arm} at {budget}" for arm, budget in at_chosen),
         len(others),
         tuple(c.budget for c in own if first_too_high(found.stability, c, chosen, found.analysis["margin"])),
+        effects,
     )
 
 
