@@ -190,8 +190,9 @@ class Training:
     breaking: tuple[str, ...]
     """At some rate."""
     at_chosen: tuple[str, ...]
-    """At the very rate that validation chooses."""
-    arms: int
+    """At the very rate that validation chooses, arms that are trained as the study says."""
+    changed: tuple[str, ...]
+    """The same of arms with a training of their own."""
     baseline: tuple[str, ...]
     """Budgets at which the baseline does worse at a higher rate than at its own, or diverges there."""
     effects: Mapping[str, tuple[str, ...]]
@@ -202,7 +203,8 @@ def _training(found: Findings) -> Training:
     chosen = {(arm.arm, arm.budget): arm.learning_rate for arm in found.arms if arm.learning_rate is not None}
     every = courses(found.stability, found.baseline, found.analysis["margin"]) if len(found.stability) else {}
     others = {key: course for key, course in every.items() if key[0] != found.baseline}
-    at_chosen = [key for key, course in others.items() if course.state_at(chosen.get(key, 0.0)) is State.BREAKS]
+    hit = [key for key, course in others.items() if course.state_at(chosen.get(key, 0.0)) is State.BREAKS]
+    own_training = {arm["name"] for arm in found.facts["spec"]["arms"] if arm.get("train")}
     own = [course for key, course in every.items() if key[0] == found.baseline]
     effects: dict[str, tuple[str, ...]] = {}
     for c in changes(found.stability, every, variants_of(found.facts["spec"]))[0] if every else ():
@@ -210,8 +212,8 @@ def _training(found: Findings) -> Training:
         effects[c.effect] = (*effects.get(c.effect, ()), told)
     return Training(
         tuple(f"{arm} at {budget}" for (arm, budget), course in others.items() if course.first_break),
-        tuple(f"{arm} at {budget}" for arm, budget in at_chosen),
-        len(others),
+        tuple(f"{arm} at {budget}" for arm, budget in hit if arm not in own_training),
+        tuple(f"{arm} at {budget}" for arm, budget in hit if arm in own_training),
         tuple(c.budget for c in own if first_too_high(found.stability, c, chosen, found.analysis["margin"])),
         effects,
     )
