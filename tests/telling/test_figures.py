@@ -368,7 +368,16 @@ def test_every_figure_has_its_caption(made: MadeStudy) -> None:
     )  # fmt: skip
     figures = drawn_all(found)
     by_budget = [f"{name}-{b}" for b in ("rank-4", "rank-8") for name in ("ranks", "scores", "curves", "seconds")]
-    assert list(figures) == ["overview", "differences", "loss-by-budget", *by_budget, "rates", "costs", "stability"]
+    assert list(figures) == [
+        "overview",
+        "differences",
+        "loss-by-budget",
+        *by_budget,
+        "rates",
+        "costs",
+        "stability-map",
+        "stability",
+    ]
     for name, (_, caption) in figures.items():
         assert caption.endswith(".") and len(caption) > 40, name
     assert "frozen model's loss is 2.9715" in figures["loss-by-budget"][1]

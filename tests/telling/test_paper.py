@@ -35,7 +35,7 @@ from adaptive_lora.telling.paper.gather import gather
 from adaptive_lora.telling.paper.latex import render_latex
 from adaptive_lora.telling.paper.manuscript import Author, Manuscript, People
 from adaptive_lora.telling.paper.markdown import render_markdown
-from adaptive_lora.telling.paper.prose import write_blocks
+from adaptive_lora.telling.paper.prose import Account, write_blocks
 from adaptive_lora.telling.paper.works import read_works, work, works
 from adaptive_lora.telling.text import escape_latex
 from tests.telling.ledgers import make_ledger
@@ -72,8 +72,8 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def told(folder: Path) -> str:
     """All prose of a paper, without its tables."""
     with open_findings(folder) as found:
-        facts = gather(found)
-        blocks = write_blocks(found, facts, (list(exhibits(found)), ["overview", "differences"]), "none")
+        account = Account(found, gather(found), list(exhibits(found)), ["overview", "differences"])
+        blocks = write_blocks(account, "none")
     parts = [block for own in blocks.values() for block in own]
     return "\n".join("".join(span.content for span in item) for block in parts for item in block.items)
 

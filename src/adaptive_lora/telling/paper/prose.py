@@ -31,7 +31,7 @@ from adaptive_lora.telling.paper.document import LITERAL, Block, read_blocks
 from adaptive_lora.telling.paper.facts import Facts
 from adaptive_lora.telling.paper.gather import contenders
 from adaptive_lora.telling.paper.manuscript import TOOLS_MISSING
-from adaptive_lora.telling.report.evidence import edge_remarks, stability_remarks, worth_remarks
+from adaptive_lora.telling.report.evidence import edge_remarks, worth_remarks
 from adaptive_lora.telling.report.page import licence_text
 from adaptive_lora.telling.text import visible
 
@@ -165,7 +165,6 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "deviations": found.deviations,
         "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
         "edges": list(edge_remarks(found)),
-        "stability_remarks": [_with_minus(text) for text in stability_remarks(found)] if len(found.stability) else [],
         "worth_remarks": list(worth_remarks(found)),
         "licence": licence_text(found.facts).rstrip("."),
         "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
@@ -244,10 +243,6 @@ def _tells(name: str, value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _with_minus(text: str) -> str:
-    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
 
 
 def _measures(name: str) -> bool:
