@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from adaptive_lora.judging.breaks import State, courses
 from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.record.ledger import open_to_read
 from adaptive_lora.record.results import COST_COLUMNS, costs_table, left_out
@@ -27,6 +28,7 @@ from adaptive_lora.record.spec import load_study
 from adaptive_lora.runner import run_study
 from adaptive_lora.telling.figures import all as every
 from adaptive_lora.telling.figures import axes as shared
+from adaptive_lora.telling.figures.breaks import break_map
 from adaptive_lora.telling.figures.budgets import frozen_fits, loss_by_budget
 from adaptive_lora.telling.figures.costs import costs
 from adaptive_lora.telling.figures.curves import curves_in_seconds, learning_curves
@@ -351,6 +353,23 @@ def test_raw_points_are_capped_and_the_caption_says_so(monkeypatch: pytest.Monke
 
 def drawn_all(found: Any) -> dict[str, tuple[Figure, str]]:
     return {name: (figure, caption) for name, figure, caption in every.draw(found)}
+
+
+def test_the_map_frames_what_breaks_and_names_what_diverged(made: MadeStudy) -> None:
+    table = stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE)
+    arm, budget = next((a, b) for a, b in zip(table["arm"], table["budget"], strict=True) if a != BASELINE)
+    own = (table["arm"] == arm) & (table["budget"] == budget)
+    rate = table[own]["learning_rate"].max()
+    worse = table.assign(excess=0.0)
+    worse.loc[own & (table["learning_rate"] == rate), "excess"] = 0.5
+    figure = break_map(worse, BASELINE, MARGIN, made.chosen)
+    assert figure is not None
+    frames = [p for ax in figure.axes for p in ax.patches if not p.get_fill()]
+    states = [s for course in courses(worse, BASELINE, MARGIN).values() for s in course.states]
+    assert len(frames) == states.count(State.BREAKS) > 0
+    words = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert "+0.500" in words and "chosen" in words
+    assert break_map(table[table["learning_rate"] == rate], BASELINE, MARGIN, made.chosen) is None
 
 
 def test_every_figure_has_its_caption(made: MadeStudy) -> None:

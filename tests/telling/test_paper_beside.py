@@ -122,4 +122,19 @@ def test_planted_ranks_are_told_with_what_does_not_count(folders: tuple[Path, Pa
     text = (one / "paper" / "paper.md").read_text()
     assert "Where the right plan is known" in text and (one / "paper" / "figures" / "planted.pdf").exists()
     assert "The study second" in text
-    assert (one / "paper" / "paper.md").read_bytes().count(b"KL") >= 1
+    above = re.search(r"Over (.*?), (.*?) recovers? a share whose interval lies above zero", text)
+    assert above is not None and above.group(1) == "last-mlp and few-modules"
+    assert above.group(2).startswith("marginal-gain, lora-drop") and "inverted" not in above.group(2)
+    assert "It does for last-mlp and few-modules, and not for two-blocks" in text
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_a_study_made_to_break_training_is_told_by_its_map_and_its_changes(folders: tuple[Path, Path]) -> None:
+    paper = made(folders[0], BENCH.parent / "stability")
+    text = prose(paper)
+    assert "no plan, under any rule of scaling, is shown to break" in text
+    assert "The scaling rule is a cause of the break (alpha-over-r scaling of empirical at rank:8)" in text
+    assert {b.content for b in paper.blocks} >= {"stability-changes", "stability-stability"}
+    effects = {str(row.cells[-1]) for row in paper.tables["stability-changes"].rows}
+    assert "This change removes the break there" in effects
+    assert "stability" not in {label.partition("-")[2] for label in made(folders[0]).figures}
