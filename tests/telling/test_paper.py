@@ -26,6 +26,7 @@ from adaptive_lora.record.ledger import create_or_open, open_to_read
 from adaptive_lora.telling.exported import export_all, open_findings
 from adaptive_lora.telling.paper import compiling
 from adaptive_lora.telling.paper.arxiv import archive, broken_rules, upload_of
+from adaptive_lora.telling.paper.beside import open_beside
 from adaptive_lora.telling.paper.build import write_paper
 from adaptive_lora.telling.paper.compiling import compile_pdf
 from adaptive_lora.telling.paper.document import read_blocks
@@ -277,12 +278,13 @@ def test_the_committed_paper_is_that_of_the_committed_results(tmp_path: Path) ->
     root = RESULTS.parent
     if not (root / "paper" / "paper.md").exists():
         pytest.skip("no paper is committed")
-    found = re.search(r"^STUDY\s*\?= (\S+)$", (root / "Makefile").read_text(), re.M)
-    assert found is not None
+    makefile = (root / "Makefile").read_text().replace("\\\n", " ")
+    named = [re.search(rf"^{name}\s*\?= (.+)$", makefile, re.M) for name in ("STUDY", "BESIDE")]
+    own, *others = [root / path for match in named if match is not None for path in match.group(1).split()]
     if (root / "paper" / "authors.txt").exists():
         shutil.copy(root / "paper" / "authors.txt", tmp_path)
-    with open_findings(root / found.group(1)) as study:
-        write_paper(study, tmp_path)
+    with open_findings(own) as study, open_beside(others) as beside:
+        write_paper(study, tmp_path, beside)
     for name in ("paper.md", "main.tex", "main.bbl"):
         assert (tmp_path / name).read_bytes() == (root / "paper" / name).read_bytes(), name
 
