@@ -206,6 +206,15 @@ def test_an_assay_that_fails_is_said_beside_equivalence(results: Path, half: flo
     assert ("matters less" in text) == (half > 0)
 
 
+def test_an_equivalence_is_only_as_good_as_the_assay_of_its_own_budget() -> None:
+    text = told(RESULTS / "alpaca-babyllama-full")
+    assert "Since at rank:2 the same task does tell half" in text
+    assert "not for want of sensitivity that attention-heavy at rank:2 looks like uniform ranks" in text
+    assert "At rank:8, however, half of the budget was not shown to be worse" in text
+    assert "The equivalence of linear-decay at rank:8, attention-heavy at rank:8 and empirical at rank:8" in text
+    assert "intervals of spectral at rank:8 and lora-drop at rank:8: plans that were worse than plans by chance" in text
+
+
 def test_every_number_in_a_template_is_a_fact() -> None:
     for path in TEXT.rglob("*.txt"):
         prose = re.sub(

@@ -33,6 +33,7 @@ from adaptive_lora.telling.paper.gather import contenders
 from adaptive_lora.telling.paper.manuscript import TOOLS_MISSING
 from adaptive_lora.telling.report.evidence import edge_remarks, worth_remarks
 from adaptive_lora.telling.report.page import licence_text
+from adaptive_lora.telling.tables import written
 from adaptive_lora.telling.text import visible
 
 PARTS = (
@@ -54,6 +55,10 @@ class Outcome:
     budget: str
     name: str
     """The arm, with its budget where there are several."""
+    size: str
+    """Of the difference, as written in a list."""
+    won: str
+    """`2 of 10`: seeds with the lower loss."""
     significant: bool
     """Whether the mean differs from zero by the adjusted test, whatever its size."""
 
@@ -136,6 +141,8 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
     lock = lock_of(found.facts)
     names = [arm["strategy"] for arm in spec["arms"]]
     controls: Mapping[str, Any] = lock.get("controls", {})
+    telling = [assay.budget for assay in found.assays if assay.tells]
+    blind = [assay.budget for assay in found.assays if assay.tells is False]
     strategies = [name for name in dict.fromkeys(filter(None, names)) if name in STRATEGIES]
     return {
         "n": lambda name: facts[name].text,
@@ -158,8 +165,11 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "compute": [f"compute.{arm}@{b}" for arm in controls.get("compute", {}) for b in spec["budgets"]],
         "twins": bool(controls.get("twin")),
         "assays": found.assays,
-        "tells": [assay.budget for assay in found.assays if assay.tells],
-        "cannot_tell": [assay.budget for assay in found.assays if assay.tells is False],
+        "tells": telling,
+        "cannot_tell": blind,
+        "sensed": [c.name for c in outcomes if verdicts[c] is Verdict.EQUIVALENT and c.budget in telling],
+        "unsensed": [c.name for c in outcomes if verdicts[c] is Verdict.EQUIVALENT and c.budget in blind],
+        "chance": _beside_chance(found, list(controls.get("arms", {}))),
         "unknown_assay": [assay.budget for assay in found.assays if assay.tells is None],
         "tuned": facts["runs.tuning"].value != 0,
         "deviations": found.deviations,
@@ -180,6 +190,23 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "in_bank": "bank" in str(facts["engine"].value),
         "scaling": spec["scaling"]["rule"],
     }
+
+
+def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
+    """Own arms whose whole 95 % interval lies above, or below, those of every control by chance at the same budget."""
+    several = found.several_budgets
+    seen: dict[str, list[str]] = {"above": [], "below": []}
+    for budget in found.facts["spec"]["budgets"]:
+        here = [arm for arm in found.arms if arm.budget == budget and arm.difference and arm.difference.low is not None]
+        ends = [(a.difference.low, a.difference.high) for a in here if a.arm in controls and a.difference]
+        for arm in here if ends else ():
+            if arm.arm in contenders(found) and arm.difference:
+                name = f"{arm.arm} at {budget}" if several else arm.arm
+                if (arm.difference.low or 0.0) > max(high or 0.0 for _, high in ends):
+                    seen["above"].append(name)
+                if (arm.difference.high or 0.0) < min(low or 0.0 for low, _ in ends):
+                    seen["below"].append(name)
+    return seen
 
 
 @dataclass(frozen=True)
@@ -254,4 +281,6 @@ def _outcome(comparison: Comparison, judged: Judgement, several: bool) -> Outcom
     name = f"{comparison.arm} at {comparison.budget}" if several else comparison.arm
     significant = judged.adjusted_p is not None and judged.adjusted_p <= judged.alpha
     key = f"{comparison.arm}@{comparison.budget}.verdict"
-    return Outcome(key, comparison.arm, comparison.budget, name, significant)
+    size = "" if judged.mean is None else written(abs(judged.mean), ".4f")
+    won = f"{judged.improvement.mean * judged.n:g} of {judged.n}" if judged.improvement else ""
+    return Outcome(key, comparison.arm, comparison.budget, name, size, won, significant)
