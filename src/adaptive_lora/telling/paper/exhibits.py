@@ -126,8 +126,11 @@ def conclusions(found: Findings) -> Table:
 
 
 def set_against(found: Findings, main: Findings) -> Table | None:
-    """Arms that two studies of one model and one source of data share, by name; None where there are none."""
-    if not is_same_task(found, main):
+    """Arms that two studies of one model and one source of data share, by name; None where there are none.
+
+    Nothing either where the other study has several budgets: its arms are not each one thing then.
+    """
+    if not is_same_task(found, main) or found.several_budgets:
         return None
     ours = {(arm.arm, arm.budget): arm.difference for arm in main.arms}
     verdicts = {(c.arm, c.budget): str(j.verdict) for c, j in main.judged.items()}

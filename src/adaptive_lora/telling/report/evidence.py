@@ -84,7 +84,9 @@ def worth_remarks(found: Findings) -> Sequence[str]:
     """Why there is no such table, where there could be one."""
     curve = baseline_curve(found.arms)
     if len(curve.parameters) > 1 and not curve.falls:
-        return [f"{found.baseline} does not get better with every budget, so that no difference is worth parameters."]
+        return [
+            f"The loss of {found.baseline} does not fall with every budget, so that no difference is worth parameters."
+        ]
     return []
 
 
