@@ -358,7 +358,7 @@ def test_spikes_are_described() -> None:
 def test_a_break_at_the_top_under_one_scaling_alone() -> None:
     said = said_of(study({"heavy": {1e-2: 0.08}, "heavy-r": {}, "linear": {}}))
     assert said[1:] == [
-        "At rank:8 every arm trains up to 0.003.",
+        "At rank:8 every arm trains as uniform does up to 0.003.",
         "heavy (constant scaling) at rank:8 breaks first at 0.01: worse than uniform by 0.080 [0.071, 0.089] over 3 "
         "seeds. Validation chooses 0.003 for it, below that.",
         "At rank:8 heavy-r and linear break at no rate looked at.",

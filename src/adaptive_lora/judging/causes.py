@@ -122,6 +122,8 @@ def _trained(study: _Study) -> list[str]:
     said = []
     for budget in study.budgets:
         here = [course for course in study.courses.values() if course.budget == budget]
+        if all(course.arm == study.baseline for course in here):
+            continue
         last = None
         for rate in (rates := study.rates(budget)):
             states = {course.state_at(rate) for course in here if any(c.learning_rate == rate for c in course.cells)}
@@ -132,7 +134,8 @@ def _trained(study: _Study) -> list[str]:
             why = "an arm breaks" if State.BREAKS in states else "too few seeds tell"
             said.append(f"At {budget} {why} already at the lowest rate, {rates[0]:g}.")
         else:
-            said.append(f"At {budget} every arm trains up to {last:g}{', the highest rate' * (last == rates[-1])}.")
+            top = ", the highest rate" * (last == rates[-1])
+            said.append(f"At {budget} every arm trains as {study.baseline} does up to {last:g}{top}.")
     return said
 
 
