@@ -28,6 +28,8 @@ _HEAD = r"""\documentclass[11pt,a4paper]{article}
 \usepackage[round]{natbib}
 \usepackage[hidelinks]{hyperref}
 \emergencystretch=3em
+% The same text, the same bytes.
+\ifdefined\pdfinfoomitdate\pdfinfoomitdate=1\pdftrailerid{}\fi
 \setlength{\belowcaptionskip}{6pt}
 \renewcommand{\topfraction}{0.9}
 \renewcommand{\floatpagefraction}{0.8}
