@@ -7,7 +7,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 STUDY  ?= results/alpaca-babyllama-full
-BESIDE ?= results/alpaca-original results/stability results/bench/recovery-babyllama.json
+BESIDE ?= results/gsm8k-stories260k results/alpaca-original results/stability \
+          results/bench/recovery-babyllama.json
 
 .PHONY: setup demo studies paper test check bench clean
 
