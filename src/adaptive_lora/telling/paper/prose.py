@@ -26,7 +26,7 @@ from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.record.seeds import smallest_p
 from adaptive_lora.telling.findings import Findings, lock_of
-from adaptive_lora.telling.paper.beside import is_same_task, label_of
+from adaptive_lora.telling.paper.beside import label_of
 from adaptive_lora.telling.paper.document import LITERAL, Block, read_blocks
 from adaptive_lora.telling.paper.facts import Facts
 from adaptive_lora.telling.paper.gather import contenders
@@ -81,12 +81,10 @@ class Account:
 def write_blocks(
     own: Account, tools: str, beside: Sequence[Account] = (), planted: Mapping[str, Any] | None = None
 ) -> Blocks:
-    """`title`, `abstract`, and all else under `body`; `planted` as `paper.planted.context_of` gives it."""
+    """`title`, `abstract`, and all else under `body`; `planted` as `planted_context` gives it."""
     environment = _environment()
     main = own.context()
     others = [{**account.context(), "own": _Markup(label_of(account.found)), "main": main} for account in beside]
-    for other, account in zip(others, beside, strict=True):
-        other["same_task"] = is_same_task(account.found, own.found)
     models = list(dict.fromkeys([account.facts["model"].text for account in (own, *beside)]))
     elsewhere = [f"{c.name} in {other['n']('study')}" for other in others for c in other["better"]]
     wider = {"others": others, "better_elsewhere": elsewhere, "models": models, "planted": planted, "tools": tools}
@@ -170,7 +168,6 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "sensed": [c.name for c in outcomes if verdicts[c] is Verdict.EQUIVALENT and c.budget in telling],
         "unsensed": [c.name for c in outcomes if verdicts[c] is Verdict.EQUIVALENT and c.budget in blind],
         "chance": _beside_chance(found, list(controls.get("arms", {}))),
-        "unknown_assay": [assay.budget for assay in found.assays if assay.tells is None],
         "tuned": facts["runs.tuning"].value != 0,
         "deviations": found.deviations,
         "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
