@@ -7,6 +7,7 @@ import json
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def test_a_task_follows_from_the_seed_and_shows_no_text_twice(setting: Setting) 
 
 def test_the_real_truth_is_cut_from_a_fine_tuning(setting: Setting) -> None:
     planted = make_task(setting, "real", 1).planted
-    assert 0 <= setting.budget.parameters - planted.plan.trainable_parameters < 48  # the cheapest unit of rank
+    dearest = max(m.params_per_rank for m in setting.modules)  # the pool is cut where the next cannot be paid for
+    assert 0 <= setting.budget.parameters - planted.plan.trainable_parameters < dearest
     assert len(set(planted.plan.ranks.values())) > 2
     for name, (a, b) in planted.directions.items():
         rank = planted.plan.ranks[name]
@@ -113,6 +115,11 @@ def test_the_real_truth_is_cut_from_a_fine_tuning(setting: Setting) -> None:
     probes = [Example(e.ids[:16], 1, False) for e in setting.texts[:4]]
     p, q = log_answers(setting.base.model, probes), log_answers(altered(setting.base, planted.directions), probes)
     assert divergence(p, q) == pytest.approx(setting.effect, rel=0.01)
+
+
+def test_the_real_truth_learns_from_whole_texts_because_a_prompt_may_fill_one(setting: Setting) -> None:
+    filled = replace(setting, texts=[replace(e, prompt_length=len(e.ids)) for e in setting.texts])
+    assert make_task(filled, "real", 1).planted.plan.ranks == make_task(setting, "real", 1).planted.plan.ranks
 
 
 @pytest.fixture

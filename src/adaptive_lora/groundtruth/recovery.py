@@ -98,8 +98,9 @@ def make_task(setting: Setting, truth: str, seed: int) -> Task:
 
 def real_directions(setting: Setting, seed: int) -> tuple[RankPlan, Directions]:
     """The largest directions of an over-ranked fine-tuning on real texts, as many as the budget pays for."""
+    texts = [replace(e, prompt_length=1) for e in setting.texts]  # a prompt may fill a text and leave nothing to learn
     short = Short(
-        base=setting.base, modules=setting.modules, examples=setting.texts, practice=Practice(setting.training),
+        base=setting.base, modules=setting.modules, examples=texts, practice=Practice(setting.training),
         steps=2 * setting.training.steps, learning_rate=None, budget=3 * setting.budget.parameters,
         scaling=setting.scaling, seed=seed,
     )  # fmt: skip
