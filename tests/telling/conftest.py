@@ -6,18 +6,18 @@ import functools
 
 import pytest
 
+from adaptive_lora.telling.figures import making
 from adaptive_lora.telling.figures.theme import save
-from adaptive_lora.telling.report import build
 
 
 @pytest.fixture(autouse=True, scope="package")
 def only_svg() -> object:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "save", functools.partial(save, kinds=("svg",)))
+        patch.setattr(making, "save", functools.partial(save, kinds=("svg",)))
         yield
 
 
 @pytest.fixture
 def all_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     """PDF, SVG and PNG, as everywhere else."""
-    monkeypatch.setattr(build, "save", save)
+    monkeypatch.setattr(making, "save", save)

@@ -37,7 +37,7 @@ from adaptive_lora.telling.figures.looks import CROWD, looks_of
 from adaptive_lora.telling.figures.ranks import overview, rank_heat_maps
 from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.scores import score_against_rank, score_points, spearman
-from adaptive_lora.telling.figures.stability import stability
+from adaptive_lora.telling.figures.stability import compared_settings, stability
 from adaptive_lora.telling.figures.theme import save, settle, themed, to_svg
 from adaptive_lora.telling.findings import read_findings
 from tests.telling.studies import NAMES, MadeStudy
@@ -264,6 +264,33 @@ def test_rates_have_means_ranges_the_choice_and_crosses(made: MadeStudy) -> None
     assert not points(ax, "shuffled|shuffled, rate 1e-2: mean")
 
 
+def test_an_arm_alone_at_a_budget_is_not_compared_and_takes_a_third_of_the_width() -> None:
+    study = MadeStudy(CROWD + 1, seeds=3, blocks=1)
+    alone = study.runs[(study.runs["arm"] == BASELINE) & (study.runs["budget"] == BUDGET)]
+    runs = pd.concat([study.runs, *(alone.assign(budget=f"rank:{rank}") for rank in (1, 2, 16))])
+    figure = drawn(rate_curves(runs, study.looks, study.chosen))
+    settle(figure)
+    *wide, first, second, third = figure.axes
+    assert [ax.get_title() for ax in (first, second, third)] == ["rank:1", "rank:2", "rank:16"]
+    assert first.get_position().y0 == third.get_position().y0
+    assert all(ax.get_position().width > 2.5 * first.get_position().width for ax in wide)
+    table = study.stability
+    lone = table[(table["arm"] == BASELINE) & (table["budget"] == BUDGET)].assign(budget="rank:1")
+    assert compared_settings(pd.concat([table, lone])) == compared_settings(table)
+    assert compared_settings(lone) == [("rank:1", lone["scaling"].iloc[0])]
+    assert len(drawn(stability(pd.concat([table, lone]), study.looks)).axes) == 3 * len(study.budgets)
+
+
+def test_a_ligature_does_not_embed_its_font_again(tmp_path: Path) -> None:
+    def fonts(text: str) -> int:
+        figure = Figure(layout="constrained")
+        figure.subplots().set_title(text)
+        settle(figure)
+        return save(figure, tmp_path / "a", kinds=("pdf",))[0].read_bytes().count(b"/FontFile2")
+
+    assert fonts("fit: off") == fonts("plan") == 1
+
+
 def test_a_rate_that_diverged_with_one_seed_has_no_mean(made: MadeStudy) -> None:
     runs = made.runs.copy()
     first = runs.index[(runs["phase"] == "tuning") & (runs["arm"] == "random") & (runs["budget"] == BUDGET)][0]
@@ -352,7 +379,8 @@ def test_raw_points_are_capped_and_the_caption_says_so(monkeypatch: pytest.Monke
 
 
 def drawn_all(found: Any) -> dict[str, tuple[Figure, str]]:
-    return {name: (figure, caption) for name, figure, caption in every.draw(found)}
+    made = ((wanted, wanted.draw()) for wanted in every.wanted_figures(found))
+    return {wanted.name: (figure, wanted.caption) for wanted, figure in made if figure is not None}
 
 
 def test_the_map_frames_what_breaks_and_names_what_diverged(made: MadeStudy) -> None:

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from adaptive_lora.record.ledger import create_or_open, open_to_read
 from adaptive_lora.record.results import runs_table
 from adaptive_lora.record.spec import load_study
 from adaptive_lora.runner import run_study
+from adaptive_lora.telling.figures import making
 from adaptive_lora.telling.report.build import write_report
 from tests.conftest import STUDY
 
@@ -61,8 +63,25 @@ def test_the_page_shows_the_ledgers_numbers(done: Path) -> None:
     assert "a size of its own" in page  # fixed ranks are exempt from equal size, and it says so
 
 
-def test_the_same_ledger_gives_the_same_bytes(done: Path, all_forms: None) -> None:
-    report(done)
+class Waiting(subprocess.Popen[str]):
+    """A helper that is done before this process begins."""
+
+    def __enter__(self) -> Self:
+        self.wait()
+        return super().__enter__()
+
+
+def helped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(making, "_MANY", 0)
+    monkeypatch.setattr(making, "_cores", lambda: 2)
+    monkeypatch.setattr(making.subprocess, "Popen", Waiting)
+
+
+def test_the_same_ledger_gives_the_same_bytes_whoever_draws(done: Path, all_forms: None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        helped(patch)
+        patch.setattr(making, "_write", lambda *_: pytest.fail("the helper had drawn everything"))
+        report(done)
     written = [done / "report.html", *(done / "figures").iterdir(), *(done / "tables").iterdir()]
     first = {path: path.read_bytes() for path in written}
     again = report(done)
@@ -70,6 +89,22 @@ def test_the_same_ledger_gives_the_same_bytes(done: Path, all_forms: None) -> No
     for path, content in first.items():
         assert path.read_bytes() == content, path.name
     assert {path.suffix for path in first} == {".html", ".pdf", ".svg", ".png", ".csv", ".md", ".tex"}
+
+
+def test_what_a_helper_leaves_undone_is_drawn_here(done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helped(monkeypatch)
+    dies = tmp_path / "python"
+    dies.write_text('#!/bin/sh\nfor i in 1 2 3 4 5 6 7 8 9; do : > "$3/$i"; done\necho "3 empty"\nexit 1\n')
+    dies.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(dies))
+    without = figures_in(report(done))
+    assert not (done / "figures" / "ranks-rank-2.svg").exists()  # told to be empty, and believed
+    monkeypatch.undo()
+    assert figures_in(report(done)) - without == {"ranks-rank-2"}
+
+
+def figures_in(page: str) -> set[str]:
+    return set(re.findall(r'aria-label="Figure: ([^"]+)"', page))
 
 
 def test_the_reading_wing_needs_no_torch(done: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import special
 
 from adaptive_lora.record.results import perplexity
 from adaptive_lora.streams import numpy_stream
@@ -68,6 +68,8 @@ def interval_of(values: Sequence[float], level: float = 0.95) -> Interval:
     n, mean, error = _mean_and_error(array)
     if n < FIRST_BOOTSTRAP or error == 0:
         return mean_interval(values, level)
+    from scipy import stats  # takes as long to import as everything else in a report together
+
     # BCa moves and stretches with its values; in units of the error neither tiny nor huge ones overflow.
     found = stats.bootstrap(
         ((array - mean) / error,), np.mean, confidence_level=level, method="BCa", vectorized=True,
@@ -91,6 +93,8 @@ def sign_flip_p(differences: Sequence[float]) -> float:
     if scale == 0:
         return 1.0
     if len(array) > LAST_EXACT:
+        from scipy import stats
+
         return float(
             stats.permutation_test(
                 (array / scale,), np.sum, permutation_type="samples", vectorized=True, n_resamples=FLIPS,
@@ -169,8 +173,9 @@ def improvement_probability(differences: Sequence[float], level: float = 0.95) -
 
 @functools.lru_cache(maxsize=4096)
 def _clopper_pearson(wins: int, n: int, level: float) -> tuple[float, float]:
-    found = stats.binomtest(wins, n).proportion_ci(level, method="exact")
-    return float(found.low), float(found.high)
+    low = special.betaincinv(wins, n - wins + 1, (1 - level) / 2) if wins else 0.0
+    high = special.betaincinv(wins + 1, n - wins, (1 + level) / 2) if wins < n else 1.0
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ class Findings:
     """The primary comparisons; empty in a study that named none."""
     assays: Sequence[Assay]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What figures rest on, read by now, for a process that has no ledger open."""
+        for name in ("ranks", "curves", "costs", "stability", "left_out"):
+            getattr(self, name)
+        return {**self.__dict__, "source": None}
+
     @functools.cached_property
     def left_out(self) -> Mapping[str, str]:
         """Arm -> `6 of 12 modules`, for arms that leave target modules out."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -17,7 +19,7 @@ from adaptive_lora.telling.figures.looks import CROWD, Looks, looks_of
 from adaptive_lora.telling.figures.ranks import overview, rank_heat_maps
 from adaptive_lora.telling.figures.rates import rate_curves
 from adaptive_lora.telling.figures.scores import score_against_rank, score_points
-from adaptive_lora.telling.figures.stability import stability
+from adaptive_lora.telling.figures.stability import compared_settings, stability
 from adaptive_lora.telling.findings import Findings
 
 MAP_CAPTION = (
@@ -26,18 +28,26 @@ MAP_CAPTION = (
     "with its whole 95 % interval. Bold: the rate that validation chooses for the arm. Grey, {baseline} itself: its "
     "loss less that at its own rate. Colours grow with the logarithm beyond ±0.02."
 )
-Drawn = tuple[str, Figure, str]
-"""Name of the file, figure, caption."""
-_Wanted = Iterator[tuple[str, Figure | None, str]]
+
+_Parts = Iterator[tuple[str, Callable[[], Figure | None], str]]
 
 
-def draw(found: Findings) -> Iterator[Drawn]:
-    """All figures for which there are results, one at a time: together they are large."""
+@dataclass(frozen=True)
+class Wanted:
+    """A figure that is yet to be drawn: together they would be large."""
+
+    name: str
+    """Of its files."""
+    draw: Callable[[], Figure | None]
+    """Nothing where there are no results for it."""
+    caption: str
+
+
+def wanted_figures(found: Findings) -> list[Wanted]:
+    """All that a report asks for, in its order."""
     looks = looks_in(found)
-    for part in (main_figures, _by_budget, _choices_and_costs):
-        for name, figure, caption in part(found, looks):
-            if figure is not None:
-                yield name, figure, caption
+    parts = (main_figures, _by_budget, _choices_and_costs)
+    return [Wanted(*wanted) for part in parts for wanted in part(found, looks)]
 
 
 def looks_in(found: Findings) -> Looks:
@@ -46,7 +56,7 @@ def looks_in(found: Findings) -> Looks:
     return looks_of([arm["name"] for arm in found.facts["spec"]["arms"]] + list(dict.fromkeys(found.runs["arm"])))
 
 
-def main_figures(found: Findings, looks: Looks) -> _Wanted:
+def main_figures(found: Findings, looks: Looks) -> _Parts:
     """What every account of a study shows: ranks and differences, seed by seed, and losses by size."""
     runs, ranks, arms = found.runs, found.ranks, list(found.arms)
     baseline, analysis = found.baseline, found.analysis
@@ -55,28 +65,28 @@ def main_figures(found: Findings, looks: Looks) -> _Wanted:
     first = [len(arm.differences) for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
     yield (
         "overview",
-        overview(ranks, arms, looks, baseline, analysis["margin"]) if arms else None,
+        lambda: overview(ranks, arms, looks, baseline, analysis["margin"]) if arms else None,
         "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
         f"changed in test loss against {baseline} (negative: better), circles: seeds, filled sign: mean, line: 95 % t "
         f"interval over seeds, {margin}{_left_out(found)}{cap_note(first)}",
     )
     yield (
         "differences",
-        paired_differences(arms, looks, baseline, analysis["margin"]),
+        lambda: paired_differences(arms, looks, baseline, analysis["margin"]),
         f"Test loss of each arm minus {baseline} at the same seed (negative: better). Open circles: seeds; sign and "
         f"line, and the numbers: their mean and 95 % t interval over seeds; {margin} Controls, which spend rank "
         f"without a reason, stand last.{cap_note(compared)}",
     )
     yield (
         "loss-by-budget",
-        loss_by_budget(runs, arms, looks),
+        lambda: loss_by_budget(runs, arms, looks),
         "Mean test loss against trainable parameters. Bars: 95 % t intervals over seeds; faint circles: seeds. Arms of "
         "one size are moved apart sideways so that each can be seen."
         f"{_frozen(runs)}{cap_note([arm.loss.n for arm in arms if arm.loss])}",
     )
 
 
-def _by_budget(found: Findings, looks: Looks) -> _Wanted:
+def _by_budget(found: Findings, looks: Looks) -> _Parts:
     runs, ranks, curves, baseline = found.runs, found.ranks, found.curves, found.baseline
     first = found.facts["spec"]["budgets"][0]
     # In a bank seconds are shares of tokens, so that one budget shows all there is to see.
@@ -86,18 +96,18 @@ def _by_budget(found: Findings, looks: Looks) -> _Wanted:
         suffix = budget.replace(":", "-")
         yield (
             f"ranks-{suffix}",
-            rank_heat_maps(ranks, list(looks), budget),
+            partial(rank_heat_maps, ranks, list(looks), budget),
             f"Where {budget} goes: rank per block and module, mean over seeds, one colour scale.{_left_out(found)}",
         )
         yield (
             f"scores-{suffix}",
-            score_against_rank(ranks, looks, budget),
+            partial(score_against_rank, ranks, looks, budget),
             f"What was measured before planning against the rank that came of it, at {budget}. One point a module, "
             f"both means over seeds; Spearman's correlation is that of the points.{_thinned(ranks, budget)}",
         )
         yield (
             f"curves-{suffix}",
-            learning_curves(curves, looks, budget, baseline),
+            partial(learning_curves, curves, looks, budget, baseline),
             f"Training loss at {budget}, running mean over a tenth of the run; line: mean of the seeds, band: range."
             f"{behind}",
         )
@@ -105,39 +115,40 @@ def _by_budget(found: Findings, looks: Looks) -> _Wanted:
             continue
         yield (
             f"seconds-{suffix}",
-            curves_in_seconds(curves, runs, looks, budget, baseline),
+            partial(curves_in_seconds, curves, runs, looks, budget, baseline),
             f"Training loss at {budget} against time: the share of a run's steps times its seconds, mean over seeds. "
             f"Line: mean of the seeds, band: range. {_seconds(runs)}{behind}",
         )
 
 
-def _choices_and_costs(found: Findings, looks: Looks) -> _Wanted:
+def _choices_and_costs(found: Findings, looks: Looks) -> _Parts:
     runs = found.runs
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     yield (
         "rates",
-        rate_curves(runs, looks, chosen),
+        lambda: rate_curves(runs, looks, chosen),
         "Mean validation loss over tuning seeds against learning rate. Bars: range over seeds; ring: the rate chosen; "
         "cross at the top edge: diverged with some seed, and so no candidate. Arms are moved apart sideways.",
     )
     yield (
         "costs",
-        costs(found.costs, looks),
+        lambda: costs(found.costs, looks),
         "What a run costs: planning (with the scores it needs, each time anew) and training, medians over runs; beside "
         "it the most that scores held in memory between batches, the model and its activations not counted, where "
         f"plans recorded it. {_seconds(runs)}",
     )
     yield (
         "stability-map",
-        break_map(found.stability, found.baseline, found.analysis["margin"], chosen),
+        lambda: break_map(found.stability, found.baseline, found.analysis["margin"], chosen),
         MAP_CAPTION.format(baseline=found.baseline, margin=found.analysis["margin"]),
     )
     yield (
         "stability",
-        stability(found.stability, looks) if runs["learning_rate"].nunique() > 1 else None,
+        lambda: stability(found.stability, looks) if runs["learning_rate"].nunique() > 1 else None,
         f"How training goes over learning rates, tuning and evaluation runs together, mean and range over runs: "
         f"validation loss minus that of {found.baseline} at the same budget, rate and seed; share of steps whose "
-        "gradient was clipped; median gradient norm before clipping. Cross at the top edge: a run diverged.",
+        "gradient was clipped; median gradient norm before clipping. Cross at the top edge: a run diverged."
+        f"{_alone(found)}",
     )
 
 
@@ -150,6 +161,12 @@ def _frozen(runs: pd.DataFrame) -> str:
     if frozen is None:
         return ""
     return " Dashed: the frozen model." if frozen_fits(runs) else f" The frozen model's loss is {frozen:.4f}."
+
+
+def _alone(found: Findings) -> str:
+    compared = {budget for budget, _ in compared_settings(found.stability)}
+    alone = [budget for budget in dict.fromkeys(found.stability["budget"]) if budget not in compared]
+    return f" Left out, as one arm alone trained there: {', '.join(alone)}." if alone else ""
 
 
 def _thinned(ranks: pd.DataFrame, budget: str) -> str:

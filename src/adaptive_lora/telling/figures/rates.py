@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,9 +14,14 @@ from adaptive_lora.telling.figures.axes import plain_log, rate_axis, short
 from adaptive_lora.telling.figures.looks import CROWD, Looks, diverged_cross, join, legend, legend_height
 from adaptive_lora.telling.figures.theme import mark, themed
 
+_LONE = 3
+"""Panels of a single arm in a row."""
+
 
 def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Mapping[tuple[str, str], float]) -> Figure | None:
     """Mean validation loss over tuning seeds against learning rate, one line an arm, one panel a budget.
+
+    Where many arms stand beside each other a panel takes the whole width, one with a single arm a third of it.
 
     Bars are the range over seeds; a ring is the rate in `chosen`, (arm, budget) -> rate; a cross at the top edge
     a rate that diverged with some seed, which is no candidate and has no mean. Nothing where nothing was tuned.
@@ -24,27 +30,36 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Mapping[tuple[str, str
     names = [arm for arm in looks if (tuned["arm"] == arm).any()]
     if not names:
         return None
-    budgets = list(dict.fromkeys(tuned["budget"]))
     wide = len(names) > CROWD
-    columns = 1 if wide else min(2, len(budgets))
-    rows = -(-len(budgets) // columns)
+    places = _places(tuned.groupby("budget", sort=False)["arm"].nunique(), wide)
     with themed():
-        height = max(3.4 * rows, legend_height(len(names)))
-        figure = Figure(figsize=(10.4 if wide else 2.2 + 3.6 * columns, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-        for ax, budget in zip(axes.flat, budgets, strict=False):
+        height = max(3.4 * len(places), legend_height(len(names)))
+        figure = Figure(figsize=(10.4 if wide else 2.2 + 3.6 * len(places[0]), height), layout="constrained")
+        axes = figure.subplot_mosaic(places, sharey=True, empty_sentinel="")
+        for budget, ax in axes.items():
             _panel(ax, tuned[tuned["budget"] == budget], looks, budget, chosen)
             ax.set_xlabel("learning rate")
             ax.set_title(budget)
             ax.margins(y=0.12)  # crosses stand above the data
-        for ax in axes.flat[len(budgets) :]:
-            ax.axis("off")
-        for ax in axes[:, 0]:
-            ax.set_ylabel("validation loss, nats per token")
+        for row in places:
+            axes[row[0]].set_ylabel("validation loss, nats per token")
         if tuned["validation_loss"].notna().any():
-            plain_log(axes[0, 0].yaxis)
+            plain_log(axes[places[0][0]].yaxis)
         legend(figure, looks, names)
     return figure
+
+
+def _places(arms: pd.Series, wide: bool) -> list[list[Any]]:
+    """Which budget stands where in a grid, by how many arms each has."""
+    if not wide:
+        return _rows(list(arms.index), min(2, len(arms)))
+    full = [[budget] * _LONE for budget in arms.index[arms > 1]]
+    return full + _rows(list(arms.index[arms == 1]), _LONE)
+
+
+def _rows(budgets: list[str], columns: int) -> list[list[Any]]:
+    padded = budgets + [""] * (-len(budgets) % columns)
+    return [padded[start : start + columns] for start in range(0, len(padded), columns)]
 
 
 def _panel(ax: Axes, tuned: pd.DataFrame, looks: Looks, budget: str, chosen: Mapping[tuple[str, str], float]) -> None:

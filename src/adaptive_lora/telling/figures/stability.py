@@ -22,14 +22,15 @@ def stability(table: pd.DataFrame, looks: Looks) -> Figure | None:
 
     `table` has a row a run: arm, budget, scaling, learning_rate, seed, phase, diverged, spikes, gradient_norm,
     clipped (a share), excess (validation loss minus the baseline's at the same rate, budget and seed). One column
-    of panels a budget, and a scaling where there are several. A cross at the top edge is a rate at which some run
-    diverged; its mean is over the others. Nothing where there are no runs.
+    of panels a budget, and a scaling where there are several; where one arm trained alone there is nothing to
+    compare and no panel, unless that is so everywhere. A cross at the top edge is a rate at which some run diverged;
+    its mean is over the others. Nothing where there are no runs.
     """
     table = table[table["arm"].isin(list(looks))]
     names = [arm for arm in looks if (table["arm"] == arm).any()]
     if not names:
         return None
-    settings = list(dict.fromkeys(zip(table["budget"], table["scaling"], strict=True)))
+    settings = compared_settings(table)
     scalings = table["scaling"].nunique() > 1
     with themed():
         # Many arms need the whole width for their points to stand beside each other.
@@ -53,6 +54,12 @@ def stability(table: pd.DataFrame, looks: Looks) -> Figure | None:
                     plain_log(ax.yaxis)
         legend(figure, looks, names)
     return figure
+
+
+def compared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """(budget, scaling) at which several arms trained; all where they did so nowhere."""
+    arms = table.groupby(["budget", "scaling"], sort=False)["arm"].nunique()
+    return [(str(budget), str(scaling)) for budget, scaling in arms.index[(arms > 1) | (arms.max() == 1)]]
 
 
 def _panel(ax: Axes, own: pd.DataFrame, measure: str, looks: Looks) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from adaptive_lora.files import write_atomically
 
@@ -28,7 +29,6 @@ DASHES: Sequence[str | tuple[int, tuple[int, ...]]] = (
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RANK_COLOURS = "viridis"
 _ARM, _POINT = "arm:", "|"
-_FEW_AXES = 12
 LEFT_OUT_COLOUR = "#e4e4e4"  # not in viridis: no rank at all is not a low rank
 
 _STYLE = {
@@ -64,14 +64,18 @@ def mark(artist: Artist, arm: str, point: str | None = None) -> None:
 
 
 def settle(figure: Figure) -> None:
-    """Lays the figure out once and for all, so that writing it in several forms does not do it for each."""
+    """Lays the figure out once and for all, so that writing it in several forms does not do it for each.
+
+    Letters stay apart: a PDF embeds a font a second time for ligatures, which also hide words from a search.
+    """
     engine = figure.get_layout_engine()
     if engine is None:
         return
     with themed():
-        # Texts beside axes move with them, so that one pass leaves some outside; with many axes none stand there.
-        for _ in range(3 if len(figure.axes) <= _FEW_AXES else 1):
-            engine.execute(figure)
+        for text in figure.findobj(Text):
+            if hasattr(text, "set_fontfeatures"):  # from matplotlib 3.11 on
+                text.set_fontfeatures(("-liga",))
+        engine.execute(figure)
         figure.set_layout_engine(None)  # "none" would leave a placeholder, for which saving draws everything twice
 
 

@@ -14,7 +14,7 @@ from adaptive_lora.telling.findings import Findings
 def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
     """Name -> figure and caption; none that rests on whole curves, of which an export has every tenth step."""
     looks, budgets = looks_in(found), found.facts["spec"]["budgets"]
-    made = {name: (figure, caption) for name, figure, caption in main_figures(found, looks) if figure is not None}
+    made = {name: (figure, caption) for name, draw, caption in main_figures(found, looks) if (figure := draw())}
     runs = found.runs[found.runs["budget"].isin(budgets)]
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     if (figure := rate_curves(runs, looks, chosen)) is not None:

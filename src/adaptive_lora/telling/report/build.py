@@ -7,8 +7,8 @@ from pathlib import Path
 from adaptive_lora.files import write_atomically
 from adaptive_lora.record.folder import StudyPaths
 from adaptive_lora.record.ledger import Ledger
-from adaptive_lora.telling.figures.all import draw
-from adaptive_lora.telling.figures.theme import save, settle
+from adaptive_lora.telling.figures.all import Wanted
+from adaptive_lora.telling.figures.making import drawing
 from adaptive_lora.telling.findings import Findings, read_findings
 from adaptive_lora.telling.report.page import Drawing, inline, made_tables, render
 from adaptive_lora.telling.tables import files_of
@@ -17,16 +17,16 @@ from adaptive_lora.telling.tables import files_of
 def write_report(ledger: Ledger, folder: Path, found: Findings | None = None) -> Path:
     """Writes `report.html`, `figures/` and `tables/` into a study folder; the same ledger gives the same bytes."""
     found = found or read_findings(ledger)
-    drawings = []
-    for name, figure, caption in draw(found):
-        settle(figure)
-        save(figure, folder / "figures" / name)
-        svg = (folder / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-        figure.clear()  # its parts refer to one another and would stay for long
-        drawings.append(Drawing(name, inline(svg[svg.index("<svg") :], name, caption), caption))
-    tables = made_tables(found)
-    for name, content in files_of([table for own in tables.values() for table in own]).items():
-        write_atomically(folder / "tables" / name, content)
+    with drawing(found, folder) as finish:
+        tables = made_tables(found)
+        for name, content in files_of([table for own in tables.values() for table in own]).items():
+            write_atomically(folder / "tables" / name, content)
+        drawings = [_inlined(wanted, folder / "figures") for wanted in finish()]
     path = StudyPaths(folder).report
     write_atomically(path, render(found, tables, drawings))
     return path
+
+
+def _inlined(drawn: Wanted, folder: Path) -> Drawing:
+    svg = (folder / f"{drawn.name}.svg").read_text(encoding="utf-8")
+    return Drawing(drawn.name, inline(svg[svg.index("<svg") :], drawn.name, drawn.caption), drawn.caption)
