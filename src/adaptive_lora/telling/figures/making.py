@@ -25,7 +25,7 @@ from adaptive_lora.telling.findings import Findings
 _MANY = 12
 """Figures from which on a helper is worth its start."""
 _LARGE = 4_000
-"""Runs from which on memory is dearer than time: a helper holds the results a second time."""
+"""Runs from which on memory is dearer than time: a helper holds the results a second time, figures stay for long."""
 _TASK, _DRAWN, _EMPTY = "task", "drawn", "empty"
 
 
@@ -36,12 +36,12 @@ def drawing(found: Findings, folder: Path, helped: bool | None = None) -> Iterat
     A helper draws with this process, and before it, if `helped`; if nothing is said, where figures are many, runs
     not too many, and there is a second core.
     """
-    wanted = wanted_figures(found)
+    wanted, large = wanted_figures(found), len(found.runs) >= _LARGE
     if helped is None:
-        helped = len(wanted) >= _MANY and len(found.runs) < _LARGE and _cores() > 1
+        helped = len(wanted) >= _MANY and not large and _cores() > 1
     if not helped:
-        with _collecting_seldom():
-            yield lambda: [w for w in wanted if _write(w, folder)]
+        with contextlib.nullcontext() if large else _collecting_seldom():
+            yield lambda: [w for w in wanted if _write(w, folder, large)]
         return
     with (
         _collecting_seldom(),
@@ -89,13 +89,14 @@ def _claimed(places: Sequence[int] | Iterator[int], claims: Path) -> Iterator[in
         yield place
 
 
-def _write(wanted: Wanted, folder: Path) -> bool:
+def _write(wanted: Wanted, folder: Path, sparing: bool = False) -> bool:
     figure = wanted.draw()
     if figure is None:
         return False
     settle(figure)
     save(figure, folder / "figures" / wanted.name)
-    figure.clear()  # its parts refer to one another and would stay for long
+    if sparing:
+        figure.clear()  # its parts refer to one another and would stay for long
     return True
 
 
