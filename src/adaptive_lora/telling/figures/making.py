@@ -26,21 +26,20 @@ _MANY = 12
 """Figures from which on a helper is worth its start."""
 _LARGE = 4_000
 """Runs from which on memory is dearer than time: a helper holds the results a second time, figures stay for long."""
+_PARTS = 50_000
+"""New objects after which Python looks for garbage; fewer cost time, more cost memory."""
 _TASK, _DRAWN, _EMPTY = "task", "drawn", "empty"
 
 
 @contextlib.contextmanager
-def drawing(found: Findings, folder: Path, helped: bool | None = None) -> Iterator[Callable[[], list[Wanted]]]:
+def drawing(found: Findings, folder: Path) -> Iterator[Callable[[], list[Wanted]]]:
     """Writes PDF, SVG and PNG of every figure that there are results for; the call it gives ends that and says which.
 
-    A helper draws with this process, and before it, if `helped`; if nothing is said, where figures are many, runs
-    not too many, and there is a second core.
+    A helper draws from the beginning where figures are many, runs not too many, and there is a second core.
     """
     wanted, large = wanted_figures(found), len(found.runs) >= _LARGE
-    if helped is None:
-        helped = len(wanted) >= _MANY and not large and _cores() > 1
-    if not helped:
-        with contextlib.nullcontext() if large else _collecting_seldom():
+    if len(wanted) < _MANY or large or _cores() < 2:
+        with _collecting_seldom(10_000 if large else _PARTS):
             yield lambda: [w for w in wanted if _write(w, folder, large)]
         return
     with (
@@ -101,10 +100,10 @@ def _write(wanted: Wanted, folder: Path, sparing: bool = False) -> bool:
 
 
 @contextlib.contextmanager
-def _collecting_seldom() -> Iterator[None]:
+def _collecting_seldom(parts: int = _PARTS) -> Iterator[None]:
     """While figures are made of many small parts, which Python would else look through for garbage over and over."""
     before = gc.get_threshold()
-    gc.set_threshold(50_000, *before[1:])
+    gc.set_threshold(parts, *before[1:])
     try:
         yield
     finally:
