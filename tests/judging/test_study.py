@@ -63,7 +63,9 @@ def test_an_arm_without_runs_makes_no_other_easier() -> None:
 def test_half_a_budget_that_is_worse_shows_that_ranks_matter() -> None:
     runs = table({("uniform", "rank:8"): BASE, ("uniform", "rank:4"): moved(0.03), ("a", "rank:8"): BASE})
     (assay,) = assays(runs, "uniform", ["rank:8"])
-    assert assay.tells and assay.text.startswith("This task can tell ranks apart: rank:4, half the budget, is worse")
+    assert assay.tells and assay.text.startswith(
+        "At rank:8 this task can tell ranks apart: half of it, rank:4, is worse"
+    )
     assert "+0.0300" in assay.text
 
 

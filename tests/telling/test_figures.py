@@ -397,6 +397,10 @@ def test_the_map_frames_what_breaks_and_names_what_diverged(made: MadeStudy) -> 
     assert len(frames) == states.count(State.BREAKS) > 0
     words = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert "+0.500" in words and "chosen" in words
+    lone = worse[worse["arm"] == BASELINE].assign(budget="rank:1")
+    again = break_map(pd.concat([worse, lone]), BASELINE, MARGIN, made.chosen)
+    assert again is not None and [ax.get_title() for ax in again.axes] == [ax.get_title() for ax in figure.axes]
+    assert again.get_size_inches().tolist() == figure.get_size_inches().tolist()
     assert break_map(table[table["learning_rate"] == rate], BASELINE, MARGIN, made.chosen) is None
 
 

@@ -227,7 +227,7 @@ def test_a_finished_study_tells_verdicts_sizes_and_what_to_do(finished: Path) ->
     assert "Finished: 103 of 103 runs have a result" in texts["activeContext"]
     assert "- linear-decay is better than uniform." in texts["progress"]
     assert re.search(r"\| linear-decay \| −0\.0\d{3} \(−0\.0\d{3} to −0\.0\d{3}\) better \|", texts["progress"])
-    assert "This task can tell ranks apart: rank:2" in texts["progress"]
+    assert "At rank:4 this task can tell ranks apart: half of it, rank:2" in texts["progress"]
     assert [step.split()[0] for step in steps(texts["activeContext"])] == ["Try"]
     assert "linear-decay at rank:4 on another model or data set" in texts["activeContext"]
     assert "2026-03-01: locked before the first step: 1 comparison, baseline uniform" in texts["decisionLog"]
@@ -242,7 +242,7 @@ CASES: dict[str, tuple[Made, str, str]] = {
     "equivalent": (Made({"uniform": 0.0, "linear-decay": 0.0}), "linear-decay is equivalent to uniform.",
                    "Use uniform where linear-decay at rank:4 would be the choice"),
     "equivalent, though half the budget is as good": (
-        Made({"uniform": 0.0, "linear-decay": 0.0}, worth=0.0), "This task cannot tell ranks apart",
+        Made({"uniform": 0.0, "linear-decay": 0.0}, worth=0.0), "At rank:4 this task cannot tell ranks apart",
         "Choose a harder task, more training records, or a budget below rank:4"),
     "equivalent, and never asked whether the task tells": (
         Made({"uniform": 0.0, "linear-decay": 0.0}, controls="[twin]"), "was not tested",

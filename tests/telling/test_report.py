@@ -189,7 +189,7 @@ def test_hypotheses_get_verdicts_and_changes_after_the_lock_stand_on_top(
     run_study(load_study(study(("evaluation: 2", "evaluation: 6"), name="a.yaml")), out)
     page = report(out)
     assert "linear-decay is equivalent to uniform." in page and ">Verdicts</h2>" in page
-    assert "rank:1, half the budget," in page and "changed after it was locked" not in page
+    assert "half of it, rank:1," in page and "changed after it was locked" not in page
     assert "named no hypothesis" not in page
 
     reason = "a seed <b>more</b>"

@@ -40,12 +40,10 @@ class Assay:
         low, high = self.loss_of_half.low, self.loss_of_half.high
         apart = f"{self.loss_of_half.mean:+.4f} nats per token, [{low:.4f}, {high:.4f}] over {self.loss_of_half.over}"
         if self.tells:
-            return (
-                f"This task can tell ranks apart: {self.half}, half the budget, is worse than {self.budget} ({apart})."
-            )
+            return f"At {self.budget} this task can tell ranks apart: half of it, {self.half}, is worse ({apart})."
         return (
-            f"This task cannot tell ranks apart: {self.half}, half the budget, is not shown to be worse than "
-            f"{self.budget} ({apart}). Equivalence says little here."
+            f"At {self.budget} this task cannot tell ranks apart: half of it, {self.half}, is not shown to be worse "
+            f"({apart}). Equivalence says little there."
         )
 
 

@@ -16,8 +16,8 @@ from adaptive_lora.telling.figures.theme import mark, themed
 from adaptive_lora.telling.tables import written
 
 _COLOURS, _STRONGEST = "RdBu_r", 1.0
-_WIDTH, _ROW = 7.2, 0.235
-"""Inches."""
+_WIDTH, _ROW, _CELL, _NAMES = 7.2, 0.235, 0.48, 1.5
+"""Inches: a page, and what a row, a cell and the arms' names need."""
 
 
 def break_map(
@@ -26,17 +26,18 @@ def break_map(
     """Mean excess of validation loss over the baseline at the same rate and seed, written into every cell.
 
     `table` is a `stability_table`. Framed: the arm breaks there (`judging.breaks.State`); bold: the rate that
-    validation chooses. The baseline's own row has its loss less that at its chosen rate. Nothing where no arm has
-    an excess at two rates.
+    validation chooses. The baseline's own row has its loss less that at its chosen rate; budgets at which it trained
+    alone are left out. Nothing where no arm has an excess at two rates.
     """
     found = courses(table, baseline, margin)
-    budgets = list(dict.fromkeys(budget for _, budget in found))
+    budgets = list(dict.fromkeys(budget for arm, budget in found if arm != baseline))
     arms = list(dict.fromkeys(arm for arm, _ in found))
     rates = sorted({cell.learning_rate for course in found.values() for cell in course.cells})
     if len(rates) < 2 or all(cell.excess is None for course in found.values() for cell in course.cells):
         return None
     with themed():
-        figure = Figure(figsize=(_WIDTH, 0.75 + _ROW * len(arms)), layout="constrained")
+        width = max(_WIDTH, _NAMES + _CELL * len(budgets) * len(rates))
+        figure = Figure(figsize=(width, 0.75 + _ROW * len(arms)), layout="constrained")
         axes = figure.subplots(1, len(budgets), squeeze=False)[0]
         for place, (ax, budget) in enumerate(zip(axes, budgets, strict=True)):
             own = {arm: found[arm, budget] for arm in arms if (arm, budget) in found}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from adaptive_lora.telling.findings import Findings, description, verdict_text
 from adaptive_lora.telling.report.sections import SECTIONS, sorted_into
 from adaptive_lora.telling.tables import Table, to_html
 from adaptive_lora.telling.text import visible
+
+FOLDED = 24
+"""Rows beyond which a table of details is folded: a screenful."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ def render(found: Findings, tables: Mapping[str, Sequence[Table]], drawings: Seq
         {
             "name": section.name, "title": section.title, "tables": tables.get(section.name, ()),
             "figures": [by_name[name] for name in names], "remarks": list(section.remarks(found)),
+            "most": FOLDED if section.detail else math.inf,
         }
         for section, names in sorted_into(list(by_name))
     ]  # fmt: skip

@@ -33,6 +33,8 @@ class Section:
     """Beginnings of the names of figures."""
     remarks: Remarks = lambda found: ()
     """Plain paragraphs below."""
+    detail: bool = False
+    """Whether its figures say first what its tables say in full: long ones are then folded."""
 
 
 def verdicts(found: Findings) -> Table | None:
@@ -172,9 +174,9 @@ SECTIONS = (
     Section("differences", "Differences", (evidence.sizes, evidence.compute), ("differences",)),
     Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",), evidence.worth_remarks),
     Section("ranks", "Ranks", figures=("ranks", "scores")),
-    Section("rates", "Learning rates", (rates,), ("rates",), evidence.edge_remarks),
+    Section("rates", "Learning rates", (rates,), ("rates",), evidence.edge_remarks, detail=True),
     Section("training", "Training", figures=("curves", "seconds")),
-    Section("stability", "Stability", (evidence.stability,), ("stability",), evidence.stability_remarks),
+    Section("stability", "Stability", (evidence.stability,), ("stability",), evidence.stability_remarks, detail=True),
     Section("costs", "Costs", figures=("costs",)),
     Section("power", "Power", (evidence.power,)),
     Section("troubles", "Runs without a result", (troubles,)),
