@@ -5,8 +5,9 @@ report_seconds        report, figures and tables from it, in a fresh process, fr
 peak_bytes            the most memory that this process held
 small_report_seconds  the same for a study of 200 runs
 page_bytes            the size of the page of the large one
+study_report_seconds  with --study: the verb `report` on that finished study, median of five; all five beside it
 
-python bench/ledger.py [--runs 10000] [--small 200] [--out FILE] [--keep FOLDER]
+python bench/ledger.py [--runs 10000] [--small 200] [--study FOLDER] [--out FILE] [--keep FOLDER]
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import argparse
 import contextlib
 import json
 import math
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +32,14 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.planning.budget import parse_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
-from adaptive_lora.record.ledger import Ledger, SplitResult, create_or_open
+from adaptive_lora.record.ledger import Ledger, SplitResult, create_or_open, open_to_read
 from adaptive_lora.record.runs import RunSpec, Status, evaluation_runs, tuning_runs
 from adaptive_lora.record.spec import Study, parse_study
 from adaptive_lora.streams import numpy_stream
 
 BLOCKS, ROLES, STEPS, RECORDS = 6, ("q", "k", "v", "o", "gate", "up", "down"), 150, 400
 RATES, TUNING_SEEDS = 4, 5
+ROUNDS = 5
 REPORT = """\
 import json, resource, sys, time
 started = time.perf_counter()
@@ -188,19 +192,35 @@ def measure(runs: int, keep: Path | None) -> dict[str, Any]:
         return {"runs": made, **json.loads(done.stdout)}
 
 
+def measure_study(folder: Path) -> dict[str, Any]:
+    """The verb, from its start to its end, on a study that was really trained."""
+    seconds = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "adaptive_lora.cli", "report", str(folder), "--json"]
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(round(time.perf_counter() - began, 2))
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        runs = len(ledger.runs())
+    middle = statistics.median(seconds)
+    return {"study": folder.name, "study_runs": runs, "study_report_seconds": middle, "study_rounds": seconds}
+
+
 def main() -> None:
     """Both sizes, then JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--small", type=int, default=200)
+    parser.add_argument("--study", type=Path, help="A finished study, to make the report of.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keep", type=Path, help="Leave ledgers and reports here.")
     asked = parser.parse_args()
+    study = measure_study(asked.study) if asked.study else {}
     small, large = measure(asked.small, asked.keep), measure(asked.runs, asked.keep)
     found = {
         "runs": large["runs"], "report_seconds": round(large["seconds"], 2), "peak_bytes": large["peak_bytes"],
         "page_bytes": large["page_bytes"], "small_runs": small["runs"],
-        "small_report_seconds": round(small["seconds"], 2),
+        "small_report_seconds": round(small["seconds"], 2), **study,
     }  # fmt: skip
     text = json.dumps(found, indent=2) + "\n"
     if asked.out:
