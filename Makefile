@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 STUDY  ?= results/alpaca-babyllama-full
-BESIDE ?= results/gsm8k-stories260k results/alpaca-original results/stability \
+BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
           results/bench/recovery-babyllama.json
 
 .PHONY: setup demo studies paper test check bench clean

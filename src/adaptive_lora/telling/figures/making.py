@@ -22,8 +22,8 @@ from adaptive_lora.telling.figures.all import Wanted, wanted_figures
 from adaptive_lora.telling.figures.theme import save, settle
 from adaptive_lora.telling.findings import Findings
 
-_MANY = 12
-"""Figures from which on a helper is worth its start."""
+_MANY = 100
+"""Figures times arms from which on a helper is worth its start."""
 _LARGE = 4_000
 """Runs from which on memory is dearer than time: a helper holds the results a second time, figures stay for long."""
 _PARTS = 50_000
@@ -38,7 +38,7 @@ def drawing(found: Findings, folder: Path) -> Iterator[Callable[[], list[Wanted]
     A helper draws from the beginning where figures are many, runs not too many, and there is a second core.
     """
     wanted, large = wanted_figures(found), len(found.runs) >= _LARGE
-    if len(wanted) < _MANY or large or _cores() < 2:
+    if len(wanted) * found.runs["arm"].nunique() < _MANY or large or _cores() < 2:
         with _collecting_seldom(10_000 if large else _PARTS):
             yield lambda: [w for w in wanted if _write(w, folder, large)]
         return
