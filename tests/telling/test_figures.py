@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from adaptive_lora.judging.arms import summarise
 from adaptive_lora.judging.breaks import State, courses
 from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.record.ledger import open_to_read
@@ -29,7 +30,7 @@ from adaptive_lora.runner import run_study
 from adaptive_lora.telling.figures import all as every
 from adaptive_lora.telling.figures import axes as shared
 from adaptive_lora.telling.figures.breaks import break_map
-from adaptive_lora.telling.figures.budgets import frozen_fits, loss_by_budget
+from adaptive_lora.telling.figures.budgets import far_losses, frozen_fits, loss_by_budget
 from adaptive_lora.telling.figures.costs import costs
 from adaptive_lora.telling.figures.curves import curves_in_seconds, learning_curves
 from adaptive_lora.telling.figures.differences import paired_differences
@@ -366,6 +367,26 @@ def test_stability_has_means_over_the_runs_that_did_not_diverge(made: MadeStudy)
     ((_, y),) = points(drawn(stability(table, made.looks)).axes[3], "random|random, rate 3e-3: mean")
     assert y == pytest.approx(own["clipped"].iloc[1:].mean())
     assert len(drawn(stability(pd.concat([table, table.assign(scaling="rslora")]), made.looks)).axes) == 12
+
+
+def test_an_arm_far_from_all_others_is_an_arrow_and_squashes_nothing(made: MadeStudy) -> None:
+    def limits(runs: pd.DataFrame) -> list[tuple[float, float]]:
+        arms = summarise(runs, BASELINE)
+        figures = (
+            drawn(paired_differences(arms, made.looks, BASELINE, MARGIN)),
+            drawn(overview(made.ranks, arms, made.looks, BASELINE, MARGIN)),
+            drawn(loss_by_budget(runs, arms, made.looks)),
+        )
+        arrows = [sum(str(a.get_gid()) == "arm:random" and a.get_marker() in "<>^v" and not a.get_clip_on()  # type: ignore[attr-defined]
+                      for a in figure.findobj(Line2D)) for figure in figures]  # fmt: skip
+        assert arrows == ([2, 1, 2] if runs is far else [0, 0, 0])  # at two budgets, at one, at two
+        assert far_losses(arms) is (runs is far)
+        return [figures[0].axes[0].get_xlim(), figures[1].axes[-2].get_ylim(), figures[2].axes[0].get_ylim()]
+
+    far = made.runs.copy()
+    far.loc[far["arm"] == "random", "test_loss"] += 5.0
+    for (low, high), (low_far, high_far) in zip(limits(made.runs), limits(far), strict=True):
+        assert high_far - low_far < 5 * (high - low) < 5.0
 
 
 def test_raw_points_are_capped_and_the_caption_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

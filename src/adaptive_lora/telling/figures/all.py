@@ -9,12 +9,13 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
+from adaptive_lora.judging.arms import ArmSummary
 from adaptive_lora.telling.figures.axes import cap_note, points_each
 from adaptive_lora.telling.figures.breaks import break_map
-from adaptive_lora.telling.figures.budgets import frozen_fits, frozen_loss, loss_by_budget
+from adaptive_lora.telling.figures.budgets import far_losses, frozen_fits, frozen_loss, loss_by_budget
 from adaptive_lora.telling.figures.costs import costs
 from adaptive_lora.telling.figures.curves import curves_in_seconds, learning_curves
-from adaptive_lora.telling.figures.differences import paired_differences
+from adaptive_lora.telling.figures.differences import difference_limits, paired_differences
 from adaptive_lora.telling.figures.looks import CROWD, Looks, looks_of
 from adaptive_lora.telling.figures.ranks import overview, rank_heat_maps
 from adaptive_lora.telling.figures.rates import rate_curves
@@ -29,6 +30,7 @@ MAP_CAPTION = (
     "loss less that at its own rate. Colours grow with the logarithm beyond ±0.02."
 )
 
+_ARROWS = " Arrows: beyond the axis."
 _Parts = Iterator[tuple[str, Callable[[], Figure | None], str]]
 
 
@@ -68,21 +70,21 @@ def main_figures(found: Findings, looks: Looks) -> _Parts:
         lambda: overview(ranks, arms, looks, baseline, analysis["margin"]) if arms else None,
         "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
         f"changed in test loss against {baseline} (negative: better), circles: seeds, filled sign: mean, line: 95 % t "
-        f"interval over seeds, {margin}{_left_out(found)}{cap_note(first)}",
+        f"interval over seeds, {margin}{_left_out(found)}{_beyond(found, arms[:1])}{cap_note(first)}",
     )
     yield (
         "differences",
         lambda: paired_differences(arms, looks, baseline, analysis["margin"]),
         f"Test loss of each arm minus {baseline} at the same seed (negative: better). Open circles: seeds; sign and "
         f"line, and the numbers: their mean and 95 % t interval over seeds; {margin} Controls, which spend rank "
-        f"without a reason, stand last.{cap_note(compared)}",
+        f"without a reason, stand last.{_beyond(found, arms)}{cap_note(compared)}",
     )
     yield (
         "loss-by-budget",
         lambda: loss_by_budget(runs, arms, looks),
         "Mean test loss against trainable parameters. Bars: 95 % t intervals over seeds; faint circles: seeds. Arms of "
         "one size are moved apart sideways so that each can be seen."
-        f"{_frozen(runs)}{cap_note([arm.loss.n for arm in arms if arm.loss])}",
+        f"{_ARROWS if far_losses(arms) else ''}{_frozen(runs)}{cap_note([arm.loss.n for arm in arms if arm.loss])}",
     )
 
 
@@ -150,6 +152,15 @@ def _choices_and_costs(found: Findings, looks: Looks) -> _Parts:
         "gradient was clipped; median gradient norm before clipping. Cross at the top edge: a run diverged."
         f"{_alone(found)}",
     )
+
+
+def _beyond(found: Findings, some: Sequence[ArmSummary]) -> str:
+    """Whether an arm at the budgets of these is so far from all others that it is an arrow."""
+    budgets = {arm.budget for arm in some}
+    shown = [arm for arm in found.arms if arm.budget in budgets and arm.difference is not None]
+    low, high = difference_limits(shown, found.analysis["margin"], room=0.0)
+    far = any(arm.difference and not low <= arm.difference.mean <= high for arm in shown)
+    return _ARROWS if far else ""
 
 
 def _left_out(found: Findings) -> str:

@@ -14,6 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 RAW_POINTS = 2_000
 """Raw points in one figure at most: each is an element of its own in the page."""
+_FAR = 4.0
+"""Times what is usual: further out stand arrows at the edge."""
 _CHARACTER = 0.078
 """Inches of one character of a title."""
 
@@ -46,6 +48,21 @@ def side_by_side(count: int, width: float) -> list[float]:
     ([-0.5, 0.0, 0.5], [0.0])
     """
     return np.linspace(-width / 2, width / 2, count).tolist() if count > 1 else [0.0] * count
+
+
+def reach(groups: Sequence[Sequence[float]], least: float = 0.0) -> tuple[float, float]:
+    """From where to where an axis around zero goes, so that no group far from all others squashes the rest.
+
+    It shows all values and `least` on either side, but none further out than four times the third quartile of the
+    groups' farthest values.
+
+    >>> reach([[0.01, 0.02], [-0.02], [0.03], [0.8]])
+    (-0.02, 0.12)
+    """
+    farthest = [max(map(abs, group)) for group in groups if group]
+    limit = max(least, _FAR * float(np.quantile(farthest, 0.75, method="lower"))) if farthest else least
+    values = [-least, least, *(value for group in groups for value in group)]
+    return max(-limit, min(values)), min(limit, max(values))
 
 
 def plain_log(axis: Axis) -> None:

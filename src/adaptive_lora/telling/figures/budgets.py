@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.judging.arms import ArmSummary, evaluations
 from adaptive_lora.record.runs import Status
-from adaptive_lora.telling.figures.axes import counted, log_ticks, points_each, side_by_side
-from adaptive_lora.telling.figures.looks import CROWD, Looks, join, legend, legend_height, seed_points
+from adaptive_lora.telling.figures.axes import counted, log_ticks, points_each, reach, side_by_side
+from adaptive_lora.telling.figures.looks import CROWD, Looks, beyond, join, legend, legend_height, seed_points
 from adaptive_lora.telling.figures.theme import mark, themed
 
 _STEP, _SPREAD = 0.07, 0.75
@@ -45,6 +45,7 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
             own = sorted((s for s in shown if s.arm == arm), key=lambda s: s.trainable_parameters)
             _line(ax, own, done, looks, places, beside, points_each(len(shown)))
             join(ax, [places[arm, s.budget] for s in own], [s.loss.mean for s in own if s.loss], arm, looks, len(names))
+        _within(ax, shown, places, looks)
         _frozen(ax, runs)
         ax.set_xlim(sizes[0] / apart**0.5, sizes[-1] * apart**0.5)
         log_ticks(ax, sizes, [counted(size) for size in sizes])
@@ -54,6 +55,36 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
     return figure
 
 
+def _within(ax: Axes, shown: Sequence[ArmSummary], places: _Places, looks: Looks) -> None:
+    """Ends the axis where a loss lies far from all others, which then is an arrow with its number."""
+    if not far_losses(shown):
+        return
+    ax.set_ylim(*_limits(shown))
+    low, high = ax.get_ylim()
+    for arm in shown:
+        if arm.loss and not low <= arm.loss.mean <= high:
+            at = (places[arm.arm, arm.budget], max(low, min(high, arm.loss.mean)))
+            beyond(ax, at, "^" if arm.loss.mean > high else "v", arm.arm, looks[arm.arm])
+            told = ax.annotate(f"{arm.loss.mean:.2f}", at, (7, 0), textcoords="offset points", fontsize=7.5,
+                               va="center", annotation_clip=False)  # fmt: skip
+            mark(told, arm.arm)
+
+
+def far_losses(arms: Sequence[ArmSummary]) -> bool:
+    """Whether a mean loss lies so far from all others that it is an arrow at the edge."""
+    means = [arm.loss.mean for arm in arms if arm.loss and arm.trainable_parameters]
+    low, high = _limits(arms) if means else (0.0, 0.0)
+    return any(not low <= mean <= high for mean in means)
+
+
+def _limits(arms: Sequence[ArmSummary]) -> tuple[float, float]:
+    losses = [arm.loss for arm in arms if arm.loss and arm.trainable_parameters]
+    centre = float(np.median([loss.mean for loss in losses]))
+    ends = [[end - centre for end in (loss.low, loss.mean, loss.high) if end is not None] for loss in losses]
+    low, high = (centre + end for end in reach(ends))
+    return low - 0.1 * (high - low), high + 0.1 * (high - low)
+
+
 def frozen_loss(runs: pd.DataFrame) -> float | None:
     """The frozen model's own test loss; nothing where it is not known."""
     found = evaluations(runs)["base_loss"].dropna()
@@ -61,11 +92,12 @@ def frozen_loss(runs: pd.DataFrame) -> float | None:
 
 
 def frozen_fits(runs: pd.DataFrame) -> bool:
-    """Whether the frozen model's loss is near enough to the arms' to stand beside them without squashing them."""
+    """Whether the frozen model's loss is near enough to nearly all others to stand beside them."""
     losses, frozen = _done(runs)["test_loss"].astype(float), frozen_loss(runs)
     if frozen is None or losses.empty:
         return False
-    return bool(abs(frozen - losses.mean()) <= 1.5 * (losses.max() - losses.min()))
+    low, high = losses.quantile([0.05, 0.95])
+    return bool(abs(frozen - losses.median()) <= 1.5 * (high - low))
 
 
 def _size(arm: ArmSummary) -> float:

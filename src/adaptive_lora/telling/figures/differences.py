@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from adaptive_lora.judging.arms import ArmSummary
-from adaptive_lora.telling.figures.axes import points_each
-from adaptive_lora.telling.figures.looks import Looks, name_rows, seed_points
+from adaptive_lora.telling.figures.axes import points_each, reach
+from adaptive_lora.telling.figures.looks import Looks, beyond, name_rows, seed_points
 from adaptive_lora.telling.figures.theme import mark, themed
 
 CONTROLS = ("random", "shuffled")
@@ -23,7 +23,7 @@ def paired_differences(arms: Sequence[ArmSummary], looks: Looks, baseline: str, 
     """Test loss minus the baseline's at the same seed: every seed, the mean and its 95 % t interval.
 
     One panel a budget; controls stand last and apart. The band is the margin within which differences do not
-    matter. Nothing where there is nothing to compare.
+    matter. An arm far beyond all others is an arrow at the edge. Nothing where there is nothing to compare.
     """
     shown = [arm for arm in arms if arm.difference is not None]
     if not shown:
@@ -31,6 +31,7 @@ def paired_differences(arms: Sequence[ArmSummary], looks: Looks, baseline: str, 
     budgets = list(dict.fromkeys(arm.budget for arm in shown))
     groups = {budget: _controls_last([arm for arm in shown if arm.budget == budget]) for budget in budgets}
     lengths = [_places(group)[-1] + 1.0 for group in groups.values()]
+    limits = difference_limits(shown, margin, room=0.05)
     row = 0.36 if len(shown) <= 20 else 0.25
     with themed():
         height = 1.0 + 0.3 * len(groups) + row * sum(lengths)
@@ -39,12 +40,23 @@ def paired_differences(arms: Sequence[ArmSummary], looks: Looks, baseline: str, 
         for ax, (budget, group) in zip(panels, groups.items(), strict=True):
             ax.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
             ax.axvline(0, color="black", lw=0.8)
+            ax.set_xlim(*limits)
             _rows(ax, group, looks, points_each(len(shown)))
             if len(groups) > 1:
                 ax.set_title(budget, loc="left", fontweight="bold")
         panels[-1].set_xlabel(f"test loss minus {baseline}, nats per token (left: better than {baseline})")
         figure.legend(handles=_keys(margin), loc="outside upper left", ncols=3, fontsize=8)
     return figure
+
+
+def difference_limits(arms: Sequence[ArmSummary], margin: float, room: float) -> tuple[float, float]:
+    """What an axis of differences shows: seeds, intervals and the margin (`axes.reach`), and a share of room beside."""
+    groups = []
+    for arm in arms:
+        ends = (arm.difference.low, arm.difference.high) if arm.difference else ()
+        groups.append([value for _, value in arm.differences] + [end for end in ends if end is not None])
+    low, high = reach(groups, margin)
+    return low - room * (high - low), high + room * (high - low)
 
 
 def _controls_last(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
@@ -89,6 +101,9 @@ def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most:
         mark(ax.plot([found.low, found.high], [place - 0.1] * 2, color=look.colour, lw=1.6)[0], arm.arm)
     (mean,) = ax.plot(found.mean, place - 0.1, **look.marked(5.5))
     mark(mean, arm.arm, f"{arm.arm} at {arm.budget}, mean of {found.n}: {told}")
+    low, high = ax.get_xlim()
+    if not low <= found.mean <= high:
+        beyond(ax, (max(low, min(high, found.mean)), place - 0.1), ">" if found.mean > high else "<", arm.arm, look)
     mark(
         ax.text(1.02, place, told.replace("-", "−"), transform=ax.get_yaxis_transform(), fontsize=7.5, va="center"),
         arm.arm,

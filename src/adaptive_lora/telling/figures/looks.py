@@ -111,6 +111,12 @@ def diverged_cross(ax: Axes, x: float, arm: str, look: Look, title: str) -> None
         mark(sign, arm, title)
 
 
+def beyond(ax: Axes, place: tuple[float, float], marker: str, arm: str, look: Look) -> None:
+    """An arrow at the edge, for a mean that lies further out than the axis goes."""
+    (sign,) = ax.plot(*place, ls="none", marker=marker, ms=6.5, color=look.colour, clip_on=False, zorder=5)
+    mark(sign, arm)
+
+
 def seed_points(ax: Axes, points: Sequence[tuple[float, float, str]], arm: str, look: Look, size: float = 3.2) -> None:
     """Faint raw points (x, y, what it is), each with its own title for pages that show it."""
     for x, y, title in points:

@@ -17,7 +17,8 @@ from adaptive_lora.judging.arms import ArmSummary
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.record.runs import Phase
 from adaptive_lora.telling.figures.axes import points_each, side_by_side, wrapped
-from adaptive_lora.telling.figures.looks import CROWD, Looks, seed_points
+from adaptive_lora.telling.figures.differences import difference_limits
+from adaptive_lora.telling.figures.looks import CROWD, Looks, beyond, seed_points
 from adaptive_lora.telling.figures.theme import LEFT_OUT_COLOUR, RANK_COLOURS, mark, themed
 
 _WIDEST = 10.4
@@ -80,7 +81,7 @@ def overview(
     bands = -(-len(shown) // columns)
     columns = -(-len(shown) // bands)
     width = min(1.75, max(1.45, 0.3 * len(roles)))
-    limits = _limits(shown, margin)
+    limits = difference_limits(shown, margin, room=0.1)
     with themed():
         figure = Figure(figsize=(1.2 + width * columns, 4.3 * bands), layout="constrained")
         axes = figure.subplots(2 * bands, columns, squeeze=False, height_ratios=(1.15, 1) * bands)
@@ -90,8 +91,8 @@ def overview(
             image = _heat_map(above, grids[arm.arm], roles, highest, numbers=len(shown) <= CROWD)
             above.set_title(wrapped(arm.arm, width), fontweight="bold")
             above.invert_yaxis()
-            _differences_below(below, arm, looks, margin, points_each(len(shown)))
             below.set_ylim(*limits)
+            _differences_below(below, arm, looks, margin, points_each(len(shown)))
             mark(above, arm.arm)
             mark(below, arm.arm)
             if place % columns:
@@ -154,16 +155,6 @@ def _colour_bar(figure: Figure, image: QuadMesh, axes: Any, label: str, shrink: 
         bar.solids.set_edgecolor("face")
 
 
-def _limits(arms: Sequence[ArmSummary], margin: float) -> tuple[float, float]:
-    """What all panels of differences show: seeds, intervals and the margin."""
-    values = [-margin, margin, *(value for arm in arms for _, value in arm.differences)]
-    for arm in arms:
-        if arm.difference is not None and arm.difference.low is not None and arm.difference.high is not None:
-            values += [arm.difference.low, arm.difference.high]
-    room = 0.1 * (max(values) - min(values)) or 1.0
-    return min(values) - room, max(values) + room
-
-
 def _differences_below(ax: Axes, arm: ArmSummary, looks: Looks, margin: float, most: int) -> None:
     look = looks[arm.arm]
     ax.axhspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
@@ -178,7 +169,10 @@ def _differences_below(ax: Axes, arm: ArmSummary, looks: Looks, margin: float, m
     if arm.difference:
         if arm.difference.low is not None and arm.difference.high is not None:
             ax.plot([0.5, 0.5], [arm.difference.low, arm.difference.high], color=look.colour, lw=1.6)
-        ax.plot(0.5, arm.difference.mean, **look.marked(6))
+        mean, (low, high) = arm.difference.mean, ax.get_ylim()
+        ax.plot(0.5, mean, **look.marked(6))
+        if not low <= mean <= high:
+            beyond(ax, (0.5, max(low, min(high, mean))), "^" if mean > high else "v", arm.arm, look)
     if arm.is_baseline:
         ax.text(0.5, 0.0, "baseline\n", transform=ax.get_yaxis_transform(), fontsize=8, ha="center", va="center")
     loss = f"{arm.loss.mean:.4f}" if arm.loss else ""
