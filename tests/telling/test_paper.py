@@ -38,6 +38,7 @@ from adaptive_lora.telling.paper.manuscript import Author, Manuscript, People
 from adaptive_lora.telling.paper.markdown import render_markdown
 from adaptive_lora.telling.paper.prose import Account, write_blocks
 from adaptive_lora.telling.paper.works import read_works, work, works
+from adaptive_lora.telling.report.evidence import retreats
 from adaptive_lora.telling.text import escape_latex
 from tests.telling.ledgers import make_ledger
 
@@ -190,6 +191,18 @@ def test_a_study_without_hypotheses_has_no_verdicts(results: Path) -> None:
     text = told(results)
     assert "exploratory" in text and "named no hypothesis" in text and "decay-01 is better" not in text
     assert not BETTER.search(text.replace("any of these plans is better", ""))
+
+
+def test_a_plan_that_came_out_as_the_baselines_own_is_said_to_be_so(results: Path) -> None:
+    set_losses(results, decay_01=lambda i: 0.0 if i else 0.001, decay_02=no_difference)
+    with open_findings(results) as found:
+        own = next(arm for arm in found.arms if arm.arm == "decay-01")
+        remarks = list(retreats(found))
+    said = f"On {own.same} of {len(own.differences)} seeds decay-01 plans just what uniform does"
+    assert own.same == len(own.differences) - 1 > 0 and said in " ".join(told(results).split())
+    assert len(remarks) == 1 and remarks[0].startswith(
+        f"On {own.same} of {len(own.differences)} seeds decay-01 at rank:"
+    )
 
 
 @pytest.mark.parametrize(("half", "says"), [(0.0, "it cannot"), (0.2, "it can:")])

@@ -38,6 +38,11 @@ class ArmSummary:
     unfinished: int
 
     @property
+    def same(self) -> int:
+        """Seeds on which its loss is the baseline's to the last bit: there its plan came out as the baseline's own."""
+        return sum(difference == 0 for _, difference in self.differences)
+
+    @property
     def perplexity(self) -> float | None:
         """exp of the mean loss."""
         return perplexity(self.loss.mean) if self.loss else None

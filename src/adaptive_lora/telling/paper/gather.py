@@ -156,6 +156,7 @@ def _arms(facts: Collected, found: Findings) -> None:
         facts.add(f"{key}.loss.mean", arm.loss.mean if arm.loss else None, ".4f")
         facts.add(f"{key}.perplexity", arm.perplexity, ".2f")
         facts.add(f"{key}.difference", arm.difference, "+.4f", NATS)
+        facts.add(f"{key}.same", arm.same or None, "d")
         facts.add(f"{key}.n", arm.loss.n if arm.loss else 0, "d")
         facts.add(f"{key}.rate", arm.learning_rate, "g")
         facts.add(f"{key}.plan_seconds", arm.plan_seconds, ".3g", "s")

@@ -158,6 +158,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "arms": [arm["name"] for arm in spec["arms"]],
         "contenders": contenders(found),
         "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None],
+        "retreats": [f"{a.arm}@{a.budget}" for a in found.arms if a.same and a.arm in contenders(found)],
         "every": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
         "controls": list(controls.get("arms", {})),
         "compute": [f"compute.{arm}@{b}" for arm in controls.get("compute", {}) for b in spec["budgets"]],

@@ -80,6 +80,16 @@ def worth(found: Findings) -> Table | None:
     return Table("worth", "Worth in parameters", columns, tuple(rows), caption)
 
 
+def retreats(found: Findings) -> Sequence[str]:
+    """Arms whose plans came out as the baseline's own: no difference is no news of these."""
+    return [
+        f"On {arm.same} of {counted(len(arm.differences), 'seed')} {arm.arm} at {arm.budget} plans just what "
+        f"{found.baseline} does, and its run is the same to the last bit."
+        for arm in found.arms
+        if arm.same
+    ]
+
+
 def worth_remarks(found: Findings) -> Sequence[str]:
     """Why there is no such table, where there could be one."""
     curve = baseline_curve(found.arms)

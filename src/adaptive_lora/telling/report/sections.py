@@ -169,7 +169,7 @@ def troubles(found: Findings) -> Table | None:
 
 SECTIONS = (
     Section("verdicts", "Verdicts", (verdicts,), remarks=lambda found: [assay.text for assay in found.assays]),
-    Section("arms", "Arms", (arms,), remarks=lambda found: [reach(found)]),
+    Section("arms", "Arms", (arms,), remarks=lambda found: [reach(found), *evidence.retreats(found)]),
     Section("overview", "Overview", figures=("overview",)),
     Section("differences", "Differences", (evidence.sizes, evidence.compute), ("differences",)),
     Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",), evidence.worth_remarks),
