@@ -205,6 +205,12 @@ def test_a_plan_that_came_out_as_the_baselines_own_is_said_to_be_so(results: Pat
     )
 
 
+def test_a_control_that_longer_training_harms_is_said_to_flatter() -> None:
+    harmed, helped = (told(RESULTS / name) for name in ("alpaca-babyllama-full", "gsm8k-stories260k"))
+    assert "is itself worse than at the study's own length (uniform-x1.67 at rank:2 by" in " ".join(harmed.split())
+    assert "is itself worse" not in helped
+
+
 @pytest.mark.parametrize(("half", "says"), [(0.0, "it cannot"), (0.2, "it can:")])
 def test_an_assay_that_fails_is_said_beside_equivalence(results: Path, half: float, says: str) -> None:
     set_losses(results, decay_01=no_difference, decay_02=no_difference)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -162,6 +162,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "every": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
         "controls": list(controls.get("arms", {})),
         "compute": [f"compute.{arm}@{b}" for arm in controls.get("compute", {}) for b in spec["budgets"]],
+        "overtrained": _overtrained(found, set(controls.get("compute", {}).values())),
         "twins": bool(controls.get("twin")),
         "assays": found.assays,
         "tells": telling,
@@ -241,6 +242,12 @@ def _training(found: Findings) -> Training:
         tuple(c.budget for c in own if first_too_high(found.stability, c, chosen, found.analysis["margin"])),
         effects,
     )
+
+
+def _overtrained(found: Findings, controls: Set[str]) -> list[str]:
+    """ARM@BUDGET of longer trained baselines that are worse for it, with the whole 95 % interval."""
+    longer = [arm for arm in found.arms if arm.arm in controls and arm.difference]
+    return [f"{arm.arm}@{arm.budget}" for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0]
 
 
 def _best(found: Findings) -> str:
