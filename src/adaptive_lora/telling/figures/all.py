@@ -70,14 +70,14 @@ def main_figures(found: Findings, looks: Looks) -> _Parts:
         lambda: overview(ranks, arms, looks, baseline, analysis["margin"]) if arms else None,
         "One column an arm. Above: where the rank goes, mean over seeds. Below: what that "
         f"changed in test loss against {baseline} (negative: better), circles: seeds, filled sign: mean, line: 95 % t "
-        f"interval over seeds, {margin}{_left_out(found)}{_beyond(found, arms[:1])}{cap_note(first)}",
+        f"interval over seeds, {margin}{_left_out(found)}{_beyond(found, arms[:1], 0.1)}{cap_note(first)}",
     )
     yield (
         "differences",
         lambda: paired_differences(arms, looks, baseline, analysis["margin"]),
         f"Test loss of each arm minus {baseline} at the same seed (negative: better). Open circles: seeds; sign and "
         f"line, and the numbers: their mean and 95 % t interval over seeds; {margin} Controls, which spend rank "
-        f"without a reason, stand last.{_beyond(found, arms)}{cap_note(compared)}",
+        f"without a reason, stand last.{_beyond(found, arms, 0.05)}{cap_note(compared)}",
     )
     yield (
         "loss-by-budget",
@@ -154,11 +154,11 @@ def _choices_and_costs(found: Findings, looks: Looks) -> _Parts:
     )
 
 
-def _beyond(found: Findings, some: Sequence[ArmSummary]) -> str:
-    """Whether an arm at the budgets of these is so far from all others that it is an arrow."""
+def _beyond(found: Findings, some: Sequence[ArmSummary], room: float) -> str:
+    """Whether an arm at the budgets of these is so far from all others that it is an arrow, with so much room."""
     budgets = {arm.budget for arm in some}
     shown = [arm for arm in found.arms if arm.budget in budgets and arm.difference is not None]
-    low, high = difference_limits(shown, found.analysis["margin"], room=0.0)
+    low, high = difference_limits(shown, found.analysis["margin"], room)
     far = any(arm.difference and not low <= arm.difference.mean <= high for arm in shown)
     return _ARROWS if far else ""
 
