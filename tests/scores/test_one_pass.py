@@ -112,10 +112,14 @@ def test_exact_whitened_rank_is_that_of_a_direct_computation(base: FrozenBase, e
     assert max(found.values()) > 1.5 * min(found.values())  # modules differ, so that the test can tell them apart
 
 
-def test_b_gradient_is_that_of_an_adapter_whose_b_is_zero(base: FrozenBase, examples: list[Example]) -> None:
+@pytest.mark.parametrize("others", [(), ("gradient-norm",), ("whitened-rank",)])
+@pytest.mark.parametrize("mode", ["exact", "stream"])
+def test_b_gradient_is_that_of_an_adapter_whose_b_is_zero(
+    base: FrozenBase, examples: list[Example], mode: str, others: tuple[str, ...]
+) -> None:
     base.model.double()
     batches, rank, scaling = in_threes(examples), 4, 2.0
-    found = scores_of(base, batches, "b-gradient", rank=rank, scaling=scaling)["b-gradient"]
+    found = scores_of(base, batches, "b-gradient", *others, rank=rank, scaling=scaling, mode=mode)["b-gradient"]
     expected = dict.fromkeys(found, 0.0)
     for gradients in gradients_of(base, batches):
         for m in base.outline.modules:
@@ -242,7 +246,7 @@ def test_the_base_is_left_clean_after_an_error(
     def fail(*_: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr("adaptive_lora.scores.gathering.WholeGradient.add", fail)
+    monkeypatch.setattr("adaptive_lora.scores.gathering.Gradients.add", fail)
     with pytest.raises(MemoryError, match="no room"):
         scores_of(gpt2, [examples[:4]], *MEASURES)
     check()

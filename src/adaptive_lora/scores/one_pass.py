@@ -23,7 +23,7 @@ from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import Mode, Tokens
 from adaptive_lora.scores.capture import Capture, listening
-from adaptive_lora.scores.gathering import BatchGradient, BSquares, Gatherer, WholeGradient
+from adaptive_lora.scores.gathering import BatchGradient, BSquares, Gatherer, Gradients, Keeper, WholeGradient
 from adaptive_lora.scores.spectra import Moments
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import IGNORED, Batch, collate, sequence_losses
@@ -127,17 +127,20 @@ class Gathered:
         return scores
 
     def _gatherers(self, m: ModuleShape) -> list[Gatherer]:
-        asked, found = self.asked, list[Gatherer]()
+        asked, keepers = self.asked, list[Keeper]()
         entrywise = bool(asked.measures & {"weight-gradient", "gradient-norm"})
         if "whitened-rank" in asked.measures or (entrywise and asked.exact):
-            found.append(WholeGradient(asked.weight(m)))
+            keepers.append(WholeGradient(asked.weight(m)))
         if entrywise and not asked.exact:
-            found.append(BatchGradient(asked.weight(m)))  # its values count, being the later
+            keepers.append(BatchGradient(asked.weight(m)))  # its values count, being the later
         if "b-gradient" in asked.measures:
             a = torch.from_numpy(initial_a(asked.seed, m.name, min(asked.rank, m.largest_rank), m.d_in))
             double = asked.base.model.dtype == torch.float64
-            found.append(BSquares(a.to(asked.base.device, torch.float64 if double else torch.float32), asked.scaling))
-        return found
+            b = BSquares(a.to(asked.base.device, torch.float64 if double else torch.float32), asked.scaling)
+            if not keepers:
+                return [b]
+            keepers.append(b)
+        return [Gradients(keepers)] if keepers else []
 
 
 def take(asked: Pass) -> tuple[Found, dict[str, Any]]:
