@@ -116,6 +116,22 @@ def test_a_hub_name_without_the_hub_says_what_to_do() -> None:
         load_records("tatsu-lab/alpaca")
 
 
+def test_a_configuration_of_a_data_set_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the library takes owner/name for a folder where there is one
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    texts = {"main": "two", "socratic": "How much is 1 + 1? two"}
+    for name, answer in texts.items():
+        folder = tmp_path / "owner" / "sums" / name
+        folder.mkdir(parents=True)
+        (folder / "train.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": answer}))
+    configs = [{"config_name": name, "data_files": f"{name}/*.jsonl"} for name in texts]
+    (tmp_path / "owner" / "sums" / "README.md").write_text(f"---\n{json.dumps({'configs': configs})}\n---\n")
+    for name, answer in texts.items():
+        assert [r.completion for r in load_records(f"owner/sums:{name}").records] == [answer]
+    with pytest.raises(DataError, match=r"owner/sums:other could.*'main', 'socratic'.*owner/name:configuration"):
+        load_records("owner/sums:other")
+
+
 def test_keys_are_blind_to_case_and_space_and_tell_prompt_from_content() -> None:
     a = Record("alpaca", "Say  Hi", "", "yes")
     b = Record("alpaca", "say hi", "", "Yes ")

@@ -81,7 +81,8 @@ class RecordSet:
 
 
 def load_records(source: str) -> RecordSet:
-    """Records of a local file (`.json`, `.jsonl`, `.parquet`) or a hub data set (`owner/name`).
+    """Records of a local file (`.json`, `.jsonl`, `.parquet`) or a hub data set (`owner/name`,
+    or `owner/name:configuration` where it has several).
 
     Raises DataError, naming the file and the remedy, for a source that is missing, torn, empty or of
     no known form.
@@ -101,7 +102,7 @@ def from_dicts(rows: Sequence[Any], name: str, revision: str | None = None, exac
         raise DataError(f"{name} holds no records; expected a list of {_forms_in_words()}.")
     form = recognise(rows[0], name)
     records = tuple(_record(row, form, i, name) for i, row in enumerate(rows))
-    return RecordSet(name, form, records, revision, LICENCES.get(name), exact_answers)
+    return RecordSet(name, form, records, revision, LICENCES.get(name.partition(":")[0]), exact_answers)
 
 
 def recognise(row: Any, name: str) -> str:
@@ -178,17 +179,19 @@ def _read_parquet(path: Path) -> Sequence[Any]:
 READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
 
 
-def _read_hub(name: str) -> tuple[Sequence[Any], str | None]:
+def _read_hub(source: str) -> tuple[Sequence[Any], str | None]:
     import datasets
     import huggingface_hub
 
+    name, _, configuration = source.partition(":")
     try:
-        rows = list(datasets.load_dataset(name, split="train"))
+        rows = list(datasets.load_dataset(name, configuration or None, split="train"))
     except Exception as error:
         # The hub libraries raise a dozen unrelated classes for "cannot be had".
+        reason = " ".join(str(error).splitlines()[:2]).rstrip(".") or "no reason given"
         raise DataError(
-            f"The data set {name} could not be loaded from the hub: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}. Check the name and the network "
+            f"The data set {source} could not be loaded from the hub: {type(error).__name__}: {reason}. Check the "
+            "name (owner/name, or owner/name:configuration where it has several) and the network "
             "(`adaptive-lora doctor`), or give a local .json, .jsonl or .parquet file."
         ) from None
     try:

@@ -60,7 +60,7 @@ class DataPart(Part):
     """Which records, and how many for what."""
 
     source: PathText
-    """`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name."""
+    """`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name[:configuration]."""
     train: Annotated[int, Field(ge=1)]
     validation: Annotated[int, Field(ge=1)]
     test: Annotated[int, Field(ge=1)]
