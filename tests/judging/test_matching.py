@@ -47,7 +47,7 @@ def test_beyond_the_curve_nothing_is_claimed() -> None:
     assert match.percent is None and match.text == "beyond the curve"
     (match,) = matches(summarise(runs(-0.0199), "uniform"))
     assert match.high is None and match.text.endswith("above +100 %]")
-    assert Match("a", "rank:8", -40.0, None, 0.0, (-50.0, 100.0)).text == "-40 % [below -50 %, +0 %]"
+    assert Match("a", "rank:8", -40.0, None, 0.0, (-50.0, 100.0)).text == "−40 % [below −50 %, +0 %]"
 
 
 @pytest.mark.parametrize("curve", [(-0.01, -0.02), (0.03, 0.01)], ids=["half is better", "double is worse"])

@@ -366,7 +366,7 @@ def test_a_break_at_the_top_under_one_scaling_alone() -> None:
         "From 0.01 on the rate is too high for uniform itself at rank:8: worse than at 0.003, its rate by validation, "
         "by 0.400 [0.400, 0.400] over 3 seeds.",
         "alpha-over-r scaling (heavy-r) at rank:8: it is not seen to break, heavy breaks first at 0.01; at 0.01 its "
-        "loss less that of heavy: -0.080 [-0.080, -0.080] over 3 seeds. The scaling rule is a cause of the break.",
+        "loss less that of heavy: −0.080 [−0.080, −0.080] over 3 seeds. The scaling rule is a cause of the break.",
     ]
 
 

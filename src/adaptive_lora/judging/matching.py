@@ -11,6 +11,7 @@ import pandas as pd
 
 from adaptive_lora.judging.arms import ArmSummary, evaluations
 from adaptive_lora.judging.stats import Interval, interval_of
+from adaptive_lora.judging.words import number
 from adaptive_lora.record.runs import Status
 
 
@@ -53,13 +54,13 @@ class Match:
         """In percent, as far as the curve goes.
 
         >>> Match("a", "rank:8", 12.0, -3.0, None, (-50.0, 100.0)).text
-        '+12 % [-3 %, above +100 %]'
+        '+12 % [−3 %, above +100 %]'
         """
         if self.percent is None:
             return "beyond the curve"
-        low = f"below {self.ends[0]:+.0f} %" if self.low is None else f"{self.low:+.0f} %"
-        high = f"above {self.ends[1]:+.0f} %" if self.high is None else f"{self.high:+.0f} %"
-        return f"{self.percent:+.0f} % [{low}, {high}]"
+        low = f"below {number(self.ends[0], '+.0f')} %" if self.low is None else f"{number(self.low, '+.0f')} %"
+        high = f"above {number(self.ends[1], '+.0f')} %" if self.high is None else f"{number(self.high, '+.0f')} %"
+        return f"{number(self.percent, '+.0f')} % [{low}, {high}]"
 
 
 def baseline_curve(arms: Sequence[ArmSummary]) -> Curve:

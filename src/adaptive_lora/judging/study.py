@@ -11,7 +11,7 @@ import pandas as pd
 from adaptive_lora.judging.arms import ArmSummary, evaluations
 from adaptive_lora.judging.stats import Interval, interval_of
 from adaptive_lora.judging.verdicts import Judgement, Verdict, judge_family
-from adaptive_lora.judging.words import listed
+from adaptive_lora.judging.words import listed, number
 from adaptive_lora.record.protocol import Comparison, halved
 from adaptive_lora.record.runs import Status
 
@@ -37,8 +37,8 @@ class Assay:
         """In plain words."""
         if self.loss_of_half is None or self.tells is None:
             return f"Too few seeds at {self.half} to know whether this task can tell ranks apart at {self.budget}."
-        low, high = self.loss_of_half.low, self.loss_of_half.high
-        apart = f"{self.loss_of_half.mean:+.4f} nats per token, [{low:.4f}, {high:.4f}] over {self.loss_of_half.over}"
+        ends = f"[{number(self.loss_of_half.low, '.4f')}, {number(self.loss_of_half.high, '.4f')}]"
+        apart = f"{number(self.loss_of_half.mean, '+.4f')} nats per token, {ends} over {self.loss_of_half.over}"
         if self.tells:
             return f"At {self.budget} this task can tell ranks apart: half of it, {self.half}, is worse ({apart})."
         return (

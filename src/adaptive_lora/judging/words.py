@@ -25,16 +25,25 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
+def number(value: float | None, form: str) -> str:
+    """As `format` writes it, with a true minus and a space before %; nothing for nothing.
+
+    >>> number(-0.0035, "+.4f"), number(0.25, ".0%")
+    ('−0.0035', '25 %')
+    """
+    return "" if value is None else format(value, form).replace("-", "−").replace("%", " %")
+
+
 def written(interval: Interval, signed: bool = False) -> str:
     """Mean, interval and n; without a sign, a mean below zero and its interval are turned round.
 
     >>> written(Interval(-0.08, -0.11, -0.05, 3, 0.95)), written(Interval(-0.08, None, None, 1, 0.95), signed=True)
-    ('0.080 [0.050, 0.110] over 3 seeds', '-0.080 over 1 seed')
+    ('0.080 [0.050, 0.110] over 3 seeds', '−0.080 over 1 seed')
     """
     turned = interval.mean < 0 and not signed
     mean, low, high = interval.mean, interval.low, interval.high
     if turned:
         mean, low, high = -mean, None if high is None else -high, None if low is None else -low
-    plus = "+" if signed else ""
-    ends = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-    return f"{mean:{plus}.3f}{ends} over {counted(interval.n, interval.over.removesuffix('s'))}"
+    ends = "" if low is None or high is None else f" [{number(low, '.3f')}, {number(high, '.3f')}]"
+    over = counted(interval.n, interval.over.removesuffix("s"))
+    return f"{number(mean, '+.3f' if signed else '.3f')}{ends} over {over}"

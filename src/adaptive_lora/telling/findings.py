@@ -16,7 +16,7 @@ from adaptive_lora.judging.sizes import sizes as sizes_of
 from adaptive_lora.judging.stability import stability_table
 from adaptive_lora.judging.study import Assay, assays, judge_primary, verdict_sentences
 from adaptive_lora.judging.verdicts import Judgement
-from adaptive_lora.judging.words import counted
+from adaptive_lora.judging.words import counted, number
 from adaptive_lora.record.ledger import Ledger
 from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.record.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
@@ -229,8 +229,8 @@ def description(found: Findings) -> list[str]:
         f"outside the margin of {margin:g}: {_some(outside)}." if outside else f"all inside the margin of {margin:g}."
     )
     sentences = [
-        f"Over {counted(seeds, 'seed')}, mean differences from {found.baseline} run from {best[1]:+.4f} "
-        f"({best[0].arm}) to {worst[1]:+.4f} ({worst[0].arm}) nats per token; {inside}".replace("-0.", "−0.")
+        f"Over {counted(seeds, 'seed')}, mean differences from {found.baseline} run from {number(best[1], '+.4f')} "
+        f"({best[0].arm}) to {number(worst[1], '+.4f')} ({worst[0].arm}) nats per token; {inside}"
     ]
     if smallest_p(seeds) > alpha:
         sentences.append(

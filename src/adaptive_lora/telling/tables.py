@@ -16,6 +16,7 @@ from typing import Literal
 from markupsafe import Markup, escape
 
 from adaptive_lora.judging.stats import Interval
+from adaptive_lora.judging.words import number
 from adaptive_lora.telling.text import escape_latex, escape_markdown, visible
 
 Cell = str | int | float | Interval | None
@@ -170,7 +171,7 @@ def _html_cell(index: int, column: Column, cell: Cell) -> Markup:
         content = Markup("<bdi>{}</bdi>").format(visible(cell))
     elif _there(cell):
         value = cell.mean if isinstance(cell, Interval) else cell
-        key, content = str(value), escape(_number(value, column.form))
+        key, content = str(value), escape(number(value, column.form))
         if isinstance(cell, Interval) and (ends := _ends(cell, column.form)):
             content += Markup('<span class="range">{}</span>').format(ends)
     kind = Markup(' class="text"') if column.kind == "text" else ""
@@ -191,19 +192,14 @@ def written(cell: Cell, form: str = "") -> str:
     if isinstance(cell, str):
         return cell
     if isinstance(cell, Interval):
-        return f"{_number(cell.mean, form)} {_ends(cell, form)}".strip()
-    return _number(cell, form)
+        return f"{number(cell.mean, form)} {_ends(cell, form)}".strip()
+    return number(cell, form)
 
 
 def _ends(interval: Interval, form: str) -> str:
     if interval.low is None or interval.high is None:
         return ""
-    return f"[{_number(interval.low, form)}, {_number(interval.high, form)}]"
-
-
-def _number(value: float | None, form: str) -> str:
-    """With a true minus."""
-    return "" if value is None else format(value, form).replace("-", "−").replace("%", " %")
+    return f"[{number(interval.low, form)}, {number(interval.high, form)}]"
 
 
 def _there(cell: Cell) -> bool:

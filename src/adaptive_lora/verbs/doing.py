@@ -55,7 +55,9 @@ def init(
 def data_profile(
     source: Annotated[
         str,
-        typer.Argument(help="`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name[:configuration]."),
+        typer.Argument(
+            help="`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name[:configuration]."
+        ),
     ],
     model: Annotated[
         str, typer.Option(help="Model whose tokenizer and context count: `demo`, a folder, or owner/name.")

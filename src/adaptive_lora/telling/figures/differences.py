@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from adaptive_lora.judging.arms import ArmSummary
+from adaptive_lora.judging.words import number
 from adaptive_lora.telling.figures.axes import points_each, reach
 from adaptive_lora.telling.figures.looks import Looks, beyond, name_rows, seed_points
 from adaptive_lora.telling.figures.theme import mark, themed
@@ -95,9 +96,9 @@ def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most:
         for seed, value in arm.differences[:most]
     ]
     seed_points(ax, points, arm.arm, look)
-    told = f"{found.mean:+.4f}"
+    told = number(found.mean, "+.4f")
     if found.low is not None and found.high is not None:
-        told += f"  [{found.low:+.4f}, {found.high:+.4f}]"
+        told += f"  [{number(found.low, '+.4f')}, {number(found.high, '+.4f')}]"
         mark(ax.plot([found.low, found.high], [place - 0.1] * 2, color=look.colour, lw=1.6)[0], arm.arm)
     (mean,) = ax.plot(found.mean, place - 0.1, **look.marked(5.5))
     mark(mean, arm.arm, f"{arm.arm} at {arm.budget}, mean of {found.n}: {told}")
@@ -105,7 +106,7 @@ def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most:
     if not low <= found.mean <= high:
         beyond(ax, (max(low, min(high, found.mean)), place - 0.1), ">" if found.mean > high else "<", arm.arm, look)
     mark(
-        ax.text(1.02, place, told.replace("-", "−"), transform=ax.get_yaxis_transform(), fontsize=7.5, va="center"),
+        ax.text(1.02, place, told, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center"),
         arm.arm,
     )
 

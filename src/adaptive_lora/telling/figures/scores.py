@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from adaptive_lora.judging.words import number
 from adaptive_lora.record.runs import Phase
 from adaptive_lora.telling.figures.axes import plain_log, points_each, wrapped
 from adaptive_lora.telling.figures.looks import Looks
@@ -66,7 +67,7 @@ def _panel(ax: Axes, own: pd.DataFrame, arm: str, most: int) -> None:
         mark(point, arm, f"{arm}, {module}: rank {rank:g}, score {score:.3g}")
     mark(ax, arm)
     correlation = spearman(own)
-    told = f"{correlation:+.2f}".replace("-", "−") if correlation is not None else "–"
+    told = number(correlation, "+.2f") if correlation is not None else "–"
     ax.set_title(f"{wrapped(arm, 2.1)}\nSpearman {told}", fontsize=8.5)
     if own["score"].min() > 0 and own["score"].max() > _WIDE * own["score"].min():
         plain_log(ax.yaxis)

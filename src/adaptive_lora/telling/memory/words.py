@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from adaptive_lora.judging.stats import Interval
-from adaptive_lora.judging.words import listed
+from adaptive_lora.judging.words import listed, number
 from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.telling.text import escape_markdown, visible
 
@@ -50,8 +50,8 @@ def apart(found: Interval, form: str = "+.4f") -> str:
     >>> apart(Interval(-0.012, -0.02, 0.004, 8, 0.95))
     '−0.0120 (−0.0200 to +0.0040)'
     """
-    ends = "" if found.low is None or found.high is None else f" ({found.low:{form}} to {found.high:{form}})"
-    return f"{found.mean:{form}}{ends}".replace("-", "−")
+    mean, low, high = (number(end, form) for end in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})" if low and high else mean
 
 
 def few(names: Sequence[str], most: int = MOST) -> str:
