@@ -101,6 +101,10 @@ class Findings:
         """Whether an arm's name alone does not say which runs are meant."""
         return len({arm.budget for arm in self.arms}) > 1
 
+    def named(self, arm: str, budget: str) -> str:
+        """An arm, with its budget where its name alone would not do."""
+        return f"{arm} at {budget}" if self.several_budgets else arm
+
     @property
     def done(self) -> int:
         """Runs with a result; a divergence is one."""
@@ -223,7 +227,7 @@ def description(found: Findings) -> list[str]:
     margin, alpha = found.analysis["margin"], found.analysis["alpha"]
     best, worst = (choose(compared, key=lambda arm: arm[1]) for choose in (min, max))
     beyond = [arm for arm, mean, _ in compared if abs(mean) > margin]
-    outside = [f"{arm.arm} at {arm.budget}" if found.several_budgets else arm.arm for arm in beyond]
+    outside = [found.named(arm.arm, arm.budget) for arm in beyond]
     seeds = min(n for *_, n in compared)
     inside = (
         f"outside the margin of {margin:g}: {_some(outside)}." if outside else f"all inside the margin of {margin:g}."

@@ -54,8 +54,8 @@ def _rates(found: Findings, standing: Standing) -> Iterator[str]:
         beyond = sorted({edge.beyond for edge in edges})
         yield (
             f"Widen `train.learning_rate` by {few([f'{rate:g}' for rate in beyond])}, or write `auto` in it, in a new "
-            f"study: {few([_at(found, edge.arm, edge.budget) for edge in edges], 4)} did best at the edge of the grid, "
-            "so that a better rate may lie beyond."
+            f"study: {few([found.named(edge.arm, edge.budget) for edge in edges], 4)} did best at the edge of the "
+            "grid, so that a better rate may lie beyond."
         )
 
 
@@ -86,16 +86,16 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
     undecided = _of(found, Verdict.UNDECIDED)
     reachable = {c: j.needed for c, j in undecided.items() if j.needed is not None}
     if reachable:
-        counts = [f"{_at(found, c.arm, c.budget)} ({n:,})" for c, n in sorted(reachable.items(), key=lambda x: x[1])]
+        counts = [f"{found.named(c.arm, c.budget)} ({n:,})" for c, n in sorted(reachable.items(), key=lambda x: x[1])]
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
             f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; about so "
             f"many would do, were mean and spread as found: {few(counts)}."
         )
-    alone = [_at(found, c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
+    alone = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:
         yield f"Find out why {few(alone)} has fewer than two pairs of runs: diverged runs leave none to compare."
-    hopeless = [_at(found, c.arm, c.budget) for c, j in undecided.items() if j.needed is None and j.n > 1]
+    hopeless = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.needed is None and j.n > 1]
     if hopeless:
         yield (
             f"Leave {few(hopeless)} open, or ask with another margin: not even {MOST_SEEDS:,} seeds would decide, were "
@@ -114,8 +114,8 @@ def _records(found: Findings, standing: Standing) -> Iterator[str]:
         wanted = _two_digits(records * (half / margin) ** 2)
         yield (
             f"Raise `data.test` from {records:,} to about {wanted:,} records: over "
-            f"test records the difference of {_at(found, size.arm, size.budget)} is known to ±{half:.4f} only, and the "
-            f"margin is {margin:g}."
+            f"test records the difference of {found.named(size.arm, size.budget)} is known to ±{half:.4f} only, and "
+            f"the margin is {margin:g}."
         )
 
 
@@ -143,10 +143,6 @@ _RULES: tuple[Rule, ...] = (_rates, _sensitivity, _hypotheses, _seeds, _records,
 
 def _of(found: Findings, verdict: Verdict) -> dict[Comparison, Judgement]:
     return {c: j for c, j in found.judged.items() if j.verdict is verdict}
-
-
-def _at(found: Findings, arm: str, budget: str) -> str:
-    return f"{arm} at {budget}" if found.several_budgets else arm
 
 
 def _half(interval: Interval | None) -> float | None:

@@ -150,6 +150,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "primary": outcomes,
         **{str(kind): [c for c in outcomes if verdicts[c] is kind] for kind in Verdict},
         "several_budgets": several,
+        "named": lambda key: _named(key, several),
         "budgets": list(spec["budgets"]),
         "strategies": strategies,
         "measuring": [name for name in strategies if _measures(name)],
@@ -193,14 +194,13 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
 
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
     """Own arms whose whole 95 % interval lies above, or below, those of every control by chance at the same budget."""
-    several = found.several_budgets
     seen: dict[str, list[str]] = {"above": [], "below": []}
     for budget in found.facts["spec"]["budgets"]:
         here = [arm for arm in found.arms if arm.budget == budget and arm.difference and arm.difference.low is not None]
         ends = [(a.difference.low, a.difference.high) for a in here if a.arm in controls and a.difference]
         for arm in here if ends else ():
             if arm.arm in contenders(found) and arm.difference:
-                name = f"{arm.arm} at {budget}" if several else arm.arm
+                name = found.named(arm.arm, budget)
                 if (arm.difference.low or 0.0) > max(high or 0.0 for _, high in ends):
                     seen["above"].append(name)
                 if (arm.difference.high or 0.0) < min(low or 0.0 for low, _ in ends):
@@ -282,8 +282,13 @@ def _measures(name: str) -> bool:
     return bool(strategy.needs(strategy.options())) if name not in ("shuffled", "inverted") else False
 
 
+def _named(key: str, several: bool) -> str:
+    """ARM@BUDGET in words; `several` is of budgets asked for, since those of controls are told by their names."""
+    return key.replace("@", " at ") if several else key.split("@")[0]
+
+
 def _outcome(comparison: Comparison, judged: Judgement, several: bool) -> Outcome:
-    name = f"{comparison.arm} at {comparison.budget}" if several else comparison.arm
+    name = _named(f"{comparison.arm}@{comparison.budget}", several)
     significant = judged.adjusted_p is not None and judged.adjusted_p <= judged.alpha
     key = f"{comparison.arm}@{comparison.budget}.verdict"
     size = "" if judged.mean is None else written(abs(judged.mean), ".4f")
