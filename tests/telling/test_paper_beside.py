@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -130,6 +131,36 @@ def test_planted_ranks_are_told_with_what_does_not_count(folders: tuple[Path, Pa
     assert above is not None and above.group(1) == "last-mlp and few-modules"
     assert above.group(2).startswith("marginal-gain, lora-drop") and "inverted" not in above.group(2)
     assert "It does for last-mlp and few-modules, and not for two-blocks" in text
+
+
+def _another(result: dict[str, Any], truth: str, shrunk: float, **shares: float) -> dict[str, Any]:
+    """The same divergences on another truth, drawn together and with other shares of the oracle's gain."""
+    d = {name: shrunk * value for name, value in result["divergence"].items()}
+    gain = d["uniform"] - d["oracle"]
+    moved = {name.replace("_", "-"): d["uniform"] - share * gain for name, share in shares.items()}
+    return {**result, "truth": truth, "divergence": d | moved}
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_where_the_best_strategy_is_not_the_best_is_said(folders: tuple[Path, Path]) -> None:
+    one, other = folders
+    planted = one / "planted.json"
+    found = json.loads((BENCH / "recovery-babyllama.json").read_text())
+    growing = [r for r in found["results"] if r["truth"] == "growing"]
+    found["results"] = [r for r in found["results"] if r["truth"] in ("last-mlp", "growing")]
+    spread = {"marginal_gain": 0.0, "posthoc_svd": 0.9, "mlp_only": 1.0}
+    found["results"] += [_another(r, "mlp-only", 1.0, **spread) for r in growing]
+    found["results"] += [_another(r, "real", 0.01, marginal_gain=0.5, eva=0.7) for r in growing]
+    planted.write_text(json.dumps(found))
+    paper = made(one, other, planted)
+    text = prose(paper)
+    assert "in few layers. On growing, mlp-only and real, which do not, the largest shares are" in text
+    assert "on mlp-only, posthoc-svd with 0.90" in text and "on real, eva with 0.70" in text
+    assert "On mlp-only marginal-gain kept uniform ranks on every seed and recovers nothing" in text
+    assert "On real marginal-gain recovers 0.50" in text and "On growing marginal-gain" not in text
+    assert "are worth less than what this paper calls a difference" in text
+    assert "on other patterns (mlp-only and real) others recover more" in text
+    assert [c.name for c in paper.tables["planted-spread"].columns][1:4] == ["growing", "mlp_only", "real"]
 
 
 @pytest.mark.usefixtures("uncompiled")

@@ -18,7 +18,8 @@ import numpy as np
 from adaptive_lora.errors import PaperError
 from adaptive_lora.judging.recovery import CLEAR, CONCENTRATED, CONTROLS, shares_by_seed, summary
 from adaptive_lora.judging.stats import Interval, mean_interval
-from adaptive_lora.telling.tables import Cell, Column, Row, Table, written
+from adaptive_lora.judging.words import number
+from adaptive_lora.telling.tables import Cell, Column, Row, Table
 
 REFERENCES = ("oracle", "floor", "uniform")
 """What stands in every result beside the strategies."""
@@ -62,6 +63,11 @@ class Recovered:
         return tuple(t for t in (self.shown if self.provisional else self.counting) if t in CONCENTRATED)
 
     @property
+    def spread(self) -> tuple[str, ...]:
+        """The truths that count and do not lie in few layers."""
+        return tuple(t for t in self.counting if t not in CONCENTRATED)
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """Those that have all the truths that means are over."""
         done = {(r["truth"], r["seed"]) for r in self.results}
@@ -71,6 +77,11 @@ class Recovered:
     def share(self, truth: str, name: str) -> Interval | None:
         """Of the oracle's gain on one truth, over its seeds; nothing where a student diverged."""
         return self._interval(truth, name, "share_of_oracle_gain")
+
+    def is_uniform(self, truth: str, name: str) -> bool:
+        """Whether a strategy's student was the uniform one on every seed."""
+        own = [r["divergence"] for r in self.results if r["truth"] == truth]
+        return all(d[name] == d[_UNIFORM] for d in own)
 
     def excess(self, name: str) -> Interval | None:
         """Over uniform on the uniform truth, in units of the concentrated truths' median gain, if that was run."""
@@ -238,7 +249,8 @@ def _counts(found: Recovered) -> str:
 def _gain(found: Recovered, truth: str) -> str:
     own = found.truths[truth]
     error = own["standard_error"]
-    return f"{truth} ({written(own['oracle_gain'], '.4f')}{f' ± {error:.4f}' if error is not None else ', one seed'})"
+    form = ".4f" if error is None or error >= 5e-4 else ".6f"
+    return f"{truth} ({number(own['oracle_gain'], form)}{', one seed' if error is None else f' ± {error:{form}}'})"
 
 
 def _seeds(found: Recovered) -> str:

@@ -23,7 +23,7 @@ from adaptive_lora.telling.paper.latex import render_latex, render_references
 from adaptive_lora.telling.paper.manuscript import PEOPLE_FILE, Manuscript, People, read_people
 from adaptive_lora.telling.paper.markdown import render_markdown
 from adaptive_lora.telling.paper.pictures import beside_pictures, pictures
-from adaptive_lora.telling.paper.planted import planted_context, planted_picture, planted_table
+from adaptive_lora.telling.paper.planted import planted_context, planted_picture, planted_tables
 from adaptive_lora.telling.paper.prose import Account, write_blocks
 from adaptive_lora.telling.paper.works import entry_of, work
 from adaptive_lora.telling.tables import Table
@@ -80,7 +80,7 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
     planted = None
     if beside.recovered:
         planted = planted_context(beside.recovered)
-        tables |= {"planted": planted_table(beside.recovered)}
+        tables |= planted_tables(beside.recovered)
         drawn |= {"planted": planted_picture(beside.recovered)}
     blocks = write_blocks(own, people.tools, others, planted)
     keys = cited([*blocks["abstract"], *blocks["body"]])
