@@ -21,9 +21,9 @@ from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.record.protocol import assay_budgets, control_arms
-from adaptive_lora.record.runs import RunSpec
-from adaptive_lora.record.settings import steps_of, training_of
+from adaptive_lora.record.protocol import arms_on_budgets, assay_budgets, control_arms
+from adaptive_lora.record.runs import Phase, RunSpec
+from adaptive_lora.record.settings import scaling_of, steps_of, training_of
 from adaptive_lora.record.spec import Study
 from adaptive_lora.record.yaml import Location
 from adaptive_lora.scores.measuring import Measured, Request, measure
@@ -232,7 +232,23 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
     material = Material(study, base, modules, budgets, source, splits, weight_norms(base, modules))
     material.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
+    _check_distinct(material)
     return material
+
+
+def _check_distinct(material: Material) -> None:
+    """StudyFileError where two arms would be one run: what is written differently can come to the same."""
+    study, context, seen = material.study, material.context(), dict[str, str]()
+    for budget, arm in arms_on_budgets(study.spec):
+        run = RunSpec(Phase.EVALUATION, arm, budget, scaling_of(study.spec, arm), learning_rate=1.0, seed=0)
+        other = seen.setdefault(run.run_id(context), arm.name)
+        if other != arm.name:
+            own = [own.name for own in study.spec.arms]
+            at: Location = ("arms", own.index(arm.name)) if arm.name in own else ("controls",)
+            raise StudyFileError(
+                str(study.path),
+                [study.complaint(at, f"{arm.name!r} at {budget} is the same run as {other!r}; leave one out")],
+            )
 
 
 def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:

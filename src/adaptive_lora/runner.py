@@ -17,6 +17,7 @@ from typing import Any
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
+from adaptive_lora.judging.asked import set_aside
 from adaptive_lora.judging.controls import check_twins
 from adaptive_lora.judging.rates import (
     Outcome,
@@ -27,11 +28,12 @@ from adaptive_lora.judging.rates import (
     outcome_of,
     tuning_losses,
 )
+from adaptive_lora.judging.words import counted
 from adaptive_lora.material import Material, prepare
 from adaptive_lora.record.folder import StudyPaths, exclusive
 from adaptive_lora.record.ledger import Ledger, create_or_open, open_to_read
 from adaptive_lora.record.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
-from adaptive_lora.record.runs import Phase, count_runs, evaluation_runs, tuning_runs
+from adaptive_lora.record.runs import Phase, Status, count_runs, evaluation_runs, tuning_runs
 from adaptive_lora.record.spec import Study, StudySpec
 from adaptive_lora.workers.bank import BankWorker
 from adaptive_lora.workers.common import Worker
@@ -75,6 +77,7 @@ def run_study(
         check_folder(study, out, material, deviation)  # again: another process may have been here while we loaded
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
         _decide(study, material, out, ledger, deviation)
+        _set_aside(study.spec, material, ledger, watcher)
         write_atomically(StudyPaths(out).study_file, study.text)
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", watcher.stage)
         worker = _WORKERS[study.spec.engine](
@@ -82,12 +85,21 @@ def run_study(
         )
         worker.evaluate_base()
         grid = _tune(study.spec, worker)
+        _set_aside(study.spec, material, ledger)  # by the rates that are chosen now
         chosen = chosen_rates(study.spec, ledger)
         expected = {**count_runs(study.spec, grid), Phase.EVALUATION: evaluations_expected(study.spec, ledger)}
         ledger.set_facts({"chosen_rates": [[*key, rate] for key, rate in chosen.items()], "expected_runs": expected})
         worker.run_all(list(evaluation_runs(study.spec, chosen)))
         check_twins(ledger)
         return outcome_of(study.spec, ledger)
+
+
+def _set_aside(spec: StudySpec, material: Material, ledger: Ledger, watcher: Watcher | None = None) -> None:
+    """After a deviation, the runs that the study does not ask for any more; they are kept, and count nowhere."""
+    if ledger.facts()["lock"]["deviations"]:
+        left = set_aside(spec, material.context(), ledger)
+        if left and watcher:
+            watcher.stage(f"{counted(left, 'run')} of the study as it was before the deviation stay and do not count")
 
 
 def _tune(spec: StudySpec, worker: Worker) -> tuple[float, ...]:
@@ -107,21 +119,29 @@ def _tune(spec: StudySpec, worker: Worker) -> tuple[float, ...]:
 
 def _decide(study: Study, material: Material, out: Path, ledger: Ledger, deviation: str | None) -> None:
     """Writes the lock and the ledger's facts, or what has changed since."""
-    before, facts = read_lock(out), {**study_facts(study), **material.facts()}
+    before, facts, known = read_lock(out), {**study_facts(study), **material.facts()}, ledger.facts()
     lock = lock_of(study, facts)
     if before is not None and before["identity"] == study.identity:
-        lock, facts = before, {**facts, **ledger.facts()}
+        # A kill between lock and ledger leaves the facts of the study before the deviation.
+        lock, facts = before, {**facts, **known} if known.get("identity") == study.identity else facts
     elif before is not None:
-        lock = with_deviation(before, lock, deviation or "")
-    elif ledger.runs():
+        if not deviation:
+            apart = "; ".join(differences(before["spec"], study.spec.model_dump(mode="json"), ("locked", "here")))
+            raise StudyFolderError(
+                f"{out} is locked for another version of this study: {apart}. To go on with this one, say why: "
+                "--deviation REASON; the report will show it."
+            )
+        results = sum(Status(run["status"]).is_finished for run in ledger.runs(every=True))
+        lock = with_deviation(before, lock, deviation, results)
+    elif ledger.runs(every=True):
         raise StudyFolderError(
             f"{out} has runs but no {StudyPaths(out).decisions.name}, which says what was decided before the first of "
             "them. Bring it back from a copy, or name a new folder with --out."
         )
     if lock is not before:
         write_lock(out, lock)
-    kept = ("locked", "hypotheses", "primary", "controls", "deviations")
-    ledger.set_facts({**facts, "lock": {name: lock[name] for name in kept}})
+    kept = ("locked", "hypotheses", "primary", "controls", "deviations", "first")
+    ledger.set_facts({**facts, "lock": {name: lock[name] for name in kept if name in lock}})
 
 
 def check_folder(study: Study, out: Path, material: Material | None = None, deviation: str | None = None) -> None:

@@ -81,12 +81,12 @@ def locked(study: Study, folder: Path) -> dict[str, Any]:
 def test_a_deviation_keeps_the_first_date_and_what_changed(study_file: WriteStudy, tmp_path: Path) -> None:
     before = locked(load_study(study_file()), tmp_path)
     changed = load_study(study_file(("seeds: {evaluation: 2}", "seeds: {evaluation: 3}"), name="b.yaml"))
-    now = with_deviation({**before, "locked": "then"}, lock_of(changed, FACTS), "a seed more")
+    now = with_deviation({**before, "locked": "then"}, lock_of(changed, FACTS), "a seed more", 4)
     assert now["locked"] == "then" and now["identity"] == changed.identity
     (deviation,) = now["deviations"]
     assert deviation["reason"] == "a seed more"
     assert deviation["differences"] == ["seeds.evaluation: [0, 1] locked, [0, 1, 2] now"]
-    again = with_deviation(now, lock_of(load_study(study_file()), FACTS), "back")
+    again = with_deviation(now, lock_of(load_study(study_file()), FACTS), "back", 6)
     assert [d["reason"] for d in again["deviations"]] == ["a seed more", "back"]
 
 

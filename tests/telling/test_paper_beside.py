@@ -131,6 +131,7 @@ def test_planted_ranks_are_told_with_what_does_not_count(folders: tuple[Path, Pa
     assert above is not None and above.group(1) == "last-mlp and few-modules"
     assert above.group(2).startswith("marginal-gain, lora-drop") and "inverted" not in above.group(2)
     assert "It does for last-mlp and few-modules, and not for two-blocks" in text
+    assert "Over last-mlp, two-blocks and few-modules alike, on the seeds that all of them have, marginal-gain" in text
 
 
 def _another(result: dict[str, Any], truth: str, shrunk: float, **shares: float) -> dict[str, Any]:
@@ -154,6 +155,7 @@ def test_where_the_best_strategy_is_not_the_best_is_said(folders: tuple[Path, Pa
     planted.write_text(json.dumps(found))
     paper = made(one, other, planted)
     text = prose(paper)
+    assert "a choice made after a look" not in text  # all truths have the same seeds
     assert "in few layers. On growing, mlp-only and real, which do not, the largest shares are" in text
     assert "on mlp-only, posthoc-svd with 0.90" in text and "on real, eva with 0.70" in text
     assert "On mlp-only marginal-gain kept uniform ranks on every seed and recovers nothing" in text

@@ -81,7 +81,10 @@ class Ledger:
             )
 
     def register(self, runs: Mapping[str, RunSpec]) -> None:
-        """Adds runs that are not there yet, as pending."""
+        """Adds runs that are not there yet, as pending; those that are get the labels that they have now.
+
+        A run that was for tuning and is now to be evaluated lacks its test, and is to be done again.
+        """
         rows = [
             (
                 run_id, run.phase.value, run.arm.name, run.arm.strategy or "ranks", run.budget, run.scaling.rule,
@@ -91,8 +94,9 @@ class Ledger:
         ]  # fmt: skip
         with self._db:
             self._db.executemany(
-                "INSERT OR IGNORE INTO runs (run_id, phase, arm, strategy, budget, scaling, learning_rate, seed,"
-                " replica, status) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO runs (run_id, phase, arm, strategy, budget, scaling, learning_rate, seed, replica, status)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run_id) DO UPDATE SET arm = excluded.arm,"
+                " status = CASE phase WHEN excluded.phase THEN status ELSE excluded.status END, phase = excluded.phase",
                 rows,
             )
 
@@ -167,10 +171,12 @@ class Ledger:
             ),
         )  # fmt: skip
 
-    def runs(self) -> list[dict[str, Any]]:
-        """All runs in the order they were registered, without plans."""
-        query = "SELECT * FROM runs ORDER BY rowid"
-        return [{k: v for k, v in dict(row).items() if k != "plan"} for row in self._db.execute(query)]
+    def runs(self, every: bool = False) -> list[dict[str, Any]]:
+        """The runs in the order they were registered, without plans; `every`: those set aside by a deviation too."""
+        kept = self._db.execute("SELECT value FROM study WHERE key = 'set_aside'").fetchone()
+        aside = set(json.loads(kept["value"])) if kept and not every else set()
+        rows = self._db.execute("SELECT * FROM runs ORDER BY rowid")
+        return [{k: v for k, v in dict(row).items() if k != "plan"} for row in rows if row["run_id"] not in aside]
 
     def totals(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(run_id or `base`, split) -> summed nll, tokens, exact answers and records."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,14 +112,25 @@ def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
     write_atomically(StudyPaths(folder).decisions, json.dumps(lock, indent=2) + "\n")
 
 
-def with_deviation(lock: Mapping[str, Any], now: Mapping[str, Any], reason: str) -> dict[str, Any]:
-    """The lock of the changed study `now`, with what changed since the `lock` before, and why."""
+def with_deviation(lock: Mapping[str, Any], now: Mapping[str, Any], reason: str, results: int) -> dict[str, Any]:
+    """The lock of the changed study `now`, with what changed since the `lock` before, why, and after how many results.
+
+    `first` keeps what verdicts rested on when it was locked, as long as there were no results.
+    """
     deviation = {
         "when": now["locked"],
         "reason": reason,
+        "results": results,
         "differences": list(differences(lock["spec"], now["spec"], ("locked", "now"))),
     }
-    return {**now, "locked": lock["locked"], "deviations": [*lock["deviations"], deviation]}
+    first = lock.get("first", verdicts_rest_on(lock["spec"], lock["primary"])) if results else None
+    found = {**now, "locked": lock["locked"], "deviations": [*lock["deviations"], deviation]}
+    return {**found, "first": first} if first else found
+
+
+def verdicts_rest_on(spec: Mapping[str, Any], primary: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """The family, the rule of judging and the seeds that count."""
+    return {"primary": list(primary), "analysis": spec["analysis"], "seeds": spec["seeds"]["evaluation"]}
 
 
 def differences(old: Any, new: Any, sides: tuple[str, str], at: str = "") -> Iterator[str]:

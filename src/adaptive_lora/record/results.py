@@ -153,7 +153,7 @@ def costs_table(ledger: Ledger) -> pd.DataFrame:
     between batches (not the model, not its activations). Empty where a plan does not say.
     """
     rows: list[dict[str, Any]] = []
-    for run in ledger.runs():
+    for run in _runs(ledger):
         plan = ledger.plan(run["run_id"]) if run["phase"] == Phase.EVALUATION and not run["replica"] else None
         if plan is not None:
             measured = plan["provenance"].get("measured", {})

@@ -18,6 +18,7 @@ from adaptive_lora.judging.study import Assay, assays, judge_primary, verdict_se
 from adaptive_lora.judging.verdicts import Judgement
 from adaptive_lora.judging.words import counted, number
 from adaptive_lora.record.ledger import Ledger
+from adaptive_lora.record.lock import verdicts_rest_on
 from adaptive_lora.record.protocol import Comparison
 from adaptive_lora.record.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
 from adaptive_lora.record.runs import Phase, Status
@@ -95,6 +96,14 @@ class Findings:
         """What was changed after the lock, and why."""
         found: Sequence[Mapping[str, Any]] = lock_of(self.facts)["deviations"]
         return found
+
+    @property
+    def locked_first(self) -> bool:
+        """Whether verdicts rest on what was locked before there was any result: family, margin, alpha and seeds."""
+        lock = lock_of(self.facts)
+        now = verdicts_rest_on(self.facts["spec"], lock["primary"])
+        late = any(deviation.get("results", 1) for deviation in self.deviations)  # earlier versions do not count them
+        return bool(lock.get("first", None if late else now) == now)
 
     @property
     def several_budgets(self) -> bool:
@@ -203,7 +212,10 @@ def _with_plain_names(facts: dict[str, Any]) -> dict[str, Any]:
     plain = copy.deepcopy(facts)
     analysis = plain["spec"]["analysis"]
     analysis["baseline"] = plain_name(analysis["baseline"])
-    for part in plain.get("lock", {}).get("primary", []):
+    lock = plain.get("lock", {})
+    first = lock.get("first", {"primary": [], "analysis": {"baseline": ""}})
+    first["analysis"]["baseline"] = plain_name(first["analysis"]["baseline"])
+    for part in [*lock.get("primary", []), *first["primary"]]:
         part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
     return plain
 

@@ -70,9 +70,17 @@ class Recovered:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Those that have all the truths that means are over."""
-        done = {(r["truth"], r["seed"]) for r in self.results}
-        return tuple(s for s in dict.fromkeys(r["seed"] for r in self.results)
-                     if all((t, s) in done for t in self.concentrated))  # fmt: skip
+        return self._seeds_of(self.concentrated)
+
+    @property
+    def every_concentrated(self) -> tuple[str, ...]:
+        """The concentrated truths that were run, whether they count or not."""
+        return tuple(t for t in self.shown if t in CONCENTRATED)
+
+    @property
+    def uneven(self) -> bool:
+        """Whether some concentrated truths have more seeds than others: these were added after a look."""
+        return len({self.truths[t]["seeds"] for t in self.every_concentrated}) > 1
 
     def share(self, truth: str, name: str) -> Interval | None:
         """Of the oracle's gain on one truth, over its seeds; nothing where a student diverged."""
@@ -87,12 +95,13 @@ class Recovered:
         """Over uniform on the uniform truth, in units of the concentrated truths' median gain, if that was run."""
         return self._interval(_UNIFORM, name, "excess") if _UNIFORM in self.truths else None
 
-    def concentrated_share(self, name: str) -> Interval | None:
-        """Over seeds, of the mean over the concentrated truths; nothing where no seed has them all."""
+    def concentrated_share(self, name: str, every: bool = False) -> Interval | None:
+        """Over seeds, of the mean over the concentrated truths, or `every` one; nothing where no seed has them all."""
         found = {(r["truth"], r["seed"]): r["divergence"] for r in self.results}
-        shares = []
-        for truth in self.concentrated if self.seeds else ():
-            own = [found[truth, seed] for seed in self.seeds]
+        truths = self.every_concentrated if every else self.concentrated
+        shares, seeds = [], self._seeds_of(truths)
+        for truth in truths if seeds else ():
+            own = [found[truth, seed] for seed in seeds]
             apart, gains = ([d[_UNIFORM] - d[other] for d in own] for other in (name, "oracle"))
             shares.append(shares_by_seed(apart, gains))
         known = shares and all(own and all(map(math.isfinite, own)) for own in shares)
@@ -109,6 +118,11 @@ class Recovered:
         names = [n for n in self.results[0]["divergence"] if n not in REFERENCES]
         worst = {n: -i.mean if (i := self.concentrated_share(n)) else math.inf for n in names}
         return sorted(names, key=lambda n: (n in CONTROLS, worst[n]))
+
+    def _seeds_of(self, truths: Sequence[str]) -> tuple[int, ...]:
+        done = {(r["truth"], r["seed"]) for r in self.results}
+        every = dict.fromkeys(r["seed"] for r in self.results)
+        return tuple(seed for seed in every if all((truth, seed) in done for truth in truths))
 
     def _interval(self, truth: str, name: str, figure: str) -> Interval | None:
         own = self.truths[truth]

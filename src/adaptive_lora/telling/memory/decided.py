@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from adaptive_lora.judging.words import counted, listed
+from adaptive_lora.record.lock import verdicts_rest_on
 from adaptive_lora.record.results import plain_name
 from adaptive_lora.record.runs import Phase
 from adaptive_lora.record.seeds import smallest_p
@@ -110,11 +111,13 @@ def _locked(found: Findings) -> list[str]:
     lock = lock_of(found.facts)
     if "locked" not in lock:
         return ["No lock is recorded: an earlier version began this study."]
-    asked = counted(len(found.judged), "comparison") if found.judged else "no hypothesis"
+    first = lock.get("first", verdicts_rest_on(found.facts["spec"], lock["primary"]))
+    asked = counted(len(first["primary"]), "comparison") if first["primary"] else "no hypothesis"
+    rule = first["analysis"]
+    changed = "" if found.locked_first else " Verdicts rest on what was changed since, as said below."
     return [
-        f"{day(lock['locked'])}: locked before the first step: {asked}, baseline {found.baseline}, margin "
-        f"{found.analysis['margin']:g}, alpha {found.analysis['alpha']:g}, "
-        f"{counted(len(found.facts['spec']['seeds']['evaluation']), 'evaluation seed')}."
+        f"{day(lock['locked'])}: locked before the first step: {asked}, baseline {rule['baseline']}, margin "
+        f"{rule['margin']:g}, alpha {rule['alpha']:g}, {counted(len(first['seeds']), 'evaluation seed')}.{changed}"
     ]
 
 
@@ -124,7 +127,8 @@ def _deviations(found: Findings, most: int = 3) -> list[str]:
         differences: Sequence[str] = deviation["differences"]
         more = f"; {len(differences) - most} more in study.lock.json" if len(differences) > most else ""
         changes = "; ".join(safe(text, 120) for text in differences[:most])
-        said.append(f"{day(deviation['when'])}: deviation from the lock. Why: {safe(deviation['reason'], 400)}. "
+        late = f" after {counted(results, 'result')}" if (results := deviation.get("results")) else ""
+        said.append(f"{day(deviation['when'])}: deviation from the lock{late}. Why: {safe(deviation['reason'], 400)}. "
                     f"What: {changes}{more}.")  # fmt: skip
     return said
 

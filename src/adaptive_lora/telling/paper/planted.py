@@ -50,6 +50,8 @@ def planted_context(found: Recovered) -> Mapping[str, Any]:
         "provisional": found.provisional,
         "best": best,
         "spread": found.spread,
+        "uneven": found.uneven,
+        "every_concentrated": found.every_concentrated,
         "gains": {truth: found.truths[truth]["oracle_gain"] for truth in found.counting},
         "leaders": leaders,
         "outdone": [truth for truth, names in leaders.items() if best and best not in names[:1]],
@@ -98,6 +100,7 @@ def gather_planted(found: Recovered) -> Facts:
     facts.add("strategies", sum(name not in CONTROLS for name in names), "d")
     for name in names:
         facts.add(f"{name}.share", found.concentrated_share(name), ".2f")
+        facts.add(f"{name}.every", found.concentrated_share(name, every=True), ".2f")
         facts.add(f"{name}.seconds", found.planning_seconds(name), ".0f", "s")
         facts.add(f"{name}.excess", found.excess(name), ".2f")
         each = [f"{share.mean:.2f} on {truth}" for truth in found.concentrated if (share := found.share(truth, name))]

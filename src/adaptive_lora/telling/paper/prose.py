@@ -173,6 +173,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "chance": _beside_chance(found, list(controls.get("arms", {}))),
         "tuned": facts["runs.tuning"].value != 0,
         "deviations": found.deviations,
+        "locked_first": found.locked_first,
         "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
         "edges": list(edge_remarks(found)),
         "worth_remarks": list(worth_remarks(found)),

@@ -57,11 +57,17 @@ def verdicts(found: Findings) -> Table | None:
         for c, j in found.judged.items()
     )
     caption = (
-        f"Locked before the first step, one family: exact sign-flip tests over paired seeds, adjusted by Holm at "
+        f"{_when_locked(found)}, one family: exact sign-flip tests over paired seeds, adjusted by Holm at "
         f"{found.analysis['alpha']:g}; equivalent where the 90 % t interval over seeds lies within "
         f"±{found.analysis['margin']:g} nats per token. Everything else on this page is exploratory."
     )
     return Table("verdicts", "Verdicts", columns, rows, caption)
+
+
+def _when_locked(found: Findings) -> str:
+    if found.locked_first:
+        return "Locked before the first step"
+    return "Changed when there were results already, as the deviations above say"
 
 
 def _alone(mean: float | None, n: int) -> Interval | None:
