@@ -99,6 +99,7 @@ class Material:
                 **spec.data.model_dump(mode="json", exclude={"source", "max_length"}),
                 "max_length": self.splits.encoder.max_length,
             },
+            "tokenizer_and_chat_template": self.splits.encoding_hash,  # named as the cause where it alone differs
             "modules": [m.name for m in self.modules],
             "train": spec.train.model_dump(mode="json", exclude={"learning_rate", "widen", "activation_checkpointing"}),
             "engine": spec.engine,
