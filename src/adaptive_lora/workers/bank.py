@@ -20,6 +20,7 @@ from adaptive_lora.training.reference import Diverged
 from adaptive_lora.training.slots import Slot
 from adaptive_lora.workers.common import Worker, label_of
 from adaptive_lora.workers.composition import Composition, read_compositions, replace_composition
+from adaptive_lora.workers.devices import warn_of_other_devices
 
 _MOST = 64
 """Runs in a bank: results appear when a bank is through, and more gain nothing."""
@@ -47,6 +48,7 @@ class BankWorker(Worker):
 
     def run_all(self, runs: Sequence[RunSpec]) -> None:
         by_id = self.register(runs)
+        warn_of_other_devices(self, by_id)
         self.tell_planned()
         pending = {run_id: run for run_id, run in by_id.items() if not self.ledger.status_of(run_id).is_finished}
         for before in read_compositions(self.paths.bank):
