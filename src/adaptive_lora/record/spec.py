@@ -102,8 +102,9 @@ def parse_study(text: str, path: Path) -> Study:
     data, lines, complaints = read_yaml(text, path)
     if not isinstance(data, dict):
         raise StudyFileError(str(path), complaints or ["expected keys and values, such as `name: my-study`"])
-    found = list(cross_complaints(data))
-    data = _with_rank_files(data, path.parent, found)
+    found: list[tuple[Location, str]] = []
+    data = _with_rank_files(data, path.parent, found)  # first: a file gives its arm a name
+    found += cross_complaints(data)
     try:
         spec = StudySpec(**data)
     except ValueError as error:
