@@ -253,6 +253,15 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_control_at_which_the_baseline_has_no_plan_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:
+    arm = GRID[2][0], "[{strategy: uniform, options: {min_rank: 2}}]"
+    study = load_study(study_file(arm, ("controls: none", "controls: [half]")))
+    with pytest.raises(StudyFileError, match=r"line 9, controls: .*baseline at rank:1: .*rank 2 in each of 12 target"):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert run_study(load_study(study_file(arm, ("controls: none", "controls: [double]"))), tmp_path / "out").whole
+
+
 def test_all_impossible_budgets_are_named_together(study_file: WriteStudy, tmp_path: Path) -> None:
     study = load_study(study_file(('["rank:2"]', '["params:5", "rank:2", "rank:999"]')))
     with pytest.raises(StudyFileError) as caught:

@@ -21,7 +21,7 @@ from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.record.protocol import assay_budgets, control_arms
+from adaptive_lora.record.protocol import assay_budgets, baseline_of, control_arms
 from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.record.settings import steps_of, training_of
 from adaptive_lora.record.spec import Study
@@ -262,8 +262,9 @@ def _checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str
     for text in assay_budgets(study.spec):
         try:
             budgets[text] = resolve_budget(text, modules)
-        except BudgetError as error:
-            complaints["controls",] = f"{error} Name the `controls` without it."
+            _try_arm(baseline_of(study.spec), modules, budgets[text])
+        except UsageError as error:
+            complaints["controls",] = f"the baseline at {text}: {error} Or name the `controls` without it."
     for index, text in enumerate(study.spec.budgets):
         try:
             budgets[text] = resolve_budget(text, modules)
