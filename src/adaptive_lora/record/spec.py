@@ -28,6 +28,7 @@ from adaptive_lora.record.parts import (
     TrainPart,
     as_list,
 )
+from adaptive_lora.record.settings import warmup_complaints
 from adaptive_lora.record.yaml import Location, line_of, placed, read_yaml
 
 Control = Literal["random", "shuffled", "twin", "half", "double", "compute"]
@@ -107,6 +108,7 @@ def parse_study(text: str, path: Path) -> Study:
     found += cross_complaints(data)
     try:
         spec = StudySpec(**data)
+        found += warmup_complaints(spec).items()
     except ValueError as error:
         found += complaints_of(error, StudySpec, data)
     found.sort(key=lambda complaint: line_of(lines, complaint[0]))
