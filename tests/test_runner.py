@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,15 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_control_at_which_the_baseline_has_no_plan_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:
+    arm = GRID[2][0], "[{strategy: uniform, options: {min_rank: 2}}]"
+    study = load_study(study_file(arm, ("controls: none", "controls: [half]")))
+    with pytest.raises(StudyFileError, match=r"line 9, controls: .*baseline at rank:1: .*rank 2 in each of 12 target"):
+        run_study(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert run_study(load_study(study_file(arm, ("controls: none", "controls: [double]"))), tmp_path / "out").whole
+
+
 def test_all_impossible_budgets_are_named_together(study_file: WriteStudy, tmp_path: Path) -> None:
     study = load_study(study_file(('["rank:2"]', '["params:5", "rank:2", "rank:999"]')))
     with pytest.raises(StudyFileError) as caught:
@@ -340,6 +350,28 @@ def test_changed_data_under_the_same_study_are_refused(study_file: WriteStudy, t
     with pytest.raises(StudyFolderError, match=r"data of the study .* have changed .*data.fingerprint"):
         run_study(study, tmp_path / "out")
     pd.testing.assert_frame_equal(final(tmp_path / "out"), before)
+
+
+def test_a_changed_chat_template_is_refused(
+    study_file: WriteStudy, tmp_path: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's weights and the records are the same, the prompts are not."""
+    model = shutil.copytree(model_folders["gpt2"], tmp_path / "model")
+    template = model / "chat_template.jinja"
+    template.write_text("{% for m in messages %}U: {{ m['content'] }}\nA: {% endfor %}")
+    turns = [("user", "say {}"), ("assistant", "it is {}")]
+    rows = [{"messages": [{"role": role, "content": text.format(i)} for role, text in turns]} for i in range(80)]
+    (tmp_path / "data.json").write_text(json.dumps(rows))
+    data, here = ('"demo:fine-tuning"', str(tmp_path / "data.json")), (str(model_folders["gpt2"]), str(model))
+    study = load_study(study_file(data, here, (GRID[2][0], "[uniform]")))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Silent, "step", lambda *_: signal.raise_signal(signal.SIGINT))
+        run_study(study, tmp_path / "out")
+    template.write_text("{% for m in messages %}Question {{ m['content'] }}?? Answer: {% endfor %}")
+    with pytest.raises(StudyFolderError, match=r"have changed since it began: tokenizer_and_chat_template: '"):
+        run_study(study, tmp_path / "out")
+    template.write_text("{# the same text #}{% for m in messages %}U: {{ m['content'] }}\nA: {% endfor %}")
+    assert run_study(study, tmp_path / "out").whole
 
 
 def test_a_folder_below_a_file_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:

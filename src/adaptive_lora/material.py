@@ -21,7 +21,7 @@ from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.record.protocol import arms_on_budgets, assay_budgets, control_arms
+from adaptive_lora.record.protocol import arms_on_budgets, assay_budgets, baseline_of, control_arms
 from adaptive_lora.record.runs import Phase, RunSpec
 from adaptive_lora.record.settings import scaling_of, steps_of, training_of
 from adaptive_lora.record.spec import Study
@@ -99,6 +99,7 @@ class Material:
                 **spec.data.model_dump(mode="json", exclude={"source", "max_length"}),
                 "max_length": self.splits.encoder.max_length,
             },
+            "tokenizer_and_chat_template": self.splits.encoding_hash,  # named as the cause where it alone differs
             "modules": [m.name for m in self.modules],
             "train": spec.train.model_dump(mode="json", exclude={"learning_rate", "widen", "activation_checkpointing"}),
             "engine": spec.engine,
@@ -277,8 +278,9 @@ def _checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str
     for text in assay_budgets(study.spec):
         try:
             budgets[text] = resolve_budget(text, modules)
-        except BudgetError as error:
-            complaints["controls",] = f"{error} Name the `controls` without it."
+            _try_arm(baseline_of(study.spec), modules, budgets[text])
+        except UsageError as error:
+            complaints["controls",] = f"the baseline at {text}: {error} Or name the `controls` without it."
     for index, text in enumerate(study.spec.budgets):
         try:
             budgets[text] = resolve_budget(text, modules)

@@ -69,6 +69,13 @@ def test_chat_uses_the_models_own_template(gpt2: FrozenBase) -> None:
     assert Encoder(gpt2.tokenizer, 64).render(record) == ("[user] hi\n[bot] ", "yo")
 
 
+def test_a_chat_template_that_prints_the_date_prints_the_same_every_day(gpt2: FrozenBase) -> None:
+    """Llama 3.2's does; a study cut at midnight must go on with the same prompts."""
+    unset = "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    gpt2.tokenizer.chat_template = unset + "Today is {{ date_string }}. {{ messages[0]['content'] }}"
+    assert render(RECORD, "chat", gpt2.tokenizer)[0].startswith("Today is 26 Jul 2024. Add the two")
+
+
 def test_a_chat_template_that_refuses_a_record_is_explained(gpt2: FrozenBase) -> None:
     gpt2.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     row = {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]}

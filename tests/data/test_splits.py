@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,24 @@ def test_training_subsets_are_the_seeds_own(encoder: Encoder) -> None:
     assert splits.training_subset(30, 1) == splits.training_subset(30, 1)
     assert splits.training_subset(30, 1) != splits.training_subset(30, 2)
     assert splits.training_subset(10, 1) == splits.training_subset(30, 1)[:10]
+
+
+@pytest.mark.parametrize("changed", ["validation", "test", "pool"])
+def test_the_hash_tells_how_every_split_is_encoded(encoder: Encoder, changed: str) -> None:
+    splits = make_splits(source(numbered(100)), encoder, 30, 10, 10)
+    first, *rest = getattr(splits, changed)
+    if changed == "pool":
+        other: Any = replace(first, completion=first.completion + "!")
+    else:
+        other = replace(first, prompt_length=first.prompt_length - 1)
+    found = replace(splits, **{changed: (other, *rest)}).encoding_hash
+    assert splits.encoding_hash == replace(splits, pool=tuple(splits.pool)).encoding_hash != found
+
+
+def test_the_hash_is_the_same_everywhere(encoder: Encoder) -> None:
+    """It is part of every run's identity: neither machine nor version may change it."""
+    splits = make_splits(source(numbered(12)), encoder, 5, 2, 3)
+    assert splits.encoding_hash == "51f3f462a54d7503ec0020b5e069c2bd902e931030194d853c86114a7afd0454"
 
 
 def test_calibration_is_a_part_of_training(encoder: Encoder) -> None:

@@ -57,6 +57,33 @@ def test_all_controls_stand_beside_the_arms(spec: Callable[..., StudySpec]) -> N
     assert len(runs) == 6 * 2 + 1 == count_runs(own)[Phase.EVALUATION]
 
 
+FIXED = (
+    (ARMS, "arms: [{name: mine, ranks: {c_attn: 2, c_proj: 3, c_fc: 1}}, uniform]"),
+    (
+        "primary: []",
+        "primary: [], baseline: mine",
+    ),
+)
+
+
+def test_fixed_ranks_have_no_half_and_no_double(spec: Callable[..., StudySpec]) -> None:
+    """They would be the very same ranks again, and the study would say that it cannot tell ranks apart."""
+    own = spec(controls("[half, double, twin]"), *FIXED)
+    assert assay_budgets(own) == ()
+    assert pairs(own) == [("mine", "rank:2"), ("uniform", "rank:2")]
+
+
+def test_fixed_ranks_as_the_baseline_of_two_budgets_are_refused(spec: Callable[..., StudySpec], tmp_path: Path) -> None:
+    two = ('["rank:2"]', '["rank:2", "rank:4"]')
+    message = r"line 4, budgets: the baseline 'mine' has fixed `ranks` and so one size.*one budget.*got rank:2, rank:4"
+    with pytest.raises(StudyFileError, match=message):
+        spec(two, *FIXED)
+    (tmp_path / "mine.json").write_text('{"c_attn": 2, "c_proj": 3, "c_fc": 1}')
+    with pytest.raises(StudyFileError, match=message):
+        spec(two, (ARMS, "arms: [{ranks: mine.json}, uniform]"), FIXED[1])
+    assert spec(two, (ARMS, "arms: [{name: mine, ranks: {c_attn: 2}}, uniform]"))  # only a baseline must be at each
+
+
 def test_a_control_that_is_an_arm_already_is_not_made_twice(spec: Callable[..., StudySpec]) -> None:
     assert [arm.name for arm in control_arms(spec(controls("[random, shuffled]")))] == ["shuffled"]
 

@@ -125,6 +125,27 @@ def test_single_faults(old: str, new: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("train", "arm", "message"),
+    [
+        ("epochs: 1, warmup: 500", "", r"line 1\d, train\.warmup: .*500 steps leaves nothing of the 5 that 'uniform'"),
+        ("epochs: 1", "warmup: 5", r"line \d, arms\[1\]\.train\.warmup: .*5 steps leaves nothing of the 5 that 'own'"),
+        ("epochs: 2, warmup: 5", "longer: 0.5", r"train\.warmup: .*5 steps leaves nothing of the 5 that 'own'"),
+        ("epochs: 1, warmup: 4", "warmup: 0.9", ""),
+        ("steps: 1, warmup: 0.5", "longer: 6, warmup: 5", ""),
+    ],
+)
+def test_a_warm_up_leaves_some_of_every_arms_updates(train: str, arm: str, message: str) -> None:
+    own = f"  - uniform\n  - {{name: own, strategy: uniform, train: {{{arm or 'multipliers: {b: 2}'}}}}}\n"
+    text = GOOD.replace("epochs: 3", train).replace("  - uniform\n", own)
+    if not message:
+        parse(text)
+        return
+    with pytest.raises(StudyFileError, match=message) as caught:
+        parse(text)
+    assert len(caught.value.complaints) == 1
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "expected keys and values"),

@@ -22,7 +22,8 @@ from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.checkpoint import StepRecord
 from adaptive_lora.training.evaluate import Evaluation
 from adaptive_lora.workers import bank as worker
-from adaptive_lora.workers.bank import BankWorker, Composition
+from adaptive_lora.workers.bank import BankWorker
+from adaptive_lora.workers.composition import Composition, read_compositions
 from tests.conftest import REFERENCE
 
 WriteStudy = Callable[..., Path]
@@ -64,7 +65,7 @@ def test_an_interrupted_bank_goes_on_and_ends_in_the_same_bits(study_file: Write
     for steps in (2, 5):
         with pytest.raises(KeyboardInterrupt):
             run_study(study, cut, watcher)
-        composition = Composition.read(StudyPaths(cut).bank)
+        [composition] = read_compositions(StudyPaths(cut).bank)
         assert composition.folder == f"bank-{steps}" and len(composition.members) == 8
         kept = sorted(path.stem for path in (cut / "checkpoints" / composition.folder).iterdir())
         assert kept == sorted(composition.members)
@@ -125,6 +126,82 @@ def test_without_room_the_bank_is_halved_and_nothing_is_lost(
     assert run_study(study, tmp_path / "small").whole
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "small"), rtol=1e-5)
+
+
+def failing_at(
+    patch: pytest.MonkeyPatch, error: Exception, size: int, step: int, times: int = 1
+) -> list[tuple[int, int]]:
+    """Banks of `size` fail before update `step`, so often. (size, step) of every update that is made."""
+    real, made, left = Bank.step, [], iter(range(times))
+
+    def update(bank: Bank) -> Any:
+        at = len(bank.slots), bank.slots[0].step
+        if at == (size, step) and next(left, None) is not None:
+            raise error
+        made.append(at)
+        return real(bank)
+
+    patch.setattr(Bank, "step", update)
+    return made
+
+
+def test_out_of_memory_late_both_halves_go_on_from_the_newest_checkpoint(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, small = load_study(study_file()), tmp_path / "small"
+    run_study(study, tmp_path / "whole")
+    made = failing_at(monkeypatch, MemoryError(), size=8, step=4)
+    assert run_study(study, small, checkpoint_seconds=0.0).whole
+    assert made == [*((8, step) for step in range(4)), (4, 4), (4, 5), (4, 4), (4, 5)]
+    pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(small))
+    assert not list((small / "checkpoints").iterdir())
+
+
+def test_a_half_that_waits_keeps_its_checkpoints_through_an_interrupt_and_a_break(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, small = load_study(study_file()), tmp_path / "small"
+    run_study(study, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        failing_at(patch, MemoryError(), size=8, step=4)
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, small, InterruptAt(5), checkpoint_seconds=0.0)
+    first, second = read_compositions(StudyPaths(small).bank)
+    assert (first.folder, second.folder) == ("bank-5", "bank-4")
+    assert len(first.members) == len(second.members) == 4
+    with monkeypatch.context() as patch:  # the first half breaks, the second is done
+        made = failing_at(patch, RuntimeError("the device is lost"), size=4, step=5)
+        assert run_study(study, small).failed == 4
+    assert made == [(4, 4), (4, 5)]
+    made = failing_at(monkeypatch, MemoryError(), size=8, step=0)
+    assert run_study(study, small).whole and made == [(4, 5)]
+    pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(small))
+    assert not list((small / "checkpoints").iterdir())
+
+
+def test_a_result_that_could_not_be_kept_is_not_trained_again(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, real, calls = load_study(study_file(TWO_ARMS)), BankWorker.keep, iter(range(100))
+
+    def full(*arguments: Any) -> str:
+        if next(calls) == 1:
+            raise OSError("no space left on device")
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BankWorker, "keep", full)
+        assert run_study(study, tmp_path / "out").failed == 1
+    watcher = InterruptAt()
+    assert run_study(study, tmp_path / "out", watcher).whole and watcher.seen == 0
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_the_form_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    """They knew of one bank alone."""
+    path = tmp_path / "bank.json"
+    path.write_text('{"members": ["a", "b"], "chunk_tokens": 512, "folder": "bank-7"}')
+    assert read_compositions(path) == [Composition(("a", "b"), 512, "bank-7")]
 
 
 def test_the_memory_estimate_decides_how_many_go_together(

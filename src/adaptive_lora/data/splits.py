@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import Record, RecordSet
 from adaptive_lora.errors import DataError
 from adaptive_lora.streams import derive_seed, numpy_stream
+
+_HASHED = 1000
+"""Of a large pool this many records tell how all of it is encoded; a hub data set would take half a minute."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,17 @@ class Splits:
     unusable: int
     """Records met that left no room for a completion within `max_length`."""
     encoder: Encoder
+
+    @functools.cached_property
+    def encoding_hash(self) -> str:
+        """Hash of the examples as the model sees them; records alone do not tell of another tokenizer or chat
+        template. The pool is in the order of a hash, so that its first records are as good as any."""
+        digest = hashlib.sha256()
+        for split in (self.validation, self.test, self.encoder.encode_all(self.pool[:_HASHED])):
+            for example in split:
+                numbers = np.array([example.prompt_length, len(example.ids), *example.ids], dtype="<i8")
+                digest.update(numbers.tobytes())
+        return digest.hexdigest()
 
     def training_subset(self, count: int, seed: int) -> tuple[Example, ...]:
         """`count` training examples of this seed, from its stream `subset`.

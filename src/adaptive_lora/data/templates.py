@@ -38,6 +38,9 @@ PROMPTS = {
 }
 
 
+_DATE = "26 Jul 2024"
+"""Today, to the chat templates of Llama 3, whose own default it is: lest prompts change overnight."""
+
 AUTO: Mapping[str, TemplateName] = {"alpaca": "alpaca", "question-answer": "question", "messages": "chat"}
 """Form of records -> the template where the study says `auto`; all others are `plain`."""
 
@@ -81,7 +84,7 @@ def _render_chat(record: Record, tokenizer: Any) -> str:
     if not turns:
         turns = [{"role": "user", "content": "\n".join(p for p in (record.prompt, record.context) if p)}]
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, date_string=_DATE))
     except jinja2.TemplateError as error:
         roles = ", ".join(turn["role"] for turn in turns)
         raise DataError(

@@ -40,6 +40,7 @@ def cross_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
     if names and baseline not in names:
         hint = nearest_hint(baseline, names)
         yield ("analysis", "baseline"), f"no arm is called {baseline!r}{hint}; arms: {', '.join(names)}"
+    yield from _one_size(data, dict(zip(names, arms, strict=True)).get(baseline), baseline)
     yield from _seed_complaints(data)
     yield from _primary_complaints(data, names, baseline)
 
@@ -75,6 +76,17 @@ def _repeats(data: dict[str, Any], arms: list[Any]) -> Iterator[tuple[Location, 
         content = repr((whole.get("strategy"), *own, scaling))
         if contents.setdefault(content, name) != name:
             yield ("arms", index), f"{name!r} is the same arm as {contents[content]!r}; leave one out"
+
+
+def _one_size(data: dict[str, Any], arm: Any, baseline: str) -> Iterator[tuple[Location, str]]:
+    """Fixed ranks stand under the first budget alone; a baseline is needed at each."""
+    budgets = list(dict.fromkeys(map(str, _part(data, "budgets", list))))
+    if isinstance(arm, dict) and arm.get("ranks") is not None and len(budgets) > 1:
+        yield (
+            ("budgets",),
+            f"the baseline {baseline!r} has fixed `ranks` and so one size, and none to compare with at the others; "
+            f"give one budget, or a baseline with a `strategy`; got {', '.join(budgets)}",
+        )
 
 
 def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:

@@ -183,8 +183,6 @@ class TrainPart(Part):
     def _one_length(self) -> TrainPart:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either `epochs` or `steps`")
-        if self.steps is not None and self.warmup >= max(self.steps, 1):
-            raise ValueError(f"`warmup` of {self.warmup:g} steps leaves nothing of {self.steps} `steps`")
         return self
 
 

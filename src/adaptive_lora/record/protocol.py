@@ -98,7 +98,9 @@ def doubled(budget: str) -> str:
 
 
 def assay_budgets(spec: StudySpec) -> tuple[str, ...]:
-    """Budgets that the baseline alone is trained at."""
+    """Budgets that the baseline alone is trained at; none where its ranks are fixed and would be the same at each."""
+    if baseline_of(spec).ranks is not None:
+        return ()
     asked = []
     for budget in spec.budgets:
         asked += [halved(budget)] if "half" in spec.controls else []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.record.parts import ArmPart, ScalingPart, TrainPart
-from adaptive_lora.record.spec import StudySpec
+from adaptive_lora.record.yaml import Location
+
+if TYPE_CHECKING:
+    from adaptive_lora.record.spec import StudySpec
 
 
 def scaling_of(spec: StudySpec, arm: ArmPart) -> ScalingPart:
@@ -31,6 +34,18 @@ def steps_of(spec: StudySpec, arm: ArmPart) -> int:
     per_epoch = -(-spec.data.train // train.batch_size)
     steps = train.steps if train.steps is not None else (train.epochs or 1) * per_epoch
     return max(1, round(steps * (arm.train.longer if arm.train else 1.0)))
+
+
+def warmup_complaints(spec: StudySpec) -> dict[Location, str]:
+    """Warm-ups, counted in steps, that the updates of an arm do not reach the end of; the first arm for each place."""
+    found: dict[Location, str] = {}
+    for index, arm in enumerate(spec.arms):
+        warmup, steps = training_of(spec, arm).warmup, steps_of(spec, arm)
+        if warmup >= 1 and warmup >= steps:
+            at: Location = ("arms", index, "train", "warmup") if "warmup" in own_training(arm) else ("train", "warmup")
+            message = f"`warmup` of {warmup:g} steps leaves nothing of the {steps} that {arm.name!r} is trained for"
+            found.setdefault(at, f"{message}; give fewer, or a share of all such as 0.03")
+    return found
 
 
 def own_training(arm: ArmPart) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from adaptive_lora.record.parts import (
     TrainPart,
     as_list,
 )
+from adaptive_lora.record.settings import warmup_complaints
 from adaptive_lora.record.yaml import Location, line_of, placed, read_yaml
 
 Control = Literal["random", "shuffled", "twin", "half", "double", "compute"]
@@ -102,10 +103,12 @@ def parse_study(text: str, path: Path) -> Study:
     data, lines, complaints = read_yaml(text, path)
     if not isinstance(data, dict):
         raise StudyFileError(str(path), complaints or ["expected keys and values, such as `name: my-study`"])
-    found = list(cross_complaints(data))
-    data = _with_rank_files(data, path.parent, found)
+    found: list[tuple[Location, str]] = []
+    data = _with_rank_files(data, path.parent, found)  # first: a file gives its arm a name
+    found += cross_complaints(data)
     try:
         spec = StudySpec(**data)
+        found += warmup_complaints(spec).items()
     except ValueError as error:
         found += complaints_of(error, StudySpec, data)
     found.sort(key=lambda complaint: line_of(lines, complaint[0]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,19 +64,22 @@ class Head:
         self._vocabulary = model.config.get_text_config().vocab_size
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(C, d) to (C, V)."""
-        return self._rest(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        """(C, d) to (C, V); a row's bits do not depend on its neighbours, nor on whether it has any.
+
+        oneDNN multiplies a lone row by another kernel, whose last bits are others: a lone row is given twice.
+        """
+        rows = hidden.expand(2, -1) if len(hidden) == 1 else hidden
+        return self._rest(inputs_embeds=rows[None], use_cache=False).logits[0, : len(hidden)]
 
     def losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> TokenLosses:
         """Losses of the tokens `targets` (C,) that follow `hidden` (C, d); or of distributions over them, (C, V).
 
         With `weights` (C,) also the gradient of Σ weight · nll by `hidden`, so that the logits of no more
-        than a few positions are ever held.
+        than a few positions are ever held. The parts are even, so that none is left with a few rows, for which
+        a processor's kernels may be others.
         """
-        size = max(1, LARGEST_LOGITS // self._vocabulary)
         nll, right, gradients = [], [], []
-        for begin in range(0, max(1, len(targets)), size):
-            part = slice(begin, begin + size)
+        for part in _even_parts(len(targets), max(1, LARGEST_LOGITS // self._vocabulary)):
             rows = hidden[part].detach().requires_grad_(weights is not None)
             with torch.set_grad_enabled(weights is not None):
                 logits = self.logits(rows)
@@ -86,6 +91,14 @@ class Head:
             wanted = targets[part] if targets.ndim == 1 else targets[part].argmax(-1)
             right.append(logits.detach().argmax(-1) == wanted)
         return TokenLosses(torch.cat(nll), torch.cat(right), torch.cat(gradients) if gradients else None)
+
+
+def _even_parts(count: int, most: int) -> Iterator[slice]:
+    """As few stretches of at most `most` rows as there can be, their sizes within one of each other; one where
+    there are no rows."""
+    parts = max(1, -(-count // most))
+    edges = [count * k // parts for k in range(parts + 1)]
+    return itertools.starmap(slice, itertools.pairwise(edges))
 
 
 def _without(model: nn.Module, path: list[str]) -> nn.Module:

@@ -1,20 +1,15 @@
 """Runs many at a time, in banks as large as memory allows.
 
-A bank in progress is on disk as a whole: one folder with a file per run, and `bank.json`, replaced last,
-that says which folder counts, which runs form the bank and how it was cut. A study that goes on forms
-the same bank again, so that on a processor it ends in the same bits.
+A bank in progress is on disk as a whole (`composition.py`): its runs, how it was cut, a checkpoint of each. A
+study that goes on forms the same bank again, so that on a processor it ends in the same bits.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from adaptive_lora.files import write_atomically
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.record.runs import RunSpec
 from adaptive_lora.training.bank import Bank, Member
@@ -24,29 +19,11 @@ from adaptive_lora.training.memory import is_out_of_memory, members_at_once
 from adaptive_lora.training.reference import Diverged
 from adaptive_lora.training.slots import Slot
 from adaptive_lora.workers.common import Worker, label_of
+from adaptive_lora.workers.composition import Composition, read_compositions, replace_composition
+from adaptive_lora.workers.devices import warn_of_other_devices
 
 _MOST = 64
 """Runs in a bank: results appear when a bank is through, and more gain nothing."""
-
-
-@dataclass(frozen=True)
-class Composition:
-    """A bank in progress, as `bank.json` has it."""
-
-    members: tuple[str, ...] = ()
-    """Run ids in their order; a run that has diverged since is still named."""
-    chunk_tokens: int | None = None
-    folder: str = ""
-    """Where the runs' checkpoints are; empty before the first."""
-
-    @classmethod
-    def read(cls, path: Path) -> Composition:
-        """What was in progress; nothing if nothing was, or the file cannot be read."""
-        try:
-            content = json.loads(path.read_text())
-            return cls(tuple(content["members"]), content["chunk_tokens"], content["folder"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls()
 
 
 @dataclass
@@ -71,12 +48,15 @@ class BankWorker(Worker):
 
     def run_all(self, runs: Sequence[RunSpec]) -> None:
         by_id = self.register(runs)
+        warn_of_other_devices(self, by_id)
         self.tell_planned()
         pending = {run_id: run for run_id, run in by_id.items() if not self.ledger.status_of(run_id).is_finished}
-        before = Composition.read(self.paths.bank)
-        again = {run_id: pending.pop(run_id) for run_id in before.members if run_id in pending}
-        if again:
-            self._together(self._seats(again), before)
+        for before in read_compositions(self.paths.bank):
+            again = {run_id: pending.pop(run_id) for run_id in before.members if run_id in pending}
+            if again:
+                self._together(self._seats(again), before)
+            elif all(self.ledger.status_of(run_id).is_finished for run_id in before.members):
+                replace_composition(self.paths.bank, before)  # cut between its last result and its end
         while pending:
             some = {run_id: pending.pop(run_id) for run_id in list(pending)[:_MOST]}
             seats = self._seats(some)
@@ -107,23 +87,29 @@ class BankWorker(Worker):
         """Trains, evaluates and keeps a bank; half and half again where it finds no room."""
         if not seats:
             return
+        saving = _Saving(self, seats, composition)
         try:
-            self._train(seats, composition)
+            self._train(seats, saving)
             return
         except Exception as error:
             if not (is_out_of_memory(error) and len(seats) > 1):
                 # One bad bank must not take the others with it; the reason stands in the ledger.
-                for seat in seats:
-                    if not self.ledger.status_of(seat.run_id).is_finished:
-                        self.watcher.end(label_of(seat.run), self.failed(seat.run_id, error))
+                for seat in self._unfinished(seats):
+                    self.watcher.end(label_of(seat.run), self.failed(seat.run_id, error))
                 return
         # Outside the handler: the error holds the bank's frames, and they its memory.
         self.watcher.stage(f"no room for {len(seats)} adapters at once: half as many")
-        for part in (seats[: len(seats) // 2], seats[len(seats) // 2 :]):
-            unfinished = [seat for seat in part if not self.ledger.status_of(seat.run_id).is_finished]
-            self._together(unfinished, Composition(composition.members, None, composition.folder))
+        newest, left = saving.composition, self._unfinished(seats)
+        parts = [part for part in (left[: len(left) // 2], left[len(left) // 2 :]) if part]
+        halves = [Composition(tuple(seat.run_id for seat in part), None, newest.folder) for part in parts]
+        replace_composition(self.paths.bank, newest, *halves)
+        for part, half in zip(parts, halves, strict=True):
+            self._together(part, half)
 
-    def _train(self, seats: Sequence[_Seat], composition: Composition) -> None:
+    def _unfinished(self, seats: Sequence[_Seat]) -> list[_Seat]:
+        return [seat for seat in seats if not self.ledger.status_of(seat.run_id).is_finished]
+
+    def _train(self, seats: Sequence[_Seat], saving: _Saving) -> None:
         spec = self.material.study.spec.train
         steps = max(seat.member.options.steps for seat in seats)
         for seat in seats:
@@ -134,24 +120,22 @@ class BankWorker(Worker):
         bank = Bank(
             self.material.base,
             [seat.member for seat in seats],
-            chunk_tokens=composition.chunk_tokens,
+            chunk_tokens=saving.composition.chunk_tokens,
             checkpointing=spec.activation_checkpointing,
         )
         with bank:
             for seat, slot in zip(seats, bank.slots, strict=True):
-                self._restore(seat, slot, composition)
-            saving = _Saving(self, seats, bank, composition)
+                self._restore(seat, slot, saving.composition)
             while bank.running:
                 self._update(bank, seats)
                 if self.should_stop():
-                    saving.save()
+                    saving.save(bank)
                     raise KeyboardInterrupt
                 if not bank.running or time.monotonic() - saving.saved >= self.checkpoint_seconds:
-                    saving.save()
+                    saving.save(bank)
             self._finish(bank, seats)
-        self.paths.bank.unlink(missing_ok=True)
-        for folder in self.paths.bank.parent.glob("bank-*"):
-            shutil.rmtree(folder, ignore_errors=True)
+        if not self._unfinished(seats):  # what could not be kept is evaluated again, not trained
+            replace_composition(self.paths.bank, saving.composition)
 
     def _restore(self, seat: _Seat, slot: Slot, composition: Composition) -> None:
         path = self.paths.bank.parent / composition.folder / f"{seat.run_id}.safetensors"
@@ -209,21 +193,21 @@ class BankWorker(Worker):
 class _Saving:
     """Keeps a bank on disk: all runs of one moment, or those of the moment before."""
 
-    def __init__(self, worker: BankWorker, seats: Sequence[_Seat], bank: Bank, composition: Composition) -> None:
-        self._worker, self._seats, self._bank, self._composition = worker, seats, bank, composition
+    def __init__(self, worker: BankWorker, seats: Sequence[_Seat], composition: Composition) -> None:
+        self._worker, self._seats = worker, seats
+        self.composition = composition
+        """The newest on disk: what the runs go on from, whatever becomes of the bank."""
         self.saved = time.monotonic()
 
-    def save(self) -> None:
+    def save(self, bank: Bank) -> None:
         """Writes every run's checkpoint to a new folder, then the file that makes it count."""
-        paths, before = self._worker.paths, self._composition
-        folder = paths.bank.parent / f"bank-{max(len(seat.curve) for seat in self._seats)}"
+        path, before = self._worker.paths.bank, self.composition
+        folder = path.parent / f"bank-{max(len(seat.curve) for seat in self._seats)}"
         folder.mkdir(parents=True, exist_ok=True)
-        for seat, slot in zip(self._seats, self._bank.slots, strict=True):
+        for seat, slot in zip(self._seats, bank.slots, strict=True):
             write_checkpoint(folder / f"{seat.run_id}.safetensors", seat.run_id, seat.progress, slot.tensors())
-        self._composition = Composition(before.members, self._bank.chunk_tokens, folder.name)
-        write_atomically(paths.bank, json.dumps(asdict(self._composition)))
-        if before.folder and before.folder != folder.name:
-            shutil.rmtree(paths.bank.parent / before.folder, ignore_errors=True)
+        self.composition = Composition(before.members, bank.chunk_tokens, folder.name)
+        replace_composition(path, before, self.composition)
         for seat in self._seats:
             self._worker.ledger.record_step(seat.run_id, len(seat.curve))
         self.saved = time.monotonic()

@@ -11,13 +11,16 @@ from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import rate_factors
 from adaptive_lora.training.reference import Diverged, Keeping, train
 from adaptive_lora.workers.common import Worker, label_of
+from adaptive_lora.workers.devices import warn_of_other_devices
 
 
 class ReferenceWorker(Worker):
     """`engine: reference`."""
 
     def run_all(self, runs: Sequence[RunSpec]) -> None:
-        for run_id, run in self.register(runs).items():
+        by_id = self.register(runs)
+        warn_of_other_devices(self, by_id)
+        for run_id, run in by_id.items():
             self.tell_planned()
             if not self.ledger.status_of(run_id).is_finished:
                 if self.should_stop():
