@@ -184,8 +184,9 @@ def _repair(
     """Spends `rest` as far as integers allow by moving the fewest units of rank."""
     if rest == 0 or (ranks == caps).all():
         return ranks
-    prices = [int(price) for price in np.unique(costs)]
-    groups = [np.flatnonzero(costs == price) for price in prices]
+    # Modules that have no other rank than theirs (one side of 1) only make the search wider: of their odd price.
+    prices = [int(price) for price in np.unique(costs[floors < caps])]
+    groups = [np.flatnonzero((costs == price) & (floors < caps)) for price in prices]
     room_up = [int((caps[g] - ranks[g]).sum()) for g in groups]
     room_down = [int((ranks[g] - floors[g]).sum()) for g in groups]
     moves = _fewest_moves(prices, room_down, room_up, rest)
