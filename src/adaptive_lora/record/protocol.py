@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from adaptive_lora.planning.budget import parse_budget
-from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options, find_strategy
+from adaptive_lora.planning.strategies import STRATEGIES, Strategy, StrategyOptions, check_options, find_strategy
 from adaptive_lora.record.parts import ArmPart, ArmTrainPart
 from adaptive_lora.record.settings import steps_of
 from adaptive_lora.record.spec import StudySpec
@@ -40,7 +41,7 @@ def control_arms(spec: StudySpec) -> tuple[ArmPart, ...]:
     found = []
     for name in ("random", "shuffled"):
         if name in spec.controls and name not in own:
-            options = {"source": shuffled_source(spec)} if name == "shuffled" else {}
+            options = shuffled_options(spec) if name == "shuffled" else {}
             called = f"{name}-control" if name in names else name
             found.append(ArmPart(name=called, strategy=name, options=options))
     longer = compute_controls(spec) if "compute" in spec.controls else {}
@@ -65,16 +66,23 @@ def compute_controls(spec: StudySpec) -> dict[str, ArmPart]:
     return found
 
 
-def shuffled_source(spec: StudySpec) -> str:
-    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s."""
+def shuffled_options(spec: StudySpec) -> dict[str, Any]:
+    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s.
+
+    With the arm's own options, as other ranks than the arm's would be no control of it. Bounds are said of the shuffled
+    plan itself, which hands them on to its source. Defaults are left out: a study that says none keeps its runs.
+    """
     usable: Mapping[str, Strategy] = STRATEGIES["shuffled"].options.sources  # type: ignore[attr-defined]
     for arm in spec.arms:
         source = usable.get(arm.strategy or "")
         if source is None or source.name == "uniform":
             continue
-        if source.effort_of(check_options(source, arm.options)) != "a short run":
-            return source.name
-    return "empirical"
+        options = check_options(source, arm.options)
+        if source.effort_of(options) != "a short run":
+            own = options.model_dump(mode="json", exclude_defaults=True)
+            bounds = {name: own.pop(name) for name in StrategyOptions.model_fields if name in own}
+            return {"source": source.name, **bounds, **({"source_options": own} if own else {})}
+    return {"source": "empirical"}
 
 
 def halved(budget: str) -> str | None:
