@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adaptive_lora.errors import BudgetError
 from adaptive_lora.planning import budget as planner
-from adaptive_lora.planning.budget import _fewest_moves, parse_budget, resolve_budget, spend
+from adaptive_lora.planning.budget import _fewest_moves, leaves_no_choice, parse_budget, resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 
 
@@ -79,6 +79,22 @@ def test_equal_weights_and_shapes_differ_by_one_at_most(
     for a, b in itertools.combinations(modules, 2):
         if (a.d_in, a.d_out, wanted[a.name]) == (b.d_in, b.d_out, wanted[b.name]):
             assert abs(ranks[a.name] - ranks[b.name]) <= 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes, weights, st.integers(0, 900), st.integers(1, 3), st.none() | st.integers(1, 6))
+def test_where_there_is_no_choice_weights_change_nothing(
+    sizes: list[tuple[int, int]], weights: list[float], extra: int, low: int, cap: int | None
+) -> None:
+    modules = shapes_of(sizes)
+    sums = reachable(modules, low, cap)
+    budget = min(sums) + extra
+    decided = {s for s in sums if s <= budget} in ({min(sums)}, sums)
+
+    assert leaves_no_choice(modules, budget, low, cap) == decided
+    if decided:
+        wanted = dict(zip([m.name for m in modules], weights, strict=False))
+        assert spend(modules, wanted, budget, low, cap) == spend(modules, dict.fromkeys(wanted, 1.0), budget, low, cap)
 
 
 def test_the_repair_alone_finds_what_greedy_rounding_misses() -> None:

@@ -97,8 +97,8 @@ HEAVY = "{strategy: attention-heavy, options: {ratio: 0.25, max_rank: 12}}"
     ],
 )
 def test_shuffled_takes_the_arms_own_options(spec: Callable[..., StudySpec], arm: str, options: dict[str, Any]) -> None:
-    (control,) = control_arms(spec(controls("[shuffled]"), (ARMS, f"arms: [uniform, {arm}]")))
-    assert control.options == options
+    own = spec(controls("[shuffled]"), (ARMS, f"arms: [uniform, {arm}]"), ("rank:2", "rank:4"))
+    assert [control.options for control in control_arms(own)] == [options]
 
 
 def test_the_shuffled_control_has_the_ranks_of_its_arm(spec: Callable[..., StudySpec]) -> None:
@@ -110,6 +110,20 @@ def test_the_shuffled_control_has_the_ranks_of_its_arm(spec: Callable[..., Study
         strategy = find_strategy(str(arm.strategy))
         plans.append(strategy.allocate(modules, {}, budget, check_options(strategy, arm.options)))
     assert sorted(plans[0].values()) == sorted(plans[1].values()) == [4] * 4 + [12] * 4 and plans[0] != plans[1]
+
+
+def test_shuffled_has_no_place_where_the_least_rank_is_all_there_is(spec: Callable[..., StudySpec]) -> None:
+    both = spec(controls("[shuffled]"), ('["rank:2"]', '["rank:1", "rank:2"]'))
+    assert [name for name, budget in pairs(both) if budget == "rank:1"] == [
+        "uniform",
+        "linear-decay",
+        "empirical",
+        "random",
+    ]
+    assert ("shuffled", "rank:2") in pairs(both) and control_arms(both, "rank:1") == ()
+    assert control_arms(spec(controls("[shuffled]"), ("rank:2", "rank:1"))) == ()
+    least = (ARMS, "arms: [uniform, {strategy: linear-decay, options: {min_rank: 2}}]")
+    assert control_arms(spec(controls("[shuffled]"), least)) == ()
 
 
 def test_half_and_double_budgets_are_trained_once(spec: Callable[..., StudySpec]) -> None:

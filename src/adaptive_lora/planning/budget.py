@@ -111,6 +111,21 @@ def spend(
     return {module.name: int(rank) for module, rank in zip(ordered, ranks, strict=True)}
 
 
+def leaves_no_choice(
+    modules: Sequence[ModuleShape], budget: int, min_rank: int = 1, max_rank: int | None = None
+) -> bool:
+    """Whether `spend` gives the same ranks whatever the weights: no unit above the floors, or every one below the caps.
+
+    >>> shapes = [ModuleShape("q", "attention", 0, 4, 4), ModuleShape("up", "mlp", 0, 4, 12)]
+    >>> [leaves_no_choice(shapes, budget) for budget in (24, 31, 32, 95, 96)]
+    [True, True, False, False, True]
+    """
+    tops = {m: min(m.largest_rank, max_rank or m.largest_rank) for m in modules}
+    rest = budget - sum(min(min_rank, top) * m.params_per_rank for m, top in tops.items())
+    most = sum(max(top - min_rank, 0) * m.params_per_rank for m, top in tops.items())
+    return rest >= most or rest < min((m.params_per_rank for m, top in tops.items() if top > min_rank), default=0)
+
+
 def _check_floor(count: int, floor: int, budget: int, min_rank: int) -> None:
     if budget < floor:
         raise BudgetError(

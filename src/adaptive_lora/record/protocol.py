@@ -34,14 +34,19 @@ class Comparison:
     budget: str
 
 
-def control_arms(spec: StudySpec) -> tuple[ArmPart, ...]:
-    """`random` and `shuffled` as the study asks for them, but for those that are arms of it already."""
+def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, ...]:
+    """The controls that are arms, on a budget or on any, but for those that are arms of the study already.
+
+    `shuffled` has no place where the least rank is all that a budget pays for: every plan is the same there.
+    """
     own = {arm.strategy for arm in spec.arms}
     names = {arm.name for arm in spec.arms}
     found = []
     for name in ("random", "shuffled"):
         if name in spec.controls and name not in own:
             options = shuffled_options(spec) if name == "shuffled" else {}
+            if name == "shuffled" and all(_is_least(b, options) for b in ([budget] if budget else spec.budgets)):
+                continue
             called = f"{name}-control" if name in names else name
             found.append(ArmPart(name=called, strategy=name, options=options))
     longer = compute_controls(spec) if "compute" in spec.controls else {}
@@ -85,6 +90,11 @@ def shuffled_options(spec: StudySpec) -> dict[str, Any]:
     return {"source": "empirical"}
 
 
+def _is_least(budget: str, options: Mapping[str, Any]) -> bool:
+    unit, number = parse_budget(budget)
+    return unit == "rank" and number <= options.get("min_rank", 1)
+
+
 def halved(budget: str) -> str | None:
     """Half a budget; nothing where there is no smaller one.
 
@@ -126,7 +136,7 @@ def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
     Fixed ranks have a size of their own and so stand under the first budget alone.
     """
     for index, budget in enumerate(spec.budgets):
-        for arm in (*spec.arms, *control_arms(spec)):
+        for arm in (*spec.arms, *control_arms(spec, budget)):
             if arm.ranks is None or index == 0:
                 yield budget, arm
     for budget in assay_budgets(spec):
