@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adaptive_lora.errors import StrategyError, nearest_hint
 from adaptive_lora.planning.budget import spend
@@ -44,6 +44,15 @@ class StrategyOptions(BaseModel):
     """The least rank a target module gets."""
     max_rank: Annotated[int, Field(ge=1)] | None = None
     """The most rank a module gets, below its own limit min(d_in, d_out)."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> StrategyOptions:
+        if self.max_rank is not None and self.min_rank > self.max_rank:
+            raise StrategyError(
+                f"`min_rank` {self.min_rank} is above `max_rank` {self.max_rank}; no rank lies between them. Lower the "
+                "one or raise the other"
+            )
+        return self
 
     def measuring(self) -> CalibrationOptions:
         """What measuring goes by; strategies that measure weights alone have no such options of their own."""
