@@ -90,6 +90,13 @@ def test_a_strategy_that_breaks_the_contract_is_caught(added: Strategy) -> None:
         suite.test_contract_exactly_on_budget_within_bounds(strategy=dataclasses.replace(added, allocate=one_more))
 
 
+def test_its_recovery_stands_beside_what_the_guide_says(added: Strategy) -> None:
+    (command,) = [line for text in blocks("bash") for line in text.splitlines() if "bench/recovery.py" in line]
+    asked = shlex.split(command)[-1].split(",")
+    (beside,) = re.findall(r"each strategy recovers, beside `(\S+)` and `(\S+)`", GUIDE)
+    assert {added.name, *beside} == {*asked, "uniform"}  # which every comparison has
+
+
 def test_its_plans_can_be_had_by_the_verb(added: Strategy) -> None:
     lines = [line for text in blocks("bash") for line in text.splitlines() if line.startswith("adaptive-lora plan")]
     plain, bent = (CliRunner().invoke(app, shlex.split(line)[1:]) for line in lines)

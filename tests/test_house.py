@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,14 @@ def test_public_functions_are_documented() -> None:
 def test_recipes_are_the_studies_folder() -> None:
     studies = SOURCE.parent.parent / "studies"
     assert {p.name for p in studies.glob("*.yaml")} == {p.name for p in (SOURCE / "recipes").glob("*.yaml")}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_bench_runs_every_script_that_needs_no_argument() -> None:
+    root = SOURCE.parent.parent
+    told = subprocess.run(["make", "--dry-run", "bench"], cwd=root, capture_output=True, text=True, check=True).stdout
+    needs_none = [p for p in (root / "bench").glob("*.py") if not re.search(r'add_argument\("[a-z]', p.read_text())]
+    assert set(re.findall(r"bench/\w+\.py", told)) == {f"bench/{p.name}" for p in needs_none}
 
 
 def test_all_public_names_exist() -> None:

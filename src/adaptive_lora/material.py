@@ -16,7 +16,7 @@ from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import BudgetError, ModelError, StudyFileError, UsageError
-from adaptive_lora.planning.budget import Budget, resolve_budget, spend
+from adaptive_lora.planning.budget import Budget, resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
@@ -287,29 +287,27 @@ def _checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str
         except BudgetError as error:
             complaints["budgets", index] = str(error)
             continue
-        for position, arm in enumerate((*study.spec.arms, *control_arms(study.spec))):
+        for position, arm in enumerate((*study.spec.arms, *control_arms(study.spec, text))):
             try:
                 _try_arm(arm, modules, budgets[text])
             except BudgetError as error:
                 complaints.setdefault(("budgets", index), str(error))
             except UsageError as error:
                 at: Location = ("arms", position, *(["ranks"] if arm.ranks is not None else []))
-                complaints.setdefault(at if position < len(study.spec.arms) else ("controls",), str(error))
+                if position < len(study.spec.arms):
+                    complaints.setdefault(at, str(error))
+                else:
+                    complaints.setdefault(("controls",), f"{error} Or name the `controls` without {arm.strategy}.")
     if complaints:
         raise StudyFileError(str(study.path), [study.complaint(at, message) for at, message in complaints.items()])
     return budgets
 
 
 def _try_arm(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> None:
-    """UsageError where an arm can have no plan; of those that measure, its least rank in each covered module counts."""
+    """UsageError where an arm can have no plan."""
     if arm.ranks is not None:
         fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
         return
     assert arm.strategy is not None  # ArmPart has either
     strategy = find_strategy(arm.strategy)
-    options = check_options(strategy, arm.options)
-    if strategy.needs(options):
-        covered = strategy.covered(modules)
-        spend(covered, {m.name: 1.0 for m in covered}, budget.parameters, options.min_rank, options.max_rank)
-    else:
-        strategy.allocate(modules, {}, budget.parameters, options)
+    strategy.check_budget(modules, budget.parameters, check_options(strategy, arm.options))

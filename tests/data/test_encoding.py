@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from adaptive_lora.data.encoding import Encoder
 from adaptive_lora.data.sources import Record, from_dicts
-from adaptive_lora.data.templates import choose_template, render
+from adaptive_lora.data.templates import ALPACA_WITHOUT_INPUT, TemplateName, choose_template, render
 from adaptive_lora.errors import DataError
 from adaptive_lora.training.base import FrozenBase
 
@@ -81,6 +81,36 @@ def test_a_chat_template_that_refuses_a_record_is_explained(gpt2: FrozenBase) ->
     row = {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]}
     with pytest.raises(DataError, match=r"refuses a record with the turns system: System role not supported"):
         Encoder(gpt2.tokenizer, 64).encode(from_dicts([row], "x").records[0])
+
+
+def chat(*turns: tuple[str, str]) -> Record:
+    return from_dicts(
+        [{"messages": [{"role": r, "content": c} for r, c in (*turns, ("assistant", "yo"))]}], "x"
+    ).records[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "after"),
+    [
+        ("plain", "", ""),
+        ("alpaca-short", "### Instruction:\n", "\n\n### Response:\n"),
+        ("question", "Question: ", "\n\nAnswer: "),
+        ("alpaca", ALPACA_WITHOUT_INPUT.partition("{")[0], "\n\n### Response:"),
+    ],
+)
+def test_templates_without_roles_show_every_turn(template: TemplateName, before: str, after: str) -> None:
+    several = chat(("system", "Be kind."), ("user", "Topic {input}"), ("assistant", ""), ("user", "Go on."))
+    assert render(several, template) == (f"{before}Be kind.\nTopic {{input}}\nGo on.{after}", "yo")
+    for turns in ([("user", "hi\n")], [("system", "hi\n")], []):  # as one question, or none at all
+        asked = turns[0][1] if turns else ""
+        assert render(chat(*turns), template) == (f"{before}{asked}{after}", "yo")
+
+
+def test_other_histories_are_other_prompts_to_the_model(gpt2: FrozenBase) -> None:
+    records = [chat(("user", f"Topic {i}"), ("assistant", "ok"), ("user", "Go on.")) for i in range(20)]
+    for template in ("plain", "alpaca-short"):
+        prompts = [e.ids[: e.prompt_length] for e in Encoder(gpt2.tokenizer, 64, template).encode_all(records)]
+        assert len(set(prompts)) == len({record.prompt_key() for record in records}) == 20
 
 
 def test_prompt_is_masked_and_completion_ends_the_text(embedded: FrozenBase) -> None:

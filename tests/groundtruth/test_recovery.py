@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import runpy
 import sys
 from collections.abc import Callable, Sequence
@@ -15,10 +16,14 @@ import pytest
 import torch
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.errors import StrategyError, TrainingError
 from adaptive_lora.groundtruth import recovery
 from adaptive_lora.groundtruth.recovery import Setting, make_task, recover
 from adaptive_lora.groundtruth.truths import truth_ranks
+from adaptive_lora.judging.recovery import CONCENTRATED, summary
 from adaptive_lora.planning.budget import resolve_budget
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.record.parts import ArmPart
 from adaptive_lora.training.bank import Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.options import TrainingOptions
@@ -83,6 +88,35 @@ def test_all_arms_meet_on_equal_terms(setting: Setting, monkeypatch: pytest.Monk
     assert [again["divergence"][n] for n in again["divergence"]] == pytest.approx(
         [found["divergence"][n] for n in again["divergence"]], rel=1e-5
     )
+
+
+@pytest.mark.parametrize("error", [StrategyError("no plan"), TrainingError("no plan")])
+def test_a_strategy_without_a_plan_is_missing_and_the_others_are_not(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    make = recovery.make_plan
+    torn = "random"
+
+    def fail(base: FrozenBase, modules: Any, arm: ArmPart, *rest: Any) -> RankPlan:
+        if arm.name == torn:
+            raise error
+        return make(base, modules, arm, *rest)
+
+    whole = recover(setting, "last-mlp", 3, STRATEGIES[:2])
+    monkeypatch.setattr(recovery, "make_plan", fail)
+    found = recover(setting, "last-mlp", 3, STRATEGIES[:2])
+    assert found.keys() == KEYS and list(found["divergence"]) == ["uniform", *STRATEGIES[:2], "oracle", "floor"]
+    assert math.isnan(found["divergence"].pop("random")) and found["correlation"]["random"] is None
+    assert found["planning"]["random"] == {"failed": "no plan"} and "random" not in found["parameters"]
+    assert found["divergence"] == pytest.approx(
+        {n: d for n, d in whole["divergence"].items() if n != "random"}, rel=1e-5
+    )
+    told = summary([found | {"divergence": found["divergence"] | {"random": math.nan}}], CONCENTRATED)["last-mlp"]
+    assert told["strategies"]["random"]["share_of_oracle_gain"]["mean"] is None
+    assert told["strategies"]["linear-decay"]["share_of_oracle_gain"]["mean"] is not None
+    torn = "uniform"  # which every share is measured from
+    with pytest.raises(type(error), match="no plan"):
+        recover(setting, "last-mlp", 3, ())
 
 
 def test_a_task_follows_from_the_seed_and_shows_no_text_twice(setting: Setting) -> None:

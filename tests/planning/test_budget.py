@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptive_lora.errors import BudgetError
-from adaptive_lora.planning.budget import _fewest_moves, parse_budget, resolve_budget, spend
+from adaptive_lora.planning import budget as planner
+from adaptive_lora.planning.budget import _fewest_moves, leaves_no_choice, parse_budget, resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 
 
@@ -80,6 +81,22 @@ def test_equal_weights_and_shapes_differ_by_one_at_most(
             assert abs(ranks[a.name] - ranks[b.name]) <= 1
 
 
+@settings(max_examples=300, deadline=None)
+@given(sizes, weights, st.integers(0, 900), st.integers(1, 3), st.none() | st.integers(1, 6))
+def test_where_there_is_no_choice_weights_change_nothing(
+    sizes: list[tuple[int, int]], weights: list[float], extra: int, low: int, cap: int | None
+) -> None:
+    modules = shapes_of(sizes)
+    sums = reachable(modules, low, cap)
+    budget = min(sums) + extra
+    decided = {s for s in sums if s <= budget} in ({min(sums)}, sums)
+
+    assert leaves_no_choice(modules, budget, low, cap) == decided
+    if decided:
+        wanted = dict(zip([m.name for m in modules], weights, strict=False))
+        assert spend(modules, wanted, budget, low, cap) == spend(modules, dict.fromkeys(wanted, 1.0), budget, low, cap)
+
+
 def test_the_repair_alone_finds_what_greedy_rounding_misses() -> None:
     # 6·2 + 10·1 = 22 = 10·1 + 6·2: after rounding to 20 (two of the tens) only a swap reaches 22.
     moves = _fewest_moves([6, 10], room_down=[0, 2], room_up=[5, 0], rest=2)
@@ -94,6 +111,27 @@ def test_the_repair_widens_its_search_until_nothing_can_be_missed() -> None:
 
 def test_the_repair_leaves_least_where_nothing_is_exact() -> None:
     assert _fewest_moves([4, 6], room_down=[0, 0], room_up=[3, 3], rest=5) == [1, 0]
+
+
+def test_the_repair_searches_no_wider_for_modules_that_cannot_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qwen2-MoE's gate of the shared expert holds rank 1 alone; its price of 2,049 has no divisor with the others'."""
+    per_block = {"q": (2048, 2048), "up": (2048, 5632), "down": (5632, 2048), "gate": (2048, 1)}
+    modules = [shape(f"{b}.{name}", *size) for b in range(24) for name, size in per_block.items()]
+    asked: list[int] = []
+    search = planner._search
+
+    def listen(steps: list[int], down: list[int], up: list[int], goal: int, window: int) -> list[int]:
+        asked.append(window)
+        return search(steps, down, up, goal, window)
+
+    monkeypatch.setattr(planner, "_search", listen)
+    gates = 24 * 2049
+    budget = gates + 24 * (4096 + 2 * 7680) * 8 - 100  # nothing costs this: the others' prices are multiples of 512
+    ranks = spend(modules, {m.name: 1.0 for m in modules}, budget)
+
+    assert {ranks[f"{b}.gate"] for b in range(24)} == {1}
+    assert budget - total_cost(modules, ranks) == 512 - 100
+    assert asked and max(asked) < 1000
 
 
 def test_ranks_follow_weights() -> None:

@@ -104,6 +104,13 @@ def test_contract_bounds_are_options(strategy: Strategy) -> None:
 
 
 @contract
+def test_contract_bounds_that_no_rank_lies_between_are_refused(strategy: Strategy) -> None:
+    check_options(strategy, {"min_rank": 3, "max_rank": "3"})
+    with pytest.raises(StrategyError, match=rf"^{strategy.name}: `min_rank` 4 is above `max_rank` 3; .* other\.$"):
+        check_options(strategy, {"min_rank": 4, "max_rank": 3})
+
+
+@contract
 def test_contract_is_documented(strategy: Strategy) -> None:
     assert strategy.summary and strategy.source
     assert strategy.rests_on in ("nothing", "data", "chance")

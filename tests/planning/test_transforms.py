@@ -99,6 +99,7 @@ def test_a_plan_with_one_odd_rank_is_not_worth_shuffling() -> None:
         ({"source": "empiricl"}, r"no strategy 'empiricl' \(did you mean 'empirical'\?\)"),
         ({"source_options": {"powr": 1}}, r"empirical: no option `powr` \(did you mean 'power'\?\)"),
         ({"source": "linear-decay", "source_options": {"slope": 5}}, "linear-decay: `slope`: .* less than 2, got 5"),
+        ({"max_rank": 2, "source_options": {"min_rank": 3}}, "empirical: `min_rank` 3 is above `max_rank` 2"),
         ({"source_options": 3}, "`source_options`: .*dictionary"),
     ],
 )

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.planning.budget import resolve_budget
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.record.protocol import (
     Comparison,
     arms_on_budgets,
@@ -106,6 +109,48 @@ def test_shuffled_takes_the_ranks_of_an_arm_that_plans_without_training(
 ) -> None:
     (control,) = control_arms(spec(controls("[shuffled]"), (ARMS, f"arms: {arms}")))
     assert control.options == {"source": source}
+
+
+HEAVY = "{strategy: attention-heavy, options: {ratio: 0.25, max_rank: 12}}"
+
+
+@pytest.mark.parametrize(
+    ("arm", "options"),
+    [
+        (HEAVY, {"source": "attention-heavy", "max_rank": 12, "source_options": {"ratio": 0.25}}),
+        ("{strategy: empirical, options: {power: 0.5}}", {"source": "empirical", "source_options": {"power": 0.5}}),
+        ("{strategy: linear-decay, options: {min_rank: 2}}", {"source": "linear-decay", "min_rank": 2}),
+        ("{strategy: linear-decay, options: {slope: 1, min_rank: 1}}", {"source": "linear-decay"}),  # the defaults
+    ],
+)
+def test_shuffled_takes_the_arms_own_options(spec: Callable[..., StudySpec], arm: str, options: dict[str, Any]) -> None:
+    own = spec(controls("[shuffled]"), (ARMS, f"arms: [uniform, {arm}]"), ("rank:2", "rank:4"))
+    assert [control.options for control in control_arms(own)] == [options]
+
+
+def test_the_shuffled_control_has_the_ranks_of_its_arm(spec: Callable[..., StudySpec]) -> None:
+    modules = [ModuleShape(f"h.{i}.{kind}", kind, i, 32, 32) for i in range(4) for kind in ("attention", "mlp")]
+    budget = resolve_budget("rank:8", modules).parameters
+    own = spec(controls("[shuffled]"), (ARMS, f"arms: [uniform, {HEAVY}]"))
+    plans = []
+    for arm in (own.arms[1], *control_arms(own)):
+        strategy = find_strategy(str(arm.strategy))
+        plans.append(strategy.allocate(modules, {}, budget, check_options(strategy, arm.options)))
+    assert sorted(plans[0].values()) == sorted(plans[1].values()) == [4] * 4 + [12] * 4 and plans[0] != plans[1]
+
+
+def test_shuffled_has_no_place_where_the_least_rank_is_all_there_is(spec: Callable[..., StudySpec]) -> None:
+    both = spec(controls("[shuffled]"), ('["rank:2"]', '["rank:1", "rank:2"]'))
+    assert [name for name, budget in pairs(both) if budget == "rank:1"] == [
+        "uniform",
+        "linear-decay",
+        "empirical",
+        "random",
+    ]
+    assert ("shuffled", "rank:2") in pairs(both) and control_arms(both, "rank:1") == ()
+    assert control_arms(spec(controls("[shuffled]"), ("rank:2", "rank:1"))) == ()
+    least = (ARMS, "arms: [uniform, {strategy: linear-decay, options: {min_rank: 2}}]")
+    assert control_arms(spec(controls("[shuffled]"), least)) == ()
 
 
 def test_half_and_double_budgets_are_trained_once(spec: Callable[..., StudySpec]) -> None:

@@ -102,6 +102,11 @@ extra: 1
         ("  - uniform\n", "  - random\n", "no arm is called 'uniform'"),
         ("scaling: rslora", "scaling: rs-lora", "did you mean 'rslora'"),
         ("options: {slope: -1}", "options: {slope: 5}", "`slope`.*less than 2"),
+        (
+            "options: {slope: -1}",
+            "options: {min_rank: 4, max_rank: 2}",
+            "`min_rank` 4 is above `max_rank` 2",
+        ),
         ("strategy: linear-decay", "strategy: linear-decay, ranks: {c_attn: 4}", "either a `strategy` or `ranks`"),
         ("{name: demo}", '{name: "${SURELY_NOT_SET}/x"}', "SURELY_NOT_SET is not set"),
         ("name: good", "name: ../evil", "letters, digits"),

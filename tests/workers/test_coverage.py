@@ -122,6 +122,29 @@ def test_what_can_have_no_plan_is_refused_before_anything_is_written(
         prepare(load_study(study_file((ALL, arms), ("budgets:", "targets: attention\nbudgets:"))))
 
 
+LEAST = 3 * (96 + 48 + 120 + 120)  # rank 1 in the four modules of each block
+MEASURED = (ALL, "[uniform, empirical, {strategy: shuffled, options: {source: empirical}}]")
+
+
+@pytest.mark.parametrize("spare", [0, 47])  # the cheapest unit costs 48
+def test_so_is_a_shuffled_plan_that_the_budget_alone_decides(study_file: WriteStudy, spare: int) -> None:
+    message = r"line 5, arms\[2\]: `shuffled` cannot change the plan of empirical: it gives rank 1 to every module"
+    with pytest.raises(StudyFileError, match=message):
+        prepare(load_study(study_file(MEASURED, ("rank:2", f"params:{LEAST + spare}"))))
+
+
+def test_a_shuffled_plan_is_let_in_where_the_budget_leaves_a_choice(study_file: WriteStudy) -> None:
+    prepare(load_study(study_file(MEASURED, ("rank:2", f"params:{LEAST + 48}"))))
+
+
+def test_the_shuffled_control_is_in_nobodys_way(study_file: WriteStudy) -> None:
+    """Where each plan is the same there is none; of a budget in parameters that shows only when the model is known."""
+    arms = ((ALL, "[uniform, empirical]"), ("controls: none", "controls: all"))
+    prepare(load_study(study_file(*arms, ("rank:2", "rank:1"))))
+    with pytest.raises(StudyFileError, match=r"line 9, controls: .* Or name the `controls` without shuffled\."):
+        prepare(load_study(study_file(*arms, ("rank:2", f"params:{LEAST}"))))
+
+
 def test_an_arm_that_cannot_spend_its_budget_is_warned_of(study_file: WriteStudy) -> None:
     found = estimate(prepare(load_study(study_file(ARMS, ("rank:2", "rank:20")))))
     assert found.parameters["uniform at rank:20"] == 23_040

@@ -57,7 +57,8 @@ def choose_template(template: TemplateName, form: str, has_chat_template: bool) 
     if template == "chat" and not has_chat_template:
         raise DataError(
             "The template `chat` was asked for (or chosen for records with `messages`), but this model's "
-            "tokenizer has no chat template. Write `template: alpaca` or `template: plain` under `data`."
+            "tokenizer has no chat template. Write `template: alpaca` or `template: plain` under `data`: they show all "
+            "turns, one below the other, without their roles."
         )
     return template
 
@@ -67,16 +68,18 @@ def render(record: Record, template: TemplateName, tokenizer: Any = None) -> tup
 
     `alpaca`, `alpaca-short` and `question` fill the prompt with or without an input; `chat` asks `tokenizer`, whose
     template is the model's own; `plain` joins what there is with newlines. `tokenizer` is needed for `chat` alone.
+    All but `chat` have one place for what is asked: there the turns of a chat stand one below the other.
     """
+    asked = "\n".join(content for _, content in record.turns if content) or record.prompt
     if template in PROMPTS:
         with_input, without_input = PROMPTS[template]
         text = with_input if record.context else without_input
         # Split, not str.format: a record may hold braces and placeholders of its own.
         head, tail = text.split("{instruction}")
-        return head + record.prompt + tail.replace("{input}", record.context), record.completion
+        return head + asked + tail.replace("{input}", record.context), record.completion
     if template == "chat":
         return _render_chat(record, tokenizer), record.completion
-    return "\n".join(part for part in (record.prompt, record.context) if part), record.completion
+    return "\n".join(part for part in (asked, record.context) if part), record.completion
 
 
 def _render_chat(record: Record, tokenizer: Any) -> str:
@@ -89,5 +92,5 @@ def _render_chat(record: Record, tokenizer: Any) -> str:
         roles = ", ".join(turn["role"] for turn in turns)
         raise DataError(
             f"The model's chat template refuses a record with the turns {roles}: {error}. Leave such records out, or "
-            "write `template: plain` under `data`."
+            "write `template: plain` under `data`, which shows the turns without their roles."
         ) from None

@@ -6,6 +6,7 @@ uniform, of the oracle, of the floor and of every strategy's plan. `judging.reco
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.errors import StrategyError, TrainingError
 from adaptive_lora.groundtruth.planting import (
     Directions,
     Planted,
@@ -118,32 +120,42 @@ def real_directions(setting: Setting, seed: int) -> tuple[RankPlan, Directions]:
 
 
 def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) -> dict[str, Any]:
-    """Trains uniform, oracle, floor and every strategy's plan on one planted model."""
-    task = make_task(setting, truth, seed)
-    plans, seconds, facts = {}, {}, {}
+    """Trains uniform, oracle, floor and every strategy's plan on one planted model.
 
+    A strategy that has no plan there stands in it as one whose student diverged, with the reason under `planning`.
+    """
+    task = make_task(setting, truth, seed)
+    plans: dict[str, RankPlan] = {}
+    seconds: dict[str, float] = {}
+    facts: dict[str, Any] = {}
     practice = Practice(setting.training, lambda base, members: StudentBank(base, members, task.answers))
     for name in ("uniform", *strategies):
         began = time.perf_counter()
         arm = ArmPart(name=name, strategy=name)
-        plans[name] = make_plan(
-            setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, practice
-        )
+        try:
+            plans[name] = make_plan(
+                setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, practice
+            )
+            facts[name] = dict(plans[name].provenance.get("measured", {}))
+        except (StrategyError, TrainingError) as error:
+            if name == "uniform":
+                raise
+            facts[name] = {"failed": str(error)}
         seconds[name] = time.perf_counter() - began
-        facts[name] = dict(plans[name].provenance.get("measured", {}))
     right = {m.name: task.planted.plan.ranks.get(m.name, 0) for m in setting.modules}
     plans["oracle"] = replace(plans["uniform"], modules=task.planted.plan.modules, ranks=task.planted.plan.ranks)
     floor = spend(setting.modules, {name: float(r) for name, r in right.items()}, setting.budget.parameters)
     plans["floor"] = replace(plans["uniform"], ranks=floor)
     members = [Member(plan=p, options=setting.training, seed=seed, examples=task.train) for p in plans.values()]
     found = dict(zip(plans, train_students(setting.base, members, task.answers, task.test), strict=True))
+    every = dict.fromkeys((*facts, *plans))
     return {
         "truth": truth,
         "seed": seed,
         "planted_ranks": right,
         "planted_parameters": task.planted.plan.trainable_parameters,
-        "divergence": found,
-        "correlation": {name: _correlation(p, right) for name, p in plans.items()},
+        "divergence": {name: found.get(name, math.nan) for name in every},
+        "correlation": {name: _correlation(plans[name], right) if name in plans else None for name in every},
         "plan_seconds": seconds,
         "planning": facts,
         "parameters": {name: p.trainable_parameters for name, p in plans.items()},

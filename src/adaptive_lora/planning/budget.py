@@ -111,6 +111,21 @@ def spend(
     return {module.name: int(rank) for module, rank in zip(ordered, ranks, strict=True)}
 
 
+def leaves_no_choice(
+    modules: Sequence[ModuleShape], budget: int, min_rank: int = 1, max_rank: int | None = None
+) -> bool:
+    """Whether `spend` gives the same ranks whatever the weights: no unit above the floors, or every one below the caps.
+
+    >>> shapes = [ModuleShape("q", "attention", 0, 4, 4), ModuleShape("up", "mlp", 0, 4, 12)]
+    >>> [leaves_no_choice(shapes, budget) for budget in (24, 31, 32, 95, 96)]
+    [True, True, False, False, True]
+    """
+    tops = {m: min(m.largest_rank, max_rank or m.largest_rank) for m in modules}
+    rest = budget - sum(min(min_rank, top) * m.params_per_rank for m, top in tops.items())
+    most = sum(max(top - min_rank, 0) * m.params_per_rank for m, top in tops.items())
+    return rest >= most or rest < min((m.params_per_rank for m, top in tops.items() if top > min_rank), default=0)
+
+
 def _check_floor(count: int, floor: int, budget: int, min_rank: int) -> None:
     if budget < floor:
         raise BudgetError(
@@ -184,8 +199,9 @@ def _repair(
     """Spends `rest` as far as integers allow by moving the fewest units of rank."""
     if rest == 0 or (ranks == caps).all():
         return ranks
-    prices = [int(price) for price in np.unique(costs)]
-    groups = [np.flatnonzero(costs == price) for price in prices]
+    # Modules that have no other rank than theirs (one side of 1) only make the search wider: of their odd price.
+    prices = [int(price) for price in np.unique(costs[floors < caps])]
+    groups = [np.flatnonzero((costs == price) & (floors < caps)) for price in prices]
     room_up = [int((caps[g] - ranks[g]).sum()) for g in groups]
     room_down = [int((ranks[g] - floors[g]).sum()) for g in groups]
     moves = _fewest_moves(prices, room_down, room_up, rest)

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from adaptive_lora.planning.budget import parse_budget
-from adaptive_lora.planning.strategies import STRATEGIES, Strategy, check_options, find_strategy
+from adaptive_lora.planning.strategies import STRATEGIES, Strategy, StrategyOptions, check_options, find_strategy
 from adaptive_lora.record.parts import ArmPart, ArmTrainPart
 from adaptive_lora.record.settings import steps_of
 from adaptive_lora.record.spec import StudySpec
@@ -33,14 +34,19 @@ class Comparison:
     budget: str
 
 
-def control_arms(spec: StudySpec) -> tuple[ArmPart, ...]:
-    """`random` and `shuffled` as the study asks for them, but for those that are arms of it already."""
+def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, ...]:
+    """The controls that are arms, on a budget or on any, but for those that are arms of the study already.
+
+    `shuffled` has no place where the least rank is all that a budget pays for: every plan is the same there.
+    """
     own = {arm.strategy for arm in spec.arms}
     names = {arm.name for arm in spec.arms}
     found = []
     for name in ("random", "shuffled"):
         if name in spec.controls and name not in own:
-            options = {"source": shuffled_source(spec)} if name == "shuffled" else {}
+            options = shuffled_options(spec) if name == "shuffled" else {}
+            if name == "shuffled" and all(_is_least(b, options) for b in ([budget] if budget else spec.budgets)):
+                continue
             called = f"{name}-control" if name in names else name
             found.append(ArmPart(name=called, strategy=name, options=options))
     longer = compute_controls(spec) if "compute" in spec.controls else {}
@@ -65,16 +71,28 @@ def compute_controls(spec: StudySpec) -> dict[str, ArmPart]:
     return found
 
 
-def shuffled_source(spec: StudySpec) -> str:
-    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s."""
+def shuffled_options(spec: StudySpec) -> dict[str, Any]:
+    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s.
+
+    With the arm's own options, as other ranks than the arm's would be no control of it. Bounds are said of the shuffled
+    plan itself, which hands them on to its source. Defaults are left out: a study that says none keeps its runs.
+    """
     usable: Mapping[str, Strategy] = STRATEGIES["shuffled"].options.sources  # type: ignore[attr-defined]
     for arm in spec.arms:
         source = usable.get(arm.strategy or "")
         if source is None or source.name == "uniform":
             continue
-        if source.effort_of(check_options(source, arm.options)) != "a short run":
-            return source.name
-    return "empirical"
+        options = check_options(source, arm.options)
+        if source.effort_of(options) != "a short run":
+            own = options.model_dump(mode="json", exclude_defaults=True)
+            bounds = {name: own.pop(name) for name in StrategyOptions.model_fields if name in own}
+            return {"source": source.name, **bounds, **({"source_options": own} if own else {})}
+    return {"source": "empirical"}
+
+
+def _is_least(budget: str, options: Mapping[str, Any]) -> bool:
+    unit, number = parse_budget(budget)
+    return unit == "rank" and number <= options.get("min_rank", 1)
 
 
 def halved(budget: str) -> str | None:
@@ -120,7 +138,7 @@ def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
     Fixed ranks have a size of their own and so stand under the first budget alone.
     """
     for index, budget in enumerate(spec.budgets):
-        for arm in (*spec.arms, *control_arms(spec)):
+        for arm in (*spec.arms, *control_arms(spec, budget)):
             if arm.ranks is None or index == 0:
                 yield budget, arm
     for budget in assay_budgets(spec):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adaptive_lora.errors import StrategyError, nearest_hint
+from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import Kind, ModuleShape
 
 Scores = Mapping[str, Mapping[str, Any]]
@@ -43,6 +44,15 @@ class StrategyOptions(BaseModel):
     """The least rank a target module gets."""
     max_rank: Annotated[int, Field(ge=1)] | None = None
     """The most rank a module gets, below its own limit min(d_in, d_out)."""
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> StrategyOptions:
+        if self.max_rank is not None and self.min_rank > self.max_rank:
+            raise StrategyError(
+                f"`min_rank` {self.min_rank} is above `max_rank` {self.max_rank}; no rank lies between them. Lower the "
+                "one or raise the other"
+            )
+        return self
 
     def measuring(self) -> CalibrationOptions:
         """What measuring goes by; strategies that measure weights alone have no such options of their own."""
@@ -148,6 +158,8 @@ class Strategy:
     """Whether the plan is drawn; its options then have a `seed`."""
     covers: Kind | None = None
     """The only kind of module that gets a rank, where the strategy leaves the others out: these have rank 0."""
+    check_known: Callable[[Sequence[ModuleShape], int, Any], object] | None = None
+    """(modules, budget, options): StrategyError where it is certain before measuring that there will be no plan."""
 
     def covered(self, modules: Sequence[ModuleShape]) -> list[ModuleShape]:
         """The modules that get a rank; StrategyError where none would."""
@@ -158,6 +170,19 @@ class Strategy:
                 f"is one. Add some to `targets`, or use another strategy."
             )
         return found
+
+    def check_budget(self, modules: Sequence[ModuleShape], budget: int, options: Any) -> None:
+        """UsageError where there can be no plan on a budget.
+
+        Where scores must be measured first, the least rank in each covered module counts, and what the strategy knows.
+        """
+        if not self.needs(options):
+            self.allocate(modules, {}, budget, options)
+            return
+        covered = self.covered(modules)
+        spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
+        if self.check_known is not None:
+            self.check_known(modules, budget, options)
 
     def effort_of(self, options: Any) -> Effort:
         """The dearest of what its measures take."""

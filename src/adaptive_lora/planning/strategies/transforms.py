@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, field_serializer, model_validator
 
 from adaptive_lora.errors import StrategyError, nearest_hint
-from adaptive_lora.planning.budget import spend
+from adaptive_lora.planning.budget import leaves_no_choice, spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import CalibrationOptions, Scores, Strategy, StrategyOptions, check_options
 from adaptive_lora.streams import numpy_stream
@@ -93,7 +93,13 @@ def shuffled(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     Spent again on the budget, as modules differ in price. The first of some draws that changes the rank
     of at least half of the modules counts; StrategyError where none does, since such a plan would test nothing.
     """
-    own = options.source_ranks(modules, scores, budget)
+    return _elsewhere(modules, options.source_ranks(modules, scores, budget), budget, options)
+
+
+def _elsewhere(
+    modules: Sequence[ModuleShape], own: Mapping[str, int], budget: int, options: ShuffledOptions
+) -> dict[str, int]:
+    """`shuffled` from the source's `own` ranks."""
     names = sorted(own)
     ranks = [own[name] for name in names]
     if len(set(ranks)) == 1:
@@ -111,6 +117,13 @@ def shuffled(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
         f"`shuffled` changes fewer than half of the ranks of {options.source} in each of {_DRAWS} draws: they are too "
         "much alike. Name a `source` whose ranks differ more (an option may sharpen it), or raise the budget."
     )
+
+
+def _check_known(modules: Sequence[ModuleShape], budget: int, options: ShuffledOptions) -> None:
+    """As `shuffled` itself, where the source's ranks are known without its scores: the budget leaves it no choice."""
+    least, most = options.of_source.min_rank, options.of_source.max_rank
+    if leaves_no_choice(modules, budget, least, most):
+        _elsewhere(modules, spend(modules, {m.name: 1.0 for m in modules}, budget, least, most), budget, options)
 
 
 def of(strategies: Iterable[Strategy]) -> tuple[Strategy, Strategy]:
@@ -132,7 +145,16 @@ def of(strategies: Iterable[Strategy]) -> tuple[Strategy, Strategy]:
     elsewhere = "the ranks of another strategy (`source`) at places drawn by chance"
     return (
         Strategy("inverted", upside_down, "control", inverted, Inverted, _needs),
-        Strategy("shuffled", elsewhere, "control", shuffled, Shuffled, _needs, chance=True),
+        Strategy(
+            "shuffled",
+            elsewhere,
+            "control",
+            shuffled,
+            Shuffled,
+            _needs,
+            chance=True,
+            check_known=_check_known,
+        ),
     )
 
 
