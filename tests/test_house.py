@@ -18,7 +18,7 @@ FLOORS = [
     {"errors", "streams", "files"},
     {"planning", "data"},
     {"record"},
-    {"demo", "training", "judging", "recipes"},
+    {"demo", "training", "judging", "recipes", "door"},
     {"scores", "telling"},
     {"material"},
     {"workers", "groundtruth"},
@@ -29,7 +29,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
-WITHOUT_TORCH = {"errors", "streams", "files", "planning", "data", "record", "judging", "telling", "recipes"}
+WITHOUT_TORCH = {"errors", "streams", "files", "planning", "data", "record", "judging", "telling", "recipes", "door"}
 
 
 def module_name(path: Path) -> str:

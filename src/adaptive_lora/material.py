@@ -15,17 +15,16 @@ from adaptive_lora.data.sources import RecordSet, from_dicts, load_records
 from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
-from adaptive_lora.errors import BudgetError, ModelError, StudyFileError, UsageError
-from adaptive_lora.planning.budget import Budget, resolve_budget
+from adaptive_lora.door import check_distinct, checked_budgets
+from adaptive_lora.errors import ModelError, StudyFileError, UsageError
+from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.record.protocol import arms_on_budgets, assay_budgets, baseline_of, control_arms
-from adaptive_lora.record.runs import Phase, RunSpec
-from adaptive_lora.record.settings import scaling_of, steps_of, training_of
+from adaptive_lora.record.runs import RunSpec
+from adaptive_lora.record.settings import steps_of, training_of
 from adaptive_lora.record.spec import Study
-from adaptive_lora.record.yaml import Location
 from adaptive_lora.scores.measuring import Measured, Request, measure
 from adaptive_lora.scores.short_run import Practice
 from adaptive_lora.scores.weights import weight_norms
@@ -219,7 +218,7 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     location = spec.model.name if spec.model.name == demo.MODEL else study.locate(spec.model.name)
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)
-    budgets = _checked_budgets(study, modules)
+    budgets = checked_budgets(study, modules)
     try:
         check_multipliers(spec.train.multipliers.modules, modules)
     except UsageError as error:
@@ -233,23 +232,8 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
     material = Material(study, base, modules, budgets, source, splits, weight_norms(base, modules))
     material.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
-    _check_distinct(material)
+    check_distinct(study, material.context())
     return material
-
-
-def _check_distinct(material: Material) -> None:
-    """StudyFileError where two arms would be one run: what is written differently can come to the same."""
-    study, context, seen = material.study, material.context(), dict[str, str]()
-    for budget, arm in arms_on_budgets(study.spec):
-        run = RunSpec(Phase.EVALUATION, arm, budget, scaling_of(study.spec, arm), learning_rate=1.0, seed=0)
-        other = seen.setdefault(run.run_id(context), arm.name)
-        if other != arm.name:
-            own = [own.name for own in study.spec.arms]
-            at: Location = ("arms", own.index(arm.name)) if arm.name in own else ("controls",)
-            raise StudyFileError(
-                str(study.path),
-                [study.complaint(at, f"{arm.name!r} at {budget} is the same run as {other!r}; leave one out")],
-            )
 
 
 def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
@@ -269,45 +253,3 @@ def targets_of(outline: ModelOutline, targets: str | Sequence[str]) -> tuple[Mod
     if not outline.modules:
         raise ModelError(f"The model {outline.name} has no linear modules to adapt.")
     return select_targets(outline.modules, targets)
-
-
-def _checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str, Budget]:
-    """Every budget resolved and every arm seen to fit it; StudyFileError with all that do not."""
-    budgets: dict[str, Budget] = {}
-    complaints: dict[Location, str] = {}
-    for text in assay_budgets(study.spec):
-        try:
-            budgets[text] = resolve_budget(text, modules)
-            _try_arm(baseline_of(study.spec), modules, budgets[text])
-        except UsageError as error:
-            complaints["controls",] = f"the baseline at {text}: {error} Or name the `controls` without it."
-    for index, text in enumerate(study.spec.budgets):
-        try:
-            budgets[text] = resolve_budget(text, modules)
-        except BudgetError as error:
-            complaints["budgets", index] = str(error)
-            continue
-        for position, arm in enumerate((*study.spec.arms, *control_arms(study.spec, text))):
-            try:
-                _try_arm(arm, modules, budgets[text])
-            except BudgetError as error:
-                complaints.setdefault(("budgets", index), str(error))
-            except UsageError as error:
-                at: Location = ("arms", position, *(["ranks"] if arm.ranks is not None else []))
-                if position < len(study.spec.arms):
-                    complaints.setdefault(at, str(error))
-                else:
-                    complaints.setdefault(("controls",), f"{error} Or name the `controls` without {arm.strategy}.")
-    if complaints:
-        raise StudyFileError(str(study.path), [study.complaint(at, message) for at, message in complaints.items()])
-    return budgets
-
-
-def _try_arm(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> None:
-    """UsageError where an arm can have no plan."""
-    if arm.ranks is not None:
-        fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
-        return
-    assert arm.strategy is not None  # ArmPart has either
-    strategy = find_strategy(arm.strategy)
-    strategy.check_budget(modules, budget.parameters, check_options(strategy, arm.options))
