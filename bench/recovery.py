@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--length", type=int, default=64)
+    parser.add_argument("--by-answers", action="store_true", help="gradients and AdaLoRA see distributions too")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -91,11 +92,12 @@ def open_setting(asked: argparse.Namespace) -> Setting:
         learning_rate=asked.learning_rate, steps=asked.steps, batch_size=asked.batch_size, warmup=0.05
     )
     budget = resolve_budget(asked.budget, modules)
-    return Setting(base=base, modules=modules, budget=budget, training=training, texts=texts, length=asked.length)
+    return Setting(base=base, modules=modules, budget=budget, training=training, texts=texts, length=asked.length,
+                   by_answers=asked.by_answers)  # fmt: skip
 
 
 def circumstances(asked: argparse.Namespace) -> dict[str, Any]:
-    names = ("template", "budget", "steps", "batch_size", "learning_rate", "length", "strategies")
+    names = ("template", "budget", "steps", "batch_size", "learning_rate", "length", "strategies", "by_answers")
     return {"model": Path(asked.model).name, "data": Path(asked.data).name, **{n: getattr(asked, n) for n in names}}
 
 

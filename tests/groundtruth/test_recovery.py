@@ -90,6 +90,26 @@ def test_all_arms_meet_on_equal_terms(setting: Setting, monkeypatch: pytest.Monk
     )
 
 
+def test_gradients_and_adalora_see_distributions_where_that_is_asked(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    plain = recovery.answer_loss
+
+    def told(answers: Any) -> Any:
+        loss = plain(answers)
+        return lambda *given: (calls.append(len(given[2])), loss(*given))[1]
+
+    monkeypatch.setattr(recovery, "answer_loss", told)
+    recover(setting, "last-mlp", 3, ["gora"])
+    assert not calls
+    recover(replace(setting, by_answers=True), "last-mlp", 3, ["gora"])
+    assert calls and max(calls) == 4  # the calibration's batches
+    calls.clear()
+    recover(replace(setting, by_answers=True), "last-mlp", 3, ["adalora"])
+    assert set(calls) == {4}  # its updates
+
+
 @pytest.mark.parametrize("error", [StrategyError("no plan"), TrainingError("no plan")])
 def test_a_strategy_without_a_plan_is_missing_and_the_others_are_not(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -226,7 +246,7 @@ def test_a_student_that_diverged_is_not_the_best_and_does_not_stop_the_script() 
                 "plan_seconds": {}}  # fmt: skip
 
     report = runpy.run_path(str(SCRIPT))["report"]
-    names = ("model", "data", "template", "budget", "steps", "batch_size", "learning_rate", "length")
+    names = ("model", "data", "template", "budget", "steps", "batch_size", "learning_rate", "length", "by_answers")
     asked = argparse.Namespace(**dict.fromkeys(names, ""), strategies="eva,fim")
     found = report(asked, [result(1, 0.5, 0.1), result(2, 0.52, float("nan"))])
     assert found["best_strategy"] == "eva"

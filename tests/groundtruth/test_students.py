@@ -13,6 +13,7 @@ from adaptive_lora.groundtruth.students import (
     CHUNK,
     Answers,
     StudentBank,
+    answer_loss,
     answers_of,
     divergences,
     entropy,
@@ -20,6 +21,7 @@ from adaptive_lora.groundtruth.students import (
 )
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.batches import collate, label_loss
 from adaptive_lora.training.options import TrainingOptions
 from tests.conftest import mixed_plan
 from tests.groundtruth.conftest import altered, divergence, log_answers, small_plan
@@ -160,3 +162,17 @@ def test_students_learn_what_is_planted(base: FrozenBase, planted: Planted, prob
     before = divergence(*(log_answers(m, probes) for m in (altered(base, planted.directions), base.model)))
     (after,) = train_students(base, [student], answers, probes)
     assert 0 < after < 0.5 * before
+
+
+def test_the_loss_without_a_bank_is_the_banks(base: FrozenBase, examples: list[Example]) -> None:
+    base, batch = make_exact(base), examples[:3]
+    answers = random_answers(batch, torch.float64)
+    with StudentBank(base, [member(base, batch)], answers) as bank:
+        ((wanted, _),) = [(loss, tokens) for loss, tokens, *_ in [bank.gradients([0], [batch])[0]]]
+    packed = collate(batch)
+    logits = base.model(input_ids=packed.input_ids, attention_mask=packed.attention_mask).logits
+    assert float(answer_loss(answers)(logits, packed, batch)) == pytest.approx(float(wanted), rel=1e-9)
+    certain = {e: functional.one_hot(torch.tensor(e.ids[e.prompt_length :]), 768).double() for e in batch}
+    labels = float(label_loss(logits, packed, batch))
+    assert float(answer_loss(certain)(logits, packed, batch)) == pytest.approx(labels, rel=1e-9)
+    assert float(wanted) != pytest.approx(labels, rel=1e-2)

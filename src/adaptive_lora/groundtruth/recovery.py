@@ -25,7 +25,7 @@ from adaptive_lora.groundtruth.planting import (
     random_directions,
     sample_texts,
 )
-from adaptive_lora.groundtruth.students import CHUNK, Answers, StudentBank, answers_of, train_students
+from adaptive_lora.groundtruth.students import CHUNK, Answers, StudentBank, answer_loss, answers_of, train_students
 from adaptive_lora.groundtruth.truths import truth_ranks
 from adaptive_lora.material import make_plan
 from adaptive_lora.planning.budget import Budget, spend
@@ -36,6 +36,7 @@ from adaptive_lora.record.parts import ArmPart, ScalingPart
 from adaptive_lora.scores.short_run import Practice, Short, spectrum, train_short
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.batches import label_loss
 from adaptive_lora.training.options import TrainingOptions
 
 REAL = "real"
@@ -62,6 +63,9 @@ class Setting:
     """Texts that effects are measured on."""
     effect: float = 1.0
     """How far the planted model lies from the frozen one, nats per token."""
+    by_answers: bool = False
+    """Whether gradients of the frozen model, and AdaLoRA, see the planted distributions as the bank does, in place of
+    the tokens that were sampled from them, which are what a data set would have."""
 
     @property
     def scaling(self) -> Scaling:
@@ -128,7 +132,11 @@ def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) 
     plans: dict[str, RankPlan] = {}
     seconds: dict[str, float] = {}
     facts: dict[str, Any] = {}
-    practice = Practice(setting.training, lambda base, members: StudentBank(base, members, task.answers))
+    practice = Practice(
+        setting.training,
+        lambda base, members: StudentBank(base, members, task.answers),
+        answer_loss(task.answers) if setting.by_answers else label_loss,
+    )
     for name in ("uniform", *strategies):
         began = time.perf_counter()
         arm = ArmPart(name=name, strategy=name)

@@ -14,6 +14,7 @@ from torch import Tensor
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.batches import IGNORED, Batch, Loss
 from adaptive_lora.training.evaluate import batches_of
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.mixes import Work
@@ -42,6 +43,17 @@ class StudentBank(Bank):
     def _losses(self, hidden: Tensor, packed: Pack, weights: Tensor | None) -> TokenLosses:
         assert self._form is not None
         return self._form.head.losses(hidden, packed.__dict__["answers"], weights)
+
+
+def answer_loss(answers: Answers) -> Loss:
+    """What a `StudentBank` lowers, for what trains or takes gradients without a bank."""
+
+    def loss(logits: Tensor, batch: Batch, examples: Sequence[Example]) -> Tensor:
+        counted = batch.labels[:, 1:] != IGNORED  # position t predicts t + 1
+        wanted = torch.cat([answers[example] for example in examples])  # (C, V)
+        return -(wanted * logits[:, :-1][counted].log_softmax(-1)).sum(-1).mean()
+
+    return loss
 
 
 def answers_of(bank: Bank, member: int, examples: Sequence[Example]) -> dict[Example, Tensor]:

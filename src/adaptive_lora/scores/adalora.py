@@ -19,7 +19,7 @@ from adaptive_lora.planning.budget import uniform_rank
 from adaptive_lora.scores.short_run import Short
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.training.base import quiet_libraries
-from adaptive_lora.training.batches import collate
+from adaptive_lora.training.batches import collate, label_loss
 from adaptive_lora.training.options import DataOrder
 
 INITIAL = 1.5
@@ -39,24 +39,30 @@ def adalora_ranks(short: Short) -> dict[str, float]:
         optimizer = torch.optim.AdamW(trained, lr=short.options.learning_rate, weight_decay=0.0)
         order = DataOrder(short.seed, len(short.examples), short.options.batch_size)
         for step in range(short.steps):
-            batch = collate([short.examples[i] for i in order.batch(step)]).to(short.base.device)
+            examples = [short.examples[i] for i in order.batch(step)]
+            batch = collate(examples).to(short.base.device)
             # With labels PEFT adds its penalty for factors that are not orthogonal.
-            loss = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+            found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
+            if short.practice.loss is label_loss:
+                loss = found.loss
+            else:
+                penalty = found.loss - label_loss(found.logits, batch, examples)
+                loss = penalty + short.practice.loss(found.logits, batch, examples)
             loss.backward()
             for group in optimizer.param_groups:
                 group["lr"] = short.options.rate_at(step)
             optimizer.step()
             model.base_model.update_and_allocate(step)  # wants the gradients that zero_grad takes away
             optimizer.zero_grad()
-        found = ranks_of(model)
-    if set(found) != {m.name for m in short.modules}:
+        ranks = ranks_of(model)
+    if set(ranks) != {m.name for m in short.modules}:
         raise TrainingError("AdaLoRA gave no rank to some target modules; this model is not supported by it.")
-    if set(found.values()) in ({0.0}, {float(first_rank(short))}):
+    if set(ranks.values()) in ({0.0}, {float(first_rank(short))}):
         raise TrainingError(
-            f"AdaLoRA left every module at rank {next(iter(found.values())):g} after {short.steps} steps: its "
+            f"AdaLoRA left every module at rank {next(iter(ranks.values())):g} after {short.steps} steps: its "
             "allocation never changed. Give it more `short_run_steps`."
         )
-    return found
+    return ranks
 
 
 def first_rank(short: Short) -> int:

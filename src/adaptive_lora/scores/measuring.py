@@ -81,7 +81,7 @@ def _in_one_pass(needs: Sequence[str], request: Request) -> tuple[dict[str, dict
     rank = uniform_rank(request.modules, request.budget.parameters)
     asked = one_pass.Pass(
         measures=frozenset(needs), base=request.base, modules=request.modules, batches=batches, seed=request.seed,
-        rank=rank, scaling=request.scaling.at(rank),
+        rank=rank, scaling=request.scaling.at(rank), loss=request.practice.loss,
     )  # fmt: skip
     if isinstance(options, GradientOptions):
         asked = replace(asked, mode=options.mode)

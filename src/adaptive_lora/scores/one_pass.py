@@ -26,7 +26,7 @@ from adaptive_lora.scores.capture import Capture, listening
 from adaptive_lora.scores.gathering import BatchGradient, BSquares, Gatherer, Gradients, Keeper, WholeGradient
 from adaptive_lora.scores.spectra import Moments
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.batches import IGNORED, Batch, collate, sequence_losses
+from adaptive_lora.training.batches import IGNORED, Loss, collate, label_loss
 from adaptive_lora.training.options import initial_a
 
 MEASURES = frozenset({"input-spectrum", "weight-gradient", "gradient-norm", "b-gradient", "whitened-rank"})
@@ -59,6 +59,8 @@ class Pass:
     components: int | None = None
     """Leading components of the inputs that are asked for; nothing: all."""
     round_entries: int = ROUND_ENTRIES
+    loss: Loss = label_loss
+    """Whose gradients are taken."""
 
     @property
     def exact(self) -> bool:
@@ -157,7 +159,7 @@ def take(asked: Pass) -> tuple[Found, dict[str, Any]]:
         gathered = Gathered(asked, modules)
         with listening(asked.base, [m.name for m in modules], gathered, asked.backward) as capture:
             for examples in asked.batches:
-                _run(asked, capture, collate(examples).to(asked.base.device))
+                _run(asked, capture, examples)
         largest = max(largest, gathered.bytes)
         for measure, values in gathered.found(capture.leaders).items():
             scores[measure] |= values
@@ -170,7 +172,7 @@ def _rounds(asked: Pass) -> list[list[ModuleShape]]:
     sharing: dict[str, list[ModuleShape]] = {}
     silent = Gathered(replace(asked, measures=frozenset()), asked.modules)
     with listening(asked.base, [m.name for m in asked.modules], silent, backward=False) as capture:
-        _run(asked, capture, collate(asked.batches[0][:1]).to(asked.base.device))
+        _run(asked, capture, asked.batches[0][:1])
     for m in asked.modules:
         sharing.setdefault(capture.leaders.get(m.name, m.name), []).append(m)
     rounds: list[list[ModuleShape]] = []
@@ -189,8 +191,9 @@ def _rounds(asked: Pass) -> list[list[ModuleShape]]:
     return rounds
 
 
-def _run(asked: Pass, capture: Capture, batch: Batch) -> None:
+def _run(asked: Pass, capture: Capture, examples: Sequence[Example]) -> None:
     """One batch; backward where the capture wants gradients."""
+    batch = collate(examples).to(asked.base.device)
     mask = batch.attention_mask.bool()
     if asked.tokens == "completion" and not asked.backward:
         mask = batch.labels != IGNORED
@@ -199,8 +202,7 @@ def _run(asked: Pass, capture: Capture, batch: Batch) -> None:
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
         ).logits
         if capture.backward:
-            losses = sequence_losses(logits, batch.labels)
-            (losses.nll.sum() / losses.tokens.sum()).backward()  # type: ignore[no-untyped-call]
+            asked.loss(logits, batch, examples).backward()  # type: ignore[no-untyped-call]
 
 
 def _check(scores: Mapping[str, Mapping[str, Any]]) -> None:

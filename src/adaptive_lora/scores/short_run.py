@@ -27,7 +27,7 @@ from adaptive_lora.streams import derive_seed
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.batches import collate
+from adaptive_lora.training.batches import Loss, collate, label_loss
 from adaptive_lora.training.options import DataOrder, TrainingOptions
 
 MEASURES = frozenset({"update-spectrum", "update-spectrum-on-inputs", "output-norm"})
@@ -45,6 +45,8 @@ class Practice:
 
     options: TrainingOptions
     bank: MakeBank = Bank
+    loss: Loss = label_loss
+    """What the bank lowers, for what trains or takes gradients without one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,3 +69,13 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> SequenceLosses:
     ).view_as(targets)
     wrong = (logits.argmax(-1) != targets) & counted
     return SequenceLosses(nll=nll.sum(1), tokens=counted.sum(1), exact=~wrong.any(1))
+
+
+Loss = Callable[[Tensor, Batch, Sequence[Example]], Tensor]
+"""Logits (B, T, V), the batch and its examples -> the loss that training lowers, nats per completion token."""
+
+
+def label_loss(logits: Tensor, batch: Batch, examples: Sequence[Example]) -> Tensor:
+    """The mean negative log-likelihood of the completion tokens."""
+    losses = sequence_losses(logits, batch.labels)
+    return losses.nll.sum() / losses.tokens.sum()
