@@ -48,7 +48,8 @@ class Judgement:
     """Share of seeds with the lower loss."""
     verdict: Verdict
     needed: int | None
-    """Seeds that would decide, were mean and spread as found; nothing where decided, not known, or too many."""
+    """Seeds that would decide with a power of 0.8, were mean and spread as found; nothing where decided, not known,
+    or too many."""
     alpha: float
     margin: float
 
@@ -130,7 +131,8 @@ def _judge(
 
 
 def _needed(differences: Sequence[float], margin: float, alpha: float, comparisons: int) -> int | None:
-    """The smaller number of seeds that would show a difference or an equivalence; more than there are, in any case."""
+    """The smaller number of seeds that would show, in four of five studies, a difference or an equivalence, were mean
+    and spread as found; more than there are, in any case."""
     mean, sd = float(np.mean(differences)), float(np.std(differences, ddof=1))
     ways = (seeds_to_detect(mean, sd, alpha, comparisons), seeds_to_call_equivalent(mean, sd, margin))
     seeds = min((way for way in ways if way is not None), default=None)

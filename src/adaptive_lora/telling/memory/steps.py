@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from adaptive_lora.judging.outlook import POWER
 from adaptive_lora.judging.power import MOST as MOST_SEEDS
 from adaptive_lora.judging.stats import Interval
 from adaptive_lora.judging.verdicts import Judgement, Verdict
@@ -90,7 +91,7 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
             f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; about so "
-            f"many would do, were mean and spread as found: {few(counts)}."
+            f"many would do in {100 * POWER:.0f} % of studies, were mean and spread as found: {few(counts)}."
         )
     alone = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:
@@ -98,8 +99,8 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
     hopeless = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.needed is None and j.n > 1]
     if hopeless:
         yield (
-            f"Leave {few(hopeless)} open, or ask with another margin: not even {MOST_SEEDS:,} seeds would decide, were "
-            "mean and spread as found."
+            f"Leave {few(hopeless)} open, or ask with another margin: not even {MOST_SEEDS:,} seeds would do in "
+            f"{100 * POWER:.0f} % of studies, were mean and spread as found."
         )
 
 

@@ -143,8 +143,8 @@ def power(found: Findings) -> Table | None:
     caption = (
         f"Smallest detectable: the difference that {seeds} seeds find in {100 * POWER:.0f} % of studies at Holm's "
         f"first step over {counted(asked, 'comparison')}; empty where they can decide nothing. Seeds to find the "
-        f"margin: for a difference of {question.margin:g}. Seeds to show equivalence: were there no difference. All "
-        "from the spread in this study."
+        f"margin: so many find a difference of {question.margin:g} as often. Seeds to show equivalence: so many show "
+        "it as often, were there no difference. All from the spread in this study."
     )
     return Table("power", "Power", columns, tuple(rows), caption)
 
