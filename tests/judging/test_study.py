@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from adaptive_lora.judging.arms import summarise
+from adaptive_lora.judging.lost import Lost
 from adaptive_lora.judging.study import assays, judge_primary, verdict_sentences
 from adaptive_lora.judging.verdicts import Verdict
 from adaptive_lora.record.protocol import Comparison
@@ -94,3 +95,40 @@ def test_sentences_put_the_like_together() -> None:
     assert verdict_sentences(judged, "uniform", []) == [
         "a, b and c are better than uniform.", "d is not decided against uniform.",
     ]  # fmt: skip
+
+
+def diverge(runs: pd.DataFrame, arm: str, seeds: Sequence[int]) -> None:
+    gone = (runs["arm"] == arm) & runs["seed"].isin(seeds)
+    runs.loc[gone, ["status", "test_loss"]] = ["diverged", float("nan")]
+
+
+def test_an_arm_that_diverges_where_the_baseline_does_not_is_not_better() -> None:
+    runs = table({("uniform", "rank:8"): BASE, ("low", "rank:8"): moved(-0.05), ("high", "rank:8"): moved(0.05)})
+    diverge(runs, "low", [0, 1])
+    diverge(runs, "high", [0])
+    judged = judge_primary(summarise(runs, "uniform"), primary("low", "high"), ANALYSIS)
+    low, high = judged.values()
+    assert (low.verdict, low.lost) == (Verdict.UNDECIDED, Lost(2, 0, 8)) and low.n == 6
+    assert (high.verdict, high.lost) == (Verdict.WORSE, Lost(1, 0, 8))
+    assert verdict_sentences(judged, "uniform", []) == [
+        "high (diverged on 1 of 8 seeds) is worse than uniform.",
+        "low (diverged on 2 of 8 seeds) is not decided against uniform.",
+    ]
+
+
+def test_a_baseline_that_diverges_makes_no_arm_worse() -> None:
+    runs = table({("uniform", "rank:8"): BASE, ("low", "rank:8"): moved(-0.05), ("high", "rank:8"): moved(0.05)})
+    diverge(runs, "uniform", [0])
+    judged = judge_primary(summarise(runs, "uniform"), primary("low", "high"), ANALYSIS)
+    assert [(j.verdict, j.lost) for j in judged.values()] == [
+        (Verdict.BETTER, Lost(0, 1, 8)), (Verdict.UNDECIDED, Lost(0, 1, 8)),
+    ]  # fmt: skip
+
+
+def test_a_seed_on_which_both_diverge_or_one_is_missing_is_lost_to_neither() -> None:
+    runs = table({("uniform", "rank:8"): BASE, ("low", "rank:8"): moved(-0.05)})
+    diverge(runs, "uniform", [0])
+    diverge(runs, "low", [0, 1])
+    runs = runs[~((runs["arm"] == "uniform") & (runs["seed"] == 1))]
+    (low,) = judge_primary(summarise(runs, "uniform"), primary("low"), ANALYSIS).values()
+    assert (low.verdict, low.lost) == (Verdict.BETTER, Lost(0, 0, 7)) and low.n == 6

@@ -271,6 +271,18 @@ def test_results_lead_to_their_sentences_and_first_steps(tmp_path: Path, case: s
     assert not blunt or "no difference beyond" not in texts["activeContext"]
 
 
+def test_survivors_are_told_as_such_and_more_seeds_are_no_remedy(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", Made(seeds=12))
+    change(folder, "UPDATE runs SET status = 'diverged', error = 'loss is not finite' WHERE arm = 'linear-decay' AND "
+           "phase = 'evaluation' AND seed < 4")  # fmt: skip
+    texts = texts_of(folder)
+    assert "linear-decay (diverged on 4 of 12 seeds) is not decided against uniform." in texts["progress"]
+    (step,) = steps(texts["activeContext"])
+    assert step == (
+        "Find out why runs diverge in the comparison of linear-decay at rank:4: more seeds alone would not decide it."
+    )
+
+
 def test_a_study_that_has_hardly_begun(tmp_path: Path) -> None:
     texts = texts_of(make_study(tmp_path / "study", Made(), stop_after=0))
     assert "Nothing has been trained yet: 0 of 49 runs" in texts["activeContext"]

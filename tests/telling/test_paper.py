@@ -183,6 +183,32 @@ def test_claims_are_those_of_the_verdicts(
         assert (claimed in text) == (verdict in (first, second))
 
 
+def diverge(results: Path, arm: str, seeds: int) -> None:
+    """On the first of the seeds on which both it and the baseline have a result."""
+    runs = pd.read_csv(results / "runs.csv")
+    own = runs[(runs["phase"] == "evaluation") & (runs["arm"] == arm)].index[:seeds]
+    runs.loc[own, ["status", "test_loss", "validation_loss"]] = ["diverged", np.nan, np.nan]
+    runs.to_csv(results / "runs.csv", index=False)
+
+
+def test_an_arm_that_diverged_is_not_told_as_better(results: Path) -> None:
+    set_losses(results, decay_01=lower, decay_02=lower)
+    diverge(results, "decay-01", 2)
+    text = " ".join(told(results).split())
+    assert "The arm decay-02 is better than uniform" in text and "The arm decay-01 is better" not in text
+    assert "The arm decay-01 is not decided: diverged on 2 of 9 seeds, so that the pairs that are left compare" in text
+    assert "decay-01 divergence took seeds from one of the two alone" in text and "too wide for the margin" not in text
+
+
+def test_where_all_is_open_by_divergence_no_spread_is_blamed(results: Path) -> None:
+    set_losses(results, decay_01=lower, decay_02=lower)
+    for arm in ("decay-01", "decay-02"):
+        diverge(results, arm, 1)
+    text = " ".join(told(results).split())
+    assert "Of decay-01 and decay-02 too many pairs are lost to divergence" in text
+    assert "small against their spread" not in text and "seeds would have been needed" not in text
+
+
 def test_a_study_without_hypotheses_has_no_verdicts(results: Path) -> None:
     facts = json.loads((results / "facts.json").read_text())
     facts["lock"]["primary"] = []

@@ -52,11 +52,14 @@ def judge_primary(
 ) -> dict[Comparison, Judgement]:
     """A judgement for each primary comparison, one family over all budgets.
 
-    One whose arm has no finished pair of runs keeps its place in the family.
+    One whose arm has no finished pair of runs keeps its place in the family. No verdict rests on survivors: see
+    `verdicts.withheld`.
     """
-    found = {(arm.arm, arm.budget): [d for _, d in arm.differences] for arm in arms}
+    found = {Comparison(arm.arm, arm.budget): arm for arm in arms}
     family = [Comparison(part["arm"], part["budget"]) for part in primary]
-    return judge_family({c: found.get((c.arm, c.budget), []) for c in family}, analysis["margin"], analysis["alpha"])
+    differences = {c: [d for _, d in found[c].differences] if c in found else [] for c in family}
+    lost = {c: found[c].lost for c in family if c in found}
+    return judge_family(differences, analysis["margin"], analysis["alpha"], lost)
 
 
 def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str]) -> list[Assay]:
@@ -83,7 +86,11 @@ def verdict_sentences(judged: Mapping[Comparison, Judgement], baseline: str, tel
         (Verdict.EQUIVALENT, "equivalent to"),
         (Verdict.UNDECIDED, "not decided against"),
     ):
-        names = [f"{c.arm} at {c.budget}" if several else c.arm for c, j in judged.items() if j.verdict is verdict]
+        names = [
+            (f"{c.arm} at {c.budget}" if several else c.arm) + (f" ({j.lost.text})" if j.lost.text else "")
+            for c, j in judged.items()
+            if j.verdict is verdict
+        ]
         if names:
             sentences.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} {said} {baseline}.")
     if any(j.verdict is Verdict.EQUIVALENT for j in judged.values()):

@@ -55,7 +55,7 @@ def _rates(found: Findings, standing: Standing) -> Iterator[str]:
         beyond = sorted({edge.beyond for edge in edges})
         yield (
             f"Widen `train.learning_rate` by {few([f'{rate:g}' for rate in beyond])}, or write `auto` in it, in a new "
-            f"study: {few([found.named(edge.arm, edge.budget) for edge in edges], 4)} did best at the edge of the "
+            f"study: {few([found.named(edge.arm, edge.budget) for edge in edges], 3)} did best at the edge of the "
             "grid, so that a better rate may lie beyond."
         )
 
@@ -83,15 +83,19 @@ def _hypotheses(found: Findings, standing: Standing) -> Iterator[str]:
 
 
 def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
-    """Where seeds would decide, how many; where they would not, that they would not."""
-    undecided = _of(found, Verdict.UNDECIDED)
+    """Where seeds would decide, how many; where they would not, why not."""
+    every = _of(found, Verdict.UNDECIDED)
+    lost = [c for c, j in every.items() if j.lost.text]
+    if lost:
+        yield f"Find out why runs diverge in the comparison of {grouped(lost)}: more seeds alone would not decide it."
+    undecided = {c: j for c, j in every.items() if not j.lost.text}
     reachable = {c: j.needed for c, j in undecided.items() if j.needed is not None}
     if reachable:
         counts = [f"{found.named(c.arm, c.budget)} ({n:,})" for c, n in sorted(reachable.items(), key=lambda x: x[1])]
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
-            f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; about so "
-            f"many would do in {100 * POWER:.0f} % of studies, were mean and spread as found: {few(counts)}."
+            f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; by mean "
+            f"and spread as found, so many would in {100 * POWER:.0f} % of studies: {few(counts, 5)}."
         )
     alone = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:

@@ -61,6 +61,8 @@ class Outcome:
     """`2 of 10`: seeds with the lower loss."""
     significant: bool
     """Whether the mean differs from zero by the adjusted test, whatever its size."""
+    lost: str
+    """`diverged on 4 of 12 seeds`; empty where no seed is lost to one of the two alone."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "listed": listed,
         "primary": outcomes,
         **{str(kind): [c for c in outcomes if verdicts[c] is kind] for kind in Verdict},
+        "unsettled": [c.name for c in outcomes if verdicts[c] is Verdict.UNDECIDED and not c.lost],
+        "survivors": [c.name for c in outcomes if verdicts[c] is Verdict.UNDECIDED and c.lost],
         "several_budgets": several,
         "named": lambda key: _named(key, several),
         "budgets": list(spec["budgets"]),
@@ -293,4 +297,4 @@ def _outcome(comparison: Comparison, judged: Judgement, several: bool) -> Outcom
     key = f"{comparison.arm}@{comparison.budget}.verdict"
     size = "" if judged.mean is None else written(abs(judged.mean), ".4f")
     won = f"{judged.improvement.mean * judged.n:g} of {judged.n}" if judged.improvement else ""
-    return Outcome(key, comparison.arm, comparison.budget, name, size, won, significant)
+    return Outcome(key, comparison.arm, comparison.budget, name, size, won, significant, judged.lost.text)
