@@ -189,7 +189,7 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Source) -> Fi
         runs=runs,
         arms=arms,
         judged=judge_primary(arms, lock_of(facts)["primary"], spec["analysis"]),
-        assays=assays(runs, spec["analysis"]["baseline"], spec["budgets"]),
+        assays=assays(runs, spec["analysis"]["baseline"], spec["budgets"], spec["analysis"]["margin"]),
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from adaptive_lora.judging.outlook import POWER
 from adaptive_lora.judging.power import MOST as MOST_SEEDS
 from adaptive_lora.judging.stats import Interval
+from adaptive_lora.judging.study import untested_budgets
 from adaptive_lora.judging.verdicts import Judgement, Verdict
 from adaptive_lora.judging.words import counted
 from adaptive_lora.record.protocol import Comparison
@@ -66,10 +67,16 @@ def _sensitivity(found: Findings, standing: Standing) -> Iterator[str]:
     if blunt:
         yield (
             f"Choose a harder task, more training records, or a budget below {few([a.budget for a in blunt])}: half of "
-            "it is not shown to be worse there, so that this task cannot tell ranks apart and equivalence says little."
+            "it is not shown to be worse there by more than the margin, so that equivalence says little."
         )
-    elif not found.assays and _of(found, Verdict.EQUIVALENT):
-        yield "Add `half` to `controls`: whether this task can tell ranks apart at all was not tested."
+    same = list(dict.fromkeys(c.budget for c in _of(found, Verdict.EQUIVALENT)))
+    if untested := untested_budgets(same, found.assays):
+        yield f"Add `half` to `controls`: whether this task can tell ranks apart was not tested at {few(untested)}."
+    if unknown := [a.half for a in found.assays if a.tells is None and a.budget in same]:
+        yield (
+            f"Train {found.baseline} at {few(unknown)} with more seeds: whether this task can tell ranks apart is not "
+            "known where arms are equivalent."
+        )
 
 
 def _hypotheses(found: Findings, standing: Standing) -> Iterator[str]:
@@ -127,13 +134,13 @@ def _records(found: Findings, standing: Standing) -> Iterator[str]:
 def _use(found: Findings, standing: Standing) -> Iterator[str]:
     """What a verdict is good for, here."""
     better, worse, same = (_of(found, v) for v in (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT))
-    blunt = {assay.budget for assay in found.assays if assay.tells is not True}
+    sharp = {assay.budget for assay in found.assays if assay.tells}
     if better:
         yield (
             f"Try {grouped(better)} on another model or data set, with {found.baseline} beside it: what is "
             "better here has been seen on one of each."
         )
-    firm = {c: j for c, j in same.items() if found.assays and c.budget not in blunt}
+    firm = {c: j for c, j in same.items() if c.budget in sharp}
     if firm:
         yield (
             f"Use {found.baseline} where {grouped(firm)} would be the choice: no difference beyond the "
