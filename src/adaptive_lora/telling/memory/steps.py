@@ -54,10 +54,12 @@ def _rates(found: Findings, standing: Standing) -> Iterator[str]:
     edges = rates_at_the_edge(found)
     if edges:
         beyond = sorted({edge.beyond for edge in edges})
+        best, none = ([found.named(e.arm, e.budget) for e in edges if e.trained is kind] for kind in (True, False))
+        why = [f"{few(best, 3)} did best at the edge of the grid, so that a better rate may lie beyond"] if best else []
+        why += [f"no rate trained {few(none, 3)}"] if none else []
         yield (
             f"Widen `train.learning_rate` by {few([f'{rate:g}' for rate in beyond])}, or write `auto` in it, in a new "
-            f"study: {few([found.named(edge.arm, edge.budget) for edge in edges], 3)} did best at the edge of the "
-            "grid, so that a better rate may lie beyond."
+            f"study: {' and '.join(why)}."
         )
 
 

@@ -137,13 +137,9 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
     spec = found.facts["spec"]
     several = len(spec["budgets"]) > 1
     outcomes = [_outcome(comparison, judged, several) for comparison, judged in found.judged.items()]
-    verdicts = {c: j.verdict for c, j in zip(outcomes, found.judged.values(), strict=True)}
-    same = [c for c in outcomes if verdicts[c] is Verdict.EQUIVALENT]
     lock = lock_of(found.facts)
     names = [arm["strategy"] for arm in spec["arms"]]
     controls: Mapping[str, Any] = lock.get("controls", {})
-    telling = [assay.budget for assay in found.assays if assay.tells]
-    blind = [assay.budget for assay in found.assays if assay.tells is False]
     strategies = [name for name in dict.fromkeys(filter(None, names)) if name in STRATEGIES]
     return {
         "n": lambda name: facts[name].text,
@@ -151,9 +147,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "count": lambda name: facts[name].value,
         "listed": listed,
         "primary": outcomes,
-        **{str(kind): [c for c in outcomes if verdicts[c] is kind] for kind in Verdict},
-        "unsettled": [c.name for c in outcomes if verdicts[c] is Verdict.UNDECIDED and not c.lost],
-        "survivors": [c.name for c in outcomes if verdicts[c] is Verdict.UNDECIDED and c.lost],
+        **_by_verdict(found, outcomes),
         "several_budgets": several,
         "named": lambda key: _named(key, several),
         "budgets": list(spec["budgets"]),
@@ -171,13 +165,6 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "overtrained": _overtrained(found, set(controls.get("compute", {}).values())),
         "twins": bool(controls.get("twin")),
         "assays": found.assays,
-        "tells": telling,
-        "cannot_tell": blind,
-        "unknown": [assay.budget for assay in found.assays if assay.tells is None],
-        "untested": untested_budgets(list(spec["budgets"]), found.assays),
-        "sensed": [c.name for c in same if c.budget in telling],
-        "unsensed": [c.name for c in same if c.budget in blind],
-        "unsure": [c.name for c in same if c.budget not in telling + blind],
         "chance": _beside_chance(found, list(controls.get("arms", {}))),
         "tuned": facts["runs.tuning"].value != 0,
         "deviations": found.deviations,
@@ -197,6 +184,27 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "best_key": _best(found),
         "in_bank": "bank" in str(facts["engine"].value),
         "scaling": spec["scaling"]["rule"],
+    }
+
+
+def _by_verdict(found: Findings, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Comparisons by their verdict; equivalent ones by what the assay of their budget says, open ones by why."""
+    judged = list(zip(outcomes, found.judged.values(), strict=True))
+    same = [c for c, j in judged if j.verdict is Verdict.EQUIVALENT]
+    open_ = [(c.name, j) for c, j in judged if j.verdict is Verdict.UNDECIDED]
+    telling = [assay.budget for assay in found.assays if assay.tells]
+    blind = [assay.budget for assay in found.assays if assay.tells is False]
+    return {
+        **{str(kind): [c for c, j in judged if j.verdict is kind] for kind in Verdict},
+        "unsettled": [name for name, j in open_ if j.interval90 and not j.lost.text],
+        "survivors": [name for name, j in open_ if j.lost.text],
+        "tells": telling,
+        "cannot_tell": blind,
+        "unknown": [assay.budget for assay in found.assays if assay.tells is None],
+        "untested": untested_budgets(list(found.facts["spec"]["budgets"]), found.assays),
+        "sensed": [c.name for c in same if c.budget in telling],
+        "unsensed": [c.name for c in same if c.budget in blind],
+        "unsure": [c.name for c in same if c.budget not in telling + blind],
     }
 
 
