@@ -104,7 +104,7 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
             f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; by mean "
-            f"and spread as found, so many would in {100 * POWER:.0f} % of studies: {few(counts, 5)}."
+            f"and spread as found, so many decide in {100 * POWER:.0f} % of studies: {few(counts, 5)}."
         )
     alone = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:
