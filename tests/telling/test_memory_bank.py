@@ -289,7 +289,7 @@ def test_survivors_are_told_as_such_and_more_seeds_are_no_remedy(tmp_path: Path)
     assert "linear-decay (diverged on 4 of 12 seeds) is not decided against uniform." in texts["progress"]
     (step,) = steps(texts["activeContext"])
     assert step == (
-        "Find out why runs diverge in the comparison of linear-decay at rank:4: more seeds alone would not decide it."
+        "Find out why runs diverge in the comparison of linear-decay at rank:4: more seeds would not decide it."
     )
 
 

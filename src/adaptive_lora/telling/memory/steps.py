@@ -55,7 +55,7 @@ def _rates(found: Findings, standing: Standing) -> Iterator[str]:
     if edges:
         beyond = sorted({edge.beyond for edge in edges})
         best, none = ([found.named(e.arm, e.budget) for e in edges if e.trained is kind] for kind in (True, False))
-        why = [f"{few(best, 3)} did best at the edge of the grid, so that a better rate may lie beyond"] if best else []
+        why = [f"{few(best, 3)} did best at the edge of the grid"] if best else []
         why += [f"no rate trained {few(none, 3)}"] if none else []
         yield (
             f"Widen `train.learning_rate` by {few([f'{rate:g}' for rate in beyond])}, or write `auto` in it, in a new "
@@ -96,7 +96,7 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
     every = _of(found, Verdict.UNDECIDED)
     lost = [c for c, j in every.items() if j.lost.text]
     if lost:
-        yield f"Find out why runs diverge in the comparison of {grouped(lost)}: more seeds alone would not decide it."
+        yield f"Find out why runs diverge in the comparison of {grouped(lost)}: more seeds would not decide it."
     undecided = {c: j for c, j in every.items() if not j.lost.text}
     reachable = {c: j.needed for c, j in undecided.items() if j.needed is not None}
     if reachable:
@@ -104,7 +104,7 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
             f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; by mean "
-            f"and spread as found, so many decide in {100 * POWER:.0f} % of studies: {few(counts, 5)}."
+            f"and spread as found, so many decide in {100 * POWER:.0f} % of studies: {few(counts, 4)}."
         )
     alone = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:
