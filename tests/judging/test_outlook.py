@@ -6,7 +6,7 @@ import pytest
 
 from adaptive_lora.judging.arms import summarise
 from adaptive_lora.judging.outlook import Question, outlook_text, outlooks
-from adaptive_lora.judging.power import power_of
+from adaptive_lora.judging.power import equivalence_power, power_of
 from tests.judging.test_study import BASE, moved, table
 
 QUESTION = Question(seeds=10, alpha=0.05, comparisons=4, margin=0.01)
@@ -22,9 +22,13 @@ def test_the_detectable_difference_has_the_power_it_says() -> None:
     assert close.detectable is not None and far.detectable == pytest.approx(10 * close.detectable)
     assert power_of(close.detectable, close.sd, 10, 0.05 / 4) == pytest.approx(0.8, abs=0.01)
     assert close.seeds_for_equivalence is not None and close.seeds_for_equivalence <= 4
+    assert far.seeds_for_equivalence is not None and far.seeds_for_equivalence > 4
+    for seeds, enough in ((far.seeds_for_equivalence, True), (far.seeds_for_equivalence - 1, False)):
+        assert (equivalence_power(0.0, far.sd, seeds, 0.01) >= 0.8) == enough
     assert far.seeds_for_margin is not None and power_of(0.01, far.sd, far.seeds_for_margin, 0.05 / 4) >= 0.8
     text = outlook_text([close, far], QUESTION)
     assert f"{far.detectable:.4f}" in text and "of the widest, b at rank:8" in text
+    assert text.endswith(f"to show equivalence as often, were there none, {far.seeds_for_equivalence} seeds.")
 
 
 def test_too_few_seeds_have_no_power_and_say_so() -> None:

@@ -13,6 +13,7 @@ from statsmodels.stats.power import TTestPower
 
 from adaptive_lora.judging import power as power_room
 from adaptive_lora.judging.power import (
+    equivalence_power,
     power_of,
     seeds_to_call_equivalent,
     seeds_to_detect,
@@ -143,25 +144,38 @@ def test_what_too_many_seeds_would_be_needed_for_has_no_number() -> None:
     assert seeds_to_detect(1.0, 0.0, 0.05, 1) == 6  # differences without noise: 2 / 2^6 is enough
 
 
-def test_seeds_to_call_equivalent_by_hand() -> None:
-    # t(0.95, 4) / sqrt(5) = 2.1318 / 2.2361 = 0.953 <= 1 < t(0.95, 3) / sqrt(4) = 1.177.
-    assert seeds_to_call_equivalent(0.0, 1.0, 1.0) == 5
-    assert seeds_to_call_equivalent(0.5, 1e-9, 1.0) == 2
+@pytest.mark.parametrize(("sd", "expected"), [(0.005, 4), (0.01, 11), (0.02, 36), (0.03, 78)])
+def test_seeds_to_call_equivalent_are_those_of_simulated_studies(sd: float, expected: int) -> None:
+    assert seeds_to_call_equivalent(0.0, sd, 0.01) == pytest.approx(expected, abs=1)
 
 
-@given(st.floats(-0.9, 0.9), st.floats(0.05, 5))
-def test_seeds_to_call_equivalent_are_the_fewest_that_the_test_accepts(mean: float, sd: float) -> None:
-    def accepts(n: int) -> bool:
-        values = np.random.default_rng(n).normal(size=n)
-        values = mean + sd * (values - values.mean()) / values.std(ddof=1)  # just this mean and deviation
-        p = equivalence_p(values.tolist(), 1.0)
-        assert p is not None
-        return p <= 0.05
+def share_called_equivalent(mean: float, sd: float, seeds: int) -> float:
+    """Of simulated studies, at a margin of 1, by the test itself."""
+    draw = np.random.default_rng([seeds, round(100 * sd)]).normal(mean, sd, (3000, seeds))
+    return float(np.mean([p <= 0.05 for row in draw if (p := equivalence_p(row.tolist(), 1.0)) is not None]))
 
-    found = seeds_to_call_equivalent(mean, sd, 1.0, most=300)
-    for n in [300] if found is None else [found, found - 1]:
-        if n > 1:
-            assert accepts(n) == (n == found)
+
+@pytest.mark.parametrize(("mean", "sd"), [(0.0, 1.0), (0.5, 1.0), (-0.5, 0.5), (0.9, 0.3), (0.0, 2.0)])
+def test_seeds_to_call_equivalent_have_their_power_and_fewer_do_not(mean: float, sd: float) -> None:
+    found = seeds_to_call_equivalent(mean, sd, 1.0)
+    assert found is not None
+    assert equivalence_power(mean, sd, found, 1.0) >= 0.8 > equivalence_power(mean, sd, found - 1, 1.0)
+    for seeds in (found, found - 1):
+        simulated = share_called_equivalent(mean, sd, seeds)
+        assert equivalence_power(mean, sd, seeds, 1.0) == pytest.approx(simulated, abs=0.03)
+
+
+@given(st.floats(-0.99, 0.99), st.floats(0.02, 8))
+@settings(deadline=None, max_examples=30)
+def test_more_seeds_than_enough_are_enough(mean: float, sd: float) -> None:
+    """What the bisection rests on."""
+    enough = [equivalence_power(mean, sd, seeds, 1.0) >= 0.8 for seeds in range(2, 300)]
+    assert enough == sorted(enough)
+
+
+def test_equivalence_without_noise_needs_two_seeds() -> None:
+    assert seeds_to_call_equivalent(0.5, 1e-9, 1.0) == seeds_to_call_equivalent(1.0, 0.0, 1.0) == 2
+    assert seeds_to_call_equivalent(0.0, 1.0, 1.0, power=0.5) == 7
 
 
 def test_equivalence_that_cannot_be_has_no_number() -> None:

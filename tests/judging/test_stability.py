@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptive_lora.judging.causes import Variant, findings
+from adaptive_lora.judging.causes import findings
 from adaptive_lora.judging.spikes import FLOOR, count_spikes, rises, row_medians, spikes
 from adaptive_lora.judging.stability import STABILITY_COLUMNS, stability_table, summaries
 from adaptive_lora.judging.stats import Floats, mean_interval
+from adaptive_lora.judging.variants import Variant, variants_of
 
 RESULTS = Path(__file__).parents[2] / "results"
 STEPS = 150
@@ -298,7 +299,10 @@ WIGGLE = (-0.004, 0.001, 0.003)
 RATES = (1e-3, 3e-3, 1e-2)
 LEVELS = {1e-3: 2.1, 3e-3: 2.0, 1e-2: 2.4}
 """The baseline's losses: validation chooses 3e-3, and 1e-2 is too high for it too."""
-VARIANTS = {"heavy-r": Variant("heavy", "alpha-over-r scaling"), "heavy-warm": Variant("heavy", "warm-up of 10 %")}
+VARIANTS = {
+    "heavy-r": Variant("heavy", "alpha-over-r scaling", scaling_alone=True),
+    "heavy-warm": Variant("heavy", "warm-up of 10 %", scaling_alone=False),
+}
 
 
 def study(
@@ -386,6 +390,55 @@ def test_other_training_is_told_apart_from_scaling() -> None:
         "No break is seen with or without what sets these apart from their plain arms: heavy-warm (warm-up of 10 %) at "
         "rank:8."
     )
+
+
+def test_scaling_is_no_cause_where_training_differs_too() -> None:
+    plain = {"name": "heavy", "strategy": "attention-heavy", "options": {}, "scaling": None, "train": None}
+    changed = {**plain, "name": "heavy-r", "scaling": {"rule": "alpha-over-r"}}
+    table = study({"heavy": {1e-2: 0.08}, "heavy-r": {}})
+    for train, ends in (
+        (None, "The scaling rule is a cause of the break."),
+        ({"warmup": 0.3, "multipliers": {"b": 16.0}}, "This change removes the break there."),
+    ):
+        variants = variants_of({"arms": [plain, {**changed, "train": train}]})
+        assert variants["heavy-r"].scaling_alone == (train is None)
+        assert findings(table, "uniform", 0.01, {}, variants)[-1].endswith(ends)
+
+
+def test_an_arm_that_no_rate_trains_is_named_and_no_sentence_claims_for_it() -> None:
+    table = study({"heavy": {1e-2: 0.08}, "hopeless": dict.fromkeys(RATES)})
+    chosen = {(arm, "rank:8"): 3e-3 for arm in ("uniform", "heavy")}
+    said = findings(table, "uniform", 0.01, chosen, {})
+    assert "No rate looked at trains hopeless at rank:8, so that none was chosen." in said
+    assert next(s for s in said if s.startswith("hopeless")).endswith(
+        "No rate looked at trains it: at each of them a run diverged."
+    )
+    assert (
+        "Every other break lies above the rate that validation chooses for the arm: at a tuned rate none of these "
+        "appears." in said
+    )
+    alone = findings(study({"hopeless": dict.fromkeys(RATES)}), "uniform", 0.01, chosen, {})
+    assert not [s for s in alone if "Every break" in s or "none appears" in s]
+    waiting = findings(study({"heavy": {1e-2: 0.08}}), "uniform", 0.01, {}, {})
+    assert "No rate is chosen yet for heavy at rank:8." in waiting and not [s for s in waiting if "No rate looked" in s]
+
+
+def test_where_nothing_was_tuned_validation_chose_nothing() -> None:
+    rows = [run(arm, s, 2.0 + 0.5 * (arm == "heavy") + WIGGLE[s]) for s in range(3) for arm in ("uniform", "heavy")]
+    table = stability_table(pd.DataFrame(rows), NO_CURVES, 1.0, "uniform")
+    chosen = {(arm, "rank:8"): 1e-3 for arm in ("uniform", "heavy")}
+    said = findings(table, "uniform", 0.01, chosen, {}, tuned=False)
+    assert "That is the study's rate; none was tuned." in said[2] and "alidation chooses" not in " ".join(said)
+    assert "Validation chooses" in " ".join(findings(table, "uniform", 0.01, chosen, {}))
+
+
+def test_arms_with_wide_intervals_are_not_said_to_train_as_the_baseline_does() -> None:
+    table = study({"heavy": {1e-2: 0.08}, "wide": {}})
+    rows = (table["arm"] == "wide") & (table["learning_rate"] == 1e-3)
+    table.loc[rows, "excess"] = [0.0, 0.3, -0.2]
+    said = said_of(table)
+    assert said[1] == "At rank:8 no arm is shown to break up to 0.003."
+    assert "At rank:8 wide is shown to break at no rate." in said
 
 
 def test_a_difference_that_may_be_none_is_no_cause() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from adaptive_lora.judging.lost import Lost
 from adaptive_lora.judging.power import seeds_to_call_equivalent, seeds_to_detect
 from adaptive_lora.judging.stats import equivalence_p, holm, interval_of, sign_flip_p
 from adaptive_lora.judging.verdicts import Verdict, judge_family, verdict
@@ -149,3 +150,34 @@ def test_two_of_the_same_are_the_same() -> None:
     first, again = (judge_family(family, MARGIN, ALPHA) for _ in range(2))
     assert first == again
     assert judge_family(family, 2 * MARGIN, ALPHA) != first
+
+
+@pytest.mark.parametrize(
+    ("differences", "arm", "baseline", "expected"),
+    [
+        (BETTER, 4, 0, "undecided"), (BETTER, 0, 4, "better"), (BETTER, 0, 0, "better"),
+        (WORSE, 4, 0, "worse"), (WORSE, 0, 1, "undecided"), (WORSE, 1, 1, "undecided"),
+        (SAME, 1, 0, "undecided"), (SAME, 0, 1, "undecided"), (NOISE, 1, 0, "undecided"),
+    ],
+)  # fmt: skip
+def test_survivors_alone_give_no_verdict(differences: list[float], arm: int, baseline: int, expected: str) -> None:
+    lost = Lost(arm, baseline, 8 + arm + baseline)
+    found = judge_family({"arm": differences, "other": BETTER}, MARGIN, ALPHA, {"arm": lost})
+    one = found["arm"]
+    assert (str(one.verdict), one.lost) == (expected, lost)
+    assert found["other"].verdict is Verdict.BETTER and found["other"].lost == Lost()
+    if lost.text:
+        assert one.needed is None and one.text.endswith(f"({lost.text})")
+    assert one.p == sign_flip_p(differences)  # it keeps its place in the family
+
+
+def test_seeds_lost_to_divergence_stand_in_the_words() -> None:
+    lost = {"a": Lost(4, 0, 12), "b": Lost(0, 1, 9), "c": Lost(2, 1, 11)}
+    found = judge_family({"a": BETTER, "b": SAME, "c": WORSE}, MARGIN, ALPHA, lost)
+    assert [j.text for j in found.values()] == [
+        "undecided (diverged on 4 of 12 seeds)",
+        "undecided (the baseline diverged on 1 of 9 seeds)",
+        "undecided (diverged on 2 of 11 seeds, the baseline diverged on 1 of 11 seeds)",
+    ]
+    alone = judge_family({"a": WORSE}, MARGIN, ALPHA, {"a": Lost(2, 0, 10)})["a"]
+    assert alone.text == "worse by 0.0185 (diverged on 2 of 10 seeds)"

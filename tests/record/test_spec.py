@@ -120,6 +120,11 @@ extra: 1
         ("epochs: 3,", "steps: 6, warmup: 500,", "`warmup` of 500 steps leaves nothing"),
         ("evaluation: 3", "evaluation: 20000", "seeds.evaluation: expected"),
         ("train: 20", 'train: "20"', r"data.train: expected integer, got '20'"),
+        (
+            "seeds: {",
+            "  - {name: f, ranks: {c_attn: 4}}\nanalysis: {primary: [rising, f]}\nseeds: {",
+            r"line \d+, analysis.primary\[1\]: 'f' has fixed `ranks` and so a size of its own",
+        ),
         ("epochs: 3", "epochs: true", "train.epochs: expected number, got True"),
     ],
 )

@@ -247,6 +247,13 @@ CASES: dict[str, tuple[Made, str, str]] = {
     "equivalent, and never asked whether the task tells": (
         Made({"uniform": 0.0, "linear-decay": 0.0}, controls="[twin]"), "was not tested",
         "Add `half` to `controls`"),
+    "equivalent, though half is worse by a tenth of the margin alone": (
+        Made({"uniform": 0.0, "linear-decay": 0.0}, worth=0.001, spread=0.0003), "worse by less than that",
+        "Choose a harder task, more training records, or a budget below rank:4"),
+    "equivalent at a budget whose half was not trained": (
+        Made({"uniform": 0.0, "linear-decay": 0.0}, budgets=("rank:4", "rank:8"), controls="none"),
+        "not tested at rank:4",
+        "Add `half` to `controls`: whether this task can tell ranks apart was not tested at rank:4."),
     "undecided": (Made({"uniform": 0.0, "linear-decay": 0.005}, spread=0.012), "linear-decay is not decided against",
                   "Decide what is open in a new study with fresh evaluation seeds, more than the 8 here"),
     "worse": (Made({"uniform": 0.0, "linear-decay": 0.03}), "linear-decay is worse than uniform.",
@@ -267,8 +274,23 @@ def test_results_lead_to_their_sentences_and_first_steps(tmp_path: Path, case: s
     assert said in texts["progress"]
     assert step in steps(texts["activeContext"])[0], texts["activeContext"]
     blunt = made.worth == 0 or made.controls == "[twin]"
-    assert ("Use uniform" in texts["activeContext"]) == (case == "equivalent"), "no advice on a task that tells nothing"
+    used = re.findall("Use uniform where (.*) would be the choice", texts["activeContext"])
+    firm = {"equivalent": "rank:4", "equivalent at a budget whose half was not trained": "rank:8"}
+    expected = [f"linear-decay at {firm[case]}"] if case in firm else []
+    assert used == expected, "no advice on a task that tells nothing"
     assert not blunt or "no difference beyond" not in texts["activeContext"]
+
+
+def test_survivors_are_told_as_such_and_more_seeds_are_no_remedy(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", Made(seeds=12))
+    change(folder, "UPDATE runs SET status = 'diverged', error = 'loss is not finite' WHERE arm = 'linear-decay' AND "
+           "phase = 'evaluation' AND seed < 4")  # fmt: skip
+    texts = texts_of(folder)
+    assert "linear-decay (diverged on 4 of 12 seeds) is not decided against uniform." in texts["progress"]
+    (step,) = steps(texts["activeContext"])
+    assert step == (
+        "Find out why runs diverge in the comparison of linear-decay at rank:4: more seeds would not decide it."
+    )
 
 
 def test_a_study_that_has_hardly_begun(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from adaptive_lora.judging.lost import NOTHING, Lost, lost_seeds
 from adaptive_lora.judging.stats import Interval, mean_interval
 from adaptive_lora.record.results import perplexity
 from adaptive_lora.record.runs import Phase, Status
@@ -36,6 +37,8 @@ class ArmSummary:
     """Medians over runs."""
     diverged: int
     unfinished: int
+    lost: Lost
+    """Seeds that `differences` lacks because one of the two diverged."""
 
     @property
     def same(self) -> int:
@@ -90,6 +93,7 @@ def _summary(runs: pd.DataFrame, arm: str, budget: str, baseline: str) -> ArmSum
         train_seconds=_median_or_nothing(done["train_seconds"]),
         diverged=int((mine["status"] == Status.DIVERGED).sum()),
         unfinished=int((~mine["status"].isin([Status.COMPLETED, Status.DIVERGED])).sum()),
+        lost=NOTHING if is_baseline else lost_seeds(mine, theirs),
     )
 
 

@@ -75,6 +75,11 @@ def exceeds(found: Interval | None, margin: float) -> bool:
     return found is not None and found.low is not None and found.low > margin
 
 
+def reaches(found: Interval | None, margin: float) -> bool:
+    """Whether there is an interval that reaches above the margin."""
+    return found is not None and found.high is not None and found.high > margin
+
+
 @dataclass(frozen=True)
 class Contrast:
     """Two sets of runs at one rate, paired by phase and seed."""
@@ -136,9 +141,12 @@ def first_too_high(
     return None
 
 
-def effect_of(course: Course, plain: Course, rate: float, against: Contrast) -> str:
-    """In words, what a change does to a plain arm at a rate at which either breaks; `against` is changed less plain."""
-    scaled = {course.cells[0].scaling} != {plain.cells[0].scaling}
+def effect_of(course: Course, plain: Course, rate: float, against: Contrast, scaling_alone: bool) -> str:
+    """In words, what a change does to a plain arm at a rate at which either breaks; `against` is changed less plain.
+
+    The scaling rule is named where it alone is changed, and comes out as another rule.
+    """
+    scaled = scaling_alone and course.cells[0].scaling != plain.cells[0].scaling
     what = "The scaling rule" if scaled else "This change"
     if against.shown == 0:
         return "No effect of it is shown there"

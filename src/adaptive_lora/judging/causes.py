@@ -6,7 +6,7 @@ Every sentence is exploratory, and no rule looks past an interval: what is not s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -18,10 +18,12 @@ from adaptive_lora.judging.breaks import (
     courses,
     exceeds,
     first_too_high,
+    reaches,
     rows_at,
 )
 from adaptive_lora.judging.remedies import changes
 from adaptive_lora.judging.stability import StabilitySummary
+from adaptive_lora.judging.tuned import by_rate, choice
 from adaptive_lora.judging.variants import Variant
 from adaptive_lora.judging.words import counted, listed, written
 from adaptive_lora.planning.budget import parse_budget
@@ -34,7 +36,8 @@ class _Study:
     margin: float
     chosen: Mapping[tuple[str, str], float]
     variants: Mapping[str, Variant]
-    courses: Mapping[tuple[str, str], Course] = field(default_factory=dict)
+    tuned: bool
+    courses: Mapping[tuple[str, str], Course]
 
     @property
     def others(self) -> list[Course]:
@@ -55,20 +58,22 @@ def findings(
     margin: float,
     chosen: Mapping[tuple[str, str], float],
     variants: Mapping[str, Variant],
+    tuned: bool = True,
 ) -> list[str]:
     """Sentences on a `stability_table`: where every arm trains, where each breaks, and what moves that.
 
-    `margin` in nats per token; `chosen` (arm, budget) -> the rate that validation chooses; `variants` by arm. Arms
-    are compared with the baseline at the same budget, rate and seed; variants with their plain arm, likewise. Scaling
-    is called a cause where the rule alone differs, the difference is shown, and only one of the two arms breaks.
+    `margin` in nats per token; `chosen` (arm, budget) -> the rate that validation chooses, or the study's where nothing
+    was `tuned`; an arm that no rate trains has none. `variants` by arm. Arms are compared with the baseline at the same
+    budget, rate and seed; variants with their plain arm, likewise. Scaling is called a cause where the rule alone
+    differs, the difference is shown, and only one of the two arms breaks.
     """
-    study = _Study(table, baseline, margin, chosen, variants, courses(table, baseline, margin))
+    study = _Study(table, baseline, margin, chosen, variants, tuned, courses(table, baseline, margin))
     if not study.others:
         return [f"Nothing can be said of stability: no arm beside {baseline} has finished a run."]
     broken = [course for course in study.others if course.first_break]
     said = [_rule(study)]
     said += [*_trained(study), *(_broke(study, course) for course in broken), *_unbroken(study)] if broken else []
-    said += _by_rate(study, broken) if broken else _nothing_broke(study)
+    said += by_rate(broken, study.chosen, study.tuned) if broken else _nothing_broke(study)
     return [*said, *_of_baseline(study), *_by_budget(study), *_by_variant(study), *_of_spikes(study)]
 
 
@@ -135,7 +140,10 @@ def _trained(study: _Study) -> list[str]:
             said.append(f"At {budget} {why} already at the lowest rate, {rates[0]:g}.")
         else:
             top = ", the highest rate" * (last == rates[-1])
-            said.append(f"At {budget} every arm trains as {study.baseline} does up to {last:g}{top}.")
+            cells = [cell for course in here for cell in course.cells if cell.learning_rate <= last]
+            trains = f"every arm trains as {study.baseline} does"
+            shown = "no arm is shown to break" if any(reaches(cell.excess, study.margin) for cell in cells) else trains
+            said.append(f"At {budget} {shown} up to {last:g}{top}.")
     return said
 
 
@@ -145,7 +153,7 @@ def _broke(study: _Study, course: Course) -> str:
     again = [f"{c.learning_rate:g}" for c, state in course.paired[course.cells.index(cell) :] if state is State.TRAINS]
     return (
         f"{course.arm} ({cell.scaling} scaling) at {course.budget} breaks first at {cell.learning_rate:g}: "
-        f"{_why(study, cell)}.{_choice(study, course, cell)}"
+        f"{_why(study, cell)}.{choice(course, cell.learning_rate, study.chosen, study.tuned)}"
         f"{f' At {listed(again)} it is not shown to break.' if again else ''}"
     )
 
@@ -162,39 +170,20 @@ def _why(study: _Study, cell: StabilitySummary) -> str:
     return "; ".join(parts)
 
 
-def _choice(study: _Study, course: Course, cell: StabilitySummary) -> str:
-    own = study.chosen.get((course.arm, course.budget))
-    if own is None:
-        return ""
-    if own < cell.learning_rate:
-        return f" Validation chooses {own:g} for it, below that."
-    return f" Validation chooses {own:g} for it, {'that very rate' if own == cell.learning_rate else 'above that'}."
-
-
 def _unbroken(study: _Study) -> list[str]:
     said = []
     for budget in study.budgets:
         here = [c for c in study.others if c.budget == budget and c.first_break is None]
         sound = [c.arm for c in here if State.UNKNOWN not in c.states]
         open_ = [c.arm for c in here if State.UNKNOWN in c.states]
-        if sound:
+        wide = [c.arm for c in here if any(reaches(cell.excess, study.margin) for cell in c.cells)]
+        if sound and set(sound) & set(wide):
+            said.append(f"At {budget} {listed(sound)} {'is' if len(sound) == 1 else 'are'} shown to break at no rate.")
+        elif sound:
             said.append(f"At {budget} {listed(sound)} break{'s' * (len(sound) == 1)} at no rate looked at.")
         if open_:
             said.append(f"At {budget} too few seeds tell at some rates whether {listed(open_)} would break.")
     return said
-
-
-def _by_rate(study: _Study, broken: list[Course]) -> list[str]:
-    """Whether a tuned rate avoids the breaks."""
-    tuned = [(c, study.chosen[c.arm, c.budget]) for c in broken if (c.arm, c.budget) in study.chosen]
-    if not tuned:
-        return []
-    hit = [f"{c.arm} at {c.budget}" for c, own in tuned if c.state_at(own) is State.BREAKS]
-    if hit:
-        return [f"At the rate that validation chooses, broken {'is' if len(hit) == 1 else 'are'} {listed(hit)}."]
-    if all(own < c.first_break.learning_rate for c, own in tuned if c.first_break):
-        return ["Every break lies above the rate that validation chooses for the arm: at a tuned rate none appears."]
-    return ["No arm is shown to break at the rate that validation chooses for it."]
 
 
 def _of_baseline(study: _Study) -> list[str]:
@@ -207,7 +196,8 @@ def _of_baseline(study: _Study) -> list[str]:
             own = study.chosen[study.baseline, budget]
             apart, why = against.difference, []
             if apart and exceeds(apart, study.margin):
-                why = [f"worse than at {own:g}, its rate by validation, by {written(apart)}"]
+                whose = "its rate by validation" if study.tuned else "the study's rate"
+                why = [f"worse than at {own:g}, {whose}, by {written(apart)}"]
             why += [_why(study, cell) for cell in course.cells if cell.learning_rate == rate and cell.diverged]
             said.append(
                 f"From {rate:g} on the rate is too high for {study.baseline} itself at {budget}: {'; '.join(why)}."

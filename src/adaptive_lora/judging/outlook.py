@@ -12,7 +12,7 @@ from adaptive_lora.judging.power import seeds_to_call_equivalent, seeds_to_detec
 from adaptive_lora.judging.words import counted
 
 POWER = 0.8
-"""Chance of finding a difference that is there."""
+"""Chance of showing what is there: a difference, or that there is none beyond the margin."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Outlook:
     seeds_for_margin: int | None
     """Seeds that find a difference as large as the margin with that power."""
     seeds_for_equivalence: int | None
-    """Seeds whose 90 % interval lies inside the margin, were there no difference."""
+    """Seeds that show equivalence with that power, were there no difference."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _outlook(arm: ArmSummary, differences: Sequence[float], question: Question) 
         pilot_seeds=len(differences),
         detectable=smallest_detectable(sd, question.seeds, question.alpha, comparisons, POWER),
         seeds_for_margin=seeds_to_detect(question.margin, sd, question.alpha, comparisons, POWER),
-        seeds_for_equivalence=seeds_to_call_equivalent(0.0, sd, question.margin),
+        seeds_for_equivalence=seeds_to_call_equivalent(0.0, sd, question.margin, POWER),
     )
 
 
@@ -78,9 +78,9 @@ def outlook_text(found: Sequence[Outlook], question: Question) -> str:
     return (
         f"Power: with {question.seeds} seeds and {counted(question.comparisons, 'primary comparison')} a difference of "
         f"{typical.detectable:.4f} nats per token is found in {100 * POWER:.0f} % of studies (median spread of the "
-        f"pilot, {typical.sd:.4f}); of the widest, {widest.arm} at {widest.budget}, {widest.detectable:.4f}. One as "
-        f"large as the margin of {question.margin:g} takes {_seeds(typical.seeds_for_margin)}, equivalence "
-        f"{_seeds(typical.seeds_for_equivalence)}."
+        f"pilot, {typical.sd:.4f}); of the widest, {widest.arm} at {widest.budget}, {widest.detectable:.4f}. To "
+        f"find one as large as the margin of {question.margin:g} as often takes {_seeds(typical.seeds_for_margin)}; to "
+        f"show equivalence as often, were there none, {_seeds(typical.seeds_for_equivalence)}."
     )
 
 

@@ -68,17 +68,31 @@ def seeds_to_detect(
     return _fewest(lambda seeds: power_of(difference, sd, seeds, level) >= power, 1, most)
 
 
-def seeds_to_call_equivalent(mean: float, sd: float, margin: float, most: int = MOST) -> int | None:
-    """The fewest n with |mean| + t(0.95, n - 1) · sd / sqrt(n) <= margin; nothing beyond `most`.
+def equivalence_power(mean: float, sd: float, seeds: int, margin: float) -> float:
+    """Chance that the 90 % t interval lies within ±margin, for normal differences of this true mean and deviation.
+
+    With e = sd / sqrt(n), t = t(0.95, n - 1) and s the estimated over the true deviation, the mean over s of
+    Phi((margin - mean) / e - t · s) - Phi(-(margin + mean) / e + t · s), where that is above zero: an interval can be
+    wider than the margins, however near its middle is.
+
+    >>> equivalence_power(0.0, 0.0, seeds=2, margin=0.01), equivalence_power(0.02, 0.0, seeds=2, margin=0.01)
+    (1.0, 0.0)
+    """
+    if sd == 0:
+        return float(abs(mean) <= margin)
+    error = sd / math.sqrt(seeds)
+    half_widths = special.stdtrit(seeds - 1, 0.95) * _spreads(seeds)
+    below = special.ndtr((margin - mean) / error - half_widths)
+    return float(np.mean(np.maximum(below - special.ndtr(half_widths - (margin + mean) / error), 0.0)))
+
+
+def seeds_to_call_equivalent(mean: float, sd: float, margin: float, power: float = 0.8, most: int = MOST) -> int | None:
+    """The fewest seeds that show an equivalence with that power, for this true mean; nothing beyond `most`.
 
     >>> seeds_to_call_equivalent(0.0, 0.01, 0.01), seeds_to_call_equivalent(0.02, 0.01, 0.01)
-    (5, None)
+    (11, None)
     """
-
-    def inside(seeds: int) -> bool:
-        return abs(mean) + float(special.stdtrit(seeds - 1, 0.95)) * sd / math.sqrt(seeds) <= margin
-
-    return _fewest(inside, 2, most)
+    return _fewest(lambda seeds: equivalence_power(mean, sd, seeds, margin) >= power, 2, most)
 
 
 def _extreme_patterns(seeds: int, level: float) -> int:

@@ -43,14 +43,14 @@ class Edge:
     rate: float
     beyond: float
     """The next value to try."""
+    trained: bool = True
+    """Whether any rate of the grid is a candidate; where every one diverged, `rate` is the smallest."""
 
     @property
     def text(self) -> str:
         """In plain words, with the remedy."""
-        return (
-            f"{self.arm} at {self.budget} does best at {self.rate:g}, the edge of the grid: add {self.beyond:g} to "
-            "`learning_rate`, or write `auto` in it"
-        )
+        where = f"does best at {self.rate:g}, the edge of the grid" if self.trained else "diverges at every rate"
+        return f"{self.arm} at {self.budget} {where}: add {self.beyond:g} to `learning_rate`, or write `auto` in it"
 
 
 def grid_of(spec: StudySpec, ledger: Ledger) -> tuple[float, ...]:
@@ -72,9 +72,11 @@ def edges(losses: TuningLosses, grid: Sequence[float]) -> list[Edge]:
     """Arms whose best rate is the smallest or the largest of the grid; where every rate diverged, the smallest is."""
     found = []
     for (arm, budget), by_rate in losses.items():
-        best = best_rate(by_rate) or min(grid)
+        own = best_rate(by_rate)
+        best = own or min(grid)
         if best in (min(grid), max(grid)):
-            found.append(Edge(arm, budget, best, next_rate(grid, up=best == max(grid) and len(grid) > 1)))
+            beyond = next_rate(grid, up=best == max(grid) and len(grid) > 1)
+            found.append(Edge(arm, budget, best, beyond, trained=own is not None))
     return found
 
 

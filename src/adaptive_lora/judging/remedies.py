@@ -44,5 +44,7 @@ def changes(
         rate = min(breaks)
         rows = [rows_at(table, name, budget, rate) for name in (arm, variant.of)]
         against = contrast(rows[0], rows[1], "validation_loss")
-        found.append(Change(arm, variant, budget, rate, against, effect_of(course, plain, rate, against)))
+        found.append(
+            Change(arm, variant, budget, rate, against, effect_of(course, plain, rate, against, variant.scaling_alone))
+        )
     return found, untouched

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,20 @@ from adaptive_lora.record.protocol import Comparison, halved
 from adaptive_lora.record.runs import Status
 
 
+class Half(StrEnum):
+    """What the baseline at half of a budget does beside the whole one."""
+
+    WORSE = "worse"
+    """Shown to be, and by more than the margin as far as the mean says."""
+    WORSE_WITHIN = "worse within the margin"
+    """Shown to be, and shown to be so by no more than the margin."""
+    NOT_WORSE = "not worse"
+    """Not shown to be."""
+    OPEN = "open"
+    """Shown to be, with a mean within the margin and an interval that reaches beyond."""
+    TOO_FEW = "too few seeds"
+
+
 @dataclass(frozen=True)
 class Assay:
     """The baseline at half of a budget against itself at the whole one: can this task tell ranks apart?"""
@@ -24,27 +39,42 @@ class Assay:
     half: str
     loss_of_half: Interval | None
     """Paired by seed, half minus whole (positive: half is worse); nothing where no seed has both."""
+    margin: float
+    """Within which differences do not matter: a loss of half that does not matter either makes equivalence cheap."""
+
+    @property
+    def seen(self) -> Half:
+        """What half of the budget does, by the 95 % interval."""
+        if self.loss_of_half is None or self.loss_of_half.low is None or self.loss_of_half.high is None:
+            return Half.TOO_FEW
+        if self.loss_of_half.low <= 0:
+            return Half.NOT_WORSE
+        if self.loss_of_half.high <= self.margin:
+            return Half.WORSE_WITHIN
+        return Half.WORSE if self.loss_of_half.mean > self.margin else Half.OPEN
 
     @property
     def tells(self) -> bool | None:
-        """Whether half the budget is worse, by the 95 % interval; nothing with fewer than two seeds."""
-        if self.loss_of_half is None or self.loss_of_half.low is None:
-            return None
-        return self.loss_of_half.low > 0
+        """Whether half the budget is worse by what matters; nothing where that is not known."""
+        return {Half.TOO_FEW: None, Half.OPEN: None}.get(self.seen, self.seen is Half.WORSE)
 
     @property
     def text(self) -> str:
         """In plain words."""
-        if self.loss_of_half is None or self.tells is None:
+        if self.loss_of_half is None or self.seen is Half.TOO_FEW:
             return f"Too few seeds at {self.half} to know whether this task can tell ranks apart at {self.budget}."
         ends = f"[{number(self.loss_of_half.low, '.4f')}, {number(self.loss_of_half.high, '.4f')}]"
         apart = f"{number(self.loss_of_half.mean, '+.4f')} nats per token, {ends} over {self.loss_of_half.over}"
-        if self.tells:
-            return f"At {self.budget} this task can tell ranks apart: half of it, {self.half}, is worse ({apart})."
-        return (
-            f"At {self.budget} this task cannot tell ranks apart: half of it, {self.half}, is not shown to be worse "
-            f"({apart}). Equivalence says little there."
-        )
+        half, margin = f"half of it, {self.half},", f"the margin of {self.margin:g}"
+        return {
+            Half.WORSE: f"At {self.budget} this task can tell ranks apart: {half} is worse ({apart}).",
+            Half.NOT_WORSE: f"At {self.budget} this task cannot tell ranks apart: {half} is not shown to be worse "
+            f"({apart}). Equivalence says little there.",
+            Half.WORSE_WITHIN: f"At {self.budget} this task cannot tell ranks apart by more than {margin}: {half} is "
+            f"worse by less than that ({apart}). Equivalence within it says little there.",
+            Half.OPEN: f"At {self.budget} it is not known whether this task can tell ranks apart: {half} is worse, by "
+            f"more or by less than {margin} ({apart}).",
+        }[self.seen]
 
 
 def judge_primary(
@@ -52,14 +82,17 @@ def judge_primary(
 ) -> dict[Comparison, Judgement]:
     """A judgement for each primary comparison, one family over all budgets.
 
-    One whose arm has no finished pair of runs keeps its place in the family.
+    One whose arm has no finished pair of runs keeps its place in the family. No verdict rests on survivors: see
+    `verdicts.withheld`.
     """
-    found = {(arm.arm, arm.budget): [d for _, d in arm.differences] for arm in arms}
+    found = {Comparison(arm.arm, arm.budget): arm for arm in arms}
     family = [Comparison(part["arm"], part["budget"]) for part in primary]
-    return judge_family({c: found.get((c.arm, c.budget), []) for c in family}, analysis["margin"], analysis["alpha"])
+    differences = {c: [d for _, d in found[c].differences] if c in found else [] for c in family}
+    lost = {c: found[c].lost for c in family if c in found}
+    return judge_family(differences, analysis["margin"], analysis["alpha"], lost)
 
 
-def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str]) -> list[Assay]:
+def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str], margin: float) -> list[Assay]:
     """Of every budget at half of which the baseline was trained too."""
     counting = evaluations(runs)
     done = counting[(counting["status"] == Status.COMPLETED) & (counting["arm"] == baseline)]
@@ -69,7 +102,7 @@ def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str]) -> list[As
         half = halved(budget)
         if half is not None and half in losses:
             apart = (losses[half] - losses[budget]).dropna().tolist() if budget in losses else []
-            found.append(Assay(budget, half, interval_of(apart) if apart else None))
+            found.append(Assay(budget, half, interval_of(apart) if apart else None, margin))
     return found
 
 
@@ -83,11 +116,23 @@ def verdict_sentences(judged: Mapping[Comparison, Judgement], baseline: str, tel
         (Verdict.EQUIVALENT, "equivalent to"),
         (Verdict.UNDECIDED, "not decided against"),
     ):
-        names = [f"{c.arm} at {c.budget}" if several else c.arm for c, j in judged.items() if j.verdict is verdict]
+        names = [
+            (f"{c.arm} at {c.budget}" if several else c.arm) + (f" ({j.lost.text})" if j.lost.text else "")
+            for c, j in judged.items()
+            if j.verdict is verdict
+        ]
         if names:
             sentences.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} {said} {baseline}.")
-    if any(j.verdict is Verdict.EQUIVALENT for j in judged.values()):
-        sentences += [a.text for a in tells if a.tells is not True]
-        if not tells:
-            sentences.append("Whether this task could tell ranks apart at all was not tested (`controls: [half]`).")
+    same = list(dict.fromkeys(c.budget for c, j in judged.items() if j.verdict is Verdict.EQUIVALENT))
+    sentences += [a.text for a in tells if a.tells is not True and a.budget in same]
+    if untested := untested_budgets(same, tells):
+        sentences.append(
+            f"Whether this task can tell ranks apart was not tested at {listed(untested)} (`controls: [half]`)."
+        )
     return sentences
+
+
+def untested_budgets(budgets: Sequence[str], tells: Sequence[Assay]) -> list[str]:
+    """Those at half of which the baseline was not trained."""
+    tested = {assay.budget for assay in tells}
+    return [budget for budget in budgets if budget not in tested]

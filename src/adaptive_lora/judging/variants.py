@@ -15,6 +15,8 @@ class Variant:
     """The plain arm."""
     differs: str
     """In words that begin a sentence: `alpha-over-r scaling`, `LoRA+ (B at 16 times the rate)`, `warm-up of 10 %`."""
+    scaling_alone: bool
+    """Whether nothing but the scaling differs, so that what it moves can be put down to it."""
 
 
 def variants_of(spec: Mapping[str, Any]) -> dict[str, Variant]:
@@ -29,7 +31,7 @@ def variants_of(spec: Mapping[str, Any]) -> dict[str, Variant]:
         if not (arm.get("scaling") or arm.get("train")):
             plain.setdefault(_idea(arm), arm["name"])
     return {
-        arm["name"]: Variant(of=plain[_idea(arm)], differs=_difference(arm))
+        arm["name"]: Variant(plain[_idea(arm)], " and ".join(_differences(arm)), _scales_alone(arm))
         for arm in spec["arms"]
         if (arm.get("scaling") or arm.get("train")) and _idea(arm) in plain
     }
@@ -39,7 +41,11 @@ def _idea(arm: Mapping[str, Any]) -> str:
     return repr((arm.get("strategy"), arm.get("options"), arm.get("ranks")))
 
 
-def _difference(arm: Mapping[str, Any]) -> str:
+def _scales_alone(arm: Mapping[str, Any]) -> bool:
+    return bool(arm.get("scaling")) and len(_differences(arm)) == 1
+
+
+def _differences(arm: Mapping[str, Any]) -> list[str]:
     scaling, train = arm.get("scaling") or {}, arm.get("train") or {}
     multipliers = train.get("multipliers") or {}
     said = [f"{scaling['rule']} scaling"] if scaling else []
@@ -54,4 +60,4 @@ def _difference(arm: Mapping[str, Any]) -> str:
         said.append(f"a warm-up of {100 * warmup:g} %" if warmup < 1 else f"a warm-up of {warmup:g} steps")
     if train.get("longer", 1.0) != 1.0:
         said.append(f"{train['longer']:g} times the steps")
-    return " and ".join(said)
+    return said

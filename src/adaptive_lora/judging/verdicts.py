@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from adaptive_lora.judging.lost import NOTHING, Lost
 from adaptive_lora.judging.power import MOST, seeds_to_call_equivalent, seeds_to_detect
 from adaptive_lora.judging.stats import (
     Interval,
@@ -48,9 +49,11 @@ class Judgement:
     """Share of seeds with the lower loss."""
     verdict: Verdict
     needed: int | None
-    """Seeds that would decide, were mean and spread as found; nothing where decided, not known, or too many."""
+    """Seeds that would decide with a power of 0.8, were mean and spread as found; nothing where decided, not known,
+    too many, or where seeds are lost to divergence."""
     alpha: float
     margin: float
+    lost: Lost
 
     @property
     def text(self) -> str:
@@ -63,13 +66,15 @@ class Judgement:
             return f"undecided ({self._outlook})"
         size = _in_words(self.mean or 0.0)
         if self.verdict is not Verdict.EQUIVALENT:
-            return f"{self.verdict} by {size}"
+            return f"{self.verdict} by {size}{f' ({self.lost.text})' if self.lost.text else ''}"
         if self.adjusted_p is None or self.adjusted_p > self.alpha:
             return "equivalent"
         return f"equivalent ({'lower' if (self.mean or 0.0) < 0 else 'higher'} by {size})"
 
     @property
     def _outlook(self) -> str:
+        if self.lost.text:
+            return self.lost.text
         if self.n < 2:
             return "fewer than 2 seeds"
         return f"more than {MOST} seeds" if self.needed is None else f"about {self.needed} seeds would decide"
@@ -92,26 +97,44 @@ def verdict(differences: Sequence[float], margin: float, alpha: float, adjusted_
     return Verdict.BETTER if interval.mean < 0 else Verdict.WORSE
 
 
-def judge_family(comparisons: Mapping[Key, Sequence[float]], margin: float, alpha: float) -> dict[Key, Judgement]:
+def withheld(found: Verdict, lost: Lost) -> Verdict:
+    """Undecided instead of a verdict that the survivors alone give.
+
+    An arm that diverged where the baseline did not is neither better nor equivalent, whatever its other seeds say;
+    where the baseline did, the arm is neither worse nor equivalent.
+
+    >>> str(withheld(Verdict.BETTER, Lost(arm=1, seeds=9))), str(withheld(Verdict.WORSE, Lost(arm=1, seeds=9)))
+    ('undecided', 'worse')
+    """
+    refused = {Verdict.BETTER, Verdict.EQUIVALENT} if lost.arm else set()
+    refused |= {Verdict.WORSE, Verdict.EQUIVALENT} if lost.baseline else set()
+    return Verdict.UNDECIDED if found in refused else found
+
+
+def judge_family(
+    comparisons: Mapping[Key, Sequence[float]], margin: float, alpha: float, lost: Mapping[Key, Lost] | None = None
+) -> dict[Key, Judgement]:
     """Judges every comparison; p values are adjusted by Holm over all of them.
 
     A comparison with fewer than two seeds keeps its place in the family, so that a missing run makes no other
-    comparison easier.
+    comparison easier. `lost`: seeds that differences lack by divergence, see `withheld`.
     """
     p_values = [sign_flip_p(found) if len(found) > 1 else 1.0 for found in comparisons.values()]
+    gone = lost or {}
     return {
-        key: _judge(found, p, adjusted, len(comparisons), (margin, alpha))
+        key: _judge(found, p, adjusted, len(comparisons), (margin, alpha), gone.get(key, NOTHING))
         for (key, found), p, adjusted in zip(comparisons.items(), p_values, holm(p_values), strict=True)
     }
 
 
 def _judge(
-    differences: Sequence[float], p: float, adjusted_p: float, comparisons: int, rule: tuple[float, float]
+    differences: Sequence[float], p: float, adjusted_p: float, comparisons: int, rule: tuple[float, float], lost: Lost
 ) -> Judgement:
     margin, alpha = rule
     n = len(differences)
     several = n > 1
-    found = verdict(differences, margin, alpha, adjusted_p)
+    found = withheld(verdict(differences, margin, alpha, adjusted_p), lost)
+    open_ = several and found is Verdict.UNDECIDED and not lost.text
     interval = interval_of(differences) if n else None
     return Judgement(
         n=n,
@@ -123,14 +146,16 @@ def _judge(
         equivalence_p=equivalence_p(differences, margin) if several else None,
         improvement=improvement_probability(differences) if n else None,
         verdict=found,
-        needed=_needed(differences, margin, alpha, comparisons) if several and found is Verdict.UNDECIDED else None,
+        needed=_needed(differences, margin, alpha, comparisons) if open_ else None,
         alpha=alpha,
         margin=margin,
+        lost=lost,
     )
 
 
 def _needed(differences: Sequence[float], margin: float, alpha: float, comparisons: int) -> int | None:
-    """The smaller number of seeds that would show a difference or an equivalence; more than there are, in any case."""
+    """The smaller number of seeds that would show, in four of five studies, a difference or an equivalence, were mean
+    and spread as found; more than there are, in any case."""
     mean, sd = float(np.mean(differences)), float(np.std(differences, ddof=1))
     ways = (seeds_to_detect(mean, sd, alpha, comparisons), seeds_to_call_equivalent(mean, sd, margin))
     seeds = min((way for way in ways if way is not None), default=None)

@@ -42,10 +42,13 @@ def cross_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         yield ("analysis", "baseline"), f"no arm is called {baseline!r}{hint}; arms: {', '.join(names)}"
     yield from _one_size(data, dict(zip(names, arms, strict=True)).get(baseline), baseline)
     yield from _seed_complaints(data)
-    yield from _primary_complaints(data, names, baseline)
+    fixed = {name for name, arm in zip(names, arms, strict=True) if isinstance(arm, dict) and arm.get("ranks")}
+    yield from _primary_complaints(data, names, baseline, fixed)
 
 
-def _primary_complaints(data: dict[str, Any], names: list[str], baseline: str) -> Iterator[tuple[Location, str]]:
+def _primary_complaints(
+    data: dict[str, Any], names: list[str], baseline: str, fixed: set[str]
+) -> Iterator[tuple[Location, str]]:
     for index, part in enumerate(_part(_part(data, "analysis", dict), "primary", list)):
         at = ("analysis", "primary", index)
         whole = part if isinstance(part, dict) else {"arm": part}
@@ -54,6 +57,12 @@ def _primary_complaints(data: dict[str, Any], names: list[str], baseline: str) -
             yield at, f"no arm is called {arm!r}{nearest_hint(arm, names)}; arms: {', '.join(names)}"
         if arm == baseline:
             yield at, f"{arm!r} is the baseline, which the others are compared with"
+        if arm in fixed:
+            yield (
+                at,
+                f"{arm!r} has fixed `ranks` and so a size of its own: a verdict would not be on equal parameters; "
+                "leave it out, and read it as exploratory",
+            )
         if isinstance(budget, str) and budgets and budget not in budgets:
             yield at, f"the study has no budget {budget!r}; budgets: {', '.join(map(str, budgets))}"
 

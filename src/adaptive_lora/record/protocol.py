@@ -5,8 +5,8 @@ Everything else is exploratory. **Controls** ask of the study itself whether it 
 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;
-- `half` and `double`: the baseline at half and at twice the budget. Where half is not worse, the task cannot tell
-  ranks apart;
+- `half` and `double`: the baseline at half and at twice the budget. Where half is not worse by more than the
+  margin, the task cannot tell ranks apart by what matters;
 - `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all.
 """
 

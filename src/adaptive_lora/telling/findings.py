@@ -198,7 +198,7 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Source) -> Fi
         runs=runs,
         arms=arms,
         judged=judge_primary(arms, lock_of(facts)["primary"], spec["analysis"]),
-        assays=assays(runs, spec["analysis"]["baseline"], spec["budgets"]),
+        assays=assays(runs, spec["analysis"]["baseline"], spec["budgets"], spec["analysis"]["margin"]),
     )
 
 
@@ -240,22 +240,33 @@ def description(found: Findings) -> list[str]:
     best, worst = (choose(compared, key=lambda arm: arm[1]) for choose in (min, max))
     beyond = [arm for arm, mean, _ in compared if abs(mean) > margin]
     outside = [found.named(arm.arm, arm.budget) for arm in beyond]
-    seeds = min(n for *_, n in compared)
+    seeds = [n for *_, n in compared]
     inside = (
         f"outside the margin of {margin:g}: {_some(outside)}." if outside else f"all inside the margin of {margin:g}."
     )
     sentences = [
-        f"Over {counted(seeds, 'seed')}, mean differences from {found.baseline} run from {number(best[1], '+.4f')} "
+        f"Over {_range_of(seeds)}, mean differences from {found.baseline} run from {number(best[1], '+.4f')} "
         f"({best[0].arm}) to {number(worst[1], '+.4f')} ({worst[0].arm}) nats per token; {inside}"
     ]
-    if smallest_p(seeds) > alpha:
+    most = len(found.facts["spec"]["seeds"]["evaluation"]) if found.judged else max(seeds)
+    if smallest_p(most) > alpha:
         sentences.append(
-            f"With {counted(seeds, 'seed')} no exact test can decide at {alpha:g} (the smallest p is "
-            f"{smallest_p(seeds):.3g}): read this as a description, not a verdict."
+            f"With {counted(most, 'seed')} no exact test can decide at {alpha:g} (the smallest p is "
+            f"{smallest_p(most):.3g}): read this as a description, not a verdict."
         )
     if diverged := [f"{arm.arm} ({arm.diverged})" for arm in found.arms if arm.diverged]:
         sentences.append(f"Runs diverged and are missing from the means: {_some(diverged)}.")
     return sentences
+
+
+def _range_of(seeds: Sequence[int]) -> str:
+    """What arms have, from the fewest to the most.
+
+    >>> _range_of([8, 2, 8]), _range_of([1])
+    ('2 to 8 seeds', '1 seed')
+    """
+    least, most = min(seeds), max(seeds)
+    return counted(most, "seed") if least == most else f"{least} to {counted(most, 'seed')}"
 
 
 def reach(found: Findings) -> str:

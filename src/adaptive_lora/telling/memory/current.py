@@ -18,7 +18,7 @@ from adaptive_lora.telling.tables import Column, Row, Table, to_markdown
 
 MOST_ARMS, MOST_BUDGETS = 12, 3
 """Of the table of differences."""
-MOST_WORDS = 60
+MOST_WORDS = 50
 """Of what is said of stability."""
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from adaptive_lora.judging.outlook import POWER
 from adaptive_lora.judging.power import MOST as MOST_SEEDS
 from adaptive_lora.judging.stats import Interval
+from adaptive_lora.judging.study import untested_budgets
 from adaptive_lora.judging.verdicts import Judgement, Verdict
 from adaptive_lora.judging.words import counted
 from adaptive_lora.record.protocol import Comparison
@@ -52,10 +54,12 @@ def _rates(found: Findings, standing: Standing) -> Iterator[str]:
     edges = rates_at_the_edge(found)
     if edges:
         beyond = sorted({edge.beyond for edge in edges})
+        best, none = ([found.named(e.arm, e.budget) for e in edges if e.trained is kind] for kind in (True, False))
+        why = [f"{few(best, 3)} did best at the edge of the grid"] if best else []
+        why += [f"no rate trained {few(none, 3)}"] if none else []
         yield (
             f"Widen `train.learning_rate` by {few([f'{rate:g}' for rate in beyond])}, or write `auto` in it, in a new "
-            f"study: {few([found.named(edge.arm, edge.budget) for edge in edges], 4)} did best at the edge of the "
-            "grid, so that a better rate may lie beyond."
+            f"study: {' and '.join(why)}."
         )
 
 
@@ -65,10 +69,16 @@ def _sensitivity(found: Findings, standing: Standing) -> Iterator[str]:
     if blunt:
         yield (
             f"Choose a harder task, more training records, or a budget below {few([a.budget for a in blunt])}: half of "
-            "it is not shown to be worse there, so that this task cannot tell ranks apart and equivalence says little."
+            "it is not shown to be worse there by more than the margin, so that equivalence says little."
         )
-    elif not found.assays and _of(found, Verdict.EQUIVALENT):
-        yield "Add `half` to `controls`: whether this task can tell ranks apart at all was not tested."
+    same = list(dict.fromkeys(c.budget for c in _of(found, Verdict.EQUIVALENT)))
+    if untested := untested_budgets(same, found.assays):
+        yield f"Add `half` to `controls`: whether this task can tell ranks apart was not tested at {few(untested)}."
+    if unknown := [a.half for a in found.assays if a.tells is None and a.budget in same]:
+        yield (
+            f"Train {found.baseline} at {few(unknown)} with more seeds: whether this task can tell ranks apart is not "
+            "known where arms are equivalent."
+        )
 
 
 def _hypotheses(found: Findings, standing: Standing) -> Iterator[str]:
@@ -82,15 +92,19 @@ def _hypotheses(found: Findings, standing: Standing) -> Iterator[str]:
 
 
 def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
-    """Where seeds would decide, how many; where they would not, that they would not."""
-    undecided = _of(found, Verdict.UNDECIDED)
+    """Where seeds would decide, how many; where they would not, why not."""
+    every = _of(found, Verdict.UNDECIDED)
+    lost = [c for c, j in every.items() if j.lost.text]
+    if lost:
+        yield f"Find out why runs diverge in the comparison of {grouped(lost)}: more seeds would not decide it."
+    undecided = {c: j for c, j in every.items() if not j.lost.text}
     reachable = {c: j.needed for c, j in undecided.items() if j.needed is not None}
     if reachable:
         counts = [f"{found.named(c.arm, c.budget)} ({n:,})" for c, n in sorted(reachable.items(), key=lambda x: x[1])]
         seeds = len(found.facts["spec"]["seeds"]["evaluation"])
         yield (
-            f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; about so "
-            f"many would do, were mean and spread as found: {few(counts)}."
+            f"Decide what is open in a new study with fresh evaluation seeds, more than the {seeds} here; by mean "
+            f"and spread as found, so many decide in {100 * POWER:.0f} % of studies: {few(counts, 4)}."
         )
     alone = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.n < 2]
     if alone:
@@ -98,8 +112,8 @@ def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
     hopeless = [found.named(c.arm, c.budget) for c, j in undecided.items() if j.needed is None and j.n > 1]
     if hopeless:
         yield (
-            f"Leave {few(hopeless)} open, or ask with another margin: not even {MOST_SEEDS:,} seeds would decide, were "
-            "mean and spread as found."
+            f"Leave {few(hopeless)} open, or ask with another margin: not even {MOST_SEEDS:,} seeds would do in "
+            f"{100 * POWER:.0f} % of studies, were mean and spread as found."
         )
 
 
@@ -122,13 +136,13 @@ def _records(found: Findings, standing: Standing) -> Iterator[str]:
 def _use(found: Findings, standing: Standing) -> Iterator[str]:
     """What a verdict is good for, here."""
     better, worse, same = (_of(found, v) for v in (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT))
-    blunt = {assay.budget for assay in found.assays if assay.tells is not True}
+    sharp = {assay.budget for assay in found.assays if assay.tells}
     if better:
         yield (
             f"Try {grouped(better)} on another model or data set, with {found.baseline} beside it: what is "
             "better here has been seen on one of each."
         )
-    firm = {c: j for c, j in same.items() if found.assays and c.budget not in blunt}
+    firm = {c: j for c, j in same.items() if c.budget in sharp}
     if firm:
         yield (
             f"Use {found.baseline} where {grouped(firm)} would be the choice: no difference beyond the "

@@ -98,7 +98,7 @@ def _training(facts: Collected, found: Findings) -> None:
     facts.add("train.epochs", train.get("epochs"), "g")
     facts.add("train.batch_size", train.get("batch_size"), "d")
     facts.add("train.schedule", train.get("schedule"))
-    facts.add("train.warmup_percent", 100 * train["warmup"], "g", "%")
+    facts.add("train.warmup", *_warmup(train["warmup"]))
     facts.add("train.max_grad_norm", train.get("max_grad_norm"), "g")
     facts.add("train.dropout", train.get("dropout"), "g")
     facts.add("train.weight_decay", train.get("weight_decay"), "g")
@@ -115,6 +115,13 @@ def _training(facts: Collected, found: Findings) -> None:
     for budget, size in found.facts["budgets"].items():
         facts.add(f"budget.{budget}", size, ",d")
         facts.add(f"budget.{budget}.percent", _share(size, total), ".2g", "%")
+
+
+def _warmup(warmup: float) -> tuple[float, str, str]:
+    """Value, form and unit: below 1 it is a share of the steps, else a number of them."""
+    if warmup < 1:
+        return 100 * warmup, "g", "% of the steps"
+    return int(warmup), "d", "step" if int(warmup) == 1 else "steps"
 
 
 def _protocol(facts: Collected, found: Findings) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 import jinja2
 
 from adaptive_lora.errors import PaperError
-from adaptive_lora.judging.breaks import State, courses, first_too_high
-from adaptive_lora.judging.remedies import changes
+from adaptive_lora.judging.study import untested_budgets
 from adaptive_lora.judging.variants import variants_of
 from adaptive_lora.judging.verdicts import Judgement, Verdict
 from adaptive_lora.judging.words import listed
@@ -31,6 +30,7 @@ from adaptive_lora.telling.paper.document import LITERAL, Block, read_blocks
 from adaptive_lora.telling.paper.facts import Facts
 from adaptive_lora.telling.paper.gather import contenders
 from adaptive_lora.telling.paper.manuscript import TOOLS_MISSING
+from adaptive_lora.telling.paper.training import training_of
 from adaptive_lora.telling.report.evidence import edge_remarks, worth_remarks
 from adaptive_lora.telling.report.page import licence_text
 from adaptive_lora.telling.tables import written
@@ -61,6 +61,8 @@ class Outcome:
     """`2 of 10`: seeds with the lower loss."""
     significant: bool
     """Whether the mean differs from zero by the adjusted test, whatever its size."""
+    lost: str
+    """`diverged on 4 of 12 seeds`; empty where no seed is lost to one of the two alone."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +137,9 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
     spec = found.facts["spec"]
     several = len(spec["budgets"]) > 1
     outcomes = [_outcome(comparison, judged, several) for comparison, judged in found.judged.items()]
-    verdicts = {c: j.verdict for c, j in zip(outcomes, found.judged.values(), strict=True)}
     lock = lock_of(found.facts)
     names = [arm["strategy"] for arm in spec["arms"]]
     controls: Mapping[str, Any] = lock.get("controls", {})
-    telling = [assay.budget for assay in found.assays if assay.tells]
-    blind = [assay.budget for assay in found.assays if assay.tells is False]
     strategies = [name for name in dict.fromkeys(filter(None, names)) if name in STRATEGIES]
     return {
         "n": lambda name: facts[name].text,
@@ -148,7 +147,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "count": lambda name: facts[name].value,
         "listed": listed,
         "primary": outcomes,
-        **{str(kind): [c for c in outcomes if verdicts[c] is kind] for kind in Verdict},
+        **_by_verdict(found, outcomes),
         "several_budgets": several,
         "named": lambda key: _named(key, several),
         "budgets": list(spec["budgets"]),
@@ -166,10 +165,6 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "overtrained": _overtrained(found, set(controls.get("compute", {}).values())),
         "twins": bool(controls.get("twin")),
         "assays": found.assays,
-        "tells": telling,
-        "cannot_tell": blind,
-        "sensed": [c.name for c in outcomes if verdicts[c] is Verdict.EQUIVALENT and c.budget in telling],
-        "unsensed": [c.name for c in outcomes if verdicts[c] is Verdict.EQUIVALENT and c.budget in blind],
         "chance": _beside_chance(found, list(controls.get("arms", {}))),
         "tuned": facts["runs.tuning"].value != 0,
         "deviations": found.deviations,
@@ -182,7 +177,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "gsm8k": "gsm8k" in str(found.facts["data"]["source"]).lower(),
         "dialogpt": "dialogpt" in str(found.facts["model"]["name"]).lower(),
         "variants": bool(variants_of(spec)),
-        "training": _training(found),
+        "training": training_of(found),
         "stories": any(word in str(found.facts["model"]["name"]).lower() for word in ("stories", "babyllama")),
         "tools_missing": TOOLS_MISSING,
         "smallest": smallest_p(len(spec["seeds"]["evaluation"])),
@@ -190,6 +185,27 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "best_key": _best(found),
         "in_bank": "bank" in str(facts["engine"].value),
         "scaling": spec["scaling"]["rule"],
+    }
+
+
+def _by_verdict(found: Findings, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Comparisons by their verdict; equivalent ones by what the assay of their budget says, open ones by why."""
+    judged = list(zip(outcomes, found.judged.values(), strict=True))
+    same = [c for c, j in judged if j.verdict is Verdict.EQUIVALENT]
+    open_ = [(c.name, j) for c, j in judged if j.verdict is Verdict.UNDECIDED]
+    telling = [assay.budget for assay in found.assays if assay.tells]
+    blind = [assay.budget for assay in found.assays if assay.tells is False]
+    return {
+        **{str(kind): [c for c, j in judged if j.verdict is kind] for kind in Verdict},
+        "unsettled": [name for name, j in open_ if j.interval90 and not j.lost.text],
+        "survivors": [name for name, j in open_ if j.lost.text],
+        "tells": telling,
+        "cannot_tell": blind,
+        "unknown": [assay.budget for assay in found.assays if assay.tells is None],
+        "untested": untested_budgets(list(found.facts["spec"]["budgets"]), found.assays),
+        "sensed": [c.name for c in same if c.budget in telling],
+        "unsensed": [c.name for c in same if c.budget in blind],
+        "unsure": [c.name for c in same if c.budget not in telling + blind],
     }
 
 
@@ -207,42 +223,6 @@ def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, lis
                 if (arm.difference.high or 0.0) < min(low or 0.0 for low, _ in ends):
                     seen["below"].append(name)
     return seen
-
-
-@dataclass(frozen=True)
-class Training:
-    """Where arms break, over the rates that a study looked at; names with budgets."""
-
-    breaking: tuple[str, ...]
-    """At some rate."""
-    at_chosen: tuple[str, ...]
-    """At the very rate that validation chooses, arms that are trained as the study says."""
-    changed: tuple[str, ...]
-    """The same of arms with a training of their own."""
-    baseline: tuple[str, ...]
-    """Budgets at which the baseline does worse at a higher rate than at its own, or diverges there."""
-    effects: Mapping[str, tuple[str, ...]]
-    """What a change does where training breaks -> the changes that do it."""
-
-
-def _training(found: Findings) -> Training:
-    chosen = {(arm.arm, arm.budget): arm.learning_rate for arm in found.arms if arm.learning_rate is not None}
-    every = courses(found.stability, found.baseline, found.analysis["margin"]) if len(found.stability) else {}
-    others = {key: course for key, course in every.items() if key[0] != found.baseline}
-    hit = [key for key, course in others.items() if course.state_at(chosen.get(key, 0.0)) is State.BREAKS]
-    own_training = {arm["name"] for arm in found.facts["spec"]["arms"] if arm.get("train")}
-    own = [course for key, course in every.items() if key[0] == found.baseline]
-    effects: dict[str, tuple[str, ...]] = {}
-    for c in changes(found.stability, every, variants_of(found.facts["spec"]))[0] if every else ():
-        told = f"{c.variant.differs} of {c.variant.of} at {c.budget}"
-        effects[c.effect] = (*effects.get(c.effect, ()), told)
-    return Training(
-        tuple(f"{arm} at {budget}" for (arm, budget), course in others.items() if course.first_break),
-        tuple(f"{arm} at {budget}" for arm, budget in hit if arm not in own_training),
-        tuple(f"{arm} at {budget}" for arm, budget in hit if arm in own_training),
-        tuple(c.budget for c in own if first_too_high(found.stability, c, chosen, found.analysis["margin"])),
-        effects,
-    )
 
 
 def _overtrained(found: Findings, controls: Set[str]) -> list[str]:
@@ -294,4 +274,4 @@ def _outcome(comparison: Comparison, judged: Judgement, several: bool) -> Outcom
     key = f"{comparison.arm}@{comparison.budget}.verdict"
     size = "" if judged.mean is None else written(abs(judged.mean), ".4f")
     won = f"{judged.improvement.mean * judged.n:g} of {judged.n}" if judged.improvement else ""
-    return Outcome(key, comparison.arm, comparison.budget, name, size, won, significant)
+    return Outcome(key, comparison.arm, comparison.budget, name, size, won, significant, judged.lost.text)

@@ -143,8 +143,8 @@ def power(found: Findings) -> Table | None:
     caption = (
         f"Smallest detectable: the difference that {seeds} seeds find in {100 * POWER:.0f} % of studies at Holm's "
         f"first step over {counted(asked, 'comparison')}; empty where they can decide nothing. Seeds to find the "
-        f"margin: for a difference of {question.margin:g}. Seeds to show equivalence: were there no difference. All "
-        "from the spread in this study."
+        f"margin: so many find a difference of {question.margin:g} as often. Seeds to show equivalence: so many show "
+        "it as often, were there no difference. All from the spread in this study."
     )
     return Table("power", "Power", columns, tuple(rows), caption)
 
@@ -158,7 +158,8 @@ def rates_at_the_edge(found: Findings) -> list[Edge]:
     ):
         if Status(status).is_finished:
             by_rate = losses.setdefault((arm, budget), {})
-            by_rate.setdefault(float(rate), []).append(None if pd.isna(loss) else float(loss))
+            lost = pd.isna(loss) or status == Status.DIVERGED
+            by_rate.setdefault(float(rate), []).append(None if lost else float(loss))
     grid = sorted(set(tuning["learning_rate"]))
     return edges(losses, grid) if len(grid) > 1 else []
 
@@ -205,7 +206,9 @@ def stability(found: Findings) -> Table | None:
 def stability_remarks(found: Findings) -> Sequence[str]:
     """What breaks training, as far as these runs show."""
     chosen = {(arm.arm, arm.budget): arm.learning_rate for arm in found.arms}
-    return findings(found.stability, found.baseline, found.analysis["margin"], chosen, variants_of(found.facts["spec"]))
+    tuned = bool((found.runs["phase"] == Phase.TUNING).any())
+    variants = variants_of(found.facts["spec"])
+    return findings(found.stability, found.baseline, found.analysis["margin"], chosen, variants, tuned)
 
 
 def _percent(share: float | None) -> float | None:

@@ -61,6 +61,11 @@ def verdicts(found: Findings) -> Table | None:
         f"{found.analysis['alpha']:g}; equivalent where the 90 % t interval over seeds lies within "
         f"±{found.analysis['margin']:g} nats per token. Everything else on this page is exploratory."
     )
+    if any(judged.lost.text for judged in found.judged.values()):
+        caption += (
+            f" An arm that diverged on a seed that {found.baseline} finished is called neither better nor equivalent, "
+            f"and neither worse nor equivalent where {found.baseline} did: the pairs that are left compare survivors."
+        )
     return Table("verdicts", "Verdicts", columns, rows, caption)
 
 
