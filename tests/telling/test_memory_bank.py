@@ -173,7 +173,7 @@ def test_a_block_is_put_once_and_touches_nothing_else(text: str, first: str, sec
     try:
         once = put_block(text, "progress", first)
     except ValueError:
-        assert BEGIN in text or END in text or "other" in text
+        assert "adaptive-lora:" in text
         return
     assert put_block(once, "progress", first) == once
     assert put_block(once, "progress", second) == put_block(text, "progress", second)
