@@ -22,12 +22,13 @@ def checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str,
     """Every budget resolved and every arm seen to fit it; StudyFileError with all that do not."""
     budgets: dict[str, Budget] = {}
     complaints: dict[Location, str] = {}
+    alone: list[tuple[Location, str]] = []
     for text in assay_budgets(study.spec):
         try:
             budgets[text] = resolve_budget(text, modules)
             _try_arm(baseline_of(study.spec), modules, budgets[text])
         except UsageError as error:
-            complaints["controls",] = f"the baseline at {text}: {error} Or name the `controls` without it."
+            alone.append((("controls",), f"the baseline at {text}: {error} Or name the `controls` without it."))
     for index, text in enumerate(study.spec.budgets):
         try:
             budgets[text] = resolve_budget(text, modules)
@@ -45,8 +46,8 @@ def checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str,
                     complaints.setdefault(at, str(error))
                 else:
                     complaints.setdefault(("controls",), f"{error} Or name the `controls` without {arm.strategy}.")
-    if complaints:
-        raise StudyFileError(str(study.path), [study.complaint(at, message) for at, message in complaints.items()])
+    if found := [*alone, *complaints.items()]:
+        raise StudyFileError(str(study.path), [study.complaint(at, message) for at, message in found])
     return budgets
 
 
