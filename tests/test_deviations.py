@@ -123,6 +123,7 @@ def test_a_kill_between_lock_and_ledger_is_made_good(
     assert go_on(study_file, out, *changed).whole
     found, lock = findings(out), read_lock(out)
     assert len(found.facts["spec"]["seeds"]["evaluation"]) == 3 and len(load_results(out)) == 6
+    assert "Verdicts rest" not in decision_log(found, standing_of(found))  # there are none
     assert lock is not None and [d["reason"] for d in lock["deviations"]] == ["it seemed better"]
 
 

@@ -114,7 +114,8 @@ def _locked(found: Findings) -> list[str]:
     first = lock.get("first", verdicts_rest_on(found.facts["spec"], lock["primary"]))
     asked = counted(len(first["primary"]), "comparison") if first["primary"] else "no hypothesis"
     rule = first["analysis"]
-    changed = "" if found.locked_first else " Verdicts rest on what was changed since, as said below."
+    late = found.judged and not found.locked_first
+    changed = " Verdicts rest on what was changed since, as said below." if late else ""
     return [
         f"{day(lock['locked'])}: locked before the first step: {asked}, baseline {rule['baseline']}, margin "
         f"{rule['margin']:g}, alpha {rule['alpha']:g}, {counted(len(first['seeds']), 'evaluation seed')}.{changed}"
