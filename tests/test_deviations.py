@@ -80,6 +80,17 @@ def test_a_rate_is_chosen_from_the_runs_of_the_arm_as_it_is_now(study_file: Writ
     assert not set(runs["run_id"]) & set(old)
 
 
+def test_a_grid_that_grows_takes_back_runs_of_the_grid_before(study_file: WriteStudy, tmp_path: Path) -> None:
+    out, wide = tmp_path / "out", ("learning_rate: 1e-2", "learning_rate: [1e-3, 3e-3, 1e-2]")
+    tuned = (TUNED[0], TUNED[1], TUNED[2], TUNED[4])
+    run_study(load_study(study_file(*tuned, wide)), out)
+    grown = ("learning_rate: 1e-2", "learning_rate: [3e-4, 1e-3, auto]")  # on to what was tried, and beyond
+    once = go_on(study_file, out, *tuned, grown)
+    again = go_on(study_file, out, *tuned, grown)
+    assert once == again and once.whole
+    assert {3e-4, 1e-3, 3e-3, 1e-2} < set(load_results(out)["learning_rate"])
+
+
 def test_a_twin_is_held_against_the_run_of_its_own_version(study_file: WriteStudy, tmp_path: Path) -> None:
     out = tmp_path / "out"
     twin = ("controls: none", "controls: [twin]")

@@ -83,8 +83,10 @@ class Ledger:
     def register(self, runs: Mapping[str, RunSpec]) -> None:
         """Adds runs that are not there yet, as pending; those that are get the labels that they have now.
 
-        A run that was for tuning and is now to be evaluated lacks its test, and is to be done again.
+        A run that was for tuning and is now to be evaluated lacks its test, and is to be done again. What is registered
+        is asked for, and set aside no more.
         """
+        aside = self._set_aside()
         rows = [
             (
                 run_id, run.phase.value, run.arm.name, run.arm.strategy or "ranks", run.budget, run.scaling.rule,
@@ -99,6 +101,12 @@ class Ledger:
                 " status = CASE phase WHEN excluded.phase THEN status ELSE excluded.status END, phase = excluded.phase",
                 rows,
             )
+        if aside & runs.keys():
+            self.set_facts({"set_aside": sorted(aside - runs.keys())})
+
+    def _set_aside(self) -> set[str]:
+        kept = self._db.execute("SELECT value FROM study WHERE key = 'set_aside'").fetchone()
+        return set(json.loads(kept["value"])) if kept else set()
 
     def status_of(self, run_id: str) -> Status:
         """PENDING for a run that is not there."""
@@ -173,8 +181,7 @@ class Ledger:
 
     def runs(self, every: bool = False) -> list[dict[str, Any]]:
         """The runs in the order they were registered, without plans; `every`: those set aside by a deviation too."""
-        kept = self._db.execute("SELECT value FROM study WHERE key = 'set_aside'").fetchone()
-        aside = set(json.loads(kept["value"])) if kept and not every else set()
+        aside = set() if every else self._set_aside()
         rows = self._db.execute("SELECT * FROM runs ORDER BY rowid")
         return [{k: v for k, v in dict(row).items() if k != "plan"} for row in rows if row["run_id"] not in aside]
 
