@@ -122,7 +122,7 @@ def tuning_losses(spec: StudySpec, ledger: Ledger, grid: Sequence[float]) -> Tun
     """(arm, budget) -> rate -> validation losses, nothing where it diverged; arms with all tuning runs finished."""
     totals = ledger.totals()
     losses: TuningLosses = {}
-    for run in own_runs(spec, ledger, grid):
+    for run in own_runs(ledger, grid):
         if run["phase"] == Phase.TUNING and Status(run["status"]).is_finished:
             total = totals.get((run["run_id"], "validation"))
             by_rate = losses.setdefault((run["arm"], run["budget"]), {})
@@ -131,23 +131,15 @@ def tuning_losses(spec: StudySpec, ledger: Ledger, grid: Sequence[float]) -> Tun
     return {key: by_rate for key, by_rate in losses.items() if sum(map(len, by_rate.values())) == wanted}
 
 
-def own_runs(spec: StudySpec, ledger: Ledger, grid: Sequence[float]) -> list[dict[str, Any]]:
-    """The ledger's runs that the study asks for now; after a deviation there can be others."""
-    arms = {(arm.name, budget) for budget, arm in arms_on_budgets(spec)}
-    tuned = {(rate, seed) for rate in grid for seed in spec.seeds.tuning}
-    seeds = set(spec.seeds.evaluation)
-    return [
-        run
-        for run in ledger.runs()
-        if (run["arm"], run["budget"]) in arms
-        and ((run["learning_rate"], run["seed"]) in tuned if run["phase"] == Phase.TUNING else run["seed"] in seeds)
-    ]
+def own_runs(ledger: Ledger, grid: Sequence[float]) -> list[dict[str, Any]]:
+    """The ledger's runs, of tuning those at the rates of a grid."""
+    return [run for run in ledger.runs() if run["phase"] != Phase.TUNING or run["learning_rate"] in grid]
 
 
 def outcome_of(spec: StudySpec, ledger: Ledger) -> Outcome:
     """Counts of the ledger's runs against what the study asks for."""
     grid = grid_of(spec, ledger)
-    states = [Status(run["status"]) for run in own_runs(spec, ledger, grid)]
+    states = [Status(run["status"]) for run in own_runs(ledger, grid)]
     return Outcome(
         completed=states.count(Status.COMPLETED),
         diverged=states.count(Status.DIVERGED),
