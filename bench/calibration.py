@@ -35,9 +35,9 @@ import pandas as pd
 from scipy import special
 
 from adaptive_lora.files import write_atomically
-from adaptive_lora.judging.arms import summarise
-from adaptive_lora.judging.power import smallest_detectable
-from adaptive_lora.judging.verdicts import Judgement, Verdict, judge_family
+from adaptive_lora.stats.arms import summarise
+from adaptive_lora.stats.power import smallest_detectable
+from adaptive_lora.stats.verdicts import Judgement, Verdict, judge_family
 from adaptive_lora.streams import numpy_stream
 
 RESULTS = Path(__file__).parent.parent / "results"

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.recipes import recipe
-from adaptive_lora.record.results import load_results
-from adaptive_lora.record.spec import load_study
-from adaptive_lora.runner import run_study
+from adaptive_lora.study.results import load_results
+from adaptive_lora.study.runner import run_study
+from adaptive_lora.study.study_file import load_study
 
 
 def main() -> None:

@@ -29,13 +29,14 @@ from typing import Any
 import numpy as np
 
 from adaptive_lora.files import write_atomically
-from adaptive_lora.planning.budget import parse_budget
+from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
-from adaptive_lora.record.ledger import Ledger, SplitResult, create_or_open, open_to_read
-from adaptive_lora.record.runs import RunSpec, Status, evaluation_runs, tuning_runs
-from adaptive_lora.record.spec import Study, parse_study
+from adaptive_lora.stats.run_table import Status
 from adaptive_lora.streams import numpy_stream
+from adaptive_lora.study.ledger import Ledger, SplitResult, create_or_open, open_to_read
+from adaptive_lora.study.runs import RunSpec, evaluation_runs, tuning_runs
+from adaptive_lora.study.study_file import Study, parse_study
 
 BLOCKS, ROLES, STEPS, RECORDS = 6, ("q", "k", "v", "o", "gate", "up", "down"), 150, 400
 RATES, TUNING_SEEDS = 4, 5
@@ -197,7 +198,7 @@ def measure_study(folder: Path) -> dict[str, Any]:
     seconds = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        command = [sys.executable, "-m", "adaptive_lora.cli", "report", str(folder), "--json"]
+        command = [sys.executable, "-m", "adaptive_lora.cli.main", "report", str(folder), "--json"]
         subprocess.run(command, check=True, capture_output=True)
         seconds.append(round(time.perf_counter() - began, 2))
     with contextlib.closing(open_to_read(folder)) as ledger:

@@ -35,14 +35,14 @@ import torch
 
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.splits import calibration_subset, make_splits
-from adaptive_lora.material import make_plan, open_base, open_records
+from adaptive_lora.measures.one_pass import MEASURES, Pass, take
+from adaptive_lora.measures.short_run import Practice
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.recipes import recipe
-from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.record.spec import Study, load_study
-from adaptive_lora.scores.one_pass import MEASURES, Pass, take
-from adaptive_lora.scores.short_run import Practice
+from adaptive_lora.study.prepare import make_plan, open_base, open_records
+from adaptive_lora.study.schema import ArmPart, ScalingPart
+from adaptive_lora.study.study_file import Study, load_study
 from adaptive_lora.training.adapter import attached
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import collate, sequence_losses

@@ -27,10 +27,10 @@ from adaptive_lora.data.encoding import Encoder
 from adaptive_lora.files import write_atomically
 from adaptive_lora.groundtruth.recovery import REAL, Setting, recover
 from adaptive_lora.groundtruth.truths import TRUTHS
-from adaptive_lora.judging.recovery import CONCENTRATED, CONTROLS, summary
-from adaptive_lora.material import open_base, open_records
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.strategies import STRATEGIES
+from adaptive_lora.stats.recovery import CONCENTRATED, CONTROLS, summary
+from adaptive_lora.study.prepare import open_base, open_records
 from adaptive_lora.training.options import TrainingOptions
 
 

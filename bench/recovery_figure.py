@@ -13,10 +13,10 @@ import argparse
 from pathlib import Path
 
 from adaptive_lora.errors import PaperError
-from adaptive_lora.telling.figures.recovery import recovery_figure
-from adaptive_lora.telling.figures.theme import save
-from adaptive_lora.telling.recovered import read_recovered, recovery_table
-from adaptive_lora.telling.tables import to_markdown
+from adaptive_lora.reporting.figures.recovery import recovery_figure
+from adaptive_lora.reporting.figures.theme import save
+from adaptive_lora.reporting.recovered import read_recovered, recovery_table
+from adaptive_lora.reporting.tables import to_markdown
 
 
 def main() -> None:

@@ -77,7 +77,7 @@ def run(name: str) -> None:
     subprocess.run([*CLI, "results", f"runs/{name}", "--out", f"results/{name}"], check=True)
 
 
-CLI = (sys.executable, "-m", "adaptive_lora.cli")
+CLI = (sys.executable, "-m", "adaptive_lora.cli.main")
 
 
 def main() -> None:

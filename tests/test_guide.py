@@ -17,15 +17,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from adaptive_lora.cli import app
+from adaptive_lora.cli.main import app
+from adaptive_lora.measures import measuring
 from adaptive_lora.planning import strategies
 from adaptive_lora.planning.strategies import STRATEGIES, Strategy, base, transforms
-from adaptive_lora.record.ledger import open_to_read
-from adaptive_lora.record.results import load_results
-from adaptive_lora.record.spec import load_study
-from adaptive_lora.runner import run_study
-from adaptive_lora.scores import measuring
-from adaptive_lora.telling.report.build import write_report
+from adaptive_lora.reporting.html.build import write_report
+from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.results import load_results
+from adaptive_lora.study.runner import run_study
+from adaptive_lora.study.study_file import load_study
 from tests.planning import test_strategies as suite
 
 ROOT = Path(__file__).parent.parent

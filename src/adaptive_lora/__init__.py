@@ -12,23 +12,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adaptive_lora.api import PlanRequest, plan, train
     from adaptive_lora.planning.plan import RankPlan, Scaling
-    from adaptive_lora.record.results import load_results
-    from adaptive_lora.record.spec import load_study
-    from adaptive_lora.runner import run_study
-    from adaptive_lora.single import PlanRequest, plan, train
+    from adaptive_lora.study.results import load_results
+    from adaptive_lora.study.runner import run_study
+    from adaptive_lora.study.study_file import load_study
     from adaptive_lora.training.options import TrainingOptions
 
 _PLACES = {
-    "PlanRequest": ("adaptive_lora.single", "PlanRequest"),
+    "PlanRequest": ("adaptive_lora.api", "PlanRequest"),
     "RankPlan": ("adaptive_lora.planning.plan", "RankPlan"),
     "Scaling": ("adaptive_lora.planning.plan", "Scaling"),
     "TrainingOptions": ("adaptive_lora.training.options", "TrainingOptions"),
-    "load_results": ("adaptive_lora.record.results", "load_results"),
-    "load_study": ("adaptive_lora.record.spec", "load_study"),
-    "plan": ("adaptive_lora.single", "plan"),
-    "run_study": ("adaptive_lora.runner", "run_study"),
-    "train": ("adaptive_lora.single", "train"),
+    "load_results": ("adaptive_lora.study.results", "load_results"),
+    "load_study": ("adaptive_lora.study.study_file", "load_study"),
+    "plan": ("adaptive_lora.api", "plan"),
+    "run_study": ("adaptive_lora.study.runner", "run_study"),
+    "train": ("adaptive_lora.api", "train"),
 }
 
 __all__ = [

@@ -20,10 +20,10 @@ from adaptive_lora.errors import StrategyError, TrainingError
 from adaptive_lora.groundtruth import recovery
 from adaptive_lora.groundtruth.recovery import Setting, make_task, recover
 from adaptive_lora.groundtruth.truths import truth_ranks
-from adaptive_lora.judging.recovery import CONCENTRATED, summary
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.record.parts import ArmPart
+from adaptive_lora.stats.recovery import CONCENTRATED, summary
+from adaptive_lora.study.schema import ArmPart
 from adaptive_lora.training.bank import Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.options import TrainingOptions

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import pytest
 
 from adaptive_lora.groundtruth.truths import TRUTHS, truth_ranks
-from adaptive_lora.judging.recovery import CONCENTRATED
 from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.stats.recovery import CONCENTRATED
 from adaptive_lora.training.base import FrozenBase
 
 BUDGETS = (1500, 2304, 3001)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from adaptive_lora.errors import BudgetError
 from adaptive_lora.planning import budget as planner
-from adaptive_lora.planning.budget import _fewest_moves, leaves_no_choice, parse_budget, resolve_budget, spend
+from adaptive_lora.planning.budget import _fewest_moves, leaves_no_choice, resolve_budget, spend
+from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 
 

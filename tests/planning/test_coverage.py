@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from adaptive_lora.cli.terminal import coverage_table, heat_map
 from adaptive_lora.errors import BudgetError, StrategyError
-from adaptive_lora.material import make_plan
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import STRATEGIES, check_options, coverage_warnings, find_strategy
-from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.terminal import coverage_table, heat_map
+from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.schema import ArmPart, ScalingPart
 
 KINDS = [("attention-only", "attention"), ("mlp-only", "mlp")]
 

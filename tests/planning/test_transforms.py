@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from adaptive_lora.errors import StrategyError
-from adaptive_lora.material import make_plan
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.strategies import STRATEGIES, check_options, find_strategy
 from adaptive_lora.planning.strategies.base import Strategy
-from adaptive_lora.record.parts import ArmPart, ScalingPart
+from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.schema import ArmPart, ScalingPart
 
 BOTH = ["inverted", "shuffled"]
 

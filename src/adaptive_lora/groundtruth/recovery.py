@@ -1,7 +1,7 @@
 """What is trained to ask how much of the right plan's gain a strategy recovers, where the right plan is known.
 
 On one planted model, at equal trainable parameters and the same rate, data, order and beginning, the students of
-uniform, of the oracle, of the floor and of every strategy's plan. `judging.recovery` says what they are worth.
+uniform, of the oracle, of the floor and of every strategy's plan. `stats.recovery` says what they are worth.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from adaptive_lora.groundtruth.planting import (
 )
 from adaptive_lora.groundtruth.students import CHUNK, Answers, StudentBank, answer_loss, answers_of, train_students
 from adaptive_lora.groundtruth.truths import truth_ranks
-from adaptive_lora.material import make_plan
+from adaptive_lora.measures.short_run import Practice, Short, spectrum, train_short
 from adaptive_lora.planning.budget import Budget, spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
-from adaptive_lora.record.parts import ArmPart, ScalingPart
-from adaptive_lora.scores.short_run import Practice, Short, spectrum, train_short
+from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import label_loss

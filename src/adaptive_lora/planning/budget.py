@@ -9,7 +9,6 @@ rest is as small as integers allow, which is zero whenever some integer ranks co
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive_lora.errors import BudgetError
+from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.planning.modules import ModuleShape
 
 _WIDEST_SEARCH = 1 << 25
@@ -31,22 +31,6 @@ class Budget:
     parameters: int
     reference_rank: float
     """The uniform rank that costs the budget: r for `rank:r`, else parameters / Σ (d_in + d_out)."""
-
-
-def parse_budget(text: str) -> tuple[str, int]:
-    """`params:N` or `rank:r` as (unit, number); BudgetError otherwise.
-
-    >>> parse_budget("rank:8")
-    ('rank', 8)
-    """
-    found = re.fullmatch(r"(rank|params):([0-9][0-9_,]*)", text.strip())
-    number = int(re.sub("[_,]", "", found.group(2))) if found else 0
-    if not found or number < 1:
-        raise BudgetError(
-            f"A budget is `rank:r` (what a uniform rank r costs) or `params:N` (trainable parameters) with a whole "
-            f"number from 1 on, got {text!r}. Write for example `rank:8`."
-        )
-    return found.group(1), number
 
 
 def resolve_budget(text: str, modules: Sequence[ModuleShape]) -> Budget:

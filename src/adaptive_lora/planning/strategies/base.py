@@ -32,7 +32,7 @@ MEASURES: Mapping[str, Effort] = {
     "adalora-rank": "a short run",
     "marginal-gain": "a short run",
 }
-"""What can be measured on a frozen model before ranks are planned; `scores.measuring` takes them."""
+"""What can be measured on a frozen model before ranks are planned; `measures.measuring` takes them."""
 
 
 class StrategyOptions(BaseModel):

@@ -1,0 +1,30 @@
+"""`init`: a study file from a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from adaptive_lora.cli.app import app, explained, out
+
+
+@app.command()
+@explained
+def init(
+    name: Annotated[str, typer.Argument(help="Recipe; leave out to list them.")] = "",
+    to: Annotated[Path | None, typer.Option("--out", help="File to write; default RECIPE.yaml.")] = None,
+) -> None:
+    """Write a study file from a recipe, to be edited and run."""
+    from adaptive_lora.recipes import list_recipes, write_recipe
+
+    if not name:
+        table = Table("recipe", "question", box=None)
+        for recipe_name, question in list_recipes().items():
+            table.add_row(recipe_name, question)
+        out.print(table)
+        return
+    for path in write_recipe(name, to or Path(f"{name}.yaml")):
+        out.print(str(path), soft_wrap=True)

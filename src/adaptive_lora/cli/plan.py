@@ -1,0 +1,74 @@
+"""`plan`: one rank plan, and files for PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.planning.modules import TARGET_GROUPS
+
+
+@app.command()
+@explained
+def plan(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="`demo`, a folder, or a hub name owner/name; its configuration is enough for plans by shape."
+        ),
+    ],
+    strategy: Annotated[str, typer.Option(help="See `adaptive-lora strategies`.")] = "uniform",
+    budget: Annotated[str, typer.Option(help="`rank:r` (what a uniform rank r costs) or `params:N`.")] = "rank:8",
+    data: Annotated[str | None, typer.Option(help="Data source, for strategies that measure.")] = None,
+    targets: Annotated[
+        str, typer.Option(help="`all-linear`, `attention`, `mlp`, or module names with commas.")
+    ] = "all-linear",
+    scaling: Annotated[str, typer.Option(help="constant, rslora or alpha-over-r.")] = "constant",
+    reference_scaling: Annotated[float, typer.Option(help="alpha / rank of a uniform plan.")] = 2.0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="A strategy's option, `key=value`; may be given again.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For plans that rest on data or chance.")] = 0,
+    max_length: Annotated[int, typer.Option(help="Longest calibration text in tokens.")] = 512,
+    revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Write the plan as JSON.")] = None,
+    peft: Annotated[Path | None, typer.Option(help="Write PEFT's adapter_config.json into this folder.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """One rank plan, exactly on its budget: table, heat map, and files for PEFT."""
+    from adaptive_lora import api
+    from adaptive_lora.cli import terminal
+
+    request = api.PlanRequest(
+        model=model, strategy=strategy, budget=budget, data=data, scaling=scaling, seed=seed, revision=revision,
+        targets=targets if targets in TARGET_GROUPS else targets.split(","), max_length=max_length,
+        reference_scaling=reference_scaling, options=api.parse_options(option or ()),
+    )  # fmt: skip
+    with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):
+        made = api.plan(request)
+    if to:
+        made.save(to)
+        err.print(f"wrote {to}", markup=False)
+    if peft:
+        peft.mkdir(parents=True, exist_ok=True)
+        made.to_lora_config().save_pretrained(str(peft))
+        err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
+    for warning in made.provenance["warnings"]:
+        err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    facts = api.plan_json(made)
+    if as_json:
+        print_json(facts)
+        return
+    out.print(terminal.coverage_table(made), "", terminal.heat_map(made), "")
+    if facts["measured"]:
+        out.print(terminal.planning_cost(facts), "")
+    left_out = f" ({len(made.left_out)} left out)" if made.left_out else ""
+    out.print(
+        f"{facts['modules']} modules{left_out}, {facts['trainable_parameters']:,} trainable of "
+        f"{facts['total_parameters']:,} parameters in all, {made.budget - made.trainable_parameters:,} of the budget "
+        f"unspent, largest rank {max(made.ranks.values())}; planned in {facts['plan_seconds']:.2f} s",
+        soft_wrap=True,
+    )

@@ -1,0 +1,116 @@
+"""Verbs that read what is recorded: `status`, `report`, `memory`, `paper`, `results`. None needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adaptive_lora.cli.app import FolderArgument, JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.cli.shared import remember, tell_report, tell_status
+from adaptive_lora.errors import UsageError
+from adaptive_lora.study.folder import StudyPaths, is_in_use
+
+
+@app.command()
+@explained
+def status(folder: FolderArgument, as_json: JsonFlag = False) -> None:
+    """What is done, running, failed and left."""
+    tell_status(folder, as_json)
+
+
+@app.command()
+@explained
+def report(folder: FolderArgument, as_json: JsonFlag = False) -> None:
+    """Make the HTML report and the figures again from what is recorded."""
+    tell_report(folder, as_json)
+
+
+@app.command()
+@explained
+def memory(folder: FolderArgument, as_json: JsonFlag = False) -> None:
+    """Bring the memory bank up to date and show where the study stands, what it found and what to do next."""
+    from adaptive_lora.reporting.findings import read_findings
+    from adaptive_lora.reporting.memory.memory_bank import SHOWN, memory_texts, write_memory_bank
+    from adaptive_lora.study.ledger import open_to_read
+
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        texts = memory_texts(read_findings(ledger), is_in_use(folder))
+    place = StudyPaths(folder).memory_bank
+    if os.access(folder, os.W_OK):
+        changed = [path.name for path in write_memory_bank(texts, folder)]
+        err.print(f"{place}: {', '.join(changed) or 'nothing'} changed", markup=False, soft_wrap=True)
+    else:  # a mounted archive can be read all the same
+        changed = []
+        err.print(f"warning: {folder} cannot be written, so that its memory bank stays as it is", markup=False)
+    if as_json:
+        print_json({"memory_bank": str(place), "changed": changed, "texts": texts})
+        return
+    sys.stdout.write("\n\n".join(f"# {title}\n\n{texts[name]}" for name, title in SHOWN.items()) + "\n")
+
+
+@app.command()
+@explained
+def paper(
+    folder: Annotated[Path, typer.Argument(help="Study folder, or one that `results --out` wrote.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Folder to write; default `paper` in the study's.")] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", help="Another study to tell beside it, or a .json of planted ranks; may be repeated."),
+    ] = None,
+    arxiv: Annotated[bool, typer.Option("--arxiv", help="Check arXiv's rules and write the archive.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
+    from adaptive_lora.reporting.exported import open_findings
+    from adaptive_lora.reporting.paper.beside import open_beside
+    from adaptive_lora.reporting.paper.build import write_paper
+
+    with open_findings(folder) as found, open_beside(beside or []) as others, working("writing the manuscript"):
+        written = write_paper(found, to or folder / "paper", others, arxiv)
+    if StudyPaths(folder).ledger.exists():
+        remember(folder)
+    for text in written.compiled.complaints:
+        err.print(f"note: {text}", markup=False, soft_wrap=True)
+    if as_json:
+        told = {"words": written.words, "figures": written.figures, "complaints": list(written.compiled.complaints)}
+        pdf = str(written.folder / "main.pdf") if written.compiled.pdf else None
+        sent = str(written.archive) if written.archive else None
+        print_json({"paper": str(written.folder / "paper.md"), "pdf": pdf, "archive": sent, **told})
+        return
+    names = ["paper.md", "main.tex", *(["main.pdf"] if written.compiled.pdf else [])]
+    names += [written.archive.name] if written.archive else []
+    out.print(f"{written.words:,} words, {written.figures} figures: {written.folder}: {', '.join(names)}", markup=False)
+
+
+@app.command()
+@explained
+def results(
+    folder: FolderArgument,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV (the default).")] = False,
+    as_json: JsonFlag = False,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Write all that is told of the study as text files here.")
+    ] = None,
+) -> None:
+    """One row a run: losses, parameters, times. Losses in nats per completion token."""
+    from adaptive_lora.reporting.exported import export_all
+    from adaptive_lora.reporting.memory.memory_bank import export_memory_bank
+    from adaptive_lora.study.ledger import open_to_read
+    from adaptive_lora.study.results import runs_table
+
+    if csv and as_json:
+        raise UsageError("Choose one of --csv and --json.")
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        if to is not None:
+            remember(folder)
+            for path in [*export_all(ledger, to), *export_memory_bank(folder, to)]:
+                err.print(f"wrote {path}", markup=False)
+            return
+        table = runs_table(ledger)
+    text = table.to_json(orient="records", indent=2, double_precision=15) if as_json else table.to_csv(index=False)
+    sys.stdout.write(text.rstrip("\n") + "\n")

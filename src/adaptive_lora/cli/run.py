@@ -1,0 +1,105 @@
+"""`run` and `demo`: train a study."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.cli.shared import remember, tell_report, tell_status
+from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, TrainingError, UsageError
+
+
+@app.command()
+@explained
+def demo(to: Annotated[Path, typer.Option("--out", help="Study folder.")] = Path("runs/demo")) -> None:
+    """The embedded study from start to report: offline, a few minutes on two CPU cores."""
+    from adaptive_lora.recipes import recipe
+
+    try:
+        _run(recipe("demo"), to, "cpu", 30.0)
+    except StudyFolderError as error:
+        raise StudyFolderError(
+            f"{to} holds a study that this version's demo does not go on with; name a new folder with --out, or remove "
+            f"it. In full: {error}"
+        ) from None
+    tell_report(to)
+
+
+@app.command()
+@explained
+def run(
+    study: Annotated[Path, typer.Argument(help="Study file; `adaptive-lora init` writes one.")],
+    to: Annotated[
+        Path | None,
+        typer.Option("--out", help="Study folder; the same folder again goes on where it stopped."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print runs, parameters, memory and time; write nothing.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    checkpoint_seconds: Annotated[float, typer.Option(help="How often the current run is kept safe.")] = 30.0,
+    deviation: Annotated[
+        str | None, typer.Option(help="Why the study file has changed since the folder was locked; the report says so.")
+    ] = None,
+    pilot: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: a study folder or exported results, whose spread tells the power."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train what is missing of a study. Ctrl-C keeps the current run; the same command goes on."""
+    if dry_run:
+        from adaptive_lora.cli import terminal
+        from adaptive_lora.study.estimate import estimate
+        from adaptive_lora.study.prepare import prepare
+        from adaptive_lora.study.study_file import load_study
+
+        with working("planning every arm and timing a few steps"):
+            found = estimate(prepare(load_study(study), device), _pilot(pilot) if pilot else ())
+        if as_json:
+            print_json({**vars(found), "warnings": list(found.warnings)})
+        else:
+            out.print(terminal.estimate_view(found))
+        return
+    if to is None:
+        raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
+    _run(study, to, device, checkpoint_seconds, deviation)
+    if as_json:
+        tell_status(to, as_json=True)
+
+
+def _pilot(folder: Path) -> list[Any]:
+    """Arms of a study that was run before."""
+    from adaptive_lora.reporting.exported import open_findings
+
+    with open_findings(folder) as found:
+        return list(found.arms)
+
+
+def _run(study_file: Path, folder: Path, device: str, checkpoint_seconds: float, deviation: str | None = None) -> None:
+    from adaptive_lora.cli.progress import BarWatcher, watcher_for
+    from adaptive_lora.study.runner import run_study
+    from adaptive_lora.study.study_file import load_study
+
+    watcher = watcher_for(err)
+    with watcher if isinstance(watcher, BarWatcher) else contextlib.nullcontext():
+        try:
+            outcome = run_study(load_study(study_file), folder, watcher, device, checkpoint_seconds, deviation)
+        except (KeyboardInterrupt, TrainingError):
+            remember(folder)
+            raise
+    remember(folder)
+    diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
+    err.print(
+        f"{outcome.completed} of {outcome.total} runs completed{diverged}; next: adaptive-lora report {folder}",
+        markup=False,
+    )
+    if not outcome.whole:
+        raise AdaptiveLoraError(
+            f"{outcome.total - outcome.completed - outcome.diverged} runs gave no result; `adaptive-lora status "
+            f"{folder}` says why, and the same command tries them again."
+        )

@@ -1,0 +1,277 @@
+"""What the verbs show in a terminal: tables and heat maps, as rich values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from adaptive_lora.data.profile import DataProfile, quantiles
+from adaptive_lora.planning.modules import role_labels, role_of
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.planning.strategies import STRATEGIES, StrategyOptions
+from adaptive_lora.planning.strategies.base import CalibrationOptions
+from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.study.status import StudyStatus
+
+if TYPE_CHECKING:
+    from adaptive_lora.study.estimate import Estimate
+
+# Sampled from matplotlib's viridis; the number in each cell carries the value, the colour repeats it.
+_VIRIDIS = (
+    "#440154",
+    "#482878",
+    "#3e4989",
+    "#31688e",
+    "#26828e",
+    "#1f9e89",
+    "#35b779",
+    "#6ece58",
+    "#b5de2b",
+    "#fde725",
+)
+
+
+_NONE = "–"
+"""Shown where a module is left out."""
+
+_BOUNDS = tuple(StrategyOptions.model_fields)
+_MEASURING = tuple(name for name in CalibrationOptions.model_fields if name not in _BOUNDS)
+"""Options that many strategies share, told once for all."""
+
+
+def coverage_table(plan: RankPlan) -> Table:
+    """Every target module with kind, shape, rank, scaling, alpha and parameters; those left out come last."""
+    targets = [*plan.modules, *plan.left_out]
+    stem = _stem([m.name for m in targets])
+    within = f", modules of {stem}" if stem else ""
+    table = Table(
+        title=f"{plan.strategy}: {plan.trainable_parameters:,} of {plan.budget:,} parameters{within}",
+        title_justify="left",
+        box=None,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for name in ("module", "kind", "shape", "rank", "scaling", "alpha", "parameters"):
+        table.add_column(name, justify="left" if name in ("module", "kind") else "right", overflow="fold")
+    for m in targets:
+        row = Text(m.name.removeprefix(f"{stem}.")), m.kind, f"{m.d_out}×{m.d_in}"
+        if rank := plan.ranks.get(m.name):
+            table.add_row(*row, str(rank), f"{plan.scaling_of(m.name):.4g}", f"{plan.alpha_of(m.name):.4g}",
+                          f"{rank * m.params_per_rank:,}")  # fmt: skip
+        else:
+            table.add_row(*row, *[_NONE] * 4, style="dim")
+    return table
+
+
+def _stem(names: Sequence[str]) -> str:
+    """What stands before the list of blocks in all names: `transformer` of `transformer.h.0.attn.c_attn`.
+
+    It is the same in every row, and with it a row is too long for a terminal of 80 columns.
+    """
+    parts = [name.split(".") for name in names]
+    same = [step[0] for step in itertools.takewhile(lambda step: len(set(step)) == 1, zip(*parts, strict=False))]
+    return ".".join(same[:-1]) if len(names) > 1 else ""
+
+
+def heat_map(plan: RankPlan) -> Table:
+    """Ranks per block (rows) and module (columns), coloured from the lowest to the highest."""
+    targets = [*plan.modules, *plan.left_out]
+    if plan.left_out:  # side by side in the same order, whichever kind it is
+        targets.sort(key=lambda m: m.kind)
+    roles = list(dict.fromkeys(role_of(m.name) for m in targets))
+    cells = {(m.depth, role_of(m.name)): plan.ranks.get(m.name, 0) for m in targets}
+    top = max(plan.ranks.values())
+    title = "rank per block and module" + (f" ({_NONE}: left out)" if plan.left_out else "")
+    table = Table(box=None, padding=(0, 0), title=title, title_justify="left")
+    table.add_column("block", justify="right")
+    for label in role_labels(roles):
+        table.add_column(Text(f" {label}"), justify="center")
+    for depth in sorted({m.depth for m in targets}):
+        table.add_row(str(depth), *(_cell(cells.get((depth, role)), top) for role in roles))
+    return table
+
+
+def _cell(rank: int | None, top: int) -> Text:
+    if not rank:
+        return Text(" " if rank is None else f"{_NONE:^8}", style="dim")
+    level = min(len(_VIRIDIS) - 1, int(rank / top * len(_VIRIDIS)))
+    return Text(f"{rank:^8}", style=f"{'black' if level > 5 else 'white'} on {_VIRIDIS[level]}")
+
+
+def planning_cost(facts: Mapping[str, Any]) -> Table:
+    """What planning took, and what its measures say of themselves; `facts` as `api.plan_json` has them."""
+    table = Table(box=None, show_header=False, pad_edge=False, title="cost of planning", title_justify="left")
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_row("in all, loading included", f"{facts['plan_seconds']:.2f} s")
+    measured: Mapping[str, Any] = facts["measured"] or {}
+    for group, seconds in measured.get("seconds", {}).items():
+        table.add_row(f"measuring: {group}", f"{seconds:.2f} s")
+    for name, value in measured.items():
+        for key, part in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if name != "seconds" and isinstance(part, int | float | str):
+                table.add_row(Text(f"{name} {key}".replace("_", " ").strip()), _number(part))
+    return table
+
+
+def _number(value: float | str) -> Text:
+    if isinstance(value, float):
+        return Text(f"{value:,.4g}")
+    return Text(f"{value:,}" if isinstance(value, int) else value)
+
+
+def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
+    """Arms with loss, difference to the baseline and parameters."""
+    table = Table(
+        title=f"test loss, nats per token (differences paired by seed against {baseline})",
+        title_justify="left",
+    )
+    for name in ("arm", "budget", "parameters", "rate", "seeds", "test loss", "difference", "95 % interval"):
+        table.add_column(name, justify="left" if name in ("arm", "budget") else "right")
+    for arm in arms:
+        name = arm.arm + (f" ({arm.diverged} diverged)" if arm.diverged else "")
+        sizes = " / ".join(f"{n:,}" for n in arm.trainable_parameters)
+        difference = f"{arm.difference.mean:+.4f}" if arm.difference else ""
+        interval = ""
+        if arm.difference and arm.difference.low is not None:
+            interval = f"[{arm.difference.low:+.4f}, {arm.difference.high:+.4f}]"
+        table.add_row(Text(name), arm.budget, sizes, f"{arm.learning_rate:g}", str(arm.loss.n if arm.loss else 0),
+                      f"{arm.loss.mean:.4f}" if arm.loss else "", difference, interval)  # fmt: skip
+    return table
+
+
+def histogram(counts: Sequence[int], edges: Sequence[float], width: int = 40) -> Text:
+    """Horizontal bars, one a bin."""
+    top = max([*counts, 1])
+    lines = []
+    for count, low, high in zip(counts, edges, edges[1:], strict=False):
+        bar = "█" * math.ceil(width * count / top) if count else ""
+        lines.append(f"{low:>6.0f}–{high:<6.0f} {bar} {count:,}")
+    return Text("\n".join(lines))
+
+
+def plain(value: Any) -> Text:
+    """Foreign text without its control characters, so that data cannot drive the terminal."""
+    text = str(value)
+    return Text("".join(c if c in "\n\t" or (c.isprintable()) else "�" for c in text))
+
+
+def profile_view(found: DataProfile) -> Group:
+    """Facts, histogram and samples of a data set."""
+    facts = Table(box=None, show_header=False)
+    facts.add_column(style="dim")
+    facts.add_column()
+    totals = [p + c for p, c in zip(found.prompt_tokens, found.completion_tokens, strict=True)]
+    share = 100 * found.truncated / found.records
+    for name, value in (
+        ("source", found.source),
+        ("form", found.form),
+        ("licence", found.licence or "not known; look it up before you publish"),
+        ("records", f"{found.records:,}"),
+        ("duplicates", f"{found.duplicates:,} exact, {found.same_prompt:,} more that ask the same"),
+        ("empty completions", f"{found.empty_completions:,}"),
+        ("prompt tokens", _quantiles(found.prompt_tokens)),
+        ("completion tokens", _quantiles(found.completion_tokens)),
+        (f"cut at {found.max_length} tokens", f"{found.truncated:,} ({share:.1f} %)"),
+        ("no room for a completion", f"{found.without_room:,}"),
+    ):
+        facts.add_row(name, plain(value))
+    counts, edges = np.histogram(totals, bins=12)
+    parts: list[Any] = [
+        facts,
+        Text("\ntokens per record", style="bold"),
+        histogram(counts.tolist(), edges.tolist()),
+    ]
+    for index, sample in enumerate(found.samples, 1):
+        parts.append(Text(f"\nsample {index}: masked (dim), learnt (bold)", style="bold"))
+        parts.append(
+            Text.assemble((plain(sample.masked).plain, "dim"), ("⟦" + plain(sample.learnt).plain + "⟧", "bold green"))
+        )
+    return Group(*parts)
+
+
+def _quantiles(lengths: Sequence[int]) -> str:
+    q = quantiles(lengths)
+    return f"median {q['median']:.0f}, 95 % {q['q95']:.0f}, largest {q['max']:.0f}"
+
+
+def estimate_view(found: Estimate) -> Group:
+    """What a study will cost."""
+    runs = Table("phase", "runs", box=None)
+    for phase, count in found.runs.items():
+        runs.add_row(phase, f"{count:,}")
+    sizes = Table("arm at budget", "trainable parameters", box=None)
+    for label, count in found.parameters.items():
+        sizes.add_row(Text(label), f"{count:,}")
+    minutes = found.seconds / 60
+    cost = (
+        f"\n{found.steps:,} steps a run; about {found.memory_bytes / 1e6:,.0f} MB of memory for weights, "
+        f"adapters, activations and logits; about {minutes:.1f} minutes in all on this machine"
+    )
+    return Group(
+        runs,
+        Text(),
+        sizes,
+        Text(cost),
+        Text(found.power),
+        *(Text(f"warning: {text}", style="yellow") for text in found.warnings),
+    )
+
+
+def status_view(found: StudyStatus) -> Group:
+    """Where a study stands."""
+    state = "running now" if found.in_use else "not running"
+    done = found.expected - found.left
+    parts: list[Any] = [
+        Text(f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}")
+    ]
+    parts.append(Text(", ".join(f"{count} {name}" for name, count in found.counts.items()), style="dim"))
+    for run in (*found.current, *found.troubles):
+        step = f" step {run['step']}/{run['steps']}" if run["step"] is not None else ""
+        label = f"{run['status']}: {run['phase']} {run['arm']} {run['budget']} seed {run['seed']}{step}"
+        parts.append(plain(f"{label} {run['error'] or ''}"))
+    return Group(*parts)
+
+
+def strategies_rows() -> list[dict[str, Any]]:
+    """All strategies: summary, what a plan takes (effort and measures), what it rests on, options, source."""
+    rows = []
+    for strategy in STRATEGIES.values():
+        defaults = strategy.options()
+        rows.append(
+            {
+                "name": strategy.name,
+                "summary": strategy.summary,
+                "needs": strategy.effort_of(defaults),
+                "measures": list(strategy.needs(defaults)),
+                "rests_on": strategy.rests_on,
+                "covers": strategy.covers or "all",
+                "options": defaults.model_dump(mode="json", exclude={"source_options"}),
+                "source": strategy.source,
+            }
+        )
+    return rows
+
+
+def strategies_view() -> Group:
+    """The strategies: what each does, what its plans need measured, where it comes from, its own options."""
+    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, _MEASURING))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("strategy", "needs", "what it does; source; options"):
+        table.add_column(name, no_wrap=name != "what it does; source; options")
+    for row in strategies_rows():
+        options = {name: value for name, value in row["options"].items() if name not in (*_BOUNDS, *_MEASURING)}
+        own = [f"{name}={value}" for name, value in options.items() if value is not None]
+        about = "; ".join([row["source"], *([", ".join(own)] if own else [])])
+        table.add_row(Text(row["name"], "bold"), row["needs"], Text.assemble(row["summary"], "\n", (about, "dim")))
+    common = (
+        f"All have the options {bounds}; those that measure on data also {measuring}; `--json` gives every default."
+    )
+    return Group(table, Text(f"\n{common}", style="dim"))

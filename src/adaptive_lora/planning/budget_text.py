@@ -1,0 +1,43 @@
+"""How a budget is written: `rank:r` or `params:N`."""
+
+from __future__ import annotations
+
+import re
+
+from adaptive_lora.errors import BudgetError
+
+
+def parse_budget(text: str) -> tuple[str, int]:
+    """`params:N` or `rank:r` as (unit, number); BudgetError otherwise.
+
+    >>> parse_budget("rank:8")
+    ('rank', 8)
+    """
+    found = re.fullmatch(r"(rank|params):([0-9][0-9_,]*)", text.strip())
+    number = int(re.sub("[_,]", "", found.group(2))) if found else 0
+    if not found or number < 1:
+        raise BudgetError(
+            f"A budget is `rank:r` (what a uniform rank r costs) or `params:N` (trainable parameters) with a whole "
+            f"number from 1 on, got {text!r}. Write for example `rank:8`."
+        )
+    return found.group(1), number
+
+
+def halved(budget: str) -> str | None:
+    """Half a budget; nothing where there is no smaller one.
+
+    >>> halved("rank:8"), halved("rank:1"), halved("params:1001")
+    ('rank:4', None, 'params:500')
+    """
+    unit, number = parse_budget(budget)
+    return f"{unit}:{number // 2}" if number > 1 else None
+
+
+def doubled(budget: str) -> str:
+    """Twice a budget.
+
+    >>> doubled("rank:8")
+    'rank:16'
+    """
+    unit, number = parse_budget(budget)
+    return f"{unit}:{2 * number}"

@@ -1,0 +1,148 @@
+"""Test loss against the number of trainable parameters."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from adaptive_lora.reporting.figures.axes import counted, log_ticks, points_each, reach, side_by_side
+from adaptive_lora.reporting.figures.looks import CROWD, Looks, beyond, join, legend, legend_height, seed_points
+from adaptive_lora.reporting.figures.theme import mark, themed
+from adaptive_lora.stats.arms import ArmSummary, evaluations
+from adaptive_lora.stats.run_table import Status
+
+_STEP, _SPREAD = 0.07, 0.75
+"""From one arm to the next, and of all arms at most, as a share of the way to the next size on the log axis."""
+_Places = Mapping[tuple[str, str], float]
+
+
+def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks) -> Figure | None:
+    """Mean test loss against trainable parameters (log axis), one line an arm over its budgets.
+
+    Bars are 95 % t intervals over seeds, faint points seeds. Budgets that the baseline alone was trained at are
+    on its line. Arms of one size stand side by side. Nothing where no run has finished.
+    """
+    shown = [arm for arm in arms if arm.loss is not None and arm.trainable_parameters]
+    names = [arm for arm in looks if any(found.arm == arm for found in shown)]
+    if not names:
+        return None
+    done = _done(runs)
+    sizes = sorted({_size(arm) for arm in shown})
+    apart = min((b / a for a, b in itertools.pairwise(sizes) if b / a > 1.2), default=2.0)
+    places = _places(shown, names, apart)
+    beside = apart ** -(0.35 * min(_STEP, _SPREAD / len(names)))  # seeds stand left of their interval
+    with themed():
+        figure = Figure(figsize=(7.2 if len(names) <= CROWD else 10.4, max(4.2, legend_height(len(names)))),
+                        layout="constrained")  # fmt: skip
+        ax = figure.subplots()
+        for arm in names:
+            own = sorted((s for s in shown if s.arm == arm), key=lambda s: s.trainable_parameters)
+            _line(ax, own, done, looks, places, beside, points_each(len(shown)))
+            join(ax, [places[arm, s.budget] for s in own], [s.loss.mean for s in own if s.loss], arm, looks, len(names))
+        _within(ax, shown, places, looks)
+        _frozen(ax, runs)
+        ax.set_xlim(sizes[0] / apart**0.5, sizes[-1] * apart**0.5)
+        log_ticks(ax, sizes, [counted(size) for size in sizes])
+        ax.set_xlabel("trainable parameters")
+        ax.set_ylabel("test loss, nats per token")
+        legend(figure, looks, names)
+    return figure
+
+
+def _within(ax: Axes, shown: Sequence[ArmSummary], places: _Places, looks: Looks) -> None:
+    """Ends the axis where a loss lies far from all others, which then is an arrow with its number."""
+    if not far_losses(shown):
+        return
+    ax.set_ylim(*_limits(shown))
+    low, high = ax.get_ylim()
+    for arm in shown:
+        if arm.loss and not low <= arm.loss.mean <= high:
+            at = (places[arm.arm, arm.budget], max(low, min(high, arm.loss.mean)))
+            beyond(ax, at, "^" if arm.loss.mean > high else "v", arm.arm, looks[arm.arm])
+            told = ax.annotate(f"{arm.loss.mean:.2f}", at, (7, 0), textcoords="offset points", fontsize=7.5,
+                               va="center", annotation_clip=False)  # fmt: skip
+            mark(told, arm.arm)
+
+
+def far_losses(arms: Sequence[ArmSummary]) -> bool:
+    """Whether a mean loss lies so far from all others that it is an arrow at the edge."""
+    means = [arm.loss.mean for arm in arms if arm.loss and arm.trainable_parameters]
+    low, high = _limits(arms) if means else (0.0, 0.0)
+    return any(not low <= mean <= high for mean in means)
+
+
+def _limits(arms: Sequence[ArmSummary]) -> tuple[float, float]:
+    losses = [arm.loss for arm in arms if arm.loss and arm.trainable_parameters]
+    centre = float(np.median([loss.mean for loss in losses]))
+    ends = [[end - centre for end in (loss.low, loss.mean, loss.high) if end is not None] for loss in losses]
+    low, high = (centre + end for end in reach(ends))
+    return low - 0.1 * (high - low), high + 0.1 * (high - low)
+
+
+def frozen_loss(runs: pd.DataFrame) -> float | None:
+    """The frozen model's own test loss; nothing where it is not known."""
+    found = evaluations(runs)["base_loss"].dropna()
+    return float(found.iloc[0]) if len(found) else None
+
+
+def frozen_fits(runs: pd.DataFrame) -> bool:
+    """Whether the frozen model's loss is near enough to nearly all others to stand beside them."""
+    losses, frozen = _done(runs)["test_loss"].astype(float), frozen_loss(runs)
+    if frozen is None or losses.empty:
+        return False
+    low, high = losses.quantile([0.05, 0.95])
+    return bool(abs(frozen - losses.median()) <= 1.5 * (high - low))
+
+
+def _size(arm: ArmSummary) -> float:
+    return float(np.mean(arm.trainable_parameters))
+
+
+def _places(shown: Sequence[ArmSummary], names: Sequence[str], apart: float) -> _Places:
+    """Where an arm stands at a budget: at its size, or beside it where several arms have about that size."""
+    places = {}
+    for here in shown:
+        near = [arm for arm in shown if abs(math.log(_size(arm) / _size(here))) < 0.1 * math.log(apart)]
+        beside = sorted({arm.arm for arm in near}, key=names.index)
+        shifts = side_by_side(len(beside), min(_SPREAD, _STEP * len(beside)))
+        places[here.arm, here.budget] = _size(here) * apart ** shifts[beside.index(here.arm)]
+    return places
+
+
+def _done(runs: pd.DataFrame) -> pd.DataFrame:
+    own = evaluations(runs)
+    return own[(own["status"] == Status.COMPLETED) & own["test_loss"].notna()]
+
+
+def _line(
+    ax: Axes, own: Sequence[ArmSummary], done: pd.DataFrame, looks: Looks, places: _Places, beside: float, most: int
+) -> None:
+    arm = own[0].arm
+    look = looks[arm]
+    for found in own:
+        assert found.loss is not None
+        x, loss = places[arm, found.budget], found.loss
+        rows = done[(done["arm"] == arm) & (done["budget"] == found.budget)].head(most)
+        points = [
+            (x * beside, float(value), f"{arm} at {found.budget}, seed {seed}: {value:.4f}")
+            for seed, value in zip(rows["seed"], rows["test_loss"], strict=True)
+        ]
+        seed_points(ax, points, arm, look, size=2.6)
+        if loss.low is not None and loss.high is not None:
+            mark(ax.plot([x, x], [loss.low, loss.high], color=look.colour, lw=1.4)[0], arm)
+        title = f"{arm} at {found.budget}, {found.trainable_parameters[-1]:,} parameters: mean {loss.mean:.4f}"
+        mark(ax.plot(x, loss.mean, **look.marked(5.5), zorder=4)[0], arm, f"{title} of {loss.n}")
+
+
+def _frozen(ax: Axes, runs: pd.DataFrame) -> None:
+    frozen = frozen_loss(runs)
+    if frozen is not None and frozen_fits(runs):
+        ax.axhline(frozen, color="black", lw=0.8, ls=(0, (4, 3)))
+        ax.annotate(f"frozen model {frozen:.4f}", (0.01, frozen), xycoords=("axes fraction", "data"),
+                    xytext=(0, 3), textcoords="offset points", fontsize=7.5)  # fmt: skip

@@ -1,0 +1,114 @@
+"""How training went: loss by step and by time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from adaptive_lora.reporting.figures.axes import plain_log, wrapped
+from adaptive_lora.reporting.figures.looks import CROWD, Look, Looks, legend, legend_height
+from adaptive_lora.reporting.figures.theme import mark, themed
+
+_BEHIND = Look("#999999", "-", "", "full")
+"""The baseline where it stands behind another arm."""
+
+
+@dataclass(frozen=True)
+class _Course:
+    """One arm: smoothed training loss over its seeds."""
+
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    seeds: int
+
+
+def learning_curves(curves: pd.DataFrame, looks: Looks, budget: str, baseline: str) -> Figure | None:
+    """Training loss by step on a log scale, running mean over a tenth of the run, mean over seeds with their range.
+
+    Many arms get a panel each, with the baseline in grey. Nothing where no run of the budget has finished.
+    """
+    own = curves[curves["budget"] == budget]
+    courses = {arm: _course(own[own["arm"] == arm]) for arm in looks if (own["arm"] == arm).any()}
+    return _drawn(courses, looks, baseline, "step")
+
+
+def curves_in_seconds(
+    curves: pd.DataFrame, runs: pd.DataFrame, looks: Looks, budget: str, baseline: str
+) -> Figure | None:
+    """`learning_curves` against seconds: share of the run's steps · its `train_seconds`, mean over seeds.
+
+    Runs whose time is not known are left out. Nothing where there are none.
+    """
+    known = runs.loc[runs["train_seconds"].notna(), ["run_id", "train_seconds"]]
+    own = curves[curves["budget"] == budget].merge(known, on="run_id")
+    courses = {arm: _course(own[own["arm"] == arm], timed=True) for arm in looks if (own["arm"] == arm).any()}
+    return _drawn(courses, looks, baseline, "seconds of training")
+
+
+def _course(own: pd.DataFrame, timed: bool = False) -> _Course:
+    by_seed = own.pivot(index="step", columns="seed", values="loss")
+    smooth = by_seed.rolling(max(1, len(by_seed) // 10), min_periods=1).mean()
+    x = smooth.index.to_numpy(dtype=float) + 1
+    if timed:
+        seconds = own.drop_duplicates("seed")["train_seconds"].astype(float).mean()
+        x = x / x[-1] * float(seconds)
+    mean, low, high = (part.to_numpy(dtype=float) for part in (smooth.mean(axis=1), smooth.min(axis=1),
+                                                               smooth.max(axis=1)))  # fmt: skip
+    return _Course(x, mean, low, high, by_seed.shape[1])
+
+
+def _drawn(courses: dict[str, _Course], looks: Looks, baseline: str, across: str) -> Figure | None:
+    if not courses:
+        return None
+    with themed():
+        figure = _together(courses, looks) if len(courses) <= CROWD else _apart(courses, looks, baseline)
+        figure.supxlabel(across, fontsize=9)
+        figure.supylabel("training loss, nats per token", fontsize=9)
+    return figure
+
+
+def _together(courses: dict[str, _Course], looks: Looks) -> Figure:
+    figure = Figure(figsize=(7.2, max(3.4, legend_height(len(courses)))), layout="constrained")
+    ax = figure.subplots()
+    for arm, course in courses.items():
+        _curve(ax, course, looks[arm], arm, marks=10)
+    plain_log(ax.yaxis)
+    legend(figure, looks, list(courses))
+    return figure
+
+
+def _apart(courses: dict[str, _Course], looks: Looks, baseline: str) -> Figure:
+    columns = 6
+    rows = -(-len(courses) // columns)
+    figure = Figure(figsize=(10.4, 0.5 + 1.65 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for place, (ax, (arm, course)) in enumerate(zip(axes.flat, courses.items(), strict=False)):
+        if baseline in courses and arm != baseline:
+            _curve(ax, courses[baseline], _BEHIND, baseline)
+        _curve(ax, course, looks[arm], arm)
+        ax.set_title(wrapped(arm, 1.7), fontsize=8.5)
+        mark(ax, arm)
+        # Shared axes label their last row only; above an empty place the labels would be missing.
+        ax.xaxis.set_tick_params(labelbottom=place + columns >= len(courses))
+    for ax in axes.flat[len(courses) :]:
+        ax.axis("off")
+    plain_log(axes[0, 0].yaxis)
+    return figure
+
+
+def _curve(ax: Axes, course: _Course, look: Look, arm: str, marks: int = 0) -> None:
+    settings: dict[str, Any] = look.lined(4.5) if marks else {"color": look.colour, "ls": "-", "lw": 1.2}
+    if marks:
+        settings["markevery"] = len(course.x) // marks + 1
+    (line,) = ax.plot(course.x, course.mean, **settings)
+    mark(line, arm, f"{arm}: ends at {course.mean[-1]:.4f}, mean of {course.seeds}")
+    band = ax.fill_between(course.x, course.low, course.high, color=look.colour, alpha=0.12, lw=0)
+    mark(band, arm)

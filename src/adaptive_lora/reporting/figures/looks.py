@@ -1,0 +1,124 @@
+"""What an arm looks like: the same colour, dash and marker in every figure of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from adaptive_lora.reporting.figures.axes import wrapped
+from adaptive_lora.reporting.figures.theme import COLOURS, DASHES, MARKERS, mark
+
+FILLS = ("full", "open", "half")
+CROWD = 8
+"""More arms than this in one panel cannot be told apart; a figure of lines then has a panel for each."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one arm is drawn."""
+
+    colour: str
+    dash: str | tuple[int, tuple[int, ...]]
+    marker: str
+    fill: str
+    """One of `FILLS`: how much of the marker is filled."""
+
+    def marked(self, size: float = 5) -> dict[str, Any]:
+        """Settings of a marker without a line."""
+        faces = {"full": (self.colour, "white"), "open": ("white", "white"), "half": (self.colour, "white")}
+        face, other = faces[self.fill]
+        return {
+            "color": self.colour, "ls": "none", "marker": self.marker, "ms": size, "mfc": face,
+            "markerfacecoloralt": other, "mec": self.colour, "fillstyle": "bottom" if self.fill == "half" else "full",
+        }  # fmt: skip
+
+    def lined(self, size: float = 5, width: float = 1.5) -> dict[str, Any]:
+        """Settings of a line with markers."""
+        return {**self.marked(size), "ls": self.dash, "lw": width}
+
+
+_LEGEND_WIDTH = 2.4
+"""Inches that a name in a legend may take before it is broken."""
+_LONG_NAME = 28
+"""Characters from which on a row's name is set smaller."""
+Looks = Mapping[str, Look]
+"""Arm -> its look, in the order of the study."""
+
+
+def looks_of(arms: Sequence[str]) -> Looks:
+    """A look for each arm by its place in the study.
+
+    Colour, marker and filling together are never the same for two of 147 arms, marker and filling (all that
+    is left in grey) for two of 21.
+
+    >>> looks_of(["uniform", "eva"])["eva"].marker
+    's'
+    """
+    found = {}
+    for place, arm in enumerate(dict.fromkeys(arms)):
+        turn = place // len(COLOURS)
+        found[arm] = Look(
+            COLOURS[place % len(COLOURS)],
+            DASHES[(place + 2 * turn) % len(DASHES)],
+            MARKERS[(place + turn) % len(MARKERS)],
+            FILLS[turn % len(FILLS)],
+        )
+    return found
+
+
+def legend(figure: Figure, looks: Looks, arms: Sequence[str]) -> None:
+    """The arms beside the figure, never over its data."""
+    handles = [Line2D([], [], label=wrapped(arm, _LEGEND_WIDTH), **looks[arm].lined()) for arm in arms]
+    placed = figure.legend(handles=handles, loc="outside right upper", fontsize=8, handlelength=3.2)
+    for handle, text, arm in zip(placed.legend_handles, placed.get_texts(), arms, strict=True):
+        if handle is not None:
+            mark(handle, arm)
+        mark(text, arm)
+
+
+def legend_height(arms: int) -> float:
+    """Inches that a legend of so many arms takes."""
+    return 0.35 + 0.185 * arms
+
+
+def name_rows(ax: Axes, places: Sequence[float], arms: Sequence[str]) -> None:
+    """The arms' names beside their rows, long ones in smaller letters, so that each stays on its line."""
+    ax.set_yticks(places, arms)
+    ax.tick_params(axis="y", length=0)
+    for label, arm in zip(ax.get_yticklabels(), arms, strict=True):
+        mark(label, arm)
+        label.set_fontsize(max(5.0, min(9.0, 9.0 * _LONG_NAME / len(arm))))
+
+
+def join(ax: Axes, xs: Sequence[float], ys: Sequence[float], arm: str, looks: Looks, arms: int) -> None:
+    """The line through an arm's means; faint where so many arms cross that only their points can be read."""
+    look, crowded = looks[arm], arms > CROWD
+    (line,) = ax.plot(xs, ys, color=look.colour, ls=look.dash, lw=0.8 if crowded else 1.1,
+                      alpha=0.45 if crowded else 1.0, zorder=2)  # fmt: skip
+    mark(line, arm)
+
+
+def diverged_cross(ax: Axes, x: float, arm: str, look: Look, title: str) -> None:
+    """A cross at the top edge, the arm's own marker under it: runs here have no loss to be drawn at."""
+    cross = {"color": look.colour, "ls": "none", "marker": "x", "ms": 6, "mew": 1.6}
+    for y, settings in ((0.99, cross), (0.93, look.marked(4.5))):
+        (sign,) = ax.plot(x, y, **settings, transform=ax.get_xaxis_transform(), clip_on=False)
+        mark(sign, arm, title)
+
+
+def beyond(ax: Axes, place: tuple[float, float], marker: str, arm: str, look: Look) -> None:
+    """An arrow at the edge, for a mean that lies further out than the axis goes."""
+    (sign,) = ax.plot(*place, ls="none", marker=marker, ms=6.5, color=look.colour, clip_on=False, zorder=5)
+    mark(sign, arm)
+
+
+def seed_points(ax: Axes, points: Sequence[tuple[float, float, str]], arm: str, look: Look, size: float = 3.2) -> None:
+    """Faint raw points (x, y, what it is), each with its own title for pages that show it."""
+    for x, y, title in points:
+        (point,) = ax.plot(x, y, "o", ms=size, mfc="none", mec=look.colour, mew=0.7, alpha=0.6)
+        mark(point, arm, title)

@@ -1,0 +1,73 @@
+"""A manuscript as a value: title, abstract, blocks, what they show, and who answers for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from adaptive_lora.reporting.paper.document import Block
+from adaptive_lora.reporting.paper.works import Work
+from adaptive_lora.reporting.tables import Table
+
+AUTHORS_MISSING = "AUTHORS MISSING: name them in authors.txt, complete and in order"
+TOOLS_MISSING = (
+    "STATEMENT MISSING: say in authors.txt which generative tools were used for this manuscript, and for what"
+)
+
+
+@dataclass(frozen=True)
+class Author:
+    """As `authors.txt` names one."""
+
+    name: str
+    affiliation: str = ""
+
+
+@dataclass(frozen=True)
+class People:
+    """What only a human can say of a manuscript."""
+
+    authors: tuple[Author, ...] = ()
+    tools: str = ""
+    """Which generative tools were used, and for what."""
+
+
+@dataclass(frozen=True)
+class Manuscript:
+    """All of it, before any form of writing."""
+
+    title: str
+    abstract: tuple[Block, ...]
+    blocks: tuple[Block, ...]
+    tables: Mapping[str, Table]
+    figures: Mapping[str, str]
+    """Name -> caption, of those that blocks show."""
+    works: Sequence[Work]
+    """Those cited, in order of their authors."""
+    people: People
+
+
+def read_people(text: str) -> People:
+    """Lines `author: NAME | AFFILIATION` and `tools: STATEMENT`; `#` begins a comment.
+
+    >>> read_people("author: A. B. Meyer | Somewhere\\ntools: none").authors
+    (Author(name='A. B. Meyer', affiliation='Somewhere'),)
+    """
+    authors, tools = [], ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "author" and value.strip():
+            name, _, affiliation = value.partition("|")
+            authors.append(Author(name.strip(), affiliation.strip()))
+        elif key.strip() == "tools":
+            tools = value.strip()
+    return People(tuple(authors), tools)
+
+
+PEOPLE_FILE = """\
+# What only a human can say; arXiv asks for it, and the manuscript says loudly what is missing.
+# One line an author, complete and in order, without titles:
+#   author: NAME | AFFILIATION
+# Which generative tools were used for this manuscript, and for what; authors answer for every word:
+#   tools: STATEMENT
+"""

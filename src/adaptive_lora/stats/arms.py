@@ -1,0 +1,107 @@
+"""One row an arm: what its seeds say together, beside the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from adaptive_lora.stats.divergence import NOTHING, Lost, lost_seeds
+from adaptive_lora.stats.estimators import Interval, mean_interval, perplexity
+from adaptive_lora.stats.run_table import Phase, Status
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """An arm on a budget over its finished evaluation runs."""
+
+    arm: str
+    strategy: str
+    budget: str
+    scaling: str
+    learning_rate: float
+    is_baseline: bool
+    loss: Interval | None
+    """Test loss, nats per completion token; nothing where no run has finished."""
+    difference: Interval | None
+    """Paired by seed, arm minus baseline (negative: the arm is better); nothing for the baseline."""
+    differences: tuple[tuple[int, float], ...]
+    """(seed, difference) behind it."""
+    exact_match: float | None
+    trainable_parameters: tuple[int, ...]
+    """The different sizes of its runs; one, unless something is amiss."""
+    plan_seconds: float | None
+    train_seconds: float | None
+    """Medians over runs."""
+    diverged: int
+    unfinished: int
+    lost: Lost
+    """Seeds that `differences` lacks because one of the two diverged."""
+
+    @property
+    def same(self) -> int:
+        """Seeds on which its loss is the baseline's to the last bit: there its plan came out as the baseline's own."""
+        return sum(difference == 0 for _, difference in self.differences)
+
+    @property
+    def perplexity(self) -> float | None:
+        """exp of the mean loss."""
+        return perplexity(self.loss.mean) if self.loss else None
+
+
+def summarise(runs: pd.DataFrame, baseline: str) -> list[ArmSummary]:
+    """Arms in the order of the study, budget by budget, from the table of runs."""
+    evaluation = evaluations(runs)
+    return [
+        _summary(evaluation, arm, budget, baseline)
+        for budget in _in_order(evaluation["budget"])
+        for arm in _in_order(evaluation[evaluation["budget"] == budget]["arm"])
+    ]
+
+
+def evaluations(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that count; twins are a check and not a sample."""
+    return runs[(runs["phase"] == Phase.EVALUATION) & (runs["replica"] == 0)]
+
+
+def _summary(runs: pd.DataFrame, arm: str, budget: str, baseline: str) -> ArmSummary:
+    mine = runs[(runs["arm"] == arm) & (runs["budget"] == budget)]
+    theirs = runs[(runs["arm"] == baseline) & (runs["budget"] == budget)]
+    done = mine[mine["status"] == Status.COMPLETED]
+    paired = done.merge(theirs[theirs["status"] == Status.COMPLETED], on="seed", suffixes=("", "_baseline"))
+    differences = tuple(
+        (int(seed), float(loss - base))
+        for seed, loss, base in zip(paired["seed"], paired["test_loss"], paired["test_loss_baseline"], strict=True)
+    )
+    first = mine.iloc[0]
+    is_baseline = arm == baseline
+    return ArmSummary(
+        arm=arm,
+        strategy=str(first["strategy"]),
+        budget=budget,
+        scaling=str(first["scaling"]),
+        learning_rate=float(first["learning_rate"]),
+        is_baseline=is_baseline,
+        loss=mean_interval(done["test_loss"].tolist()) if len(done) else None,
+        difference=mean_interval([d for _, d in differences]) if differences and not is_baseline else None,
+        differences=() if is_baseline else differences,
+        exact_match=_median_or_nothing(done["test_exact_match"], mean=True),
+        trainable_parameters=tuple(sorted({int(n) for n in done["trainable_parameters"]})),
+        plan_seconds=_median_or_nothing(done["plan_seconds"]),
+        train_seconds=_median_or_nothing(done["train_seconds"]),
+        diverged=int((mine["status"] == Status.DIVERGED).sum()),
+        unfinished=int((~mine["status"].isin([Status.COMPLETED, Status.DIVERGED])).sum()),
+        lost=NOTHING if is_baseline else lost_seeds(mine, theirs),
+    )
+
+
+def _in_order(values: pd.Series) -> Sequence[str]:
+    return list(dict.fromkeys(values))
+
+
+def _median_or_nothing(values: pd.Series, mean: bool = False) -> float | None:
+    present = values.dropna()
+    if present.empty:
+        return None
+    return float(present.astype(float).mean() if mean else present.astype(float).median())

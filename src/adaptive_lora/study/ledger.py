@@ -1,0 +1,277 @@
+"""study.db: every run's spec, state, curve and results. SQLite, one writer, readable at any moment.
+
+A result is written in one transaction with the status that says it stands, so that a kill at any
+moment leaves a run either finished with all its numbers or not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.stats.run_table import Status
+from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.runs import RunSpec
+
+BASE = "base"
+"""The frozen model's place among the evaluations."""
+
+_SCHEMA = """
+CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE runs (
+    run_id TEXT PRIMARY KEY, phase TEXT NOT NULL, arm TEXT NOT NULL, strategy TEXT NOT NULL,
+    budget TEXT NOT NULL, scaling TEXT NOT NULL, learning_rate REAL NOT NULL, seed INTEGER NOT NULL,
+    replica INTEGER NOT NULL, status TEXT NOT NULL, step INTEGER, steps INTEGER, error TEXT,
+    engine TEXT, device TEXT, plan TEXT, trainable_parameters INTEGER, plan_seconds REAL, train_seconds REAL,
+    started REAL, finished REAL
+);
+CREATE TABLE evaluations (
+    run_id TEXT NOT NULL, split TEXT NOT NULL, nll REAL NOT NULL, tokens INTEGER NOT NULL,
+    exact INTEGER NOT NULL, records INTEGER NOT NULL,
+    nll_by_record BLOB NOT NULL, tokens_by_record BLOB NOT NULL, exact_by_record BLOB NOT NULL,
+    PRIMARY KEY (run_id, split)
+);
+CREATE TABLE curves (run_id TEXT PRIMARY KEY, columns TEXT NOT NULL, points BLOB NOT NULL);
+PRAGMA user_version = 1;
+"""
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """Per-record numbers of one model on one split."""
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+
+
+class Ledger:
+    """The open record of one study; use `create_or_open` to write and `open_to_read` to read."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        connection.row_factory = sqlite3.Row
+        self._db = connection
+
+    def close(self) -> None:
+        """Closes; the last writer folds its log into the one file."""
+        self._db.close()
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of the study as a whole: identity, spec, versions, material."""
+        if not self._db.execute("PRAGMA user_version").fetchone()[0]:
+            return {}
+        return {row["key"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM study")}
+
+    def set_facts(self, facts: Mapping[str, Any]) -> None:
+        """Adds or replaces facts."""
+        with self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO study VALUES (?, ?)", [(k, json.dumps(v)) for k, v in facts.items()]
+            )
+
+    def register(self, runs: Mapping[str, RunSpec]) -> None:
+        """Adds runs that are not there yet, as pending; those that are get the labels that they have now.
+
+        A run that was for tuning and is now to be evaluated lacks its test, and is to be done again. What is registered
+        is asked for, and set aside no more.
+        """
+        aside = self._set_aside()
+        rows = [
+            (
+                run_id, run.phase.value, run.arm.name, run.arm.strategy or "ranks", run.budget, run.scaling.rule,
+                run.learning_rate, run.seed, run.replica, Status.PENDING.value,
+            )
+            for run_id, run in runs.items()
+        ]  # fmt: skip
+        with self._db:
+            self._db.executemany(
+                "INSERT INTO runs (run_id, phase, arm, strategy, budget, scaling, learning_rate, seed, replica, status)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run_id) DO UPDATE SET arm = excluded.arm,"
+                " status = CASE phase WHEN excluded.phase THEN status ELSE excluded.status END, phase = excluded.phase",
+                rows,
+            )
+        if aside & runs.keys():
+            self.set_facts({"set_aside": sorted(aside - runs.keys())})
+
+    def _set_aside(self) -> set[str]:
+        kept = self._db.execute("SELECT value FROM study WHERE key = 'set_aside'").fetchone()
+        return set(json.loads(kept["value"])) if kept else set()
+
+    def status_of(self, run_id: str) -> Status:
+        """PENDING for a run that is not there."""
+        row = self._db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return Status(row["status"]) if row else Status.PENDING
+
+    def begin(self, run_id: str, engine: str, device: str, steps: int) -> None:
+        """Marks a run as running."""
+        with self._db:
+            self._db.execute(
+                "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, error = NULL, started = ?"
+                " WHERE run_id = ?",
+                (Status.RUNNING.value, engine, device, steps, time.time(), run_id),
+            )
+
+    def record_step(self, run_id: str, step: int) -> None:
+        """How far a run has come, for `status`."""
+        with self._db:
+            self._db.execute("UPDATE runs SET step = ? WHERE run_id = ?", (step, run_id))
+
+    def fail(self, run_id: str, status: Status, error: str, step: int | None = None) -> None:
+        """Records a run that gave no result, with the reason."""
+        with self._db:
+            self._db.execute(
+                "UPDATE runs SET status = ?, error = ?, step = ?, finished = ? WHERE run_id = ?",
+                (status.value, error, step, time.time(), run_id),
+            )
+
+    def complete(
+        self,
+        run_id: str,
+        plan: Mapping[str, Any],
+        curve: Mapping[str, Sequence[float]],
+        results: Mapping[str, SplitResult],
+        seconds: Mapping[str, float],
+    ) -> None:
+        """Records a finished run whole: plan, curve, evaluations by split, `plan` and `train` seconds."""
+        columns = list(curve)
+        points = np.array([curve[column] for column in columns], dtype=np.float64)
+        with self._db:
+            self._db.execute(
+                "UPDATE runs SET status = ?, step = steps, error = NULL, plan = ?, trainable_parameters = ?,"
+                " plan_seconds = ?, train_seconds = ?, finished = ? WHERE run_id = ?",
+                (
+                    Status.COMPLETED.value, json.dumps(plan), plan["trainable_parameters"], seconds["plan"],
+                    seconds["train"], time.time(), run_id,
+                ),
+            )  # fmt: skip
+            self._db.execute(
+                "INSERT OR REPLACE INTO curves VALUES (?, ?, ?)",
+                (run_id, json.dumps(columns), zlib.compress(points.tobytes())),
+            )
+            for split, result in results.items():
+                self._store(run_id, split, result)
+
+    def store_base(self, results: Mapping[str, SplitResult]) -> None:
+        """Records the frozen model's own evaluations."""
+        with self._db:
+            for split, result in results.items():
+                self._store(BASE, split, result)
+
+    def _store(self, run_id: str, split: str, result: SplitResult) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO evaluations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run_id, split, float(result.nll.sum()), int(result.tokens.sum()), int(result.exact.sum()),
+                len(result.nll), zlib.compress(result.nll.astype("<f8").tobytes()),
+                zlib.compress(result.tokens.astype("<i8").tobytes()),
+                zlib.compress(result.exact.astype("u1").tobytes()),
+            ),
+        )  # fmt: skip
+
+    def runs(self, every: bool = False) -> list[dict[str, Any]]:
+        """The runs in the order they were registered, without plans; `every`: those set aside by a deviation too."""
+        aside = set() if every else self._set_aside()
+        rows = self._db.execute("SELECT * FROM runs ORDER BY rowid")
+        return [{k: v for k, v in dict(row).items() if k != "plan"} for row in rows if row["run_id"] not in aside]
+
+    def totals(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(run_id or `base`, split) -> summed nll, tokens, exact answers and records."""
+        query = "SELECT run_id, split, nll, tokens, exact, records FROM evaluations"
+        return {(row["run_id"], row["split"]): dict(row) for row in self._db.execute(query)}
+
+    def by_record(self, run_id: str, split: str) -> SplitResult | None:
+        """Per-record results, or nothing where there are none."""
+        row = self._db.execute("SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)).fetchone()
+        if row is None:
+            return None
+        return SplitResult(
+            np.frombuffer(zlib.decompress(row["nll_by_record"]), dtype="<f8"),
+            np.frombuffer(zlib.decompress(row["tokens_by_record"]), dtype="<i8"),
+            np.frombuffer(zlib.decompress(row["exact_by_record"]), dtype="u1").astype(np.bool_),
+        )
+
+    def plan(self, run_id: str) -> dict[str, Any] | None:
+        """The plan of a finished run, as JSON values."""
+        row = self._db.execute("SELECT plan FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        return json.loads(row["plan"]) if row and row["plan"] else None
+
+    def plans(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(run_id, plan) of every finished run, in the order they were registered, one at a time."""
+        for row in self._db.execute("SELECT run_id, plan FROM runs WHERE plan IS NOT NULL ORDER BY rowid"):
+            yield row["run_id"], json.loads(row["plan"])
+
+    def curve(self, run_id: str) -> dict[str, list[float]] | None:
+        """Column -> value per step of a finished run."""
+        row = self._db.execute("SELECT * FROM curves WHERE run_id = ?", (run_id,)).fetchone()
+        return {name: values.tolist() for name, values in _points(row).items()} if row else None
+
+    def curves(self, phase: str) -> Iterator[tuple[str, dict[str, NDArray[np.float64]]]]:
+        """(run_id, column -> value per step) of a phase's finished runs, as registered, one at a time."""
+        query = "SELECT curves.* FROM curves JOIN runs USING (run_id) WHERE phase = ? ORDER BY runs.rowid"
+        for row in self._db.execute(query, (phase,)):
+            yield row["run_id"], _points(row)
+
+
+def _points(row: sqlite3.Row) -> dict[str, NDArray[np.float64]]:
+    columns = json.loads(row["columns"])
+    points = np.frombuffer(zlib.decompress(row["points"]), dtype=np.float64).reshape(len(columns), -1)
+    return dict(zip(columns, points, strict=True))
+
+
+def open_to_read(folder: Path, begun: bool = True) -> Ledger:
+    """The ledger of a study folder, read only; StudyFolderError where there is none.
+
+    `begun` refuses one without any facts too: its writer was killed before it wrote the first.
+    """
+    path = StudyPaths(folder).ledger
+    if not path.is_file():
+        raise StudyFolderError(f"{folder} is no study folder: it has no {path.name}. `adaptive-lora run` makes one.")
+    log = path.with_name(f"{path.name}-wal")
+    writable = os.access(folder, os.W_OK)
+    if not writable and log.exists() and log.stat().st_size:
+        raise StudyFolderError(
+            f"{folder} cannot be written, and its last results are still in {log.name}; copy it first."
+        )
+    # A folder that cannot be written (a mounted archive) cannot hold WAL's side files either.
+    ledger = _connect(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
+    if begun and not ledger.facts():
+        ledger.close()
+        raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
+    return ledger
+
+
+def create_or_open(folder: Path) -> Ledger:
+    """The ledger of a study folder, to write; call under `exclusive`."""
+    path = StudyPaths(folder).ledger
+    ledger = _connect(path, path.resolve().as_uri())
+    db = ledger._db
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = FULL")
+    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
+        db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+    return ledger
+
+
+def _connect(path: Path, uri: str) -> Ledger:
+    try:
+        connection = sqlite3.connect(uri, uri=True, timeout=30)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise StudyFolderError(f"{path} cannot be read as a ledger: {error}.") from None
+    if (version, bool(tables)) not in ((0, False), (_VERSION, True)):
+        connection.close()
+        raise StudyFolderError(f"{path} is no ledger of this version ({version} instead of {_VERSION}).")
+    return Ledger(connection)

@@ -1,0 +1,130 @@
+"""What a study decides, and what stands beside it so that the decision can be trusted.
+
+**Primary comparisons** are the hypotheses: an arm against the baseline at a budget, one family over all budgets.
+Everything else is exploratory. **Controls** ask of the study itself whether it can tell anything:
+
+- `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
+- `twin`: the baseline once more in the same bank, which must come out bit-equal;
+- `half` and `double`: the baseline at half and at twice the budget. Where half is not worse by more than the
+  margin, the task cannot tell ranks apart by what matters;
+- `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
+from adaptive_lora.planning.strategies import STRATEGIES, Strategy, StrategyOptions, check_options, find_strategy
+from adaptive_lora.stats.run_table import Comparison
+from adaptive_lora.study.schema import ArmPart, ArmTrainPart, StudySpec
+from adaptive_lora.study.settings import steps_of
+
+MOST_PRIMARY = 10
+"""More hypotheses than this are no hypotheses."""
+
+
+def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, ...]:
+    """The controls that are arms, on a budget or on any, but for those that are arms of the study already.
+
+    `shuffled` has no place where the least rank is all that a budget pays for: every plan is the same there.
+    """
+    own = {arm.strategy for arm in spec.arms}
+    names = {arm.name for arm in spec.arms}
+    found = []
+    for name in ("random", "shuffled"):
+        if name in spec.controls and name not in own:
+            options = shuffled_options(spec) if name == "shuffled" else {}
+            if name == "shuffled" and all(_is_least(b, options) for b in ([budget] if budget else spec.budgets)):
+                continue
+            called = f"{name}-control" if name in names else name
+            found.append(ArmPart(name=called, strategy=name, options=options))
+    longer = compute_controls(spec) if "compute" in spec.controls else {}
+    return (*found, *{arm.name: arm for arm in longer.values()}.values())
+
+
+def compute_controls(spec: StudySpec) -> dict[str, ArmPart]:
+    """Name of an arm that trains before it has a plan -> the baseline trained for as many updates in all.
+
+    Updates cost alike, whatever the rank: nearly all of one is the frozen model's forward and backward pass.
+    """
+    baseline, found = baseline_of(spec), {}
+    for arm in spec.arms:
+        if arm.strategy is None or arm == baseline:
+            continue
+        steps = steps_of(spec, arm)
+        search = check_options(find_strategy(arm.strategy), arm.options).measuring().updates(steps)
+        if search:
+            times = (steps + search) / steps_of(spec, baseline)
+            own = (baseline.train or ArmTrainPart()).model_copy(update={"longer": times})
+            found[arm.name] = baseline.model_copy(update={"name": f"{baseline.name[:50]}-x{times:.3g}", "train": own})
+    return found
+
+
+def shuffled_options(spec: StudySpec) -> dict[str, Any]:
+    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s.
+
+    With the arm's own options, as other ranks than the arm's would be no control of it. Bounds are said of the shuffled
+    plan itself, which hands them on to its source. Defaults are left out: a study that says none keeps its runs.
+    """
+    usable: Mapping[str, Strategy] = STRATEGIES["shuffled"].options.sources  # type: ignore[attr-defined]
+    for arm in spec.arms:
+        source = usable.get(arm.strategy or "")
+        if source is None or source.name == "uniform":
+            continue
+        options = check_options(source, arm.options)
+        if source.effort_of(options) != "a short run":
+            own = options.model_dump(mode="json", exclude_defaults=True)
+            bounds = {name: own.pop(name) for name in StrategyOptions.model_fields if name in own}
+            return {"source": source.name, **bounds, **({"source_options": own} if own else {})}
+    return {"source": "empirical"}
+
+
+def _is_least(budget: str, options: Mapping[str, Any]) -> bool:
+    unit, number = parse_budget(budget)
+    return unit == "rank" and number <= options.get("min_rank", 1)
+
+
+def assay_budgets(spec: StudySpec) -> tuple[str, ...]:
+    """Budgets that the baseline alone is trained at; none where its ranks are fixed and would be the same at each."""
+    if baseline_of(spec).ranks is not None:
+        return ()
+    asked = []
+    for budget in spec.budgets:
+        asked += [halved(budget)] if "half" in spec.controls else []
+        asked += [doubled(budget)] if "double" in spec.controls else []
+    same = {parse_budget(text) for text in spec.budgets}
+    return tuple(dict.fromkeys(text for text in asked if text is not None and parse_budget(text) not in same))
+
+
+def baseline_of(spec: StudySpec) -> ArmPart:
+    """The arm that all others are compared with."""
+    return next(arm for arm in spec.arms if arm.name == spec.analysis.baseline)
+
+
+def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
+    """(budget, arm), controls last, then the budgets of the baseline alone.
+
+    Fixed ranks have a size of their own and so stand under the first budget alone.
+    """
+    for index, budget in enumerate(spec.budgets):
+        for arm in (*spec.arms, *control_arms(spec, budget)):
+            if arm.ranks is None or index == 0:
+                yield budget, arm
+    for budget in assay_budgets(spec):
+        yield budget, baseline_of(spec)
+
+
+def primary_comparisons(spec: StudySpec) -> tuple[Comparison, ...]:
+    """The family that is judged: what `analysis.primary` names, by default every arm of the study's own.
+
+    The baseline, controls and fixed ranks (which have a size of their own) are never in it by default.
+    """
+    named = spec.analysis.primary
+    if named is not None:
+        wanted = [(part.arm, [part.budget] if part.budget else spec.budgets) for part in named]
+    else:
+        own = [arm for arm in spec.arms if arm.name != spec.analysis.baseline and arm.ranks is None]
+        wanted = [(arm.name, spec.budgets) for arm in own if arm.strategy not in ("random", "shuffled", "inverted")]
+    return tuple(dict.fromkeys(Comparison(arm, budget) for arm, budgets in wanted for budget in budgets))

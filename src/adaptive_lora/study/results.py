@@ -1,0 +1,176 @@
+"""From the ledger to tables. The one place where a published number gets its name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.estimators import perplexity
+from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase
+from adaptive_lora.study.ledger import BASE, Ledger, open_to_read
+
+COST_COLUMNS = (
+    "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
+)  # fmt: skip
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")
+
+
+def load_results(folder: Path) -> pd.DataFrame:
+    """The runs of a study folder with `RUN_COLUMNS`; StudyFolderError where there is no study."""
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        return runs_table(ledger)
+
+
+def plain_name(name: str) -> str:
+    """A name that no study file could hold, made one that can stand anywhere; others as they are.
+
+    Figures take `$` for mathematics, terminals take control characters for commands. What was there before stays
+    told apart by a hash.
+
+    >>> plain_name("linear-decay"), plain_name("$x$\\x1b")
+    ('linear-decay', '_x__.8106eb')
+    """
+    if _NAME.fullmatch(name):
+        return name
+    told_apart = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9._:-]', '_', name[:40])}.{told_apart}"
+
+
+def _runs(ledger: Ledger) -> list[dict[str, Any]]:
+    names = ("arm", "strategy", "budget")
+    return [{**run, **{name: plain_name(run[name]) for name in names}} for run in ledger.runs()]
+
+
+def runs_table(ledger: Ledger) -> pd.DataFrame:
+    """Every run with `RUN_COLUMNS`, in order of registration."""
+    totals = ledger.totals()
+    exact_answers = bool(ledger.facts().get("data", {}).get("exact_answers"))
+    rows = []
+    for run in _runs(ledger):
+        own = "validation" if run["phase"] == Phase.TUNING else "test"
+        test_loss = _loss(totals.get((run["run_id"], "test")))
+        rows.append(
+            {
+                **run,
+                "base_loss": _loss(totals.get((BASE, own))),
+                "validation_loss": _loss(totals.get((run["run_id"], "validation"))),
+                "test_loss": test_loss,
+                "test_perplexity": perplexity(test_loss),
+                "test_exact_match": _exact(totals.get((run["run_id"], "test"))) if exact_answers else None,
+            }
+        )
+    table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
+    return table.astype({"trainable_parameters": "Int64", "step": "Int64"})
+
+
+def ranks_table(ledger: Ledger) -> pd.DataFrame:
+    """One row per finished run and module, twins left out: rank, alpha's scaling, parameters, measured score,
+    and `update`: the Frobenius norm of scaling · B · A over that of the frozen weight.
+
+    Rank 0, without a scaling, is a target module that the plan leaves out.
+    """
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in ("run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling",
+                     "parameters", "score", "update")
+    }  # fmt: skip
+    runs = {run["run_id"]: run for run in _runs(ledger) if not run["replica"]}
+    for run_id, plan in ledger.plans():
+        run = runs.get(run_id)
+        if run is None:
+            continue
+        modules = [*plan["modules"], *plan.get("left_out", ())]
+        names = [sys.intern(module["name"]) for module in modules]
+        ranks = [plan["ranks"].get(name, 0) for name in names]
+        for label in ("run_id", "phase", "arm", "budget", "seed"):
+            columns[label] += [run[label]] * len(modules)
+        columns["module"] += names
+        columns["kind"] += [sys.intern(module["kind"]) for module in modules]
+        columns["depth"] += [module["depth"] for module in modules]
+        columns["rank"] += ranks
+        columns["scaling"] += [plan["scalings"].get(name) for name in names]
+        columns["parameters"] += [r * (m["d_in"] + m["d_out"]) for r, m in zip(ranks, modules, strict=True)]
+        columns["update"] += [plan.get("updates", {}).get(name) for name in names]
+        columns["score"] += [plan["scores"].get(name) for name in names] if plan["scores"] else [None] * len(names)
+    return pd.DataFrame(columns)
+
+
+def left_out(ranks: pd.DataFrame) -> dict[str, str]:
+    """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
+    modules = ranks.drop_duplicates(["arm", "module"])
+    counts = {arm: (int((own["rank"] == 0).sum()), len(own)) for arm, own in modules.groupby("arm", sort=False)}
+    return {str(arm): f"{none} of {every} modules" for arm, (none, every) in counts.items() if none}
+
+
+def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFrame:
+    """One row per step of every finished run of a phase, twins left out."""
+    labels, measured = ("run_id", "arm", "budget", "seed"), ("step", "loss", "gradient_norm", "learning_rate", "tokens")
+    runs = {run["run_id"]: run for run in _runs(ledger) if not run["replica"]}
+    found = [(runs[run_id], curve) for run_id, curve in ledger.curves(phase.value) if run_id in runs]
+    if not found:
+        return pd.DataFrame(columns=[*labels, *measured])
+    lengths = [len(curve["step"]) for _, curve in found]
+    which = np.repeat(np.arange(len(found)), lengths)
+    # Labels are looked up per run and then repeated: a column of texts per step would be many times the numbers.
+    table: dict[str, Any] = {
+        label: pd.Categorical([run[label] for run, _ in found]).take(which) for label in labels if label != "seed"
+    }
+    table["seed"] = np.array([run["seed"] for run, _ in found]).take(which)
+    return pd.DataFrame({**table, **{name: np.concatenate([curve[name] for _, curve in found]) for name in measured}})
+
+
+def costs_table(ledger: Ledger) -> pd.DataFrame:
+    """One row per finished evaluation run, twins left out: what planning and training took.
+
+    `measure_seconds` is the part of `plan_seconds` that went into scores, `score_bytes` the most that scores held
+    between batches (not the model, not its activations). Empty where a plan does not say.
+    """
+    rows: list[dict[str, Any]] = []
+    for run in _runs(ledger):
+        plan = ledger.plan(run["run_id"]) if run["phase"] == Phase.EVALUATION and not run["replica"] else None
+        if plan is not None:
+            measured = plan["provenance"].get("measured", {})
+            seconds = measured.get("seconds")
+            told = {"measure_seconds": sum(seconds.values()) if seconds else None,
+                    "score_bytes": measured.get("score_bytes")}  # fmt: skip
+            rows.append({**{name: run[name] for name in COST_COLUMNS if name not in told}, **told})
+    return pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"measure_seconds": float, "score_bytes": float})
+
+
+def export(ledger: Ledger, folder: Path) -> list[Path]:
+    """Writes the study as text that can be committed: runs, ranks, curves and facts.
+
+    Runs have full precision: what is computed from them is what is computed from the ledger.
+    """
+    facts = ledger.facts()
+    curves = curves_table(ledger)
+    # Every tenth step tells the course; the whole curve stays in the ledger.
+    thinned = curves[(curves["step"] % 10 == 0) | (curves["step"] == curves["step"].max())]
+    files = {
+        "study.yaml": facts["text"],
+        "facts.json": json.dumps({k: v for k, v in facts.items() if k != "text"}, indent=2, sort_keys=True) + "\n",
+        "runs.csv": runs_table(ledger).to_csv(index=False),
+        "runs.jsonl": runs_table(ledger).to_json(orient="records", lines=True, double_precision=10),
+        "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
+        "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
+    }
+    for name, text in files.items():
+        write_atomically(folder / name, text)
+    return [folder / name for name in files]
+
+
+def _loss(total: dict[str, Any] | None) -> float | None:
+    return total["nll"] / total["tokens"] if total else None
+
+
+def _exact(total: dict[str, Any] | None) -> float | None:
+    return total["exact"] / total["records"] if total else None

@@ -1,1 +1,0 @@
-"""What the memory bank says, one kind of file a room; `telling.memory_bank` writes it."""

@@ -1,0 +1,75 @@
+"""Runs of one study on two kinds of device: told where dropout makes it matter."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.runner import Silent, run_study
+from adaptive_lora.study.study_file import load_study
+from adaptive_lora.training.checkpoint import StepRecord
+
+WriteStudy = Callable[..., Path]
+TWO_ARMS = ("[uniform, linear-decay, empirical, random]", "[uniform, linear-decay]")
+
+
+class Told(Silent):
+    """Keeps what is said, and stops at an update."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.left, self.warnings = stop_at, []
+
+    def stage(self, text: str) -> None:
+        if text.startswith("warning: "):
+            self.warnings.append(text)
+
+    def step(self, record: StepRecord) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+
+def moved(folder: Path, device: str) -> None:
+    """As if all that was done had been done there."""
+    with closing(sqlite3.connect(StudyPaths(folder).ledger)) as db, db:
+        db.execute("UPDATE runs SET device = ? WHERE device IS NOT NULL", (device,))
+
+
+@pytest.mark.parametrize(("engine", "stop_at", "begun", "left"), [("reference", 9, 2, 3), ("bank", 3, 4, 4)])
+def test_another_kind_of_device_is_told_where_there_is_dropout(
+    study_file: WriteStudy, tmp_path: Path, engine: str, stop_at: int, begun: int, left: int
+) -> None:
+    study = load_study(study_file(TWO_ARMS, ("engine: bank", f"engine: {engine}")))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path / "out", Told(stop_at), checkpoint_seconds=0.0)
+    moved(tmp_path / "out", "cuda:1")
+    told = Told()
+    assert run_study(study, tmp_path / "out", told).whole
+    [warning] = told.warnings
+    assert f"{begun} of these runs were trained on cuda, the {left} left go on on cpu: with `dropout: 0.1`" in warning
+    assert "--device cuda" in warning
+
+
+@pytest.mark.parametrize(("dropout", "device"), [("0", "cuda"), ("0.1", "cpu")])
+def test_nothing_is_said_where_it_does_not_matter(
+    study_file: WriteStudy, tmp_path: Path, dropout: str, device: str
+) -> None:
+    study = load_study(study_file(TWO_ARMS, ("dropout: 0.1", f"dropout: {dropout}")))
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path / "out", Told(3), checkpoint_seconds=0.0)
+    moved(tmp_path / "out", device)
+    told = Told()
+    assert run_study(study, tmp_path / "out", told).whole and not told.warnings
+
+
+def test_nothing_is_said_of_a_finished_study(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(study_file(TWO_ARMS))
+    run_study(study, tmp_path / "out")
+    moved(tmp_path / "out", "cuda")
+    told = Told()
+    assert run_study(study, tmp_path / "out", told).whole and not told.warnings

@@ -1,0 +1,106 @@
+"""What a lock says, when it is refused, and how a deviation stands in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptive_lora.errors import StudyFileError, StudyFolderError
+from adaptive_lora.recipes import list_recipes, recipe
+from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
+from adaptive_lora.study.study_file import Study, load_study
+
+WriteStudy = Callable[..., Path]
+FACTS: dict[str, Any] = {"versions": {"torch": "2"}, "model": {"revision": "abc"}, "data": {"fingerprint": "d"}}
+JUDGED = ("analysis: {primary: []}", "analysis: {primary: [linear-decay, empirical]}")
+
+
+@pytest.mark.parametrize(("seeds", "decidable"), [(5, False), (6, False), (7, True)])
+def test_seeds_that_can_never_decide_are_refused_with_what_would_do(
+    study_file: WriteStudy, seeds: int, decidable: bool
+) -> None:
+    """Two comparisons under Holm at 0.05 ask for 0.025: 2 / 2^6 = 0.031 is too much, 2 / 2^7 is not."""
+    study = load_study(study_file(JUDGED, ("evaluation: 2", f"evaluation: {seeds}")))
+    if decidable:
+        check_decidable(study)
+        return
+    with pytest.raises(StudyFileError, match=r"2 primary comparisons at 0\.05.*Give 7 seeds") as error:
+        check_decidable(study)
+    assert "line 6, seeds.evaluation" in str(error.value)
+
+
+def test_more_than_a_handful_are_no_hypotheses(study_file: WriteStudy) -> None:
+    def asked(budgets: int) -> Study:
+        own = ", ".join(f"'rank:{rank}'" for rank in range(1, budgets + 1))
+        return load_study(study_file(JUDGED, ('["rank:2"]', f"[{own}]"), ("evaluation: 2", "evaluation: 12")))
+
+    check_decidable(asked(5))
+    with pytest.raises(StudyFileError, match=r"analysis\.primary: 12 primary comparisons.*at most 10"):
+        check_decidable(asked(6))
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_can_decide_what_it_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTIVE_LORA_ASSETS", "anywhere")
+    check_decidable(load_study(recipe(name)))
+
+
+def test_a_study_without_hypotheses_needs_no_seeds(study_file: WriteStudy) -> None:
+    check_decidable(load_study(study_file()))
+
+
+def test_a_lock_says_what_was_decided(study_file: WriteStudy) -> None:
+    study = load_study(study_file(JUDGED, ("controls: none", "controls: all"), ("evaluation: 2", "evaluation: 7")))
+    lock = lock_of(study, FACTS)
+    assert lock["primary"] == [{"arm": arm, "budget": "rank:2"} for arm in ("linear-decay", "empirical")]
+    assert lock["hypotheses"][0] == (
+        "linear-decay differs in test loss from uniform at rank:2, or is equivalent to it within 0.01 nats per token"
+    )
+    assert lock["exploratory"] == [{"arm": arm, "budget": "rank:2"} for arm in ("random", "shuffled")]
+    assert lock["controls"] == {
+        "arms": {"shuffled": "linear-decay"}, "baseline_alone_at": ["rank:1", "rank:4"], "compute": {},
+        "twin": True,
+    }  # fmt: skip
+    assert lock["identity"] == study.identity and lock["spec"] == study.spec.model_dump(mode="json")
+    assert lock["seeds"]["evaluation"] == list(range(7)) and lock["smallest_p"] == 2 / 2**7
+    assert {name: lock[name] for name in FACTS} == FACTS and lock["deviations"] == []
+
+
+def locked(study: Study, folder: Path) -> dict[str, Any]:
+    write_lock(folder, lock_of(study, FACTS))
+    found = read_lock(folder)
+    assert found is not None
+    return found
+
+
+def test_a_deviation_keeps_the_first_date_and_what_changed(study_file: WriteStudy, tmp_path: Path) -> None:
+    before = locked(load_study(study_file()), tmp_path)
+    changed = load_study(study_file(("seeds: {evaluation: 2}", "seeds: {evaluation: 3}"), name="b.yaml"))
+    now = with_deviation({**before, "locked": "then"}, lock_of(changed, FACTS), "a seed more", 4)
+    assert now["locked"] == "then" and now["identity"] == changed.identity
+    (deviation,) = now["deviations"]
+    assert deviation["reason"] == "a seed more"
+    assert deviation["differences"] == ["seeds.evaluation: [0, 1] locked, [0, 1, 2] now"]
+    again = with_deviation(now, lock_of(load_study(study_file()), FACTS), "back", 6)
+    assert [d["reason"] for d in again["deviations"]] == ["a seed more", "back"]
+
+
+def test_no_lock_is_nothing_and_a_torn_one_is_refused(tmp_path: Path) -> None:
+    assert read_lock(tmp_path) is None
+    for text in ("{", "[]", json.dumps({"identity": "x"})):
+        StudyPaths(tmp_path).decisions.write_text(text)
+        with pytest.raises(StudyFolderError, match=r"torn.*cannot be made again"):
+            read_lock(tmp_path)
+
+
+def test_differences_name_every_value_that_differs() -> None:
+    old, new = {"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"b": 2, "c": [1, 3]}, "e": None, "f": "x"}
+    assert list(differences(old, new, ("there", "here"))) == [
+        "a.b: 1 there, 2 here", "a.c[1]: 2 there, 3 here", "d: 1 there, None here", "f: None there, 'x' here",
+    ]  # fmt: skip
+    assert not list(differences(old, old, ("there", "here")))
