@@ -37,7 +37,7 @@ def tell_report(folder: Path, as_json: bool = False) -> None:
     with contextlib.closing(open_to_read(folder)) as ledger:
         found = read_findings(ledger)
         with working("drawing figures"):
-            path = write_report(ledger, folder, found)
+            path = write_report(found, folder)
         remember(folder, found)
     if as_json:
         places = {"report": str(path), "figures": str(folder / "figures"), "tables": str(folder / "tables")}

@@ -21,7 +21,7 @@ from adaptive_lora.study.ledger import BASE, Ledger, open_to_read
 COST_COLUMNS = (
     "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
 )  # fmt: skip
-_NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")
+_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
 def load_results(folder: Path) -> pd.DataFrame:
