@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,12 +24,19 @@ from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.streams import derive_seed
+from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.preflight import check_distinct, checked_budgets
-from adaptive_lora.study.runs import RunSpec
 from adaptive_lora.study.schema import ArmPart, ScalingPart
-from adaptive_lora.study.settings import steps_of, training_of
 from adaptive_lora.study.study_file import Study
-from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
+from adaptive_lora.training.base import (
+    FrozenBase,
+    ModelOutline,
+    check_device,
+    default_device,
+    load_base,
+    load_tokenizer,
+    outline_of,
+)
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
 _PRACTICE = Practice(TrainingOptions(learning_rate=1e-3, steps=100))
@@ -71,7 +78,7 @@ def _location(name: str) -> str | Path:
 
 
 @dataclass(frozen=True)
-class Material:
+class PreparedStudy:
     """A study's model and data, loaded and checked."""
 
     study: Study
@@ -82,13 +89,15 @@ class Material:
     splits: Splits
     weight_norms: Mapping[str, float]
     """Frobenius norm of the frozen weight of every target module."""
+    _examples: dict[int, tuple[Example, ...]] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of all records."""
         return self.source.fingerprint()
 
-    def context(self) -> dict[str, Any]:
+    @functools.cached_property
+    def context(self) -> Mapping[str, Any]:
         """What all runs share and their results depend on; part of every run's identity."""
         spec = self.study.spec
         return {
@@ -122,7 +131,7 @@ class Material:
                 "test_bytes": self.splits.encoder.completion_bytes(self.splits.test),
             },
             "budgets": {text: budget.parameters for text, budget in self.budgets.items()},
-            "material": self.context(),
+            "material": self.context,
         }  # fmt: skip
 
     def warnings(self) -> list[str]:
@@ -131,26 +140,30 @@ class Material:
         return warnings_of(self.base.outline, self.modules, strategies)
 
     def training_examples(self, seed: int) -> tuple[Example, ...]:
-        """The training records of a seed."""
-        return self.splits.training_subset(self.study.spec.data.train, seed)
+        """The training records of a seed, encoded once whatever the number of its runs."""
+        if seed not in self._examples:
+            self._examples[seed] = self.splits.training_subset(self.study.spec.data.train, seed)
+        return self._examples[seed]
 
-    def training_options(self, run: RunSpec) -> TrainingOptions:
+    def training_options(self, run: Run) -> TrainingOptions:
         """The study's training for one run."""
-        train = training_of(self.study.spec, run.arm)
+        train = run.cell.training
         elsewhere = {"epochs", "steps", "learning_rate", "widen", "multipliers", "activation_checkpointing"}
         return TrainingOptions(
             learning_rate=run.learning_rate,
-            steps=steps_of(self.study.spec, run.arm),
+            steps=run.cell.steps,
             b_multiplier=train.multipliers.b,
             rank_exponent=train.multipliers.rank_exponent,
             module_multipliers=train.multipliers.modules,
             **train.model_dump(exclude=elsewhere),
         )
 
-    def plan(self, run: RunSpec, examples: Sequence[Example]) -> RankPlan:
+    def plan(self, run: Run, examples: Sequence[Example]) -> RankPlan:
         """The plan of a run, measured on its own training examples where its strategy measures."""
         budget, options = self.budgets[run.budget], self.training_options(run)
-        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples, Practice(options))
+        return make_plan(
+            self.base, self.modules, run.arm, budget, run.cell.scaling, run.seed, examples, Practice(options)
+        )
 
 
 def make_plan(
@@ -208,12 +221,15 @@ def _as_number(score: Any) -> float:
     return float(score) if isinstance(score, int | float) else float(sum(score))
 
 
-def prepare(study: Study, device: str = "cpu") -> Material:
+def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     """Loads and checks everything that a study needs before anything is written.
+
+    `device`: by default the accelerator where there is one, else the CPU.
 
     Raises UsageError with the remedy for whatever cannot work.
     """
     spec = study.spec
+    device = device or default_device()
     check_device(device)
     location = spec.model.name if spec.model.name == demo.MODEL else study.locate(spec.model.name)
     outline = open_outline(location, spec.model.revision)
@@ -230,10 +246,10 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template)
     data = spec.data
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
-    material = Material(study, base, modules, budgets, source, splits, weight_norms(base, modules))
-    material.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
-    check_distinct(study, material.context())
-    return material
+    prepared = PreparedStudy(study, base, modules, budgets, source, splits, weight_norms(base, modules))
+    prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
+    check_distinct(study, prepared.context)
+    return prepared
 
 
 def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
