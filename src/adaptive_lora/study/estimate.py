@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from adaptive_lora.measures.groups import MeasurementResult
+from adaptive_lora.measures.measuring import take
+from adaptive_lora.measures.request import MeasurementKey
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.arms import ArmSummary
@@ -16,6 +20,7 @@ from adaptive_lora.stats.outlook import Question, outlook_text, outlooks
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.plan_task import collected, needed
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.study_file import Study
 from adaptive_lora.training.adapter import attached, set_training, trainable
@@ -41,6 +46,8 @@ class Estimate:
     """Updates per run of the baseline."""
     memory_bytes: int
     """About: weights, adapters with gradient and AdamW state, activations (measured), logits."""
+    planning_seconds: float
+    """Of these, what is measured for plans: each distinct measurement once."""
     seconds: float
     """All runs, from timed updates and evaluations on this machine."""
     power: str
@@ -49,39 +56,63 @@ class Estimate:
 
 
 def estimate(prepared: PreparedStudy, pilot: Sequence[ArmSummary] = ()) -> Estimate:
-    """Plans every arm once and times a few updates by the study's engine; nothing is written.
+    """Plans every cell once and times a few updates by the study's engine; nothing is written.
 
     What the seeds can tell apart is reckoned from the spread of a `pilot`: another study's arms.
     """
     spec, matrix = prepared.study.spec, prepared.study.matrix
-    seed = spec.seeds.evaluation[0]
+    seed, rate = spec.seeds.evaluation[0], spec.train.learning_rate[0]
+    first = [Run(Phase.EVALUATION, cell, rate, seed) for cell in matrix.cells]
+    plans, planning_seconds = _plan_all(prepared, first)
     examples = prepared.training_examples(seed)
-    parameters, plan_seconds, unspent = {}, 0.0, []
-    members = []
-    for cell in matrix.cells:
-        run = Run(Phase.EVALUATION, cell, spec.train.learning_rate[0], seed)
-        began = time.monotonic()
-        plan = prepared.plan(run, examples)
-        plan_seconds += time.monotonic() - began
-        members.append(Member(plan=plan, options=prepared.training_options(run), seed=seed, examples=examples))
-        parameters[cell.label] = plan.trainable_parameters
-        if cell.arm.ranks is None and plan.trainable_parameters < _SPENT * plan.budget:
-            unspent.append(_unspent(cell.label, plan))
+    members = [
+        Member(plan=plan, options=prepared.training_options(run), seed=seed, examples=examples)
+        for run, plan in zip(first, plans, strict=True)
+    ]
+    parameters = {run.cell.label: plan.trainable_parameters for run, plan in zip(first, plans, strict=True)}
+    unspent = [
+        _unspent(run.cell.label, plan)
+        for run, plan in zip(first, plans, strict=True)
+        if run.arm.ranks is None and plan.trainable_parameters < _SPENT * plan.budget
+    ]
     counts = matrix.counts()
     total = sum(counts.values())
     cost = _by_bank(prepared, members, total) if spec.engine == "bank" else _by_reference(prepared, members[0])
     steps = [cell.steps for cell in matrix.cells]
     seconds = total * (sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record)
-    seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + total * plan_seconds / len(members)
+    seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + planning_seconds
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
         steps=matrix.by_key[matrix.baseline.name, spec.budgets[0]].steps,
         memory_bytes=_weights(prepared) + max(cost.working_bytes, _scoring(prepared)),
+        planning_seconds=planning_seconds,
         seconds=seconds,
         power=_power(prepared.study, pilot),
         warnings=(*_warnings(prepared, parameters), *unspent),
     )
+
+
+def _plan_all(prepared: PreparedStudy, first: Sequence[Run]) -> tuple[list[RankPlan], float]:
+    """Plans of the cells at one seed, and the seconds that planning the whole study will take.
+
+    Each distinct measurement of the study is counted once, at the price of one of its kind here.
+    """
+    tasks = [prepared.plan_task(run) for run in first]
+    stored: dict[MeasurementKey, MeasurementResult | Exception] = {}
+    price: Counter[str] = Counter()
+    for taken in take(m for task in tasks for m in needed(task)):
+        stored |= taken.results
+        for key in taken.results:
+            price[key.measure] = max(price[key.measure], taken.seconds / len(taken.results))
+    plans = [task if isinstance(task, RankPlan) else task.plan(collected(task, stored)) for task in tasks]
+    matrix, spec = prepared.study.matrix, prepared.study.spec
+    runs = [
+        *matrix.tuning_runs(),
+        *matrix.evaluation_runs({cell.key: spec.train.learning_rate[0] for cell in matrix.cells}),
+    ]
+    keys = {m.key for run in runs for m in needed(prepared.plan_task(run))}
+    return plans, sum(price[key.measure] for key in keys)
 
 
 @dataclass(frozen=True)

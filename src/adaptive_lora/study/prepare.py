@@ -16,17 +16,15 @@ from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StudyFileError, UsageError
-from adaptive_lora.measures.measuring import Measured, Request, measure
-from adaptive_lora.measures.short_run import Practice
+from adaptive_lora.measures.request import PlannedTraining
 from adaptive_lora.measures.weights import weight_norms
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape, select_targets
-from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
-from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
-from adaptive_lora.streams import derive_seed
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.planning.strategies import coverage_warnings
 from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.plan_task import PlanTask, plan_task
 from adaptive_lora.study.preflight import check_distinct, checked_budgets
-from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.study.study_file import Study
 from adaptive_lora.training.base import (
     FrozenBase,
@@ -38,9 +36,6 @@ from adaptive_lora.training.base import (
     outline_of,
 )
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
-
-_PRACTICE = Practice(TrainingOptions(learning_rate=1e-3, steps=100))
-"""For short runs where no training was planned: a careful rate."""
 
 DEMO_RECORDS = 4000
 """How many different records a generated source has at the most."""
@@ -158,67 +153,11 @@ class PreparedStudy:
             **train.model_dump(exclude=elsewhere),
         )
 
-    def plan(self, run: Run, examples: Sequence[Example]) -> RankPlan:
-        """The plan of a run, measured on its own training examples where its strategy measures."""
-        budget, options = self.budgets[run.budget], self.training_options(run)
-        return make_plan(
-            self.base, self.modules, run.arm, budget, run.cell.scaling, run.seed, examples, Practice(options)
-        )
-
-
-def make_plan(
-    base: FrozenBase | None,
-    modules: tuple[ModuleShape, ...],
-    arm: ArmPart,
-    budget: Budget,
-    scaling: ScalingPart,
-    seed: int,
-    examples: Sequence[Example] = (),
-    practice: Practice | None = None,
-) -> RankPlan:
-    """An arm's plan on a budget.
-
-    Plans that rest on data are measured on calibration examples drawn from `examples` (`base` is then
-    needed), plans that rest on chance take the seed's stream `calibration`, unless the study file
-    fixes their `seed` option. Short runs go by `practice`.
-    """
-    rule = Scaling(scaling.rule, scaling.reference, budget.reference_rank)
-    if arm.ranks is not None:
-        ranks = fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
-        cost = sum(m.params_per_rank * ranks[m.name] for m in modules)
-        return RankPlan("ranks", cost, modules, ranks, rule, provenance={"seed": seed})
-    assert arm.strategy is not None  # ArmPart has either
-    strategy = find_strategy(arm.strategy)
-    options = check_options(strategy, arm.options)
-    if strategy.chance and "seed" not in options.model_fields_set:
-        options = options.model_copy(update={"seed": derive_seed(seed, "calibration")})
-    measured = Measured({}, {})
-    if needs := strategy.needs(options):
-        if base is None or (not examples and strategy.effort_of(options) != "weights"):
-            raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
-        request = Request(
-            base=base, modules=modules, examples=examples, options=options.measuring(), seed=seed, budget=budget,
-            scaling=rule, practice=practice or _PRACTICE,
-        )  # fmt: skip
-        measured = measure(needs, request)
-    ranks = strategy.allocate(modules, measured.scores, budget.parameters, options)
-    covered = tuple(m for m in modules if ranks[m.name])  # some strategies leave modules out
-    return RankPlan(
-        strategy=strategy.name,
-        budget=budget.parameters,
-        modules=covered,
-        ranks={m.name: ranks[m.name] for m in covered},
-        scaling=rule,
-        options=options.model_dump(mode="json"),
-        scores={m.name: _as_number(measured.scores[needs[0]][m.name]) for m in covered} if needs else None,
-        provenance={"seed": seed, "budget": budget.text, **({"measured": measured.facts} if needs else {})},
-        left_out=tuple(m for m in modules if not ranks[m.name]),
-    )
-
-
-def _as_number(score: Any) -> float:
-    """A score for tables: a spectrum is summed."""
-    return float(score) if isinstance(score, int | float) else float(sum(score))
+    def plan_task(self, run: Run) -> PlanTask | RankPlan:
+        """What is to be done for the plan of a run, measured on its own training examples."""
+        training = PlannedTraining(self.training_options(run))
+        examples, budget = self.training_examples(run.seed), self.budgets[run.budget]
+        return plan_task(self.base, self.modules, run.arm, budget, run.cell.scaling, run.seed, examples, training)
 
 
 def prepare(study: Study, device: str | None = None) -> PreparedStudy:

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.errors import StudyFolderError, Terminated
 from adaptive_lora.files import write_atomically
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
@@ -184,10 +184,6 @@ def study_facts(study: Study) -> dict[str, Any]:
         },
         "expected_runs": {phase.value: count for phase, count in study.matrix.counts().items()},
     }
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came: a scheduler takes the machine back. A checkpoint is saved, as after Ctrl-C."""
 
 
 @contextlib.contextmanager
