@@ -16,8 +16,8 @@ from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StudyFileError, UsageError
-from adaptive_lora.measures.measuring import Measured, Request, measure
-from adaptive_lora.measures.short_run import Practice
+from adaptive_lora.measures.measuring import Measured, measure
+from adaptive_lora.measures.request import PlannedTraining, Request
 from adaptive_lora.measures.weights import weight_norms
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape, select_targets
@@ -32,7 +32,7 @@ from adaptive_lora.study.study_file import Study
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
-_PRACTICE = Practice(TrainingOptions(learning_rate=1e-3, steps=100))
+_TRAINING = PlannedTraining(TrainingOptions(learning_rate=1e-3, steps=100))
 """For short runs where no training was planned: a careful rate."""
 
 DEMO_RECORDS = 4000
@@ -149,8 +149,8 @@ class Material:
 
     def plan(self, run: RunSpec, examples: Sequence[Example]) -> RankPlan:
         """The plan of a run, measured on its own training examples where its strategy measures."""
-        budget, options = self.budgets[run.budget], self.training_options(run)
-        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples, Practice(options))
+        budget, training = self.budgets[run.budget], PlannedTraining(self.training_options(run))
+        return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples, training)
 
 
 def make_plan(
@@ -161,13 +161,13 @@ def make_plan(
     scaling: ScalingPart,
     seed: int,
     examples: Sequence[Example] = (),
-    practice: Practice | None = None,
+    training: PlannedTraining | None = None,
 ) -> RankPlan:
     """An arm's plan on a budget.
 
     Plans that rest on data are measured on calibration examples drawn from `examples` (`base` is then
     needed), plans that rest on chance take the seed's stream `calibration`, unless the study file
-    fixes their `seed` option. Short runs go by `practice`.
+    fixes their `seed` option. Short runs imitate `training`.
     """
     rule = Scaling(scaling.rule, scaling.reference, budget.reference_rank)
     if arm.ranks is not None:
@@ -184,8 +184,8 @@ def make_plan(
         if base is None or (not examples and strategy.effort_of(options) != "weights"):
             raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
         request = Request(
-            base=base, modules=modules, examples=examples, options=options.measuring(), seed=seed, budget=budget,
-            scaling=rule, practice=practice or _PRACTICE,
+            base=base, modules=modules, examples=examples, options=options.measuring(), seed=seed,
+            budget=budget.parameters, scaling=rule, training=training or _TRAINING,
         )  # fmt: skip
         measured = measure(needs, request)
     ranks = strategy.allocate(modules, measured.scores, budget.parameters, options)
