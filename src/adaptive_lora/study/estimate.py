@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -100,11 +99,11 @@ def _plan_all(prepared: PreparedStudy, first: Sequence[Run]) -> tuple[list[RankP
     """
     tasks = [prepared.plan_task(run) for run in first]
     stored: dict[MeasurementKey, MeasurementResult | Exception] = {}
-    price: Counter[str] = Counter()
+    price: dict[str, float] = {}
     for taken in take(m for task in tasks for m in needed(task)):
         stored |= taken.results
         for key in taken.results:
-            price[key.measure] = max(price[key.measure], taken.seconds / len(taken.results))
+            price[key.measure] = max(price.get(key.measure, 0.0), taken.seconds / len(taken.results))
     plans = [task if isinstance(task, RankPlan) else task.plan(collected(task, stored)) for task in tasks]
     matrix, spec = prepared.study.matrix, prepared.study.spec
     runs = [
