@@ -32,15 +32,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adaptive_lora.measures.one_pass import MEASURES, Pass, take
 
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.splits import calibration_subset, make_splits
-from adaptive_lora.measures.one_pass import MEASURES, Pass, take
 from adaptive_lora.measures.short_run import Practice
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.recipes import recipe
-from adaptive_lora.study.prepare import make_plan, open_base, open_records
+from adaptive_lora.study.plan_task import make_plan
+from adaptive_lora.study.prepare import open_base, open_records
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.study.study_file import Study, load_study
 from adaptive_lora.training.adapter import attached

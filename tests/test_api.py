@@ -139,8 +139,8 @@ def test_a_study_from_a_mapping_is_the_study_of_its_file(study_file: Callable[..
     data = YAML(typ="safe", pure=True).load(path)
     by_mapping, by_text = load_study(data), load_study(str(path))
     assert by_mapping.spec == by_text.spec
-    assert by_mapping.run(str(tmp_path / "out"), device="cpu").whole
-    assert by_text.run(tmp_path / "out", device="cpu").whole  # the very same study: nothing is left to train
+    assert by_mapping.run(str(tmp_path / "out"), device="cpu").finished
+    assert by_text.run(tmp_path / "out", device="cpu").finished  # the very same study: nothing is left to train
     assert load_study(tmp_path / "out" / "study.yaml").spec == by_mapping.spec
 
 
@@ -178,7 +178,7 @@ def test_a_strategy_in_a_file_goes_through_a_study(
     (tmp_path / "mine.py").write_text(FILE)
     (tmp_path / "study.yaml").write_text(json.dumps(outside_study(model_folders["gpt2"])))
     study = load_study(tmp_path / "study.yaml")
-    assert study.run(tmp_path / "out", device="cpu").whole
+    assert study.run(tmp_path / "out", device="cpu").finished
     found = load_results(tmp_path / "out")
     assert set(found.runs["arm"]) == {"uniform", "mine", "flat", "turned", "shuffled"}
     assert found.runs.set_index("arm")["strategy"]["mine"] == study.spec.arms[1].strategy
@@ -187,8 +187,8 @@ def test_a_strategy_in_a_file_goes_through_a_study(
     monkeypatch.chdir(tmp_path)
     alone = plan(model_folders["gpt2"], "mine.py:mine", "rank:2")
     assert by_arm["mine"] == alone.ranks and by_arm["shuffled"] != by_arm["mine"] != by_arm["turned"]
-    assert alone.provenance["strategy"] == study.spec.arms[1].strategy
-    assert alone.provenance["strategy_sha256"].startswith(study.spec.arms[1].strategy.partition("@")[2])
+    assert alone.provenance["code"]["file"] == "mine.py"
+    assert alone.provenance["code"]["sha256"].startswith(study.spec.arms[1].strategy.partition("@")[2])
 
     assert report(str(tmp_path / "out")) == tmp_path / "out" / "report.html"  # reading does not need the file
     (tmp_path / "mine.py").write_text(FILE + "# edited\n")

@@ -19,9 +19,12 @@ from adaptive_lora.planning.strategies import Strategy, check_options, find_stra
 from adaptive_lora.planning.strategies.registry import pinned, register, with_pinned_source
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study import study_file
-from adaptive_lora.study.prepare import make_plan, open_base, open_outline, open_records, targets_of, warnings_of
+from adaptive_lora.study.plan_task import make_plan
+from adaptive_lora.study.prepare import open_base, open_outline, open_records, targets_of, warnings_of
+from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
+from adaptive_lora.study.status import StudyStatus
 from adaptive_lora.training.adapter import attached, save_adapter, weights_of
 from adaptive_lora.training.base import DType, FrozenBase, check_device, default_device, frozen
 from adaptive_lora.training.options import TrainingOptions, rate_factors
@@ -150,16 +153,15 @@ class Study:
         out: str | Path,
         *,
         device: str | None = None,
-        watcher: Any = None,
+        listener: ProgressListener | None = None,
         checkpoint_seconds: float = 30.0,
         deviation: str | None = None,
-    ) -> Any:
+    ) -> StudyStatus:
         """`study.runner.run_study`: trains what is missing in the folder `out`; read it with `load_results(out)`.
 
         `device`: by default the accelerator where there is one.
         """
-        chosen = device or default_device()
-        return run_study(self.parsed, Path(out), watcher, chosen, checkpoint_seconds, deviation)
+        return run_study(self.parsed, Path(out), listener, device, checkpoint_seconds, deviation)
 
 
 def load_study(source: str | Path | Mapping[str, Any]) -> Study:

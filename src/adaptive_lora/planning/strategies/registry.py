@@ -31,7 +31,9 @@ GROUP = "adaptive_lora.strategies"
 STRATEGIES: dict[str, Strategy] = {}
 """The package's own strategies, and what imports have registered."""
 OUTSIDE_MEASURES: dict[str, OutsideMeasure] = {}
-"""Measures from outside, by the name that strategies need them by; `base.MEASURES` has what they cost."""
+"""Measures from outside, by name and hash of their code; `base.MEASURES` has what they cost."""
+_MEASURE_KEYS: dict[str, str] = {}
+"""Name -> `name@hash` of the measures that imports have registered."""
 _PINNED: dict[str, Strategy] = {}
 """`name@hash` -> every strategy from outside that was seen in this process."""
 _LOADING: dict[str, _File] = {}
@@ -80,23 +82,24 @@ def register(strategy: Strategy) -> Strategy:
 
 def register_measure(measure: OutsideMeasure, origin: str, digest: str) -> None:
     """Makes a measure known: to strategies in the same file, and outside of `file.py:name` references to all."""
-    if measure.name in MEASURES and measure.name not in OUTSIDE_MEASURES:
+    if measure.name in MEASURES:
         raise StrategyError(f"The package has a measure called {measure.name!r} of its own. Choose another name.")
-    names = [f"{measure.name}@{digest[:12]}", *([] if origin in _LOADING else [measure.name])]
-    OUTSIDE_MEASURES.update(dict.fromkeys(names, measure))
-    MEASURES.update(dict.fromkeys(names, measure.effort))
+    key = f"{measure.name}@{digest[:12]}"
+    OUTSIDE_MEASURES[key], MEASURES[key] = measure, measure.effort
+    if origin not in _LOADING:
+        _MEASURE_KEYS[measure.name] = key
 
 
 def measure_key(name: str, digest: str) -> str:
-    """The name in `MEASURES` that a strategy from outside means; StrategyError where there is none."""
-    own = f"{name}@{digest[:12]}"
-    if own not in MEASURES and name not in MEASURES:
+    """The key in `MEASURES` that a strategy from outside means; StrategyError where there is none."""
+    keys = (f"{name}@{digest[:12]}", _MEASURE_KEYS.get(name, name), name)
+    if not any(key in MEASURES for key in keys):
         known = [measure for measure in MEASURES if "@" not in measure]
         raise StrategyError(
             f"There is no measure {name!r}{nearest_hint(name, known)}. There are: {', '.join(known)}; one of your own "
             "is defined above the strategy, with @adaptive_lora.measure."
         )
-    return own if own in MEASURES else name
+    return next(key for key in keys if key in MEASURES)
 
 
 def find_strategy(reference: str) -> Strategy:

@@ -1,12 +1,10 @@
-"""Agreement of runs against explicit ΔW, C and F; rounds, the race, its held-back judges, and what it costs."""
+"""Marginal gains: agreement against explicit ΔW, C and F; rounds, the race, its held-back judges, and what it costs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +12,22 @@ import pytest
 import torch
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.measures import agreement
-from adaptive_lora.measures.agreement import Agreement, agreements, held_back, inner, marginal_gains
-from adaptive_lora.measures.short_run import Practice, Short, Weights, train_short
-from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.errors import TrainingError
+from adaptive_lora.measures import marginal_gain
+from adaptive_lora.measures.marginal_gain import (
+    Agreement,
+    Search,
+    agreements,
+    held_back,
+    inner,
+    marginal_gains,
+    race_winner,
+)
+from adaptive_lora.measures.short_run import ShortRun
 from adaptive_lora.planning.strategies.base import AgreementOptions
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.evaluate import Evaluation
-from tests.measures.conftest import Told, assert_clean, failing_bank, in_threes, inner_state, options, short_of
+from tests.measures.conftest import Recorder, assert_clean, failing_bank, in_threes, inner_state, short_of, trained
 
 
 def asked(**changes: Any) -> AgreementOptions:
@@ -32,14 +38,23 @@ def draw(*size: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def runs_are(monkeypatch: pytest.MonkeyPatch, make: Callable[[Short, int], Weights]) -> None:
-    """Puts `make(short, i)` in the place of the i-th run's weights."""
-    monkeypatch.setattr(
-        agreement, "train_short", lambda short, seeds, plan: [make(short, i) for i in range(len(seeds))]
-    )
+def gains_of(
+    short: ShortRun, options: AgreementOptions, batches: Sequence[Sequence[Example]], judges: Sequence[Example] = ()
+) -> tuple[Any, dict[str, Any]]:
+    """One search by itself; raises its error."""
+    (found,) = marginal_gains([Search(short, options, batches, judges)])
+    if isinstance(found, TrainingError):
+        raise found
+    return found
 
 
-def random_run(short: Short, i: int, sign: float = 1.0) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def first_round(short: ShortRun, runs: int, batches: Sequence[Sequence[Example]]) -> dict[str, Agreement]:
+    """What runs of the uniform plan share."""
+    seeds = Search(short, asked(runs=runs), batches, ()).seeds
+    return agreements(short, short.plan(), trained(short, seeds), batches)
+
+
+def random_run(short: ShortRun, i: int, sign: float = 1.0) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {
         m.name: (draw(2, m.d_in, seed=2 * i).float(), sign * draw(m.d_out, 2, seed=2 * i + 1).float())
         for m in short.modules
@@ -84,10 +99,10 @@ def test_confirmed_and_felt_are_those_of_a_direct_computation(base: FrozenBase) 
     plan = short.plan()
     assert len({plan.scaling_of(m.name) for m in short.modules}) > 1
     batches, before = in_threes(short.examples), inner_state(base)
-    found = agreements(short, plan, 3, batches)
+    found = first_round(short, 3, batches)
     assert_clean(base, before)
 
-    weights = train_short(short, agreement._seeds(short, 3))
+    weights = trained(short, Search(short, asked(runs=3), batches, ()).seeds)
     moments = moments_of(base, [example for batch in batches for example in batch])
     direct = {}
     for m in short.modules:
@@ -113,39 +128,36 @@ def test_a_module_wants_what_is_confirmed_and_felt_for_its_rank() -> None:
 
 
 def test_the_runs_differ_in_draw_and_order(gpt2: FrozenBase) -> None:
-    told = Told()
-    short = short_of(gpt2, practice=Practice(options(), told.bank()))
-    agreements(short, short.plan(), 3, in_threes(short.examples))
-    assert len({member.seed for member in told.members[0]}) == 3
-    assert len({tuple(e.ids for e in member.batch(0)) for member in told.members[0]}) == 3
-    assert all(member.plan == short.plan() for member in told.members[0])
+    record = Recorder()
+    short = short_of(gpt2, bank=record.bank())
+    first_round(short, 3, in_threes(short.examples))
+    assert len({member.seed for member in record.members[0]}) == 3
+    assert len({tuple(e.ids for e in member.batch(0)) for member in record.members[0]}) == 3
+    assert all(member.plan == short.plan() for member in record.members[0])
 
 
-def test_identical_runs_confirm_each_other_wholly(gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs_are(monkeypatch, lambda short, i: random_run(short, 0))
+def test_identical_runs_confirm_each_other_wholly(gpt2: FrozenBase) -> None:
     short = short_of(gpt2)
-    found = agreements(short, short.plan(), 3, in_threes(short.examples))
+    found = agreements(short, short.plan(), [random_run(short, 0)] * 3, in_threes(short.examples))
     assert [a.confirmed for a in found.values()] == pytest.approx([1] * len(found))
     assert all(a.felt > 0 for a in found.values())
 
 
-def test_independent_runs_confirm_nothing(gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs_are(monkeypatch, random_run)
+def test_independent_runs_confirm_nothing(gpt2: FrozenBase) -> None:
     short = short_of(gpt2)
-    found = agreements(short, short.plan(), 6, in_threes(short.examples))
+    found = agreements(short, short.plan(), [random_run(short, i) for i in range(6)], in_threes(short.examples))
     assert all(0 <= a.confirmed < 0.05 for a in found.values())
 
 
 @pytest.mark.parametrize("sign", [-1.0, 0.0], ids=["opposed", "nothing learnt"])
-def test_runs_that_share_nothing_want_nothing_and_not_less(
-    gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch, sign: float
-) -> None:
-    runs_are(monkeypatch, lambda short, i: random_run(short, 0, sign=sign**i if sign else 0.0))
+def test_runs_that_share_nothing_want_nothing_and_not_less(gpt2: FrozenBase, sign: float) -> None:
     short = short_of(gpt2)
-    found = agreements(short, short.plan(), 2, in_threes(short.examples))
+    runs = [random_run(short, 0, sign=sign**i if sign else 0.0) for i in range(2)]
+    found = agreements(short, short.plan(), runs, in_threes(short.examples))
     assert {(a.confirmed, a.felt, a.wanted) for a in found.values()} == {(0.0, 0.0, 0.0)}
-    gains, _ = marginal_gains(short, asked(rounds=2), in_threes(short.examples), [])  # the second round is uniform
-    assert set(gains.values()) == {0.0}
+    search = Search(short, asked(), in_threes(short.examples), ())
+    search.finish_round(runs)
+    assert set(search.gains[-1].values()) == {0.0} and search.plans == [short.plan()] * 2  # the next is uniform
 
 
 @pytest.mark.parametrize(("count", "held"), [(24, 4), (40, 6), (2, 1)])
@@ -159,23 +171,22 @@ def test_judges_are_a_fixed_draw_and_never_trained_on(gpt2: FrozenBase, count: i
 
 
 def test_a_share_that_is_large_is_cut(gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agreement, "HELD_BACK", (0.5, 3))
+    monkeypatch.setattr(marginal_gain, "HELD_BACK", (0.5, 3))
     assert len(held_back(short_of(gpt2).examples, 5)[0]) == 3
 
 
 def test_every_round_trains_the_plan_of_the_round_before(gpt2: FrozenBase) -> None:
-    told = Told()
-    short = short_of(gpt2, practice=Practice(options(), told.bank()), steps=4)
+    record = Recorder()
+    short = short_of(gpt2, bank=record.bank(), steps=4)
     judges, batches = list(short.examples[:3]), in_threes(short.examples)
-    gains, facts = marginal_gains(short, asked(rounds=2), batches, judges)
-    first, second, race = told.members
-    assert [len(first), len(second), len(race)] == [2, 2, 3] and told.judges == [judges]
+    gains, facts = gains_of(short, asked(rounds=2), batches, judges)
+    first, second, race = record.members
+    assert [len(first), len(second), len(race)] == [2, 2, 3] and record.judges == [judges] * 3
     assert {str(member.plan.ranks) for member in first} == {str(short.plan().ranks)}
-    wanted = {name: a.wanted for name, a in agreements(replace(short, practice=Practice(options())), short.plan(), 2,
-                                                       batches).items()}  # fmt: skip
+    wanted = {name: a.wanted for name, a in first_round(short_of(gpt2, steps=4), 2, batches).items()}
     assert (
         {str(member.plan.ranks) for member in second}
-        == {str(agreement._spent(short.plan(), wanted, asked()).ranks)}
+        == {str(Search(short, asked(), batches, ()).plan_by(wanted).ranks)}
         != {str(short.plan().ranks)}
     )
     assert [member.seed for member in first] == [member.seed for member in second]
@@ -184,7 +195,7 @@ def test_every_round_trains_the_plan_of_the_round_before(gpt2: FrozenBase) -> No
     assert {member.plan.trainable_parameters for member in race} == {short.budget}
     assert facts == {
         "rounds": 2, "short_runs": 4, "short_run_steps": 4, "short_run_parameters": short.budget,
-        "short_run_tokens": told.tokens[0] + told.tokens[1], "race_runs": 3, "race_tokens": told.tokens[2],
+        "short_run_tokens": record.tokens[0] + record.tokens[1], "race_runs": 3, "race_tokens": record.tokens[2],
         "race_losses": facts["race_losses"], "race_winner": facts["race_winner"],
     }  # fmt: skip
     assert list(facts["race_losses"]) == ["uniform", "round 1", "round 2"]
@@ -192,42 +203,27 @@ def test_every_round_trains_the_plan_of_the_round_before(gpt2: FrozenBase) -> No
 
 
 def test_plans_of_rounds_keep_the_bounds(gpt2: FrozenBase) -> None:
-    told = Told()
-    short = short_of(gpt2, practice=Practice(options(), told.bank()), steps=4)
-    marginal_gains(short, asked(min_rank=2, max_rank=6), in_threes(short.examples), list(short.examples[:3]))
-    ranks = told.members[1][1].plan.ranks.values()
+    record = Recorder()
+    short = short_of(gpt2, bank=record.bank(), steps=4)
+    gains_of(short, asked(min_rank=2, max_rank=6), in_threes(short.examples), list(short.examples[:3]))
+    ranks = record.members[1][1].plan.ranks.values()
     assert min(ranks) >= 2 and max(ranks) <= 6
 
 
 def test_without_judges_there_is_no_race(gpt2: FrozenBase) -> None:
-    told = Told()
-    short = short_of(gpt2, practice=Practice(options(), told.bank()))
+    record = Recorder()
+    short = short_of(gpt2, bank=record.bank())
     batches = in_threes(short.examples)
-    gains, facts = marginal_gains(short, asked(), batches, [])
-    assert len(told.members) == 1 and told.judges == [] and not [key for key in facts if "race" in key]
-    assert gains == {name: a.wanted for name, a in agreements(short, short.plan(), 2, batches).items()}
+    gains, facts = gains_of(short, asked(), batches)
+    assert len(record.members) == 1 and record.judges == [] and not [key for key in facts if "race" in key]
+    assert gains == {name: a.wanted for name, a in first_round(short, 2, batches).items()}
 
 
-def raced(
-    monkeypatch: pytest.MonkeyPatch, short: Short, nll: Sequence[Sequence[float]], cut: Sequence[int] = ()
-) -> tuple[list[float], int]:
-    """The race where each plan's judging is known; the runs in `cut` diverged."""
-
-    @contextlib.contextmanager
-    def trained(short: Short, runs: Sequence[tuple[RankPlan, int]]) -> Iterator[Any]:
-        class Judged:
-            slots = tuple(SimpleNamespace(step=short.steps - (i in cut)) for i in range(len(runs)))
-
-            @staticmethod
-            def evaluate(judges: Sequence[Example]) -> list[Evaluation]:
-                tokens = np.full(len(judges), 2)
-                return [Evaluation(np.array(own), tokens, tokens > 0) for own in nll]
-
-        assert len({seed for _, seed in runs}) == 1
-        yield Judged
-
-    monkeypatch.setattr(agreement, "trained", trained)
-    return agreement._race(short, [short.plan()] * len(nll), list(short.examples[: len(nll[0])]))
+def raced(nll: Sequence[Sequence[float]], cut: Sequence[int] = ()) -> int:
+    """The winner where each plan's losses are known; the runs in `cut` diverged."""
+    tokens = np.full(len(nll[0]), 2)
+    found = [Evaluation(np.array(own), tokens, tokens > 0) for own in nll]
+    return race_winner(found, [i not in cut for i in range(len(nll))])
 
 
 EVEN = [4.0, 6.0, 5.0, 7.0]
@@ -248,42 +244,36 @@ RACES: dict[str, tuple[list[list[float]], Sequence[int], int]] = {
 
 
 @pytest.mark.parametrize("case", RACES)
-def test_uniform_is_left_only_for_what_beats_it_for_certain(
-    gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch, case: str
-) -> None:
+def test_uniform_is_left_only_for_what_beats_it_for_certain(case: str) -> None:
     nll, cut, winner = RACES[case]
-    losses, found = raced(monkeypatch, short_of(gpt2), nll, cut)
-    assert found == winner
-    assert losses == pytest.approx([sum(own) / 2 / len(own) for own in nll], nan_ok=True)
+    assert raced(nll, cut) == winner
 
 
-def test_how_certain_is_counted_in_standard_errors_of_the_sum(
-    gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    apart = np.array([-3.0, -1.0, -2.0, 0.0])
-    certain = -apart.sum() / (apart.std(ddof=1) * 2)
+def test_how_certain_is_counted_in_standard_errors_of_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    difference = np.array([-3.0, -1.0, -2.0, 0.0])
+    certain = -difference.sum() / (difference.std(ddof=1) * 2)
     for bound, winner in ((certain * 0.999, 1), (certain * 1.001, 0)):
-        monkeypatch.setattr(agreement, "CERTAIN", bound)
-        assert raced(monkeypatch, short_of(gpt2), [EVEN, list(np.array(EVEN) + apart)])[1] == winner
+        monkeypatch.setattr(marginal_gain, "CERTAIN", bound)
+        assert raced([EVEN, list(np.array(EVEN) + difference)]) == winner
 
 
 def test_the_plan_follows_the_winner(gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
     short = short_of(gpt2)
     batches = in_threes(short.examples)
-    found = agreements(short, short.plan(), 2, batches)
+    found = first_round(short, 2, batches)
     for winner, name in enumerate(("uniform", "round 1")):
-        monkeypatch.setattr(agreement, "_race", lambda *_, winner=winner: ([0.0, 0.0], winner))
-        gains, facts = marginal_gains(short, asked(), batches, list(short.examples[:3]))
+        monkeypatch.setattr(marginal_gain, "race_winner", lambda *_, winner=winner: winner)
+        gains, facts = gains_of(short, asked(), batches, list(short.examples[:3]))
         assert gains == {n: a.wanted if winner else 1.0 for n, a in found.items()} and facts["race_winner"] == name
 
 
 def test_gains_follow_from_the_seed(gpt2: FrozenBase) -> None:
     short = short_of(gpt2, steps=3)
     batches, judges = in_threes(short.examples), list(short.examples[:3])
-    first, again, other = (marginal_gains(replace(short, seed=seed), asked(), batches, judges) for seed in (5, 5, 6))
+    first, again, other = (gains_of(replace(short, seed=seed), asked(), batches, judges) for seed in (5, 5, 6))
     assert first == again
     assert first[1]["race_losses"] != other[1]["race_losses"]
-    plain, changed = (marginal_gains(replace(short, seed=seed), asked(), batches, [])[0] for seed in (5, 6))
+    plain, changed = (gains_of(replace(short, seed=seed), asked(), batches)[0] for seed in (5, 6))
     assert plain != changed
 
 
@@ -291,15 +281,15 @@ def test_the_base_is_left_clean_where_something_breaks(base: FrozenBase, monkeyp
     short, before = short_of(base, steps=3), inner_state(base)
     batches, global_state = in_threes(short.examples), torch.get_rng_state()
     judges = list(short.examples[:3])
-    marginal_gains(short, asked(), batches, judges)
+    gains_of(short, asked(), batches, judges)
     assert_clean(base, before)
     with pytest.raises(OSError, match="cut"):
-        marginal_gains(replace(short, practice=Practice(options(), failing_bank)), asked(), batches, judges)
+        gains_of(short_of(base, bank=failing_bank, steps=3), asked(), batches, judges)
     assert_clean(base, before)
     for part in ("_Moments.on_gradient", "sequence_losses"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"adaptive_lora.measures.agreement.{part}", lambda *_: 1 / 0)
+            patch.setattr(f"adaptive_lora.measures.marginal_gain.{part}", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
-                marginal_gains(short, asked(), batches, judges)
+                gains_of(short, asked(), batches, judges)
         assert_clean(base, before)
     assert torch.equal(torch.get_rng_state(), global_state)

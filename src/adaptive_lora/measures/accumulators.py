@@ -1,4 +1,4 @@
-"""What is kept of each module while batches pass, one class for each way of keeping it.
+"""What is accumulated for each module over the batches of a pass, one class for each kind of sum.
 
 Legend: G_b = dL_b/dW (d_out, d_in) is the gradient on batch b, G the mean over the batches.
 """
@@ -15,8 +15,8 @@ from adaptive_lora.measures.spectra import Moments, effective_rank
 Values = dict[str, float]
 
 
-class Gatherer(Protocol):
-    """What one module leaves behind."""
+class Accumulator(Protocol):
+    """Accumulates over the calls of one module."""
 
     def add(self, x: Tensor, g: Tensor) -> None:
         """One call of the module: its input's rows (n, d_in) and its output's gradient (n, d_out)."""
@@ -29,28 +29,28 @@ class Gatherer(Protocol):
 
     @property
     def bytes(self) -> int:
-        """What is kept between batches."""
+        """Bytes held between batches."""
 
 
-class Keeper(Protocol):
-    """What is made of whole gradients of batches."""
+class GradientSum(Protocol):
+    """Accumulates over whole gradients of batches."""
 
-    def keep(self, gradient: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor) -> None:
         """G_b (d_out, d_in) of the next batch."""
 
     def values(self, batches: int, moments: Moments | None) -> Values:
-        """See `Gatherer`."""
+        """See `Accumulator`."""
 
     @property
     def bytes(self) -> int:
-        """See `Gatherer`."""
+        """See `Accumulator`."""
 
 
-class Gradients:
-    """Forms G_b once for all its keepers, and drops it at the end of the batch."""
+class BatchGradients:
+    """Forms G_b once for all its sums, and drops it at the end of the batch."""
 
-    def __init__(self, keepers: Sequence[Keeper]) -> None:
-        self.keepers = keepers
+    def __init__(self, sums: Sequence[GradientSum]) -> None:
+        self.sums = sums
         self.current: Tensor | None = None
 
     def add(self, x: Tensor, g: Tensor) -> None:
@@ -58,19 +58,19 @@ class Gradients:
 
     def complete(self) -> None:
         if self.current is not None:
-            for keeper in self.keepers:
-                keeper.keep(self.current)
+            for each in self.sums:
+                each.add_gradient(self.current)
             self.current = None
 
     def values(self, batches: int, moments: Moments | None) -> Values:
-        return {name: value for keeper in self.keepers for name, value in keeper.values(batches, moments).items()}
+        return {name: value for each in self.sums for name, value in each.values(batches, moments).items()}
 
     @property
     def bytes(self) -> int:
-        return sum(keeper.bytes for keeper in self.keepers)
+        return sum(each.bytes for each in self.sums)
 
 
-class WholeGradient:
+class MeanGradient:
     """Keeps Σ G_b: the measures by their definition.
 
     - `weight-gradient`: mean |W ⊙ G|
@@ -82,7 +82,7 @@ class WholeGradient:
         self.weight = weight  # (d_out, d_in)
         self.total: Tensor | None = None
 
-    def keep(self, gradient: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor) -> None:
         self.total = gradient if self.total is None else self.total.add_(gradient)
 
     def values(self, batches: int, moments: Moments | None) -> Values:
@@ -99,7 +99,7 @@ class WholeGradient:
         return 0 if self.total is None else self.total.numel() * self.total.element_size()
 
 
-class BatchGradient:
+class EntrywiseMeans:
     """Keeps of every G_b only the mean over the batches of `entrywise`.
 
     That is mean_b mean |W ⊙ G_b|, in place of mean |W ⊙ mean_b G_b|: signs that differ between batches
@@ -110,25 +110,26 @@ class BatchGradient:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight  # (d_out, d_in)
-        self.sums: Values = {}
+        self.totals: Values = {}
 
-    def keep(self, gradient: Tensor) -> None:
+    def add_gradient(self, gradient: Tensor) -> None:
         for measure, value in entrywise(self.weight, gradient).items():
-            self.sums[measure] = self.sums.get(measure, 0.0) + value
+            self.totals[measure] = self.totals.get(measure, 0.0) + value
 
     def values(self, batches: int, moments: Moments | None) -> Values:
-        return {measure: value / batches for measure, value in self.sums.items()}
+        return {measure: value / batches for measure, value in self.totals.items()}
 
 
-class BSquares:
-    """`b-gradient`: the mean over batches and entries of (dL_b/dB)², at B = 0 and the first A (r, d_in).
+class BGradient:
+    """`b-gradient`: the mean over batches and entries of (dL_b/dB)², at B = 0 and the initial A (r, d_in).
 
-    The output is Wx + s B A x, so that dL/dB = s gᵀ(x Aᵀ) = s G_b Aᵀ; A's own gradient is 0 there. Where G_b is
-    formed for another measure it is the cheaper way; alone, the calls' rows are enough and G_b is never formed.
+    With the output Wx + B A x (scaling 1; another one would be a factor common to all modules), dL/dB = gᵀ(x Aᵀ),
+    and A's own gradient is 0. The rows of the calls are enough: G_b is never formed for it, so that the value
+    does not depend on what else is measured.
     """
 
-    def __init__(self, a: Tensor, scaling: float) -> None:
-        self.a = a * scaling
+    def __init__(self, a: Tensor) -> None:
+        self.a = a
         self.current: Tensor | None = None
         self.squares = 0.0
 
@@ -140,9 +141,6 @@ class BSquares:
         if self.current is not None:
             self.squares += float(self.current.square().mean())
             self.current = None
-
-    def keep(self, gradient: Tensor) -> None:
-        self.squares += float((gradient @ self.a.T).square().mean())
 
     def values(self, batches: int, moments: Moments | None) -> Values:
         return {"b-gradient": self.squares / batches}

@@ -1,0 +1,103 @@
+"""What a group of measures is: names, the inputs they depend on, and the function that takes them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.measures.request import Measurement, Request
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.strategies.base import Effort
+from adaptive_lora.training.base import FrozenBase
+
+Value = float | list[float]
+"""Of one module: a number, or a spectrum in descending order."""
+
+Tick = Callable[[int, int], None]
+"""Called after step k of n (a batch of a pass, an update of short runs); raises KeyboardInterrupt to stop."""
+
+
+def no_tick(step: int, steps: int) -> None:
+    """Neither progress nor a stop."""
+
+
+@dataclass(frozen=True)
+class MeasurementResult:
+    """The values of one measurement, and what it cost. JSON keeps both exactly."""
+
+    values: Mapping[str, Value]
+    """Module -> value."""
+    facts: Mapping[str, Any]
+    """Seconds by group, calibration records, what short runs cost, and what else a measure reports."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; `MeasurementResult(**...)` reads them back."""
+        return {"values": dict(self.values), "facts": dict(self.facts)}
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What a group found in one go."""
+
+    results: Sequence[MeasurementResult | Exception]
+    """One for each measurement, in their order; an error where one of them failed by itself."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """`gradient_passes` and `forward_passes` over calibration batches, `short_runs` trained, each counted once."""
+    share: float = 1.0
+    """Share of the seconds that one measurement accounts for: 1 / n where n runs were trained side by side."""
+
+
+MeasureFn = Callable[[Sequence[Measurement], Tick], GroupResult]
+"""Takes measurements together: all of one base, one set of modules, one bank and loss."""
+
+
+@dataclass(frozen=True)
+class MeasureGroup:
+    """Measures that come from the same pass or the same training."""
+
+    name: str
+    inputs: Mapping[str, tuple[str, ...]]
+    """Measure -> the inputs (`request.INPUTS`) that its value depends on, besides base and modules."""
+    take: MeasureFn
+    together: Callable[[Measurement], Hashable] = lambda measurement: measurement.key
+    """Measurements with equal values are given to `take` at once; by default each by itself."""
+    at_once: int = 32
+    """Most measurements given to `take` at once."""
+
+
+MeasureModules = Callable[
+    [FrozenBase, Sequence[ModuleShape], Sequence[Sequence[Example]]], Mapping[str, float] | Mapping[str, list[float]]
+]
+"""(base, modules, calibration batches) -> module -> value: the plainest form of a measure."""
+
+
+def plain_group(measure: str, function: MeasureModules, effort: Effort) -> MeasureGroup:
+    """A group of one measure given as a plain function; with the effort `weights` it gets no batches."""
+    by_weights = effort == "weights"
+
+    def take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
+        found: list[MeasurementResult | Exception] = []
+        for i, request in enumerate(m.request for m in measurements):
+            batches = [] if by_weights else request.batches
+            values = {name: _plain(value) for name, value in function(request.base, request.modules, batches).items()}
+            found.append(MeasurementResult(values, {} if by_weights else calibration_facts(request)))
+            tick(i + 1, len(measurements))
+        return GroupResult(found)
+
+    return MeasureGroup(measure, {measure: () if by_weights else ("calibration",)}, take)
+
+
+def calibration_facts(request: Request) -> dict[str, Any]:
+    """How many records and tokens were used, and which: their hash."""
+    records = [example for batch in request.batches for example in batch]
+    return {
+        "calibration_records": len(records),
+        "calibration_tokens": sum(len(example.ids) for example in records),
+        "calibration_hash": request.calibration_hash,
+    }
+
+
+def _plain(value: Any) -> Value:
+    return float(value) if isinstance(value, int | float) else [float(x) for x in value]
