@@ -1,6 +1,6 @@
 """study.db: every run's spec, state, curve and results. SQLite, one writer, readable at any moment.
 
-A result is written in one transaction with the status that says it stands, so that a kill at any
+A result is written in one transaction with the status that makes it count, so that a kill at any
 moment leaves a run either finished with all its numbers or not finished.
 """
 
@@ -73,7 +73,7 @@ class Ledger:
         self._db.close()
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the study as a whole: identity, spec, versions, material."""
+        """What is known of the study as a whole: identity, spec, versions, model, data."""
         if not self._db.execute("PRAGMA user_version").fetchone()[0]:
             return {}
         return {row["key"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM study")}

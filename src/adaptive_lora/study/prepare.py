@@ -1,4 +1,4 @@
-"""What a study works on: base model, target modules, budgets, records; `demo` resolved, everything checked."""
+"""A study made ready: base model, target modules, budgets and records loaded, everything checked."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class PreparedStudy:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of the material."""
+        """What a report says of model and data."""
         spec = self.study.spec
         return {
             "model": {

@@ -46,7 +46,7 @@ def run_study(
     checkpoint_seconds: float = 30.0,
     deviation: str | None = None,
 ) -> StudyStatus:
-    """Trains what is missing of `study` in the folder `out`, and says how it stands.
+    """Trains what is missing of `study` in the folder `out`, and returns its status.
 
     What is decided is locked before the first step (`study.lock`). A study file that has changed since is refused,
     unless `deviation` says why: then the lock records what changed, and the report says so. `device`: by default the
@@ -90,7 +90,7 @@ def run_study(
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:
-    """After a deviation, the runs that the study does not ask for any more; they are kept, and count nowhere."""
+    """After a deviation, sets aside runs that the study does not ask for any more; they are kept and do not count."""
     if ledger.facts()["lock"]["deviations"]:
         left = set_aside(prepared.study.matrix, prepared.context, ledger)
         if left and listener:

@@ -1,4 +1,4 @@
-"""Where a study stands: the one answer that runner, `status`, report and memory bank give."""
+"""The status of a study: the one answer that runner, `status`, report and memory bank give."""
 
 from __future__ import annotations
 

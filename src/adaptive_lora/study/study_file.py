@@ -1,4 +1,4 @@
-"""The study file: what is compared with what, on which data, trained how. Validated once, at the door."""
+"""The study file: what is compared with what, on which data, trained how. Validated once, when it is read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Study:
 
     @property
     def identity(self) -> str:
-        """Hash of all that the file says (comments, order of keys and trackers apart): the study's content."""
+        """Hash of the file's content: of all but comments, the order of keys, and trackers."""
         canonical = json.dumps(self.spec.model_dump(mode="json", exclude={"tracking"}), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
