@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.request import Measurement, Request
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import Effort
@@ -97,6 +99,16 @@ def calibration_facts(request: Request) -> dict[str, Any]:
         "calibration_tokens": sum(len(example.ids) for example in records),
         "calibration_hash": request.calibration_hash,
     }
+
+
+def check_values(measure: str, values: Mapping[str, Value]) -> TrainingError | None:
+    """An error where values are not finite, or all 0: no ranks follow from them."""
+    sums = {name: value if isinstance(value, float) else math.fsum(value) for name, value in values.items()}
+    if bad := [name for name, value in sums.items() if not math.isfinite(value)]:
+        return TrainingError(f"The score {measure} of {bad[0]} is not finite; use float32 for the base model.")
+    if not any(sums.values()):
+        return TrainingError(f"The score {measure} is 0 everywhere; use float32 for the base model.")
+    return None
 
 
 def _plain(value: Any) -> Value:
