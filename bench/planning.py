@@ -40,7 +40,8 @@ from adaptive_lora.measures.request import PlannedTraining
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.recipes import recipe
-from adaptive_lora.study.prepare import make_plan, open_base, open_records
+from adaptive_lora.study.plan_task import make_plan
+from adaptive_lora.study.prepare import open_base, open_records
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.study.study_file import Study, load_study
 from adaptive_lora.training.adapter import attached

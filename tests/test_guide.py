@@ -123,7 +123,7 @@ def test_its_study_runs_to_the_report(added: Strategy, tmp_path: Path) -> None:
         assert old in text
         text = text.replace(old, new)
     (tmp_path / "short.yaml").write_text(text + "analysis: {primary: []}\ncontrols: none\n")
-    assert run_study(load_study(tmp_path / "short.yaml"), tmp_path / "out").whole
+    assert run_study(load_study(tmp_path / "short.yaml"), tmp_path / "out").finished
     assert load_results(tmp_path / "out")["trainable_parameters"].eq(98_304).all()
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         assert "my-ranks-elsewhere" in write_report(ledger, tmp_path / "out").read_text()

@@ -15,7 +15,8 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.study.prepare import make_plan, open_base, open_outline, open_records, targets_of, warnings_of
+from adaptive_lora.study.plan_task import make_plan
+from adaptive_lora.study.prepare import open_base, open_outline, open_records, targets_of, warnings_of
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.adapter import attached, save_adapter, weights_of
 from adaptive_lora.training.base import FrozenBase

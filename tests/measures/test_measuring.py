@@ -247,27 +247,50 @@ def test_one_strategy_fails_and_the_measure_says_why(base: FrozenBase, monkeypat
         measure(["adalora-rank"], only.request)
 
 
-def rms(base: FrozenBase, modules: Any, batches: Any) -> dict[str, float]:
-    """A measure from outside: the size of the weights, and how many batches it was given."""
-    return {m.name: float(base.model.get_submodule(m.name).weight.norm()) + len(batches) for m in modules}
+def rms(base: FrozenBase, modules: Any) -> dict[str, float]:
+    """A measure from outside: the size of the weights."""
+    return {m.name: float(base.model.get_submodule(m.name).weight.norm()) for m in modules}
+
+
+def counted(modules: Any, batches: Any) -> dict[str, tuple[int, ...]]:
+    """Another: the sizes of the batches that it was given."""
+    return {m.name: tuple(map(len, batches)) for m in modules}
 
 
 def test_a_plain_function_becomes_a_measure(base: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "GROUPS", dict(measuring.GROUPS))
-    measuring.register(plain_group("weight-rms", rms, "weights"))
-    measuring.register(plain_group("rms-on-data", rms, "gradients"))
+    measuring.register(plain_group("weight-rms", rms))
+    measuring.register(plain_group("counted", counted))
     request = wanted(base, ("gradient-norm",))[0].request
-    found = measure(["weight-rms", "rms-on-data", "gradient-norm"], request)
-    assert found.scores["weight-rms"] == rms(base, request.modules, [])
-    assert found.scores["rms-on-data"] == rms(base, request.modules, [1, 2])
-    assert found.facts["seconds"].keys() == {"calibration pass", "weight-rms", "rms-on-data"}
-    by_weights, by_data = measurements(["weight-rms", "rms-on-data"], request)
-    other = measurements(["weight-rms", "rms-on-data"], replace(request, seed=9))
-    assert by_weights.key == other[0].key and by_data.key != other[1].key
+    needs = ["weight-rms", "counted"]
+    found = measure([*needs, "gradient-norm"], request)
+    assert found.scores["weight-rms"] == rms(base, request.modules)
+    assert set(map(tuple, found.scores["counted"].values())) == {(3.0, 3.0)}  # type: ignore[arg-type]
+    assert found.facts["seconds"].keys() == {"calibration pass", *needs} and found.facts["calibration_records"] == 6
+    plain, other = (measurements(needs, replace(request, seed=seed)) for seed in (5, 9))
+    assert [a.key == b.key for a, b in zip(plain, other, strict=True)] == [True, False]
     with pytest.raises(UsageError, match="'weight-rms' already"):
-        measuring.register(plain_group("weight-rms", rms, "weights"))
+        measuring.register(plain_group("weight-rms", rms))
     with pytest.raises(UsageError, match=r"no measure 'weight-rsm'.*weight-rms"):
         measurements(["weight-rsm"], request)
+
+
+def test_edited_code_is_another_measure_and_may_be_called_by_another(
+    base: FrozenBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "GROUPS", dict(measuring.GROUPS))
+    heard: list[set[str]] = []
+
+    def call(modules: Any, **known: Any) -> dict[str, float]:
+        heard.append(set(known))
+        return {m.name: 2 for m in modules}
+
+    for name, version in (("plain", ""), ("first", "3f"), ("edited", "4a")):
+        measuring.register(plain_group(name, rms, version, call))
+    request = wanted(base, ("gradient-norm",))[0].request
+    assert len({m.key.inputs for m in measurements(["plain", "first", "edited"], request)}) == 3
+    assert set(measure(["first"], request).scores["first"].values()) == {2.0}
+    assert heard == [{"base", "seed", "options"}]
 
 
 def test_keys_name_the_base_and_the_modules(base: FrozenBase) -> None:

@@ -18,7 +18,7 @@ from adaptive_lora.measures.short_run import short_run_of
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies.base import OverRankOptions
-from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.base import FrozenBase
 from tests.measures.conftest import (

@@ -11,7 +11,7 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.strategies import STRATEGIES, check_options, find_strategy
 from adaptive_lora.planning.strategies.base import Strategy
-from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 
 BOTH = ["inverted", "shuffled"]

@@ -407,7 +407,7 @@ def test_an_interrupted_run_leaves_a_bank(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lines.PlainWatcher, "begin", interrupt)
+    monkeypatch.setattr(lines.PlainProgress, "begin", interrupt)
     found = CliRunner().invoke(app, ["run", str(study_file()), "--out", str(tmp_path / "out")])
     assert found.exit_code == 130
     assert "Unfinished: 0 of 8 runs" in (tmp_path / "out" / "memory-bank" / "activeContext.md").read_text()

@@ -22,18 +22,19 @@ from numpy.typing import NDArray
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.runs import RunSpec
+from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.plan_store import PLAN_TABLES, PlanStore, unpacked
 
 BASE = "base"
 """The frozen model's place among the evaluations."""
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE runs (
     run_id TEXT PRIMARY KEY, phase TEXT NOT NULL, arm TEXT NOT NULL, strategy TEXT NOT NULL,
     budget TEXT NOT NULL, scaling TEXT NOT NULL, learning_rate REAL NOT NULL, seed INTEGER NOT NULL,
     replica INTEGER NOT NULL, status TEXT NOT NULL, step INTEGER, steps INTEGER, error TEXT,
-    engine TEXT, device TEXT, plan TEXT, trainable_parameters INTEGER, plan_seconds REAL, train_seconds REAL,
+    engine TEXT, device TEXT, kernels TEXT, trainable_parameters INTEGER, plan_seconds REAL, train_seconds REAL,
     started REAL, finished REAL
 );
 CREATE TABLE evaluations (
@@ -43,9 +44,10 @@ CREATE TABLE evaluations (
     PRIMARY KEY (run_id, split)
 );
 CREATE TABLE curves (run_id TEXT PRIMARY KEY, columns TEXT NOT NULL, points BLOB NOT NULL);
-PRAGMA user_version = 1;
+{PLAN_TABLES}
+PRAGMA user_version = 2;
 """
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
         self._db = connection
+        self.planning = PlanStore(connection)
+        """Plans and measurements, kept as soon as they are made."""
 
     def close(self) -> None:
         """Closes; the last writer folds its log into the one file."""
@@ -81,7 +85,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO study VALUES (?, ?)", [(k, json.dumps(v)) for k, v in facts.items()]
             )
 
-    def register(self, runs: Mapping[str, RunSpec]) -> None:
+    def register(self, runs: Mapping[str, Run]) -> None:
         """Adds runs that are not there yet, as pending; those that are get the labels that they have now.
 
         A run that was for tuning and is now to be evaluated lacks its test, and is to be done again. What is registered
@@ -90,7 +94,7 @@ class Ledger:
         aside = self._set_aside()
         rows = [
             (
-                run_id, run.phase.value, run.arm.name, run.arm.strategy or "ranks", run.budget, run.scaling.rule,
+                run_id, run.phase.value, run.arm.name, run.arm.strategy or "ranks", run.budget, run.cell.scaling.rule,
                 run.learning_rate, run.seed, run.replica, Status.PENDING.value,
             )
             for run_id, run in runs.items()
@@ -114,13 +118,13 @@ class Ledger:
         row = self._db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         return Status(row["status"]) if row else Status.PENDING
 
-    def begin(self, run_id: str, engine: str, device: str, steps: int) -> None:
-        """Marks a run as running."""
+    def begin(self, run_id: str, engine: str, device: str, steps: int, kernels: str | None = None) -> None:
+        """Marks a run as running; `kernels` says what computes attention and adapters."""
         with self._db:
             self._db.execute(
-                "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, error = NULL, started = ?"
+                "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, kernels = ?, error = NULL, started = ?"
                 " WHERE run_id = ?",
-                (Status.RUNNING.value, engine, device, steps, time.time(), run_id),
+                (Status.RUNNING.value, engine, device, steps, kernels, time.time(), run_id),
             )
 
     def record_step(self, run_id: str, step: int) -> None:
@@ -149,13 +153,14 @@ class Ledger:
         points = np.array([curve[column] for column in columns], dtype=np.float64)
         with self._db:
             self._db.execute(
-                "UPDATE runs SET status = ?, step = steps, error = NULL, plan = ?, trainable_parameters = ?,"
+                "UPDATE runs SET status = ?, step = steps, error = NULL, trainable_parameters = ?,"
                 " plan_seconds = ?, train_seconds = ?, finished = ? WHERE run_id = ?",
                 (
-                    Status.COMPLETED.value, json.dumps(plan), plan["trainable_parameters"], seconds["plan"],
-                    seconds["train"], time.time(), run_id,
+                    Status.COMPLETED.value, plan["trainable_parameters"], seconds["plan"], seconds["train"],
+                    time.time(), run_id,
                 ),
             )  # fmt: skip
+            self.planning.write_plan(run_id, plan, seconds["plan"])
             self._db.execute(
                 "INSERT OR REPLACE INTO curves VALUES (?, ?, ?)",
                 (run_id, json.dumps(columns), zlib.compress(points.tobytes())),
@@ -181,10 +186,30 @@ class Ledger:
         )  # fmt: skip
 
     def runs(self, every: bool = False) -> list[dict[str, Any]]:
-        """The runs in the order they were registered, without plans; `every`: those set aside by a deviation too."""
+        """The runs in the order they were registered; `every`: those set aside by a deviation too."""
         aside = set() if every else self._set_aside()
         rows = self._db.execute("SELECT * FROM runs ORDER BY rowid")
-        return [{k: v for k, v in dict(row).items() if k != "plan"} for row in rows if row["run_id"] not in aside]
+        return [dict(row) for row in rows if row["run_id"] not in aside]
+
+    def statuses(self, every: bool = False) -> dict[str, Status]:
+        """run_id -> status, likewise."""
+        aside = set() if every else self._set_aside()
+        rows = self._db.execute("SELECT run_id, status FROM runs ORDER BY rowid")
+        return {row["run_id"]: Status(row["status"]) for row in rows if row["run_id"] not in aside}
+
+    def tuning_results(self) -> list[tuple[tuple[str, str], float, float | None]]:
+        """((arm, budget), rate, validation loss) of every finished tuning run; None where it diverged."""
+        aside = self._set_aside()
+        rows = self._db.execute(
+            "SELECT runs.run_id, arm, budget, learning_rate, nll, evaluations.tokens AS tokens FROM runs"
+            " LEFT JOIN evaluations ON evaluations.run_id = runs.run_id AND split = 'validation'"
+            " WHERE phase = 'tuning' AND status IN ('completed', 'diverged') ORDER BY runs.rowid"
+        )
+        return [
+            ((row["arm"], row["budget"]), row["learning_rate"], row["nll"] / row["tokens"] if row["tokens"] else None)
+            for row in rows
+            if row["run_id"] not in aside
+        ]
 
     def totals(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(run_id or `base`, split) -> summed nll, tokens, exact answers and records."""
@@ -192,7 +217,7 @@ class Ledger:
         return {(row["run_id"], row["split"]): dict(row) for row in self._db.execute(query)}
 
     def by_record(self, run_id: str, split: str) -> SplitResult | None:
-        """Per-record results, or nothing where there are none."""
+        """Per-record results; None where there are none."""
         row = self._db.execute("SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)).fetchone()
         if row is None:
             return None
@@ -204,13 +229,14 @@ class Ledger:
 
     def plan(self, run_id: str) -> dict[str, Any] | None:
         """The plan of a finished run, as JSON values."""
-        row = self._db.execute("SELECT plan FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        return json.loads(row["plan"]) if row and row["plan"] else None
+        found = self.planning.plan(run_id) if self.status_of(run_id) is Status.COMPLETED else None
+        return found[0] if found else None
 
     def plans(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(run_id, plan) of every finished run, in the order they were registered, one at a time."""
-        for row in self._db.execute("SELECT run_id, plan FROM runs WHERE plan IS NOT NULL ORDER BY rowid"):
-            yield row["run_id"], json.loads(row["plan"])
+        query = "SELECT run_id, plan FROM plans JOIN runs USING (run_id) WHERE status = ? ORDER BY runs.rowid"
+        for row in self._db.execute(query, (Status.COMPLETED.value,)):
+            yield row["run_id"], unpacked(row["plan"])
 
     def curve(self, run_id: str) -> dict[str, list[float]] | None:
         """Column -> value per step of a finished run."""
@@ -273,5 +299,8 @@ def _connect(path: Path, uri: str) -> Ledger:
         raise StudyFolderError(f"{path} cannot be read as a ledger: {error}.") from None
     if (version, bool(tables)) not in ((0, False), (_VERSION, True)):
         connection.close()
-        raise StudyFolderError(f"{path} is no ledger of this version ({version} instead of {_VERSION}).")
+        raise StudyFolderError(
+            f"{path}: unsupported ledger version {version}; this adaptive-lora reads version {_VERSION}. Open it "
+            "with the version that made it, or name a new folder."
+        )
     return Ledger(connection)

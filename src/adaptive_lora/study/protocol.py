@@ -12,7 +12,7 @@ Everything else is exploratory. **Controls** ask of the study itself whether it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
@@ -101,19 +101,6 @@ def assay_budgets(spec: StudySpec) -> tuple[str, ...]:
 def baseline_of(spec: StudySpec) -> ArmPart:
     """The arm that all others are compared with."""
     return next(arm for arm in spec.arms if arm.name == spec.analysis.baseline)
-
-
-def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
-    """(budget, arm), controls last, then the budgets of the baseline alone.
-
-    Fixed ranks have a size of their own and so stand under the first budget alone.
-    """
-    for index, budget in enumerate(spec.budgets):
-        for arm in (*spec.arms, *control_arms(spec, budget)):
-            if arm.ranks is None or index == 0:
-                yield budget, arm
-    for budget in assay_budgets(spec):
-        yield budget, baseline_of(spec)
 
 
 def primary_comparisons(spec: StudySpec) -> tuple[Comparison, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.study.matrix import StudyMatrix, matrix_of
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
 from adaptive_lora.study.validation import complaints_of, cross_complaints
@@ -32,6 +34,11 @@ class Study:
         """Hash of all that the file says (comments, order of keys and trackers apart): the study's content."""
         canonical = json.dumps(self.spec.model_dump(mode="json", exclude={"tracking"}), sort_keys=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @functools.cached_property
+    def matrix(self) -> StudyMatrix:
+        """Its cells, comparisons and controls, resolved once."""
+        return matrix_of(self.spec)
 
     def locate(self, text: str) -> str:
         """`text` with `${NAME}` filled in; a relative path is sought beside the study file, then from here."""

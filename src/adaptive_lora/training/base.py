@@ -110,6 +110,13 @@ def load_tokenizer(name: str, location: str | Path, revision: str | None = None)
         return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
 
 
+def default_device() -> str:
+    """The accelerator where there is one, else the CPU: `cuda`, `mps` or `cpu`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def check_device(device: str | torch.device) -> torch.device:
     """A device that is there; UsageError with those that are otherwise."""
     there = ["cpu"]

@@ -34,7 +34,7 @@ RANK_5 = ("rank:2", "rank:5")  # attention and MLP alone can spend it to the las
 @pytest.fixture(params=["bank", "reference"])
 def done(request: pytest.FixtureRequest, study_file: WriteStudy, tmp_path: Path) -> Path:
     path = study_file(ARMS, RANK_5, ("engine: bank", f"engine: {request.param}"))
-    assert run_study(load_study(path), tmp_path / "out").whole
+    assert run_study(load_study(path), tmp_path / "out").finished
     return tmp_path / "out"
 
 
@@ -156,7 +156,7 @@ def test_transforms_run_as_arms(study_file: WriteStudy, tmp_path: Path) -> None:
     arms = (
         "[uniform, empirical, inverted, shuffled, {name: turned, strategy: inverted, options: {source: linear-decay}}]"
     )
-    assert run_study(load_study(study_file((ALL, arms))), tmp_path / "out").whole
+    assert run_study(load_study(study_file((ALL, arms))), tmp_path / "out").finished
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         ranks = ranks_table(ledger).pivot_table(index=["arm", "seed"], columns="module", values="rank")
         plans = {(run["arm"], run["seed"]): ledger.plan(run["run_id"]) for run in ledger.runs()}
