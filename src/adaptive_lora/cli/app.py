@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -30,9 +31,13 @@ app.add_typer(data_app, name="data")
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 err = Console(stderr=True, highlight=False)
 
+_TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "tokenizers"}
+"""What the extra `train` brings."""
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE}
+"""Failures that no other argument would mend."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-FolderArgument = Annotated[Path, typer.Argument(help="Study folder, as given to `run --out`.")]
 
 
 def explained(function: F) -> F:
@@ -54,12 +59,20 @@ def explained(function: F) -> F:
         except KeyboardInterrupt:
             err.print("interrupted; the same command goes on where it stopped")
             raise typer.Exit(130) from None
-        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            err.print(f"error: {error.filename or error}: {error.strerror}.", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except OSError as error:
+            text = f"{error.filename}: {error.strerror}." if error.filename else str(error)
+            err.print(f"error: {text}", markup=False, soft_wrap=True)
+            raise typer.Exit(1 if error.errno in _OF_THE_MACHINE else 2) from None
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _TRAIN:
+                raise
+            name = function.__name__.replace("_", " ")
+            remedy = "pip install 'adaptive-lora[train]'"
+            err.print(f"error: `{name}` needs torch and its family: {remedy}", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
 
     return verb  # type: ignore[return-value]
 
