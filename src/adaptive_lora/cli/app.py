@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import json
 import os
 import sqlite3
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -33,11 +31,12 @@ err = Console(stderr=True, highlight=False)
 
 _TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "tokenizers"}
 """What the extra `train` brings."""
-_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE}
-"""Failures that no other argument would mend."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+_WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of a path that cannot be what was asked of it; other failures are not the user's."""
 
 
 def explained(function: F) -> F:
@@ -62,10 +61,11 @@ def explained(function: F) -> F:
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
-        except OSError as error:
-            text = f"{error.filename}: {error.strerror}." if error.filename else str(error)
-            err.print(f"error: {text}", markup=False, soft_wrap=True)
-            raise typer.Exit(1 if error.errno in _OF_THE_MACHINE else 2) from None
+        except OSError as error:  # a full disk, a read-only one, a folder that cannot be
+            usage = isinstance(error, _WRONG_PLACE)
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            err.print(f"{'error' if usage else 'failed'}: {reason}.", markup=False, soft_wrap=True)
+            raise typer.Exit(2 if usage else 1) from None
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in _TRAIN:
                 raise

@@ -14,7 +14,6 @@ from adaptive_lora.cli.shared import remember, tell_report, tell_status
 from adaptive_lora.errors import UsageError
 from adaptive_lora.study.folder import StudyPaths, is_in_use
 
-
 ReadingArgument = Annotated[Path, typer.Argument(help="Study folder, or one that `results --out` wrote.")]
 
 

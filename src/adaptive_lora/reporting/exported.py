@@ -30,7 +30,7 @@ RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "leve
 
 
 def export_study(folder: Path, to: Path) -> list[Path]:
-    """Everything of a study folder that is to be kept: `export_all`, its lock, its memory bank with what people wrote."""
+    """All of a study folder that is to be kept: `export_all`, the lock, the memory bank with what people wrote."""
     lock = StudyPaths(folder).decisions
     with contextlib.closing(open_to_read(folder)) as ledger:
         written = export_all(ledger, to)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ def study_status(folder: Path) -> StudyStatus:
     in_use = is_in_use(folder)
     if (ledger := open_recorded(folder)) is None:
         facts, table = read_export(folder)
-        runs = table.assign(steps=None).astype(object).where(table.notna(), None).to_dict("records")
+        runs = [{**run, "steps": None} for run in json.loads(table.to_json(orient="records", double_precision=15))]
     else:
         with contextlib.closing(ledger):
             facts, runs = ledger.facts(), ledger.runs()

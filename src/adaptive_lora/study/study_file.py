@@ -63,12 +63,12 @@ def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def portable_text(study: Study) -> str:
     """The study file with every path that is relative to it made absolute, to stand in another folder."""
-    paths = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
+    paths: dict[Location, str] = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
     data = read_yaml(study.text, study.path)[0]
     for index, arm in enumerate(data["arms"]):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
             paths["arms", index, "ranks"] = arm["ranks"]
-    found = {}
+    found: dict[Location, str] = {}
     for at, text in paths.items():
         located = Path(study.locate(text))
         fixed = text == demo.MODEL or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
