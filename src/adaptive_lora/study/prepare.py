@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Encoder, Example
@@ -16,11 +16,9 @@ from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StudyFileError, UsageError
-from adaptive_lora.measures.measuring import Measured, Request, measure
-from adaptive_lora.measures.short_run import Practice
-from adaptive_lora.measures.weights import weight_norms
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape, select_targets
+from adaptive_lora.planning.outline import ModelOutline, outline_from_config
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.streams import derive_seed
@@ -29,28 +27,36 @@ from adaptive_lora.study.runs import RunSpec
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.study.settings import steps_of, training_of
 from adaptive_lora.study.study_file import Study
-from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, load_base, load_tokenizer, outline_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
-_PRACTICE = Practice(TrainingOptions(learning_rate=1e-3, steps=100))
-"""For short runs where no training was planned: a careful rate."""
+if TYPE_CHECKING:  # plans by shape need no torch
+    from adaptive_lora.measures.short_run import Practice
+    from adaptive_lora.training.base import FrozenBase
 
 DEMO_RECORDS = 4000
 """How many different records a generated source has at the most."""
 
 
 def open_outline(name: str, revision: str | None = None) -> ModelOutline:
-    """`training.base.outline_of` that knows the embedded model."""
+    """A model's outline, by its configuration alone; knows the embedded model."""
+    if found := outline_from_config(name, Path(_location(name))):
+        return found
+    from adaptive_lora.training.base import outline_of
+
     return outline_of(name, _location(name), revision)
 
 
 def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
     """`training.base.load_base` that knows the embedded model."""
+    from adaptive_lora.training.base import load_base
+
     return load_base(name, _location(name), revision, dtype, device)
 
 
 def open_encoder(name: str, max_length: int, template: str, revision: str | None = None) -> Encoder:
     """An encoder for a model of which only configuration and tokenizer are read."""
+    from adaptive_lora.training.base import load_tokenizer
+
     outline = open_outline(name, revision)
     tokenizer = load_tokenizer(name, _location(name), revision)
     if template not in get_args(TemplateName):
@@ -149,6 +155,8 @@ class Material:
 
     def plan(self, run: RunSpec, examples: Sequence[Example]) -> RankPlan:
         """The plan of a run, measured on its own training examples where its strategy measures."""
+        from adaptive_lora.measures.short_run import Practice
+
         budget, options = self.budgets[run.budget], self.training_options(run)
         return make_plan(self.base, self.modules, run.arm, budget, run.scaling, run.seed, examples, Practice(options))
 
@@ -179,16 +187,22 @@ def make_plan(
     options = check_options(strategy, arm.options)
     if strategy.chance and "seed" not in options.model_fields_set:
         options = options.model_copy(update={"seed": derive_seed(seed, "calibration")})
-    measured = Measured({}, {})
+    scores: Mapping[str, Any] = {}
+    facts: dict[str, Any] = {}
     if needs := strategy.needs(options):
         if base is None or (not examples and strategy.effort_of(options) != "weights"):
             raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
+        from adaptive_lora.measures.measuring import Request, measure
+        from adaptive_lora.measures.short_run import Practice
+
+        careful = Practice(TrainingOptions(learning_rate=1e-3, steps=100))  # where no training was planned
         request = Request(
             base=base, modules=modules, examples=examples, options=options.measuring(), seed=seed, budget=budget,
-            scaling=rule, practice=practice or _PRACTICE,
+            scaling=rule, practice=practice or careful,
         )  # fmt: skip
         measured = measure(needs, request)
-    ranks = strategy.allocate(modules, measured.scores, budget.parameters, options)
+        scores, facts = measured.scores, {"measured": measured.facts}
+    ranks = strategy.allocate(modules, scores, budget.parameters, options)
     covered = tuple(m for m in modules if ranks[m.name])  # some strategies leave modules out
     return RankPlan(
         strategy=strategy.name,
@@ -197,8 +211,8 @@ def make_plan(
         ranks={m.name: ranks[m.name] for m in covered},
         scaling=rule,
         options=options.model_dump(mode="json"),
-        scores={m.name: _as_number(measured.scores[needs[0]][m.name]) for m in covered} if needs else None,
-        provenance={"seed": seed, "budget": budget.text, **({"measured": measured.facts} if needs else {})},
+        scores={m.name: _as_number(scores[needs[0]][m.name]) for m in covered} if needs else None,
+        provenance={"seed": seed, "budget": budget.text, **facts},
         left_out=tuple(m for m in modules if not ranks[m.name]),
     )
 
@@ -213,6 +227,9 @@ def prepare(study: Study, device: str = "cpu") -> Material:
 
     Raises UsageError with the remedy for whatever cannot work.
     """
+    from adaptive_lora.measures.weights import weight_norms
+    from adaptive_lora.training.base import check_device
+
     spec = study.spec
     check_device(device)
     location = spec.model.name if spec.model.name == demo.MODEL else study.locate(spec.model.name)
