@@ -17,6 +17,7 @@ import adaptive_lora
 from adaptive_lora import RankPlan, TrainingOptions, load_results, load_study, plan, report, train
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StrategyError, StudyFileError, StudyFolderError, UsageError
+from adaptive_lora.reporting.exported import export_study
 from adaptive_lora.training.base import default_device
 
 ROOT = Path(__file__).parent.parent
@@ -176,8 +177,10 @@ def test_a_strategy_in_a_file_goes_through_a_study(
 ) -> None:
     """Relative to the study file; its hash is in the runs' identity, so that an edited file is another strategy."""
     (tmp_path / "mine.py").write_text(FILE)
-    (tmp_path / "study.yaml").write_text(json.dumps(outside_study(model_folders["gpt2"])))
-    study = load_study(tmp_path / "study.yaml")
+    path = tmp_path / "studies" / "study.yaml"
+    path.parent.mkdir()
+    path.write_text(json.dumps(outside_study(model_folders["gpt2"])).replace("mine.py", "../mine.py"))
+    study = load_study(path)
     assert study.run(tmp_path / "out", device="cpu").finished
     found = load_results(tmp_path / "out")
     assert set(found.runs["arm"]) == {"uniform", "mine", "flat", "turned", "shuffled"}
@@ -191,11 +194,18 @@ def test_a_strategy_in_a_file_goes_through_a_study(
     assert alone.provenance["code"]["sha256"].startswith(study.spec.arms[1].strategy.partition("@")[2])
 
     (tmp_path / "mine.py").write_text(FILE + "# edited\n")
-    edited = load_study(tmp_path / "study.yaml")
+    edited = load_study(path)
     with pytest.raises(
         StudyFolderError, match=r"arms\[1\]\.strategy: 'mine\.py:mine@\w+' there, 'mine\.py:mine@\w+' here"
     ):
         edited.run(tmp_path / "out", device="cpu")
+
+    (tmp_path / "mine.py").unlink()
+    export_study(tmp_path / "out", tmp_path / "export")
+    for folder in ("out", "export"):  # both have the file that the study was run with
+        again = load_study(tmp_path / folder / "study.yaml")
+        assert again.parsed.identity == study.parsed.identity
+    assert load_study(tmp_path / "out" / "study.yaml").run(tmp_path / "out", device="cpu").finished
 
 
 def test_a_function_in_a_script_is_a_strategy_too(tmp_path: Path, model_folders: dict[str, Path]) -> None:

@@ -17,6 +17,7 @@ from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.evaluate import Evaluation
 from adaptive_lora.training.options import TrainingOptions
 from tests.training.conftest import demo_examples
+from tests.training.conftest import one_thread as one_thread
 
 RANK = 4
 """The uniform rank of the runs; its scaling is 3 · 2 / 4."""

@@ -13,7 +13,8 @@ import torch
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import load_records
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.calibration_pass import GROUP, Pass, Quantity, check_values, run_pass
+from adaptive_lora.measures.calibration_pass import GROUP, Pass, Quantity, run_pass
+from adaptive_lora.measures.groups import check_values
 from adaptive_lora.measures.spectra import RIDGE
 from adaptive_lora.training.base import FrozenBase, load_base
 from adaptive_lora.training.options import initial_a

@@ -14,15 +14,8 @@ import torch
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures import marginal_gain
-from adaptive_lora.measures.marginal_gain import (
-    Agreement,
-    Search,
-    agreements,
-    held_back,
-    inner,
-    marginal_gains,
-    race_winner,
-)
+from adaptive_lora.measures.agreement import Agreement, agreements, inner
+from adaptive_lora.measures.marginal_gain import Search, held_back, marginal_gains, race_winner
 from adaptive_lora.measures.short_run import ShortRun
 from adaptive_lora.planning.strategies.base import AgreementOptions
 from adaptive_lora.training.base import FrozenBase
@@ -288,7 +281,7 @@ def test_the_base_is_left_clean_where_something_breaks(base: FrozenBase, monkeyp
     assert_clean(base, before)
     for part in ("_Moments.on_gradient", "sequence_losses"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"adaptive_lora.measures.marginal_gain.{part}", lambda *_: 1 / 0)
+            patch.setattr(f"adaptive_lora.measures.agreement.{part}", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 gains_of(short, asked(), batches, judges)
         assert_clean(base, before)

@@ -10,7 +10,6 @@ as in `exact`; what lies before a round's first module then has no backward pass
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -19,7 +18,6 @@ import torch
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.accumulators import (
     Accumulator,
     BatchGradients,
@@ -35,6 +33,7 @@ from adaptive_lora.measures.groups import (
     Tick,
     Value,
     calibration_facts,
+    check_values,
     no_tick,
 )
 from adaptive_lora.measures.hooks import Hooks, hooked
@@ -244,16 +243,6 @@ def _run_batch(plan: Pass, hooks: Hooks, examples: Sequence[Example]) -> None:
         logits = plan.base.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         if hooks.backward:
             plan.loss(logits, batch, examples).backward()  # type: ignore[no-untyped-call]
-
-
-def check_values(measure: str, values: Mapping[str, Value]) -> TrainingError | None:
-    """An error where values are not finite, or all 0: no ranks follow from them."""
-    sums = {name: value if isinstance(value, float) else math.fsum(value) for name, value in values.items()}
-    if bad := [name for name, value in sums.items() if not math.isfinite(value)]:
-        return TrainingError(f"The score {measure} of {bad[0]} is not finite; use float32 for the base model.")
-    if not any(sums.values()):
-        return TrainingError(f"The score {measure} is 0 everywhere; use float32 for the base model.")
-    return None
 
 
 def _quantity(measurement: Measurement) -> Quantity:

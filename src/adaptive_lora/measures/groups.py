@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adaptive_lora.data.encoding import Example
+from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.request import Measurement, Request
-from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies.base import Effort
-from adaptive_lora.training.base import FrozenBase
 
 Value = float | list[float]
 """Of one module: a number, or a spectrum in descending order."""
@@ -65,28 +64,37 @@ class MeasureGroup:
     """Measurements with equal values are given to `take` at once; by default each by itself."""
     at_once: int = 32
     """Most measurements given to `take` at once."""
+    version: str = ""
+    """Hash of the code, for measures from outside the package: edited code is another measure."""
 
 
-MeasureModules = Callable[
-    [FrozenBase, Sequence[ModuleShape], Sequence[Sequence[Example]]], Mapping[str, float] | Mapping[str, list[float]]
-]
-"""(base, modules, calibration batches) -> module -> value: the plainest form of a measure."""
+def plain_group(
+    measure: str,
+    function: Callable[..., Mapping[str, Any]],
+    version: str = "",
+    call: Callable[..., Mapping[str, Any]] | None = None,
+) -> MeasureGroup:
+    """A group of one measure given as a plain function, as one from outside the package is.
 
-
-def plain_group(measure: str, function: MeasureModules, effort: Effort) -> MeasureGroup:
-    """A group of one measure given as a plain function; with the effort `weights` it gets no batches."""
-    by_weights = effort == "weights"
+    Of `base`, `modules`, `batches` (of calibration), `seed` and `options` it gets those that are its parameters, and
+    its values depend on no others. `version` is a hash of its code; `call` is used in the place of the function and
+    gets everything.
+    """
+    parameters = inspect.signature(function).parameters
+    by_parameter = {"batches": "calibration", "seed": "seed", "options": "options"}
 
     def take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
-        found: list[MeasurementResult | Exception] = []
-        for i, request in enumerate(m.request for m in measurements):
-            batches = [] if by_weights else request.batches
-            values = {name: _plain(value) for name, value in function(request.base, request.modules, batches).items()}
-            found.append(MeasurementResult(values, {} if by_weights else calibration_facts(request)))
-            tick(i + 1, len(measurements))
-        return GroupResult(found)
+        (request,) = (measurement.request for measurement in measurements)
+        known: dict[str, Any] = {"base": request.base, "modules": request.modules, "seed": request.seed,
+                                 "options": request.options}  # fmt: skip
+        facts: dict[str, Any] = {}
+        if "batches" in parameters:
+            known["batches"], facts = request.batches, calibration_facts(request)
+        found = call(**known) if call else function(**{name: known[name] for name in parameters if name in known})
+        return GroupResult([MeasurementResult({name: _plain(value) for name, value in found.items()}, facts)])
 
-    return MeasureGroup(measure, {measure: () if by_weights else ("calibration",)}, take)
+    inputs = tuple(own for parameter, own in by_parameter.items() if parameter in parameters)
+    return MeasureGroup(measure, {measure: inputs}, take, version=version)
 
 
 def calibration_facts(request: Request) -> dict[str, Any]:
@@ -97,6 +105,16 @@ def calibration_facts(request: Request) -> dict[str, Any]:
         "calibration_tokens": sum(len(example.ids) for example in records),
         "calibration_hash": request.calibration_hash,
     }
+
+
+def check_values(measure: str, values: Mapping[str, Value]) -> TrainingError | None:
+    """An error where values are not finite, or all 0: no ranks follow from them."""
+    sums = {name: value if isinstance(value, float) else math.fsum(value) for name, value in values.items()}
+    if bad := [name for name, value in sums.items() if not math.isfinite(value)]:
+        return TrainingError(f"The score {measure} of {bad[0]} is not finite; use float32 for the base model.")
+    if not any(sums.values()):
+        return TrainingError(f"The score {measure} is 0 everywhere; use float32 for the base model.")
+    return None
 
 
 def _plain(value: Any) -> Value:

@@ -102,7 +102,11 @@ def group_of(measure: str) -> MeasureGroup:
 
 def measurements(needs: Iterable[str], request: Request) -> list[Measurement]:
     """One measurement for each measure that is needed of a request, with its key."""
-    return [Measurement(key_of(need, group_of(need).inputs[need], request), request) for need in needs]
+    found = []
+    for need in needs:
+        group = group_of(need)
+        found.append(Measurement(key_of(need, group.inputs[need], request, group.version), request))
+    return found
 
 
 def take(

@@ -104,7 +104,7 @@ def _plan_all(prepared: PreparedStudy, first: Sequence[Run]) -> tuple[list[RankP
         stored |= taken.results
         for key in taken.results:
             price[key.measure] = max(price.get(key.measure, 0.0), taken.seconds / len(taken.results))
-    plans = [task if isinstance(task, RankPlan) else task.plan(collected(task, stored)) for task in tasks]
+    plans = [task if isinstance(task, RankPlan) else task.plan(*collected(task, stored)) for task in tasks]
     matrix, spec = prepared.study.matrix, prepared.study.spec
     runs = [
         *matrix.tuning_runs(),

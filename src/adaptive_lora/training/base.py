@@ -17,24 +17,10 @@ from torch import nn
 
 from adaptive_lora.errors import ModelError, UsageError
 from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
+from adaptive_lora.planning.outline import ModelOutline
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-
-
-@dataclass(frozen=True)
-class ModelOutline:
-    """What the configuration alone tells of a model; no weights were read."""
-
-    name: str
-    modules: tuple[ModuleShape, ...]
-    """Every weight that can be adapted (the output layer and embeddings are not among them)."""
-    total_parameters: int
-    """All parameters, tied ones counted once."""
-    context: int
-    """The longest sequence, in tokens."""
-    fused_parameters: int = 0
-    """Parameters in stacks of matrices (the experts of most mixtures), which no module of their own holds."""
 
 
 @dataclass(frozen=True)

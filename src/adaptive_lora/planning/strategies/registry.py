@@ -40,6 +40,8 @@ _LOADING: dict[str, _File] = {}
 """Files that are being loaded, by path."""
 _LOADED: dict[tuple[str, str], dict[str, Strategy]] = {}
 """(path, hash) -> the strategies of a file."""
+_SOURCES: dict[str, str] = {}
+"""Hash -> the content of a file that was loaded."""
 
 _REFERENCE = re.compile(r"(?:(?P<file>.+\.py)(?::|(?=@)|$))?(?P<name>[^:@]*)(?:@(?P<digest>[0-9a-f]{12}))?", re.DOTALL)
 
@@ -209,12 +211,19 @@ def load_strategies(path: Path) -> dict[str, Strategy]:
     _LOADING[str(path)] = file
     try:
         with explained(f"{path.name} cannot be loaded", str(path)):
+            source = content.decode("utf-8")
             exec(compile(content, str(path), "exec"), module.__dict__)
     finally:
         del _LOADING[str(path)]
     if not file.strategies:
         raise StrategyError(f"{path} defines no strategy; decorate a function with @adaptive_lora.strategy('name').")
+    _SOURCES[file.digest[:12]] = source
     return _LOADED.setdefault(known, file.strategies)
+
+
+def source_text(reference: str) -> str:
+    """The content of the file that a reference names; only for references of this process."""
+    return _SOURCES[reference.rpartition("@")[2]]
 
 
 def code_of(function: Callable[..., Any]) -> tuple[str, str]:

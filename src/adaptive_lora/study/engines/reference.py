@@ -29,7 +29,7 @@ class ReferenceEngine(Engine):
                 self.diverged(run_id, run, error)
                 self.paths.checkpoint(run_id).unlink(missing_ok=True)
             except Exception as error:
-                # One bad run must not take the others with it; the reason stands in the ledger.
+                # One bad run must not take the others with it; the ledger has the reason.
                 self.failed(run_id, run, error)
             finally:
                 self.listener.close()
