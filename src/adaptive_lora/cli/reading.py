@@ -35,7 +35,7 @@ def report(folder: FolderArgument, as_json: JsonFlag = False) -> None:
 def memory(folder: FolderArgument, as_json: JsonFlag = False) -> None:
     """Bring the memory bank up to date and show where the study stands, what it found and what to do next."""
     from adaptive_lora.reporting.findings import read_findings
-    from adaptive_lora.reporting.memory.memory_bank import SHOWN, memory_texts, write_memory_bank
+    from adaptive_lora.reporting.memory.memory_bank import SHOWN, TITLES, memory_texts, write_memory_bank
     from adaptive_lora.study.ledger import open_to_read
 
     with contextlib.closing(open_to_read(folder)) as ledger:
@@ -50,7 +50,7 @@ def memory(folder: FolderArgument, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json({"memory_bank": str(place), "changed": changed, "texts": texts})
         return
-    sys.stdout.write("\n\n".join(f"# {title}\n\n{texts[name]}" for name, title in SHOWN.items()) + "\n")
+    sys.stdout.write("\n\n".join(f"# {TITLES[name]}\n\n{texts[name]}" for name in SHOWN) + "\n")
 
 
 @app.command()
@@ -67,8 +67,8 @@ def paper(
 ) -> None:
     """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
     from adaptive_lora.reporting.exported import open_findings
-    from adaptive_lora.reporting.paper.beside import open_beside
     from adaptive_lora.reporting.paper.build import write_paper
+    from adaptive_lora.reporting.paper.other_studies import open_beside
 
     with open_findings(folder) as found, open_beside(beside or []) as others, working("writing the manuscript"):
         written = write_paper(found, to or folder / "paper", others, arxiv)

@@ -22,6 +22,8 @@ class Work:
     year: str
     place: str
     """Journal, proceedings or publisher."""
+    entry: str
+    """As `references.bib` has it."""
     arxiv: str = ""
     doi: str = ""
     url: str = ""
@@ -50,37 +52,31 @@ class Work:
         return self.url, self.url
 
 
-_ENTRY = re.compile(r"@(\w+)\{([\w-]+),\n(.*?)\n\}", re.S)
+_ENTRY = re.compile(r"@\w+\{([\w-]+),\n(.*?)\n\}", re.S)
 _FIELD = re.compile(r"^\s*(\w+)\s*=\s*\{(.*)\},?$", re.M)
 
 
 @functools.cache
 def works() -> Mapping[str, Work]:
-    """Key -> work, of the file that is part of the package."""
-    return read_works(bibliography())
-
-
-def bibliography() -> str:
-    """`references.bib` as it is."""
-    return resources.files(__package__).joinpath("references.bib").read_text(encoding="utf-8")
+    """Key -> work, of the `references.bib` that is part of the package."""
+    return read_works(resources.files(__package__).joinpath("references.bib").read_text(encoding="utf-8"))
 
 
 def read_works(text: str) -> dict[str, Work]:
     """Entries with one field a line in braces; ValueError where one lacks what identifies a work."""
     found = {}
-    for _, key, body in _ENTRY.findall(text):
+    for entry in _ENTRY.finditer(text):
+        key, body = entry.group(1, 2)
         field = {name: _plain(value) for name, value in _FIELD.findall(body)}
-        places = (field.get(name, "") for name in ("journal", "booktitle", "publisher", "howpublished"))
-        place = next(filter(None, places), "")
         if not all(field.get(name) for name in ("title", "author", "year")):
             raise ValueError(f"{key} lacks a title, authors or a year.")
-        work = Work(
-            key, field["title"], tuple(field["author"].split(" and ")), field["year"], place,
-            field.get("eprint", ""), field.get("doi", ""), field.get("url", ""),
+        places = (field.get(name, "") for name in ("journal", "booktitle", "publisher", "howpublished"))
+        found[key] = Work(
+            key, field["title"], tuple(field["author"].split(" and ")), field["year"], next(filter(None, places), ""),
+            entry.group(0), field.get("eprint", ""), field.get("doi", ""), field.get("url", ""),
         )  # fmt: skip
-        if not work.link[0] and not place:
+        if not found[key].link[0] and not found[key].place:
             raise ValueError(f"{key} has nothing that identifies it.")
-        found[key] = work
     return found
 
 
@@ -89,15 +85,8 @@ def _plain(value: str) -> str:
     return value.replace("{", "").replace("}", "").replace("--", "–")
 
 
-def entry_of(key: str) -> str:
-    """The entry as it stands in `references.bib`."""
-    for found in _ENTRY.finditer(bibliography()):
-        if found.group(2) == key:
-            return found.group(0)
-    raise PaperError(f"The text cites `{key}`, which references.bib does not have.")
-
-
 def work(key: str) -> Work:
     """PaperError for a work that is not in `references.bib`."""
-    entry_of(key)
+    if key not in works():
+        raise PaperError(f"The text cites `{key}`, which references.bib does not have.")
     return works()[key]
