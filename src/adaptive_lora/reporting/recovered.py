@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from adaptive_lora.errors import PaperError
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.stats.estimators import Interval, mean_interval
 from adaptive_lora.stats.recovery import CLEAR, CONCENTRATED, CONTROLS, shares_by_seed, summary
-from adaptive_lora.stats.words import number
 
 REFERENCES = ("oracle", "floor", "uniform")
 """What stands in every result beside the strategies."""
@@ -264,7 +264,7 @@ def _gain(found: Recovered, truth: str) -> str:
     own = found.truths[truth]
     error = own["standard_error"]
     form = ".4f" if error is None or error >= 5e-4 else ".6f"
-    return f"{truth} ({number(own['oracle_gain'], form)}{', one seed' if error is None else f' ± {error:{form}}'})"
+    return f"{truth} ({formatted(own['oracle_gain'], form)}{', one seed' if error is None else f' ± {error:{form}}'})"
 
 
 def _seeds(found: Recovered) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from adaptive_lora.reporting.findings import Findings, description, lock_of, verdict_text
-from adaptive_lora.reporting.html.evidence import edge_remarks, stability_remarks
+from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.memory.standing import Standing, diverged, reasons
 from adaptive_lora.reporting.memory.steps import next_steps
 from adaptive_lora.reporting.memory.words import apart, bullets, day, few, first_words, grouped, told
 from adaptive_lora.reporting.tables import Column, Row, Table, to_markdown
+from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.matching import at_equal_compute
+from adaptive_lora.stats.cost_equivalents import at_equal_compute
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.verdicts import Verdict
 from adaptive_lora.study.results import plain_name
@@ -48,9 +46,10 @@ def progress(found: Findings, standing: Standing) -> str:
 def _learnt(found: Findings, standing: Standing) -> list[str]:
     """Verdicts and what they rest on; of a study without hypotheses, what its numbers describe."""
     said = [f"{standing.text} What follows may change."] if standing.left else []
-    said += verdict_text(found)
-    said += [assay.text for assay in found.assays if assay.text not in said]
-    return said if found.judged else [*said, *description(found)[:2]]
+    said += render_all("comparisons.verdicts", found)
+    assays = [render("comparisons.assay", assay) for assay in found.assays]
+    said += [sentence for sentence in assays if sentence not in said]
+    return said if found.judged else [*said, *render_all("comparisons.description", found)[:2]]
 
 
 def _differences(found: Findings) -> str:
@@ -91,7 +90,7 @@ def _beside(found: Findings, standing: Standing) -> list[str]:
     if equal:
         said.append(f"Against {found.baseline} trained for as many updates in all: {few(equal, 5)}.")
     # The first sentence is the rule, which the report prints above its table.
-    stable: Sequence[str] = stability_remarks(found)
+    stable = render_all("stability.findings", found.stability_findings)
     return said + first_words(stable[1:] or stable, MOST_WORDS)
 
 
@@ -99,6 +98,6 @@ def _open(found: Findings, standing: Standing) -> list[str]:
     """What these results do not settle."""
     undecided = [c for c, judgement in found.judged.items() if judgement.verdict is Verdict.UNDECIDED]
     said = [f"Undecided: {grouped(undecided)}; activeContext.md says what would decide."] if undecided else []
-    if standing.tuned and (edges := edge_remarks(found)):
-        said += first_words(edges, 30)
+    if standing.tuned and found.edges:
+        said += first_words([render("rates.at_edge", edge) for edge in found.edges], 30)
     return said

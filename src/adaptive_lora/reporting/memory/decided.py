@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from adaptive_lora.reporting.findings import Findings, lock_of
+from adaptive_lora.reporting.formatting import counted, listed
 from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.memory.standing import Standing, diverged
 from adaptive_lora.reporting.memory.words import bullets, code, day, few, grouped, safe
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.stats.seeds import smallest_p
-from adaptive_lora.stats.words import counted, listed
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import plain_name
 

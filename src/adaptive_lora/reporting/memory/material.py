@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from adaptive_lora.reporting.findings import Findings
+from adaptive_lora.reporting.formatting import counted, listed
 from adaptive_lora.reporting.memory.standing import AGAIN, Standing
 from adaptive_lora.reporting.memory.words import bullets, code, few, safe
 from adaptive_lora.reporting.tables import Column, Row, Table, to_markdown
 from adaptive_lora.stats.run_table import Phase, Status
-from adaptive_lora.stats.words import counted, listed
 from adaptive_lora.study.results import plain_name
 
 MOST_ARMS = 12

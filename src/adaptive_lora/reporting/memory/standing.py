@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from adaptive_lora.reporting.findings import Findings, lock_of
+from adaptive_lora.reporting.formatting import counted
 from adaptive_lora.reporting.memory.words import few, safe
 from adaptive_lora.stats.run_table import Phase, Status
-from adaptive_lora.stats.words import counted
 from adaptive_lora.study.results import plain_name
 
 AGAIN = "`adaptive-lora run study.yaml --out .`"

@@ -10,17 +10,16 @@ import math
 from collections.abc import Callable, Iterator
 
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.reporting.html.evidence import rates_at_the_edge
+from adaptive_lora.reporting.formatting import counted
 from adaptive_lora.reporting.memory.standing import AGAIN, Standing
 from adaptive_lora.reporting.memory.words import few, grouped
+from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.judge import untested_budgets
-from adaptive_lora.stats.outlook import POWER
 from adaptive_lora.stats.power import MOST as MOST_SEEDS
+from adaptive_lora.stats.power import POWER
 from adaptive_lora.stats.run_table import Comparison, Status
 from adaptive_lora.stats.seeds import seeds_needed
 from adaptive_lora.stats.verdicts import Judgement, Verdict
-from adaptive_lora.stats.words import counted
 
 Rule = Callable[[Findings, Standing], Iterator[str]]
 
@@ -50,8 +49,7 @@ def _finish(found: Findings, standing: Standing) -> Iterator[str]:
 
 def _rates(found: Findings, standing: Standing) -> Iterator[str]:
     """An arm that was not tuned to its best is not compared fairly."""
-    edges = rates_at_the_edge(found)
-    if edges:
+    if edges := found.edges:
         beyond = sorted({edge.beyond for edge in edges})
         best, none = ([found.named(e.arm, e.budget) for e in edges if e.trained is kind] for kind in (True, False))
         why = [f"{few(best, 3)} did best at the edge of the grid"] if best else []
@@ -64,7 +62,7 @@ def _rates(found: Findings, standing: Standing) -> Iterator[str]:
 
 def _sensitivity(found: Findings, standing: Standing) -> Iterator[str]:
     """Where ranks make no difference, arms cannot."""
-    blunt = [assay for assay in found.assays if assay.tells is False]
+    blunt = [assay for assay in found.assays if assay.sensitive is False]
     if blunt:
         yield (
             f"Choose a harder task, more training records, or a budget below {few([a.budget for a in blunt])}: half of "
@@ -73,7 +71,7 @@ def _sensitivity(found: Findings, standing: Standing) -> Iterator[str]:
     same = list(dict.fromkeys(c.budget for c in _of(found, Verdict.EQUIVALENT)))
     if untested := untested_budgets(same, found.assays):
         yield f"Add `half` to `controls`: whether this task can tell ranks apart was not tested at {few(untested)}."
-    if unknown := [a.half for a in found.assays if a.tells is None and a.budget in same]:
+    if unknown := [a.half for a in found.assays if a.sensitive is None and a.budget in same]:
         yield (
             f"Train {found.baseline} at {few(unknown)} with more seeds: whether this task can tell ranks apart is not "
             "known where arms are equivalent."
@@ -93,10 +91,10 @@ def _hypotheses(found: Findings, standing: Standing) -> Iterator[str]:
 def _seeds(found: Findings, standing: Standing) -> Iterator[str]:
     """Where seeds would decide, how many; where they would not, why not."""
     every = _of(found, Verdict.UNDECIDED)
-    lost = [c for c, j in every.items() if j.lost.text]
+    lost = [c for c, j in every.items() if j.diverged_pairs.any]
     if lost:
         yield f"Find out why runs diverge in the comparison of {grouped(lost)}: more seeds would not decide it."
-    undecided = {c: j for c, j in every.items() if not j.lost.text}
+    undecided = {c: j for c, j in every.items() if not j.diverged_pairs.any}
     reachable = {c: j.needed for c, j in undecided.items() if j.needed is not None}
     if reachable:
         counts = [f"{found.named(c.arm, c.budget)} ({n:,})" for c, n in sorted(reachable.items(), key=lambda x: x[1])]
@@ -135,7 +133,7 @@ def _records(found: Findings, standing: Standing) -> Iterator[str]:
 def _use(found: Findings, standing: Standing) -> Iterator[str]:
     """What a verdict is good for, here."""
     better, worse, same = (_of(found, v) for v in (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT))
-    sharp = {assay.budget for assay in found.assays if assay.tells}
+    sharp = {assay.budget for assay in found.assays if assay.sensitive}
     if better:
         yield (
             f"Try {grouped(better)} on another model or data set, with {found.baseline} beside it: what is "

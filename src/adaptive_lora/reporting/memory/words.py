@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from adaptive_lora.reporting.escaping import escape_markdown, visible
+from adaptive_lora.reporting.formatting import formatted, listed
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.stats.words import listed, number
 
 LONGEST = 160
 """Characters of a foreign text: the bank is to be read whole."""
@@ -50,7 +50,7 @@ def apart(found: Interval, form: str = "+.4f") -> str:
     >>> apart(Interval(-0.012, -0.02, 0.004, 8, 0.95))
     '−0.0120 (−0.0200 to +0.0040)'
     """
-    mean, low, high = (number(end, form) for end in (found.mean, found.low, found.high))
+    mean, low, high = (formatted(end, form) for end in (found.mean, found.low, found.high))
     return f"{mean} ({low} to {high})" if low and high else mean
 
 

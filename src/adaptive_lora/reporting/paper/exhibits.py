@@ -10,10 +10,8 @@ from adaptive_lora.reporting.html import evidence, sections
 from adaptive_lora.reporting.paper.beside import is_same_task, seeds_won
 from adaptive_lora.reporting.paper.gather import contenders
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
-from adaptive_lora.stats.breaks import courses
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.remedies import changes
-from adaptive_lora.stats.variants import variants_of
 
 Maker = Callable[[Findings], Table | None]
 
@@ -67,11 +65,7 @@ def beside_exhibits(found: Findings, main: Findings) -> dict[str, Table]:
 
 def changed(found: Findings) -> Table | None:
     """What each change of scaling or training does where training breaks with it or without it."""
-    margin = found.analysis["margin"]
-    every, _ = changes(
-        found.stability, courses(found.stability, found.baseline, margin), variants_of(found.facts["spec"])
-    )
-    if not every:
+    if not (every := found.stability_findings.variants):
         return None
     columns = (
         Column("change", "change", "text"),
@@ -82,7 +76,17 @@ def changed(found: Findings) -> Table | None:
         Column("effect", "effect", "text"),
     )
     rows = tuple(
-        Row((c.variant.differs, c.variant.of, c.budget, c.learning_rate, c.against.difference, c.effect), arm=c.arm)
+        Row(
+            (
+                render("stability.differences", c.variant),
+                c.variant.of,
+                c.changed.budget,
+                c.learning_rate,
+                c.against.difference,
+                render("stability.effect", c),
+            ),
+            arm=c.changed.arm,
+        )
         for c in every
     )
     caption = (
@@ -95,7 +99,7 @@ def changed(found: Findings) -> Table | None:
 
 def conclusions(found: Findings) -> Table:
     """What a study says of every arm, in one table."""
-    verdicts = {(c.arm, c.budget): j.text for c, j in found.judged.items()}
+    verdicts = {(c.arm, c.budget): render("comparisons.verdict", j) for c, j in found.judged.items()}
     columns = (
         Column("arm", "arm", "text"),
         Column("budget", "budget", "text", optional=True),

@@ -10,16 +10,17 @@ import numpy as np
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.findings import Findings, lock_of
+from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.paper.beside import winners
 from adaptive_lora.reporting.paper.facts import Collected, Facts
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import evaluations
+from adaptive_lora.stats.cost_equivalents import at_equal_compute
 from adaptive_lora.stats.estimators import effects
-from adaptive_lora.stats.matching import at_equal_compute
-from adaptive_lora.stats.outlook import POWER, Question, outlooks
+from adaptive_lora.stats.power import POWER, Design, power_by_arm
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.stats.seeds import seeds_needed, smallest_p
 from adaptive_lora.stats.stability import summaries
-from adaptive_lora.stats.words import listed
 from adaptive_lora.study.results import plain_name
 
 NATS = "nats per token"
@@ -138,7 +139,7 @@ def _protocol(facts: Collected, found: Findings) -> None:
     facts.add("smallest_p", smallest_p(seeds), ".2g")
     facts.add("seeds.needed", seeds_needed(alpha, max(len(found.judged), 1)), "d")
     facts.add("level", 95, "d", "%")
-    facts.add("level.equivalence", 90, "d", "%")
+    facts.add("level.equivalence", 100 * (1 - 2 * alpha), "g", "%")
     facts.add("deviations", len(found.deviations), "d")
     facts.add("locked", str(lock_of(found.facts).get("locked", ""))[:10])
     twins = found.runs[(found.runs["replica"] > 0) & (found.runs["status"] == Status.COMPLETED)]
@@ -203,10 +204,10 @@ def _comparisons(facts: Collected, found: Findings) -> None:
     """`ARM@BUDGET.verdict.p` and the like, of primary comparisons."""
     for comparison, judged in found.judged.items():
         key = f"{comparison.arm}@{comparison.budget}.verdict"
-        facts.add(key, judged.text)
+        facts.add(key, render("comparisons.verdict", judged))
         facts.add(f"{key}.size", abs(judged.mean) if judged.mean is not None else None, ".4f", NATS)
-        facts.add(f"{key}.interval90", judged.interval90, "+.4f", NATS)
-        facts.add(f"{key}.interval95", judged.interval95, "+.4f", NATS)
+        facts.add(f"{key}.equivalence_interval", judged.equivalence_interval, "+.4f", NATS)
+        facts.add(f"{key}.interval", judged.interval, "+.4f", NATS)
         facts.add(f"{key}.p", judged.p, ".3g")
         facts.add(f"{key}.holm", judged.adjusted_p, ".3g")
         facts.add(f"{key}.n", judged.n, "d")
@@ -223,11 +224,11 @@ def _beside(facts: Collected, found: Findings) -> None:
     for equal in at_equal_compute(found.runs, controls):
         facts.add(f"compute.{equal.arm}@{equal.budget}", equal.difference, "+.4f", NATS)
         facts.add(f"compute.{equal.arm}@{equal.budget}.control", equal.control)
-    question = Question(
+    question = Design(
         len(found.facts["spec"]["seeds"]["evaluation"]), found.analysis["alpha"], max(1, len(found.judged)),
         found.analysis["margin"],
     )  # fmt: skip
-    seen = sorted(outlooks(found.arms, question), key=lambda o: o.sd)
+    seen = sorted(power_by_arm(found.arms, question), key=lambda o: o.sd)
     if seen:
         facts.add("power", 100 * POWER, ".0f", "%")
         facts.add("power.detectable", seen[len(seen) // 2].detectable, ".4f", NATS)

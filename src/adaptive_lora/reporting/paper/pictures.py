@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.all import MAP_CAPTION, looks_in, main_figures
-from adaptive_lora.reporting.figures.breaks import break_map
+from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.rates import rate_curves
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.stats.variants import variants_of

@@ -9,13 +9,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.recovery import recovery_figure
+from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.paper.exhibits import narrowed
 from adaptive_lora.reporting.paper.facts import Collected, Facts
 from adaptive_lora.reporting.recovered import Recovered, recovery_table
 from adaptive_lora.reporting.tables import Table
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.recovery import CLEAR, CONTROLS
-from adaptive_lora.stats.words import listed
 
 NATS = "nats per token"
 PATTERNS: Mapping[str, str] = {

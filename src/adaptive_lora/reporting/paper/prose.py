@@ -10,7 +10,6 @@ import functools
 import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -20,7 +19,7 @@ from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.reporting.escaping import visible
 from adaptive_lora.reporting.findings import Findings, lock_of
-from adaptive_lora.reporting.html.evidence import edge_remarks, worth_remarks
+from adaptive_lora.reporting.formatting import formatted, listed
 from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.paper.beside import label_of
 from adaptive_lora.reporting.paper.document import LITERAL, Block, read_blocks
@@ -28,13 +27,12 @@ from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.gather import contenders
 from adaptive_lora.reporting.paper.manuscript import TOOLS_MISSING
 from adaptive_lora.reporting.paper.training import training_of
-from adaptive_lora.reporting.tables import written
-from adaptive_lora.stats.judge import untested_budgets
+from adaptive_lora.reporting.templating import environment, render, render_all
+from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.seeds import smallest_p
 from adaptive_lora.stats.variants import variants_of
 from adaptive_lora.stats.verdicts import Judgement, Verdict
-from adaptive_lora.stats.words import listed
 
 PARTS = (
     "introduction", "related", "method", "protocol", "setup", "results", "stability", "further", "planted",
@@ -84,7 +82,10 @@ def write_blocks(
     own: Account, tools: str, beside: Sequence[Account] = (), planted: Mapping[str, Any] | None = None
 ) -> Blocks:
     """`title`, `abstract`, and all else under `body`; `planted` as `planted_context` gives it."""
-    environment = _environment()
+    templates = environment(
+        "paper/text", autoescape=False, finalize=_literal, block_start_string="<%", block_end_string="%>",
+        variable_start_string="<<", variable_end_string=">>", comment_start_string="<#", comment_end_string="#>",
+    )  # fmt: skip
     main = own.context()
     others = [{**account.context(), "own": _Markup(label_of(account.found)), "main": main} for account in beside]
     models = list(dict.fromkeys([account.facts["model"].text for account in (own, *beside)]))
@@ -93,8 +94,8 @@ def write_blocks(
     context = {**main, **wider}
     try:
         for other in others:
-            other["text"] = _Markup(_owned(environment.get_template("other.txt").render(other), other["own"]))
-        text = {name: environment.get_template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
+            other["text"] = _Markup(_owned(templates.get_template("other.txt").render(other), other["own"]))
+        text = {name: templates.get_template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
     except jinja2.UndefinedError as error:
         raise PaperError(f"The text needs what the study does not have: {error}.") from None
     return {
@@ -102,19 +103,6 @@ def write_blocks(
         "abstract": read_blocks(text["abstract"]),
         "body": [block for name in PARTS for block in read_blocks(text[name])],
     }
-
-
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
-        comment_start_string="<#", comment_end_string="#>", finalize=_literal, autoescape=False,
-    )  # fmt: skip
-
-
-def _template(name: str) -> str | None:
-    path = resources.files(__package__).joinpath("text").joinpath(*name.split("/"))
-    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 class _Markup(str):
@@ -170,8 +158,8 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "deviations": found.deviations,
         "locked_first": found.locked_first,
         "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
-        "edges": list(edge_remarks(found)),
-        "worth_remarks": list(worth_remarks(found)),
+        "edges": [render("rates.at_edge", edge) for edge in found.edges],
+        "worth_remarks": render_all("comparisons.no_parameter_equivalents", found),
         "licence": licence_text(found.facts).rstrip("."),
         "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
         "gsm8k": "gsm8k" in str(found.facts["data"]["source"]).lower(),
@@ -193,15 +181,15 @@ def _by_verdict(found: Findings, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     judged = list(zip(outcomes, found.judged.values(), strict=True))
     same = [c for c, j in judged if j.verdict is Verdict.EQUIVALENT]
     open_ = [(c.name, j) for c, j in judged if j.verdict is Verdict.UNDECIDED]
-    telling = [assay.budget for assay in found.assays if assay.tells]
-    blind = [assay.budget for assay in found.assays if assay.tells is False]
+    telling = [assay.budget for assay in found.assays if assay.sensitive]
+    blind = [assay.budget for assay in found.assays if assay.sensitive is False]
     return {
         **{str(kind): [c for c, j in judged if j.verdict is kind] for kind in Verdict},
-        "unsettled": [name for name, j in open_ if j.interval90 and not j.lost.text],
-        "survivors": [name for name, j in open_ if j.lost.text],
+        "unsettled": [name for name, j in open_ if j.equivalence_interval and not j.diverged_pairs.any],
+        "survivors": [name for name, j in open_ if j.diverged_pairs.any],
         "tells": telling,
         "cannot_tell": blind,
-        "unknown": [assay.budget for assay in found.assays if assay.tells is None],
+        "unknown": [assay.budget for assay in found.assays if assay.sensitive is None],
         "untested": untested_budgets(list(found.facts["spec"]["budgets"]), found.assays),
         "sensed": [c.name for c in same if c.budget in telling],
         "unsensed": [c.name for c in same if c.budget in blind],
@@ -270,8 +258,8 @@ def _named(key: str, several: bool) -> str:
 
 def _outcome(comparison: Comparison, judged: Judgement, several: bool) -> Outcome:
     name = _named(f"{comparison.arm}@{comparison.budget}", several)
-    significant = judged.adjusted_p is not None and judged.adjusted_p <= judged.alpha
     key = f"{comparison.arm}@{comparison.budget}.verdict"
-    size = "" if judged.mean is None else written(abs(judged.mean), ".4f")
+    lost = render("comparisons.diverged", judged.diverged_pairs)
+    size = "" if judged.mean is None else formatted(abs(judged.mean), ".4f")
     won = f"{judged.improvement.mean * judged.n:g} of {judged.n}" if judged.improvement else ""
-    return Outcome(key, comparison.arm, comparison.budget, name, size, won, significant, judged.lost.text)
+    return Outcome(key, comparison.arm, comparison.budget, name, size, won, judged.significant, lost)
