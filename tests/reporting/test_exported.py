@@ -10,9 +10,9 @@ import pytest
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.reporting.exported import export_all, open_findings
-from adaptive_lora.reporting.findings import description, verdict_text
 from adaptive_lora.reporting.html.page import made_tables
 from adaptive_lora.reporting.tables import files_of
+from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.study.ledger import open_to_read
 from tests.reporting.ledgers import make_ledger
 
@@ -32,7 +32,8 @@ def test_every_table_is_the_same_from_both(study: Path) -> None:
     for folder in (study, study / "text"):
         with open_findings(folder) as found:
             tables = files_of([table for own in made_tables(found).values() for table in own])
-            told.append((tables, verdict_text(found), description(found), dict(found.left_out)))
+            said = [render_all(f"comparisons.{name}", found) for name in ("verdicts", "description")]
+            told.append((tables, said, dict(found.left_out)))
     assert told[0] == told[1]
     assert {"sizes.csv", "stability.csv", "verdicts.csv", "power.csv"} <= told[0][0].keys()
 

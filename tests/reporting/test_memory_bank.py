@@ -216,7 +216,12 @@ def test_all_seven_are_short_enough_to_be_read_whole(tmp_path: Path) -> None:
 def deviate(folder: Path, reason: str) -> None:
     def edit(facts: dict[str, Any]) -> None:
         facts["lock"]["deviations"] = [
-            {"when": "2026-03-05T08:00:00+00:00", "reason": reason, "results": 0, "differences": ["data.train: 50 locked, 100 now"]}
+            {
+                "when": "2026-03-05T08:00:00+00:00",
+                "reason": reason,
+                "results": 0,
+                "differences": ["data.train: 50 locked, 100 now"],
+            }
         ]
 
     change_facts(folder, edit)

@@ -24,7 +24,6 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.reporting.escaping import escape_latex
 from adaptive_lora.reporting.exported import export_all, open_findings
-from adaptive_lora.reporting.html.evidence import retreats
 from adaptive_lora.reporting.paper import compiling
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
 from adaptive_lora.reporting.paper.bibliography import read_works, work, works
@@ -38,6 +37,7 @@ from adaptive_lora.reporting.paper.other_studies import open_beside
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import study_tables
+from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.study.ledger import create_or_open, open_to_read
 from tests.reporting.ledgers import make_ledger
 
@@ -228,7 +228,7 @@ def test_a_plan_that_came_out_as_the_baselines_own_is_said_to_be_so(results: Pat
     set_losses(results, decay_01=lambda i: 0.0 if i else 0.001, decay_02=no_difference)
     with open_findings(results) as found:
         own = next(arm for arm in found.arms if arm.arm == "decay-01")
-        remarks = list(retreats(found))
+        remarks = render_all("comparisons.same_as_baseline", found)
     said = f"On {own.same} of {len(own.differences)} seeds decay-01 plans just what uniform does"
     assert own.same == len(own.differences) - 1 > 0 and said in " ".join(told(results).split())
     assert len(remarks) == 1 and remarks[0].startswith(

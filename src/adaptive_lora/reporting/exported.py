@@ -19,9 +19,9 @@ import pandas as pd
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.reporting.findings import Findings, findings_of, read_findings
+from adaptive_lora.stats.effect_sizes import OverRecords
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
-from adaptive_lora.stats.sizes import OverRecords
 from adaptive_lora.stats.stability import STABILITY_COLUMNS
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger, open_to_read

@@ -17,11 +17,11 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from adaptive_lora.errors import PaperError
+from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
-from adaptive_lora.reporting.templating import line
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval, mean_interval
 from adaptive_lora.stats.recovery import CLEAR, CONCENTRATED, CONTROLS, shares_by_seed, summary
-from adaptive_lora.stats.words import listed
 
 REFERENCES = ("oracle", "floor", "uniform")
 """What every result has beside the strategies."""
@@ -218,4 +218,4 @@ def recovery_table(found: Recovered) -> Table:
 def recovery_caption(found: Recovered, planned: bool) -> str:
     """What the table's numbers mean; `planned`: whether it has a column of planning times."""
     controls = [name for name in found.order() if name in CONTROLS]
-    return line("recovery_caption.txt", found=found, controls=controls, planned=planned, clear=CLEAR)
+    return render("recovery.caption", found, controls, planned, CLEAR)

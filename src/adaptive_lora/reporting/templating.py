@@ -1,44 +1,63 @@
-"""Where the sentences are made: one way to load templates, and filters for lists, plurals and numbers."""
+"""Jinja templates: one environment for page, paper and sentences, with the filters of `formatting`.
+
+Sentences that several texts need are macros of plain text in `templates/`; `render` gives one as a string, which page,
+paper, memory bank and terminal escape as they do any other text. A template prints only what it is given: an unknown
+name is an error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
-from jinja2.runtime import LoopContext
 
-from adaptive_lora.stats.words import counted, listed, number
+from adaptive_lora.reporting.formatting import FILTERS
+from adaptive_lora.stats.assays import untested_budgets
+from adaptive_lora.stats.cost_equivalents import baseline_curve
+from adaptive_lora.stats.power import MOST, POWER
+from adaptive_lora.stats.seeds import seeds_needed, smallest_p
 
 
-def environment(folder: str = "templates", **options: Any) -> jinja2.Environment:
-    """Of the templates in a folder beside this file; a name that they do not know is an error."""
+def environment(
+    folder: str, *, autoescape: bool, finalize: Callable[..., Any] | None = None, **syntax: Any
+) -> jinja2.Environment:
+    """Of the templates in a folder of this package; `syntax` are delimiters other than Jinja's own.
+
+    `finalize` makes what an expression prints safe. Lines that hold nothing but a block tag leave no blank line.
+    """
     made = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__ or "", folder), undefined=jinja2.StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, **options,
+        loader=jinja2.PackageLoader("adaptive_lora.reporting", folder), undefined=jinja2.StrictUndefined,
+        autoescape=autoescape, finalize=finalize, trim_blocks=True, lstrip_blocks=True, **syntax,
     )  # fmt: skip
-    made.filters |= {"comma": comma, "counted": counted, "few": few, "listed": listed, "number": number}
+    made.filters.update(FILTERS)
     return made
 
 
-def line(template: str, **values: Any) -> str:
-    """A template as one line of plain text."""
-    return " ".join(environment().get_template(template).render(values).split())
+def render(name: str, *values: Any, **named: Any) -> str:
+    """The macro `FILE.MACRO` of `templates/FILE.txt` on one line, without markup.
 
-
-def few(names: Iterable[str], most: int = 8) -> str:
-    """As a list; of a long one the first, and how many more.
-
-    >>> few(["a", "b", "c"], most=2)
-    'a, b and 1 more'
+    >>> from adaptive_lora.stats.divergence import DivergedPairs
+    >>> render("comparisons.diverged", DivergedPairs(arm=4, seeds=12))
+    'diverged on 4 of 12 seeds'
     """
-    every = list(names)
-    return listed(every if len(every) <= most else [*every[:most], f"{len(every) - most} more"])
+    return " ".join(_expanded(name, *values, **named).split())
 
 
-def comma(loop: LoopContext, every: int | None = None) -> str:
-    """What stands after an entry of a list that a template writes in a loop; `every`: how many there are in all."""
-    more = (every or loop.length) - loop.length
-    if loop.last:
-        return f" and {more} more" if more else ""
-    return " and " if loop.revindex == 2 and not more else ", "
+def render_all(name: str, *values: Any, **named: Any) -> list[str]:
+    """The sentences or short paragraphs of a macro, one line each: a ¶ in the template begins one."""
+    return [line for part in _expanded(name, *values, **named).split("¶") if (line := " ".join(part.split()))]
+
+
+def _expanded(name: str, *values: Any, **named: Any) -> str:
+    file, _, macro = name.partition(".")
+    return str(getattr(_sentences().get_template(f"{file}.txt").module, macro)(*values, **named))
+
+
+@functools.cache
+def _sentences() -> jinja2.Environment:
+    made = environment("templates", autoescape=False)
+    made.globals.update(MOST_SEEDS=MOST, POWER=POWER, smallest_p=smallest_p, seeds_needed=seeds_needed)
+    made.globals.update(untested_budgets=untested_budgets, baseline_curve=baseline_curve)
+    return made

@@ -12,13 +12,12 @@ import torch
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.outlook import Question, outlook_text, outlooks
+from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.prepare import Material
 from adaptive_lora.study.protocol import arms_on_budgets, baseline_of, primary_comparisons
 from adaptive_lora.study.runs import RunSpec, count_runs
-from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import scaling_of, steps_of
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
@@ -45,8 +44,9 @@ class Estimate:
     """About: weights, adapters with gradient and AdamW state, activations (measured), logits."""
     seconds: float
     """All runs, from timed updates and evaluations on this machine."""
-    power: str
-    """The smallest difference the seeds would find."""
+    design: Design
+    power: tuple[ArmPower, ...] | None
+    """What its seeds would find, by the spread of a pilot's arms; None without a pilot."""
     warnings: tuple[str, ...]
 
 
@@ -75,13 +75,16 @@ def estimate(material: Material, pilot: Sequence[ArmSummary] = ()) -> Estimate:
     steps = [steps_of(spec, arm) for _, arm in arms_on_budgets(spec)]
     seconds = total * (sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record)
     seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + total * plan_seconds / len(members)
+    analysis, comparisons = spec.analysis, len(primary_comparisons(spec))
+    design = Design(len(spec.seeds.evaluation), analysis.alpha, comparisons, analysis.margin)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
         steps=steps_of(spec, baseline_of(spec)),
         memory_bytes=_weights(material) + max(cost.working_bytes, _scoring(material)),
         seconds=seconds,
-        power=_power(spec, pilot),
+        design=design,
+        power=tuple(power_by_arm(pilot, design)) if pilot else None,
         warnings=(*_warnings(material, parameters), *unspent),
     )
 
@@ -129,18 +132,6 @@ def _by_reference(material: Material, member: Member) -> _Cost:
     longest = max(len(example.ids) for example in examples)
     logits = 3 * 4 * options.batch_size * longest * material.base.model.config.get_text_config().vocab_size
     return _Cost(sorted(times[1:])[1], record, state_bytes(material.base, member.plan) + logits)
-
-
-def _power(spec: StudySpec, pilot: Sequence[ArmSummary]) -> str:
-    question = Question(
-        len(spec.seeds.evaluation), spec.analysis.alpha, len(primary_comparisons(spec)), spec.analysis.margin
-    )
-    if pilot:
-        return outlook_text(outlooks(pilot, question), question)
-    return (
-        "Power: not known. Which difference these seeds can find depends on how much runs of one arm differ: name the "
-        "folder of a study like this one with --pilot."
-    )
 
 
 def _unspent(label: str, plan: RankPlan) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Phase, Status
-from adaptive_lora.stats.words import counted
 from adaptive_lora.study.engines.bank import BankWorker
 from adaptive_lora.study.engines.engine import Worker
 from adaptive_lora.study.engines.reference import ReferenceWorker
@@ -101,7 +100,7 @@ def _set_aside(spec: StudySpec, material: Material, ledger: Ledger, watcher: Wat
     if ledger.facts()["lock"]["deviations"]:
         left = set_aside(spec, material.context(), ledger)
         if left and watcher:
-            watcher.stage(f"{counted(left, 'run')} of the study as it was before the deviation stay and do not count")
+            watcher.stage(f"not counted: {left:,} run(s) of the study as it was before the deviation")
 
 
 def _tune(spec: StudySpec, worker: Worker) -> tuple[float, ...]:
@@ -115,7 +114,8 @@ def _tune(spec: StudySpec, worker: Worker) -> tuple[float, ...]:
         worker.run_all(list(tuning_runs(spec, grid)))
         done = grid
     for edge in edges(tuning_losses(spec, worker.ledger, grid), grid):
-        worker.watcher.stage(f"warning: {edge.text}")
+        best = f"the best rate, {edge.rate:g}, is at the edge of the grid" if edge.trained else "every rate diverges"
+        worker.watcher.stage(f"warning: {edge.arm} at {edge.budget}: {best}; add {edge.beyond:g} to `learning_rate`")
     return grid
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import cap_note, points_each
-from adaptive_lora.reporting.figures.breaks import break_map
+from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.budgets import far_losses, frozen_fits, frozen_loss, loss_by_budget
 from adaptive_lora.reporting.figures.costs import costs
 from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_curves

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import pandas as pd
+from collections.abc import Mapping
 
 from adaptive_lora.reporting.findings import Findings
+from adaptive_lora.reporting.formatting import counted
 from adaptive_lora.reporting.tables import Column, Row, Table
-from adaptive_lora.stats.causes import findings
-from adaptive_lora.stats.matching import at_equal_compute, baseline_curve, matches
-from adaptive_lora.stats.outlook import POWER, Question, outlooks
-from adaptive_lora.stats.run_table import Phase, Status
+from adaptive_lora.reporting.templating import render
+from adaptive_lora.stats.cost_equivalents import at_equal_compute, baseline_curve, parameter_equivalents
+from adaptive_lora.stats.power import POWER, Design, power_by_arm
 from adaptive_lora.stats.stability import summaries
-from adaptive_lora.stats.variants import variants_of
-from adaptive_lora.stats.words import counted
-from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
 
 NATS = "nats per token"
 ARM = (Column("arm", "arm", "text"), Column("budget", "budget", "text"))
@@ -58,8 +53,18 @@ def sizes(found: Findings) -> Table | None:
 def worth(found: Findings) -> Table | None:
     """How many parameters uniform ranks need for the same loss."""
     rows = [
-        Row((m.arm, m.budget, m.percent, m.low, m.high, "" if None not in (m.low, m.high) else m.text), arm=m.arm)
-        for m in matches(found.arms)
+        Row(
+            (
+                m.arm,
+                m.budget,
+                m.percent,
+                m.low,
+                m.high,
+                "" if None not in (m.low, m.high) else render("comparisons.parameter_equivalent", m),
+            ),
+            arm=m.arm,
+        )
+        for m in parameter_equivalents(found.arms)
     ]
     if not rows:
         return None
@@ -78,26 +83,6 @@ def worth(found: Findings) -> Table | None:
         "curve taken as it is; empty beyond its ends."
     )
     return Table("worth", "Worth in parameters", columns, tuple(rows), caption)
-
-
-def retreats(found: Findings) -> Sequence[str]:
-    """Arms whose plans came out as the baseline's own: no difference is no news of these."""
-    return [
-        f"On {arm.same} of {counted(len(arm.differences), 'seed')} {arm.arm} at {arm.budget} plans just what "
-        f"{found.baseline} does, and its run is the same to the last bit."
-        for arm in found.arms
-        if arm.same
-    ]
-
-
-def worth_remarks(found: Findings) -> Sequence[str]:
-    """Why there is no such table, where there could be one."""
-    curve = baseline_curve(found.arms)
-    if len(curve.parameters) > 1 and not curve.falls:
-        return [
-            f"The loss of {found.baseline} does not fall with every budget, so that no difference is worth parameters."
-        ]
-    return []
 
 
 def compute(found: Findings) -> Table | None:
@@ -126,10 +111,10 @@ def power(found: Findings) -> Table | None:
     """What the seeds could tell apart, by the spread they had."""
     spec, asked = found.facts["spec"], max(1, len(found.judged))
     seeds = len(spec["seeds"]["evaluation"])
-    question = Question(seeds, found.analysis["alpha"], asked, found.analysis["margin"])
+    question = Design(seeds, found.analysis["alpha"], asked, found.analysis["margin"])
     rows = [
         Row((o.arm, o.budget, o.sd, o.detectable, o.seeds_for_margin, o.seeds_for_equivalence), arm=o.arm)
-        for o in outlooks(found.arms, question)
+        for o in power_by_arm(found.arms, question)
     ]
     if not rows:
         return None
@@ -147,26 +132,6 @@ def power(found: Findings) -> Table | None:
         "it as often, were there no difference. All from the spread in this study."
     )
     return Table("power", "Power", columns, tuple(rows), caption)
-
-
-def rates_at_the_edge(found: Findings) -> list[Edge]:
-    """Arms whose best rate lies at the edge of the grid."""
-    tuning = found.runs[found.runs["phase"] == Phase.TUNING]
-    losses: TuningLosses = {}
-    for arm, budget, rate, status, loss in zip(
-        *(tuning[name] for name in ("arm", "budget", "learning_rate", "status", "validation_loss")), strict=True
-    ):
-        if Status(status).is_finished:
-            by_rate = losses.setdefault((arm, budget), {})
-            lost = pd.isna(loss) or status == Status.DIVERGED
-            by_rate.setdefault(float(rate), []).append(None if lost else float(loss))
-    grid = sorted(set(tuning["learning_rate"]))
-    return edges(losses, grid) if len(grid) > 1 else []
-
-
-def edge_remarks(found: Findings) -> Sequence[str]:
-    """`rates_at_the_edge` in words."""
-    return [f"{edge.text}." for edge in rates_at_the_edge(found)]
 
 
 def stability(found: Findings) -> Table | None:
@@ -201,14 +166,6 @@ def stability(found: Findings) -> Table | None:
         "Frobenius norm of a module's update over that of its frozen weight."
     )
     return Table("stability", "Stability", columns, tuple(rows), caption)
-
-
-def stability_remarks(found: Findings) -> Sequence[str]:
-    """What breaks training, as far as these runs show."""
-    chosen = {(arm.arm, arm.budget): arm.learning_rate for arm in found.arms}
-    tuned = bool((found.runs["phase"] == Phase.TUNING).any())
-    variants = variants_of(found.facts["spec"])
-    return findings(found.stability, found.baseline, found.analysis["margin"], chosen, variants, tuned)
 
 
 def _percent(share: float | None) -> float | None:

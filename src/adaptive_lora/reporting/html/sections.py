@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adaptive_lora.reporting.findings import Findings, reach
+from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence
 from adaptive_lora.reporting.tables import Column, Row, Table
+from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.estimators import Interval, mean_interval
 from adaptive_lora.stats.run_table import Phase, Status
@@ -51,7 +52,15 @@ def verdicts(found: Findings) -> Table | None:
     )
     rows = tuple(
         Row(
-            (c.arm, c.budget, j.text, j.n, j.interval90 or _alone(j.mean, j.n), j.p, j.adjusted_p),
+            (
+                c.arm,
+                c.budget,
+                render("comparisons.verdict", j),
+                j.n,
+                j.equivalence_interval or _alone(j.mean, j.n),
+                j.p,
+                j.adjusted_p,
+            ),
             arm=c.arm,
         )
         for c, j in found.judged.items()
@@ -61,7 +70,7 @@ def verdicts(found: Findings) -> Table | None:
         f"{found.analysis['alpha']:g}; equivalent where the 90 % t interval over seeds lies within "
         f"±{found.analysis['margin']:g} nats per token. Everything else on this page is exploratory."
     )
-    if any(judged.lost.text for judged in found.judged.values()):
+    if any(judged.diverged_pairs.any for judged in found.judged.values()):
         caption += (
             f" An arm that diverged on a seed that {found.baseline} finished is called neither better nor equivalent, "
             f"and neither worse nor equivalent where {found.baseline} did: the pairs that are left compare survivors."
@@ -179,15 +188,45 @@ def troubles(found: Findings) -> Table | None:
 
 
 SECTIONS = (
-    Section("verdicts", "Verdicts", (verdicts,), remarks=lambda found: [assay.text for assay in found.assays]),
-    Section("arms", "Arms", (arms,), remarks=lambda found: [reach(found), *evidence.retreats(found)]),
+    Section(
+        "verdicts",
+        "Verdicts",
+        (verdicts,),
+        remarks=lambda found: [render("comparisons.assay", assay) for assay in found.assays],
+    ),
+    Section(
+        "arms",
+        "Arms",
+        (arms,),
+        remarks=lambda found: [render("comparisons.reach", found), *render_all("comparisons.same_as_baseline", found)],
+    ),
     Section("overview", "Overview", figures=("overview",)),
     Section("differences", "Differences", (evidence.sizes, evidence.compute), ("differences",)),
-    Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",), evidence.worth_remarks),
+    Section(
+        "worth",
+        "Loss by budget",
+        (evidence.worth,),
+        ("loss-by-budget",),
+        lambda found: render_all("comparisons.no_parameter_equivalents", found),
+    ),
     Section("ranks", "Ranks", figures=("ranks", "scores")),
-    Section("rates", "Learning rates", (rates,), ("rates",), evidence.edge_remarks, detail=True),
+    Section(
+        "rates",
+        "Learning rates",
+        (rates,),
+        ("rates",),
+        lambda found: [render("rates.at_edge", edge) for edge in found.edges],
+        detail=True,
+    ),
     Section("training", "Training", figures=("curves", "seconds")),
-    Section("stability", "Stability", (evidence.stability,), ("stability",), evidence.stability_remarks, detail=True),
+    Section(
+        "stability",
+        "Stability",
+        (evidence.stability,),
+        ("stability",),
+        lambda found: render_all("stability.findings", found.stability_findings),
+        detail=True,
+    ),
     Section("costs", "Costs", figures=("costs",)),
     Section("power", "Power", (evidence.power,)),
     Section("troubles", "Runs without a result", (troubles,)),

@@ -10,14 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from adaptive_lora.reporting.findings import Findings, description, lock_of, verdict_text
-from adaptive_lora.reporting.html.evidence import edge_remarks, stability_remarks
+from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.memory.next_steps import next_steps
 from adaptive_lora.reporting.memory.run_counts import RunCounts
-from adaptive_lora.stats.matching import at_equal_compute
-from adaptive_lora.stats.outlook import POWER
-from adaptive_lora.stats.power import MOST as MOST_SEEDS
+from adaptive_lora.reporting.templating import render, render_all
+from adaptive_lora.stats.cost_equivalents import at_equal_compute
+from adaptive_lora.stats.power import MOST, POWER
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.seeds import smallest_p
 from adaptive_lora.stats.verdicts import Verdict
@@ -53,7 +52,7 @@ def memory_context(found: Findings, runs: RunCounts) -> dict[str, Any]:
         "relative_paths": has_relative_paths(spec),
         "licence": licence_text(found.facts).removesuffix("."),
         "power": POWER,
-        "most_seeds": MOST_SEEDS,
+        "most_seeds": MOST,
         **shared_sentences(found, runs),
         "steps": next_steps(found, runs),
     }  # fmt: skip
@@ -61,14 +60,16 @@ def memory_context(found: Findings, runs: RunCounts) -> dict[str, Any]:
 
 def shared_sentences(found: Findings, runs: RunCounts) -> dict[str, list[str]]:
     """Sentences that the report has too."""
-    verdicts = verdict_text(found)
-    verdicts += [assay.text for assay in found.assays if assay.text not in verdicts]
-    stable = list(stability_remarks(found))
+    verdicts, assays = render_all("comparisons.verdicts", found), [render("comparisons.assay", a) for a in found.assays]
+    verdicts += [text for text in assays if text not in verdicts]
+    stable = render_all("stability.findings", found.stability_findings)
     return {
-        "verdict_sentences": verdicts if found.judged else [*verdicts, *description(found)[:2]],
+        "verdict_sentences": verdicts
+        if found.judged
+        else [*verdicts, *render_all("comparisons.description", found)[:2]],
         # The first sentence is the rule, which the report prints above its table.
         "stability_sentences": stable[1:] or stable,
-        "edge_sentences": list(edge_remarks(found)) if runs.tuned else [],
+        "edge_sentences": [render("rates.at_edge", edge) for edge in found.edges] if runs.tuned else [],
     }
 
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.reporting.html.evidence import rates_at_the_edge
 from adaptive_lora.reporting.memory.run_counts import RunCounts
-from adaptive_lora.stats.judge import untested_budgets
+from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.seeds import seeds_needed
 from adaptive_lora.stats.verdicts import Verdict
@@ -47,7 +46,7 @@ def _finish(runs: RunCounts) -> Iterator[Step]:
 
 def _rates(found: Findings) -> Iterator[Step]:
     """An arm that was not tuned to its best is not compared fairly."""
-    edges = rates_at_the_edge(found)
+    edges = found.edges
     best, untrained = ([found.named(e.arm, e.budget) for e in edges if e.trained is kind] for kind in (True, False))
     if edges:
         yield Step(
@@ -57,10 +56,10 @@ def _rates(found: Findings) -> Iterator[Step]:
 
 def _sensitivity(found: Findings) -> Iterator[Step]:
     """Where ranks make no difference, arms cannot."""
-    yield Step("harder", {"budgets": [assay.budget for assay in found.assays if assay.tells is False]})
+    yield Step("harder", {"budgets": [assay.budget for assay in found.assays if assay.sensitive is False]})
     equivalent = list(dict.fromkeys(c.budget for c in _of(found, Verdict.EQUIVALENT)))
     yield Step("add_half", {"budgets": untested_budgets(equivalent, found.assays)})
-    unknown = [assay.half for assay in found.assays if assay.tells is None and assay.budget in equivalent]
+    unknown = [assay.half for assay in found.assays if assay.sensitive is None and assay.budget in equivalent]
     yield Step("more_at_half", {"halves": unknown})
 
 
@@ -74,8 +73,8 @@ def _hypotheses(found: Findings) -> Iterator[Step]:
 def _seeds(found: Findings) -> Iterator[Step]:
     """Where seeds would decide, how many; where they would not, why not."""
     undecided = {c: found.judged[c] for c in _of(found, Verdict.UNDECIDED)}
-    yield Step("why_diverged", {"comparisons": [c for c, j in undecided.items() if j.lost.arm or j.lost.baseline]})
-    open_ = {found.named(c.arm, c.budget): j for c, j in undecided.items() if not (j.lost.arm or j.lost.baseline)}
+    yield Step("why_diverged", {"comparisons": [c for c, j in undecided.items() if j.diverged_pairs.any]})
+    open_ = {found.named(c.arm, c.budget): j for c, j in undecided.items() if not j.diverged_pairs.any}
     reachable = sorted((j.needed, name) for name, j in open_.items() if j.needed is not None)
     yield Step("more_seeds", {"needed": reachable})
     yield Step("why_few_pairs", {"arms": [name for name, j in open_.items() if j.n < 2]})
@@ -97,7 +96,7 @@ def _records(found: Findings) -> Iterator[Step]:
 def _use(found: Findings) -> Iterator[Step]:
     """What a verdict is good for, here."""
     yield Step("try_elsewhere", {"comparisons": _of(found, Verdict.BETTER)})
-    sensitive = {assay.budget for assay in found.assays if assay.tells}
+    sensitive = {assay.budget for assay in found.assays if assay.sensitive}
     yield Step("use_baseline", {"comparisons": [c for c in _of(found, Verdict.EQUIVALENT) if c.budget in sensitive]})
     yield Step("leave_out", {"comparisons": _of(found, Verdict.WORSE)})
 

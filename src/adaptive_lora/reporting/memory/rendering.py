@@ -10,11 +10,13 @@ import jinja2
 from markupsafe import Markup
 
 from adaptive_lora.reporting.escaping import escape_markdown, visible
-from adaptive_lora.reporting.templating import environment, few
+from adaptive_lora.reporting.formatting import formatted, listed
+from adaptive_lora.reporting.templating import environment
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.stats.words import listed, number
 
+MOST = 8
+"""Entries of a list in a sentence."""
 LONGEST = 160
 """Characters of a foreign text: the bank is to be read whole."""
 _WRAPPED = re.compile(r"(?<=[^\n]) *\n *(?=[^\n|-])(?!\d+\. )")
@@ -23,12 +25,12 @@ _WRAPPED = re.compile(r"(?<=[^\n]) *\n *(?=[^\n|-])(?!\d+\. )")
 
 def render(name: str, context: Mapping[str, Any]) -> str:
     """`templates/memory/NAME.md` as Markdown, one line a paragraph, list item or table row."""
-    text = _environment().get_template(f"memory/{name}.md").render(context)
+    text = _environment().get_template(f"{name}.md").render(context)
     return re.sub(r"\n{3,}", "\n\n", _WRAPPED.sub(" ", text)).strip()
 
 
 def _environment() -> jinja2.Environment:
-    made = environment(autoescape=True, finalize=_printed)
+    made = environment("templates/memory", autoescape=True, finalize=_printed)
     own = (code, cut, first_words, grouped, interval, sentence)
     made.filters |= {function.__name__: function for function in own}
     return made
@@ -74,7 +76,7 @@ def interval(found: Interval | None, form: str = "+.4f") -> str:
     """
     if found is None:
         return ""
-    mean, low, high = (number(end, form) for end in (found.mean, found.low, found.high))
+    mean, low, high = (formatted(end, form) for end in (found.mean, found.low, found.high))
     return f"{mean} ({low} to {high})" if low and high else mean
 
 
@@ -88,7 +90,7 @@ def grouped(compared: Iterable[Comparison]) -> str:
     for comparison in compared:
         budgets[comparison.arm] = (*budgets.get(comparison.arm, ()), comparison.budget)
     alike = {own: [arm for arm in budgets if budgets[arm] == own] for own in budgets.values()}
-    return "; ".join(f"{few(arms)} at {listed(own)}" for own, arms in alike.items())
+    return "; ".join(f"{listed(arms, MOST)} at {listed(own)}" for own, arms in alike.items())
 
 
 def first_words(sentences: Sequence[str], most: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from adaptive_lora.errors import PaperError
-from adaptive_lora.reporting.tables import written
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.estimators import Interval
 
 NATS = "nats per token"
@@ -36,7 +36,7 @@ class Fact:
         >>> Fact(Interval(-0.012, -0.02, 0.001, 9, 0.95), "+.3f", "nats per token").text
         '−0.012 [−0.020, +0.001] nats per token'
         """
-        text = written(self.value, self.form)
+        text = formatted(self.value, self.form)
         return f"{text} {self.unit}" if self.unit else text
 
 

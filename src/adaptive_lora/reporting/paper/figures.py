@@ -5,10 +5,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.all import MAP_CAPTION, looks_in, main_figures
-from adaptive_lora.reporting.figures.breaks import break_map
+from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.rates import rate_curves
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.reporting.paper.templates import line
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.variants import variants_of
 
 
@@ -18,7 +18,7 @@ def study_figures(found: Findings) -> dict[str, tuple[Figure, str]]:
     runs, steady = (table[table["budget"].isin(budgets)] for table in (found.runs, found.stability))
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     drawn = {name: (draw(), caption) for name, draw, caption in main_figures(found, looks)}
-    drawn["rates"] = rate_curves(runs, looks, chosen), line("rates")
+    drawn["rates"] = rate_curves(runs, looks, chosen), render("paper.rates")
     caption = MAP_CAPTION.format(baseline=found.baseline, margin=margin)
     drawn["stability"] = break_map(steady, found.baseline, margin, chosen), caption
     return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}

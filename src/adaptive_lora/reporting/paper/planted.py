@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.recovery import recovery_figure
 from adaptive_lora.reporting.paper.tables import narrowed
-from adaptive_lora.reporting.paper.templates import line
 from adaptive_lora.reporting.recovered import Recovered, recovery_caption, recovery_table
 from adaptive_lora.reporting.tables import Table
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.recovery import CLEAR, CONTROLS
 
 LEADERS = 3
@@ -56,11 +56,11 @@ def planted_tables(found: Recovered) -> Mapping[str, Table]:
     tables = {"planted": replace(kept, name="planted", caption=recovery_caption(found, planned=False))}
     if found.spread:
         kept = narrowed(table, ("strategy", *(columns[t] for t in found.spread), "plan_seconds"))
-        title, caption = f"{table.title}: other truths", line("planted-spread")
+        title, caption = f"{table.title}: other truths", render("paper.planted_spread")
         tables["planted-spread"] = replace(kept, name="planted-spread", title=title, caption=caption)
     return tables
 
 
 def planted_picture(found: Recovered) -> tuple[Figure, str]:
     """The figure with its caption."""
-    return recovery_figure(found), line("planted")
+    return recovery_figure(found), render("paper.planted")

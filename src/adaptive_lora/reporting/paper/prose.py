@@ -18,7 +18,7 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.reporting.findings import Findings, lock_of
-from adaptive_lora.reporting.html.evidence import edge_remarks, worth_remarks
+from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
@@ -26,11 +26,11 @@ from adaptive_lora.reporting.paper.other_studies import label_of
 from adaptive_lora.reporting.paper.study_facts import contenders, winners
 from adaptive_lora.reporting.paper.templates import Ours, text_environment
 from adaptive_lora.reporting.paper.training import training_of
-from adaptive_lora.stats.judge import untested_budgets
+from adaptive_lora.reporting.templating import render, render_all
+from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.variants import variants_of
 from adaptive_lora.stats.verdicts import Judgement, Verdict
-from adaptive_lora.stats.words import listed
 
 PARTS = (
     "introduction", "related", "method", "protocol", "setup", "results", "stability", "further", "planted",
@@ -49,8 +49,8 @@ class Outcome:
     """The arm, with its budget where there are several."""
     significant: bool
     """Whether the mean differs from zero by the adjusted test, whatever its size."""
-    lost: str
-    """`diverged on 4 of 12 seeds`; empty where no seed is lost to one of the two alone."""
+    diverged: str
+    """`diverged on 4 of 12 seeds`; empty where no run of a pair diverged alone."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
         "retreats": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.same and arm.arm in own],
         "winners": winners(found, spec["budgets"][0], own),
         "tuned": facts["runs.tuning"].value != 0,
-        "edges": list(edge_remarks(found)),
-        "worth_remarks": list(worth_remarks(found)),
+        "edges": [render("rates.at_edge", edge) for edge in found.edges],
+        "worth_remarks": render_all("comparisons.no_parameter_equivalents", found),
         "licence": licence_text(found.facts).rstrip("."),
         "alpaca": "alpaca" in data,
         "gsm8k": "gsm8k" in data,
@@ -139,15 +139,17 @@ def _judged(found: Findings) -> dict[str, Any]:
     judged = [(_outcome(c, j, named), c.budget, j) for c, j in found.judged.items()]
     same = [(outcome.name, budget) for outcome, budget, j in judged if j.verdict is Verdict.EQUIVALENT]
     undecided = [(outcome.name, j) for outcome, _, j in judged if j.verdict is Verdict.UNDECIDED]
-    telling, blind, unknown = ([a.budget for a in found.assays if a.tells is state] for state in (True, False, None))
+    telling, blind, unknown = (
+        [a.budget for a in found.assays if a.sensitive is state] for state in (True, False, None)
+    )
     return {
         **{str(kind): [outcome for outcome, _, j in judged if j.verdict is kind] for kind in Verdict},
         "primary": [outcome for outcome, *_ in judged],
         "several_budgets": len(budgets) > 1,
         "named": named,
         "assays": found.assays,
-        "unsettled": [name for name, j in undecided if j.interval90 and not j.lost.text],
-        "survivors": [name for name, j in undecided if j.lost.text],
+        "unsettled": [name for name, j in undecided if j.equivalence_interval and not j.diverged_pairs.any],
+        "survivors": [name for name, j in undecided if j.diverged_pairs.any],
         "tells": telling,
         "cannot_tell": blind,
         "unknown": unknown,
@@ -216,5 +218,5 @@ def _named(key: str, several: bool) -> str:
 
 def _outcome(comparison: Comparison, judged: Judgement, named: functools.partial[str]) -> Outcome:
     key = f"{comparison.arm}@{comparison.budget}"
-    significant = judged.adjusted_p is not None and judged.adjusted_p <= judged.alpha
-    return Outcome(f"{key}.verdict", named(key), significant, judged.lost.text)
+    diverged = render("comparisons.diverged", judged.diverged_pairs)
+    return Outcome(f"{key}.verdict", named(key), judged.significant, diverged)

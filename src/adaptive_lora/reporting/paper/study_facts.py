@@ -13,8 +13,8 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.paper.facts import NATS, Facts
 from adaptive_lora.stats.arms import evaluations
-from adaptive_lora.stats.matching import at_equal_compute
-from adaptive_lora.stats.outlook import POWER, Question, outlooks
+from adaptive_lora.stats.cost_equivalents import at_equal_compute
+from adaptive_lora.stats.power import POWER, Design, power_by_arm
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.stats.seeds import seeds_needed, smallest_p
 from adaptive_lora.stats.stability import summaries
@@ -130,7 +130,7 @@ def _protocol(found: Findings) -> Entries:
         "margin": (margin, "g", NATS), "margin.perplexity": (100 * math.expm1(margin), ".1f", "%"),
         "comparisons": (comparisons, "d"), "smallest_p": (smallest_p(len(seeds["evaluation"])), ".2g"),
         "seeds.needed": (seeds_needed(alpha, max(comparisons, 1)), "d"), "level": (95, "d", "%"),
-        "level.equivalence": (90, "d", "%"), "deviations": (len(found.deviations), "d"),
+        "level.equivalence": (100 * (1 - 2 * alpha), "g", "%"), "deviations": (len(found.deviations), "d"),
         "locked": lock_of(found.facts).get("locked", "")[:10], "twins": (len(twins), "d"),
     }  # fmt: skip
 
@@ -188,8 +188,8 @@ def _comparisons(found: Findings) -> Entries:
         key = f"{comparison.arm}@{comparison.budget}.verdict"
         yield {
             f"{key}.size": (None if judged.mean is None else abs(judged.mean), ".4f"),
-            f"{key}.interval90": (judged.interval90, "+.4f", NATS),
-            f"{key}.interval95": (judged.interval95, "+.4f", NATS),
+            f"{key}.equivalence_interval": (judged.equivalence_interval, "+.4f", NATS),
+            f"{key}.interval": (judged.interval, "+.4f", NATS),
             f"{key}.p": (judged.p, ".3g"), f"{key}.holm": (judged.adjusted_p, ".3g"), f"{key}.n": (judged.n, "d"),
             f"{key}.needed": (judged.needed, ",d"),
             f"{key}.wins": (judged.improvement.mean * judged.n if judged.improvement else None, "g"),
@@ -212,8 +212,8 @@ def _controls(found: Findings) -> Entries:
 
 def _power(found: Findings) -> Entries:
     seeds, analysis = len(found.facts["spec"]["seeds"]["evaluation"]), found.analysis
-    question = Question(seeds, analysis["alpha"], max(1, len(found.judged)), analysis["margin"])
-    if seen := sorted(outlooks(found.arms, question), key=lambda o: o.sd):
+    design = Design(seeds, analysis["alpha"], max(1, len(found.judged)), analysis["margin"])
+    if seen := sorted(power_by_arm(found.arms, design), key=lambda o: o.sd):
         median = seen[len(seen) // 2]
         yield {
             "power": (100 * POWER, ".0f", "%"), "power.detectable": (median.detectable, ".4f", NATS),

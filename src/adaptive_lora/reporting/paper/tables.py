@@ -8,12 +8,9 @@ from dataclasses import replace
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence, sections
 from adaptive_lora.reporting.paper.study_facts import contenders
-from adaptive_lora.reporting.paper.templates import line
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
-from adaptive_lora.stats.breaks import courses
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.remedies import changes
-from adaptive_lora.stats.variants import variants_of
 
 _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], ...] = (
     (sections.verdicts, "verdicts", ("arm", "budget", "verdict", "seeds", "difference", "p", "holm_p")),
@@ -39,7 +36,7 @@ def study_tables(found: Findings) -> dict[str, Table]:
     one_budget = found.runs["budget"].nunique() == 1
     for maker, name, columns in _SHOWN:
         if (table := maker(found)) is not None:
-            caption = line("every-arm") if name == "every-arm" else table.caption
+            caption = render("paper.every_arm") if name == "every-arm" else table.caption
             named = replace(table, name=name, title=_TITLES.get(name, table.title), caption=caption)
             made[name] = narrowed(named, tuple(c for c in columns if c != "budget" or not one_budget))
     return made
@@ -61,11 +58,7 @@ def tables_of_other(found: Findings, main: Findings) -> dict[str, Table]:
 
 def changes_of_training(found: Findings) -> Table | None:
     """What each change of scaling or training does where training breaks with it or without it."""
-    every, _ = changes(
-        found.stability,
-        courses(found.stability, found.baseline, found.analysis["margin"]),
-        variants_of(found.facts["spec"]),
-    )
+    every = found.stability_findings.variants
     columns = (
         Column("change", "change", "text"),
         Column("of", "of", "text"),
@@ -74,17 +67,19 @@ def changes_of_training(found: Findings) -> Table | None:
         Column("difference", "loss less that without", "interval", "+.3f"),
         Column("effect", "effect", "text"),
     )
-    rows = tuple(
-        Row((c.variant.differs, c.variant.of, c.budget, c.learning_rate, c.against.difference, c.effect), arm=c.arm)
+    cells: list[tuple[Cell, ...]] = [
+        (render("stability.differences", c.variant), c.variant.of, c.changed.budget, c.learning_rate,
+         c.against.difference, render("stability.effect", c))
         for c in every
-    )
-    caption = line("changes", count=len(every))
+    ]  # fmt: skip
+    rows = tuple(Row(own, arm=c.changed.arm) for own, c in zip(cells, every, strict=True))
+    caption = render("paper.changes", len(every))
     return Table("changes", "What moves a break", columns, rows, caption) if every else None
 
 
 def conclusions(found: Findings) -> Table:
     """What a study says of every arm, in one table."""
-    verdicts = {(c.arm, c.budget): j.text for c, j in found.judged.items()}
+    verdicts = {(c.arm, c.budget): render("comparisons.verdict", j) for c, j in found.judged.items()}
     columns = (
         Column("arm", "arm", "text"),
         Column("budget", "budget", "text", optional=True),
@@ -100,7 +95,7 @@ def conclusions(found: Findings) -> Table:
         for arm in found.arms
     ]  # fmt: skip
     rows = tuple(Row(own, arm=arm.arm, marked=arm.is_baseline) for own, arm in zip(cells, found.arms, strict=True))
-    caption = line("conclusions", seeds=len(found.facts["spec"]["seeds"]["evaluation"]))
+    caption = render("paper.conclusions", len(found.facts["spec"]["seeds"]["evaluation"]))
     return Table("conclusions", f"The study {found.facts['name']}", columns, rows, caption)
 
 
@@ -132,7 +127,7 @@ def side_by_side(found: Findings, main: Findings) -> Table | None:
             Column(f"difference{suffix}", f"{main.facts['name']}, {budget}", "interval", "+.4f"),
             Column(f"verdict{suffix}", "verdict", "text", optional=True),
         ]
-    caption = line("against", other=found, main=main)
+    caption = render("paper.side_by_side", found, main)
     return Table("against", "The same arms in two studies", tuple(columns), tuple(rows), caption)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -23,9 +24,9 @@ class Ours(str):
     """Text that a template of ours has made, markup and all."""
 
 
-def environment(**options: Any) -> jinja2.Environment:
-    """Of the templates in `text`."""
-    made = templating.environment("paper/text", **_MARKS, **options)
+def environment(finalize: Callable[[Any], Any], autoescape: bool = False) -> jinja2.Environment:
+    """Of the templates in `text`; `finalize` makes what an expression prints safe."""
+    made = templating.environment("paper/text", autoescape=autoescape, finalize=finalize, **_MARKS)
     made.filters["value"] = value
     return made
 
@@ -49,8 +50,3 @@ def _literal(value: Any) -> str:
 def source(name: str) -> str:
     """A file of `text` as it is."""
     return resources.files(__package__ or "").joinpath("text", name).read_text(encoding="utf-8")
-
-
-def line(name: str, **values: Any) -> str:
-    """`captions/NAME.txt` as one line of plain text."""
-    return " ".join(environment().get_template(f"captions/{name}.txt").render(values).split())

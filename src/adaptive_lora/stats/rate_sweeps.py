@@ -1,4 +1,4 @@
-"""Where an arm's training breaks, and whether one thing that was changed moves that."""
+"""Training over learning rates: where each arm breaks, and paired contrasts between arms or rates."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from adaptive_lora.stats.stability import StabilitySummary, summaries
 
 LEVEL = 0.05
 
+Rates = Mapping[tuple[str, str], float]
+"""(arm, budget) -> the learning rate it is evaluated at; an arm that no rate trains has none."""
+
 
 class State(StrEnum):
     """How an arm trains at a budget and rate."""
@@ -25,8 +28,8 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Course:
-    """An arm at a budget over its learning rates, rising."""
+class RateSweep:
+    """An arm at a budget over its learning rates, from the lowest to the highest."""
 
     arm: str
     budget: str
@@ -43,18 +46,23 @@ class Course:
         """(cell, state), rate by rate."""
         return list(zip(self.cells, self.states, strict=True))
 
+    @property
+    def label(self) -> str:
+        """The arm with its budget."""
+        return f"{self.arm} at {self.budget}"
+
     def state_at(self, rate: float) -> State:
         """UNKNOWN at a rate it has no runs at."""
         return next((state for cell, state in self.paired if cell.learning_rate == rate), State.UNKNOWN)
 
 
-def courses(table: pd.DataFrame, baseline: str, margin: float) -> dict[tuple[str, str], Course]:
-    """(arm, budget) -> its course, from a `stability_table`."""
+def rate_sweeps(table: pd.DataFrame, baseline: str, margin: float) -> dict[tuple[str, str], RateSweep]:
+    """(arm, budget) -> its sweep, from a `stability_table`."""
     found: dict[tuple[str, str], list[StabilitySummary]] = {}
     for cell in summaries(table):
         found.setdefault((cell.arm, cell.budget), []).append(cell)
     return {
-        (arm, budget): Course(arm, budget, tuple(cells), tuple(state_of(c, baseline, margin) for c in cells))
+        (arm, budget): RateSweep(arm, budget, tuple(cells), tuple(state_of(c, baseline, margin) for c in cells))
         for (arm, budget), cells in found.items()
     }
 
@@ -85,14 +93,14 @@ class Contrast:
     """Two sets of runs at one rate, paired by phase and seed."""
 
     difference: Interval | None
-    """First less second, nats per token (negative: the first is better); nothing where no pair has both losses."""
+    """First less second, nats per token (negative: the first is better); None where no pair has both losses."""
     diverged: tuple[int, int]
     pairs: int
     divergence_p: float
     """Exact two-sided sign-flip test of which of each pair diverged (McNemar's)."""
 
     @property
-    def shown(self) -> int:
+    def direction(self) -> int:
         """-1 where the first is shown to be better, 1 worse, 0 neither, or each by one of both measures.
 
         Shown is what has a 95 % interval without zero, or divergences that differ at p <= 0.05.
@@ -109,10 +117,10 @@ class Contrast:
 def contrast(first: pd.DataFrame, second: pd.DataFrame, value: str) -> Contrast:
     """Rows of a `stability_table` at one rate against others, by the column `value`."""
     both = first.merge(second, on=["phase", "seed"], suffixes=("", "_second"))
-    apart = (both[value] - both[f"{value}_second"]).dropna().tolist()
+    differences = (both[value] - both[f"{value}_second"]).dropna().tolist()
     ends = (both["diverged"].astype(int) - both["diverged_second"].astype(int)).tolist()
     return Contrast(
-        difference=mean_interval(apart) if apart else None,
+        difference=mean_interval(differences) if differences else None,
         diverged=(int(both["diverged"].sum()), int(both["diverged_second"].sum())),
         pairs=len(both),
         divergence_p=sign_flip_p(ends) if ends else 1.0,
@@ -124,35 +132,23 @@ def rows_at(table: pd.DataFrame, arm: str, budget: str, rate: float) -> pd.DataF
     return table[(table["arm"] == arm) & (table["budget"] == budget) & (table["learning_rate"] == rate)]
 
 
-def first_too_high(
-    table: pd.DataFrame, course: Course, chosen: Mapping[tuple[str, str], float], margin: float
-) -> tuple[float, Contrast] | None:
+def untrainable(sweep: RateSweep, chosen: Rates) -> bool:
+    """Whether no rate could be chosen for it, because a run of it diverged at every one."""
+    return (sweep.arm, sweep.budget) not in chosen and all(cell.diverged for cell in sweep.cells)
+
+
+def first_harmful_rate(
+    table: pd.DataFrame, sweep: RateSweep, chosen: Rates, margin: float
+) -> tuple[StabilitySummary, Contrast] | None:
     """The first rate above the chosen one at which an arm diverges or does worse than at the chosen one by more than
-    the margin with the whole interval, and the contrast of the two; nothing where there is none."""
-    own = chosen.get((course.arm, course.budget))
+    the margin with the whole interval, and the contrast of the two; None where there is none."""
+    own = chosen.get((sweep.arm, sweep.budget))
     if own is None:
         return None
-    best = rows_at(table, course.arm, course.budget, own)
-    for cell in course.cells:
+    best = rows_at(table, sweep.arm, sweep.budget, own)
+    for cell in sweep.cells:
         if cell.learning_rate > own:
-            found = contrast(rows_at(table, course.arm, course.budget, cell.learning_rate), best, "validation_loss")
+            found = contrast(rows_at(table, sweep.arm, sweep.budget, cell.learning_rate), best, "validation_loss")
             if cell.diverged or exceeds(found.difference, margin):
-                return cell.learning_rate, found
+                return cell, found
     return None
-
-
-def effect_of(course: Course, plain: Course, rate: float, against: Contrast, scaling_alone: bool) -> str:
-    """In words, what a change does to a plain arm at a rate at which either breaks; `against` is changed less plain.
-
-    The scaling rule is named where it alone is changed, and comes out as another rule.
-    """
-    scaled = scaling_alone and course.cells[0].scaling != plain.cells[0].scaling
-    what = "The scaling rule" if scaled else "This change"
-    if against.shown == 0:
-        return "No effect of it is shown there"
-    states = (course.state_at(rate), plain.state_at(rate))
-    if against.shown < 0 and states == (State.TRAINS, State.BREAKS):
-        return "The scaling rule is a cause of the break" if scaled else "This change removes the break there"
-    if against.shown > 0 and states == (State.BREAKS, State.TRAINS):
-        return "The scaling rule is a cause of the break" if scaled else "This change brings the break about"
-    return f"{what} {'eases training there' if against.shown < 0 else 'makes training worse there'}"

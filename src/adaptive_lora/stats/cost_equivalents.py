@@ -1,4 +1,4 @@
-"""What an arm's difference is worth: the parameters that uniform ranks need for the same loss, or the compute."""
+"""Arms at equal cost: the parameters that the baseline needs for an arm's loss, and the baseline at equal compute."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import pandas as pd
 from adaptive_lora.stats.arms import ArmSummary, evaluations
 from adaptive_lora.stats.estimators import Interval, interval_of
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.stats.words import number
 
 
 @dataclass(frozen=True)
-class Curve:
+class LossCurve:
     """The baseline's mean test loss by trainable parameters, from few to many."""
 
     parameters: tuple[int, ...]
@@ -28,7 +27,7 @@ class Curve:
         return len(self.losses) > 1 and all(a > b for a, b in zip(self.losses, self.losses[1:], strict=False))
 
     def parameters_at(self, loss: float) -> float | None:
-        """The size at which the baseline has this loss, linear between log sizes; nothing beyond the curve's ends."""
+        """The size at which the baseline has this loss, linear between log sizes; None beyond the curve's ends."""
         if not self.losses[-1] <= loss <= self.losses[0]:
             return None
         logs = np.log(np.asarray(self.parameters, dtype=np.float64))
@@ -36,41 +35,28 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Match:
+class ParameterEquivalent:
     """How many parameters more the baseline needs to be as good as an arm; negative: how many fewer."""
 
     arm: str
     budget: str
     percent: float | None
-    """Nothing beyond the curve's ends."""
+    """None beyond the curve's ends."""
     low: float | None
     high: float | None
     """For the ends of the difference's 95 % interval over seeds; the curve is taken as it is."""
     ends: tuple[float, float]
     """What the curve covers, in percent around the budget."""
 
-    @property
-    def text(self) -> str:
-        """In percent, as far as the curve goes.
 
-        >>> Match("a", "rank:8", 12.0, -3.0, None, (-50.0, 100.0)).text
-        '+12 % [−3 %, above +100 %]'
-        """
-        if self.percent is None:
-            return "beyond the curve"
-        low = f"below {number(self.ends[0], '+.0f')} %" if self.low is None else f"{number(self.low, '+.0f')} %"
-        high = f"above {number(self.ends[1], '+.0f')} %" if self.high is None else f"{number(self.high, '+.0f')} %"
-        return f"{number(self.percent, '+.0f')} % [{low}, {high}]"
-
-
-def baseline_curve(arms: Sequence[ArmSummary]) -> Curve:
+def baseline_curve(arms: Sequence[ArmSummary]) -> LossCurve:
     """All budgets that the baseline was trained at, those of the controls among them."""
     points = {arm.trainable_parameters[0]: arm.loss.mean for arm in arms if arm.is_baseline and arm.loss}
     ordered = sorted(points.items())
-    return Curve(tuple(size for size, _ in ordered), tuple(loss for _, loss in ordered))
+    return LossCurve(tuple(size for size, _ in ordered), tuple(loss for _, loss in ordered))
 
 
-def matches(arms: Sequence[ArmSummary]) -> list[Match]:
+def parameter_equivalents(arms: Sequence[ArmSummary]) -> list[ParameterEquivalent]:
     """One for each arm whose difference has an interval; none where the curve does not fall."""
     curve = baseline_curve(arms)
     if not curve.falls:
@@ -90,7 +76,7 @@ def matches(arms: Sequence[ArmSummary]) -> list[Match]:
         ends = 100 * (curve.parameters[0] / size - 1), 100 * (curve.parameters[-1] / size - 1)
         # A lower loss is worth more parameters, so that the interval turns round.
         low, high = percent(arm.difference.high), percent(arm.difference.low)
-        found.append(Match(arm.arm, arm.budget, percent(arm.difference.mean), low, high, ends))
+        found.append(ParameterEquivalent(arm.arm, arm.budget, percent(arm.difference.mean), low, high, ends))
     return found
 
 
@@ -117,7 +103,7 @@ def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str]) -> list[At
                 name: done[(done["arm"] == name) & (done["budget"] == budget)].set_index("seed")["test_loss"]
                 for name in (arm, control)
             }
-            apart = (losses[arm] - losses[control]).dropna().tolist()
-            if apart:
-                found.append(AtEqualCompute(arm, str(budget), control, interval_of(apart)))
+            differences = (losses[arm] - losses[control]).dropna().tolist()
+            if differences:
+                found.append(AtEqualCompute(arm, str(budget), control, interval_of(differences)))
     return found

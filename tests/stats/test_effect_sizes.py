@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from adaptive_lora.stats.arms import summarise
-from adaptive_lora.stats.sizes import record_intervals, sizes
+from adaptive_lora.stats.effect_sizes import effect_sizes, record_intervals
 from adaptive_lora.study.ledger import open_to_read
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import runs_table
@@ -26,7 +26,7 @@ def test_sizes_agree_with_the_ledgers_records(study_file: Callable[..., Path], t
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         runs, facts = runs_table(ledger), ledger.facts()
         arms = summarise(runs, "uniform")
-        (size,) = sizes(record_intervals(ledger.by_record, runs, arms, "uniform"), runs, arms, facts)
+        (size,) = effect_sizes(record_intervals(ledger.by_record, runs, arms, "uniform"), runs, arms, facts)
         results = {
             arm: [ledger.by_record(run_id, "test") for run_id in own.sort_values("seed")["run_id"]]
             for arm, own in runs.groupby("arm")

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from adaptive_lora.reporting.figures.theme import mark, themed
-from adaptive_lora.reporting.tables import written
-from adaptive_lora.stats.breaks import Course, State, contrast, courses, rows_at
+from adaptive_lora.reporting.formatting import formatted
+from adaptive_lora.stats.rate_sweeps import RateSweep, State, contrast, rate_sweeps, rows_at
 
 _COLOURS, _STRONGEST = "RdBu_r", 1.0
 _WIDTH, _ROW, _CELL, _NAMES = 7.2, 0.235, 0.48, 1.5
@@ -25,11 +25,11 @@ def break_map(
 ) -> Figure | None:
     """Mean excess of validation loss over the baseline at the same rate and seed, written into every cell.
 
-    `table` is a `stability_table`. Framed: the arm breaks there (`stats.breaks.State`); bold: the rate that
+    `table` is a `stability_table`. Framed: the arm breaks there (`stats.rate_sweeps.State`); bold: the rate that
     validation chooses. The baseline's own row has its loss less that at its chosen rate; budgets at which it trained
     alone are left out. Nothing where no arm has an excess at two rates.
     """
-    found = courses(table, baseline, margin)
+    found = rate_sweeps(table, baseline, margin)
     budgets = list(dict.fromkeys(budget for arm, budget in found if arm != baseline))
     arms = list(dict.fromkeys(arm for arm, _ in found))
     rates = sorted({cell.learning_rate for course in found.values() for cell in course.cells})
@@ -52,7 +52,7 @@ def break_map(
 
 
 def _panel(
-    ax: Axes, own: Mapping[str, Course], arms: Sequence[str], rates: Sequence[float],
+    ax: Axes, own: Mapping[str, RateSweep], arms: Sequence[str], rates: Sequence[float],
     chosen: Mapping[str, float | None],
 ) -> None:  # fmt: skip
     grid = np.full((len(arms), len(rates)), np.nan)
@@ -67,7 +67,7 @@ def _panel(
         rate_is_chosen = chosen[arm] == cell.learning_rate
         text = f"{cell.diverged} of {cell.seeds} diverged" if cell.diverged else ""
         if cell.excess is not None and not cell.diverged:
-            text = written(cell.excess.mean, "+.3f")
+            text = formatted(cell.excess.mean, "+.3f")
         strong = cell.excess is not None and abs(float(norm(cell.excess.mean)) - 0.5) > 0.38
         ax.text(
             column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.8,
@@ -97,6 +97,6 @@ def _baseline_row(
         apart = contrast(rows_at(table, *key, rate), best, "validation_loss")
         if apart.difference is not None:
             bold = rate == chosen[key]
-            text = "chosen" if bold else written(apart.difference.mean, "+.3f")
+            text = "chosen" if bold else formatted(apart.difference.mean, "+.3f")
             ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.8,
                     fontweight="bold" if bold else "normal")  # fmt: skip

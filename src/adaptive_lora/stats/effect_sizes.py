@@ -1,4 +1,4 @@
-"""How large a difference is, in the units that different readers think in, and over what it varies.
+"""Effect sizes: a difference in several units, with intervals over seeds and over test records.
 
 Exploratory: intervals and no verdicts. Every interval says what was resampled for it: seeds, or test records.
 """
@@ -27,7 +27,7 @@ from adaptive_lora.stats.run_table import Status
 
 
 @dataclass(frozen=True)
-class Size:
+class EffectSize:
     """An arm's difference from the baseline at a budget."""
 
     arm: str
@@ -36,20 +36,20 @@ class Size:
     over_seeds: Interval
     """Of new seeds on the same test records."""
     over_records: Interval | None
-    """Of new test records with the same seeds; nothing where losses by record are missing."""
+    """Of new test records with the same seeds; None where losses by record are missing."""
     improvement: Interval
     """Share of seeds with the lower loss."""
     sd: float | None
-    """Of the paired differences by seed; nothing with fewer than two."""
+    """Of the paired differences by seed; None with fewer than two."""
 
 
 OverRecords = Mapping[tuple[str, str], tuple[Interval, int]]
 """(arm, budget) -> the difference's interval over test records, and how many completion tokens these have."""
 
 
-def sizes(
+def effect_sizes(
     over_records: OverRecords, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts: Mapping[str, Any]
-) -> list[Size]:
+) -> list[EffectSize]:
     """Every arm that has a difference from the baseline; `facts` are the ledger's."""
     frozen = next((loss for loss in evaluations(runs)["base_loss"] if pd.notna(loss)), None)
     losses = {arm.budget: arm.loss.mean for arm in arms if arm.is_baseline and arm.loss}
@@ -60,7 +60,7 @@ def sizes(
         differences = [difference for _, difference in arm.differences]
         interval, tokens = over_records.get((arm.arm, arm.budget), (None, None))
         found.append(
-            Size(
+            EffectSize(
                 arm=arm.arm,
                 budget=arm.budget,
                 effect=effects(
@@ -106,14 +106,14 @@ def _over_records(
     done = evaluations(runs)
     done = done[(done["budget"] == arm.budget) & (done["status"] == Status.COMPLETED)]
     ids = {name: dict(zip(own["seed"], own["run_id"], strict=True)) for name, own in done.groupby("arm")}
-    apart: list[Floats] = []
+    differences: list[Floats] = []
     tokens = None
     for seed, _ in arm.differences:
         one, other = (by_record(ids[name][seed], "test") for name in (arm.arm, baseline))
         if one is None or other is None:
             return None, None
-        apart.append(one.nll - other.nll)
+        differences.append(one.nll - other.nll)
         tokens = one.tokens
     if tokens is None:
         return None, None
-    return record_interval(np.stack(apart), tokens.astype(np.float64)), int(tokens.sum())  # (S, R), (R,)
+    return record_interval(np.stack(differences), tokens.astype(np.float64)), int(tokens.sum())  # (S, R), (R,)
