@@ -101,7 +101,7 @@ def listed(names: Sequence[str], most: int | None = None) -> str:
 
 
 def comma(loop: LoopContext, every: int | None = None) -> str:
-    """What stands after an entry of a list that a template writes in a loop; `every`: how many entries there are in all.
+    """What stands after an entry of a list that a template writes in a loop; `every`: how many there are in all.
 
     `{% for x in xs[:8] %}{{ x }}{{ loop | comma(xs | length) }}{% endfor %}` is `xs | listed(8)`.
     """
@@ -121,20 +121,6 @@ def number_range(values: Sequence[int], noun: str) -> str:
     return counted(most, noun) if least == most else f"{least:,} to {counted(most, noun)}"
 
 
-FILTERS: Mapping[str, Callable[..., str]] = {
-    f.__name__: f
-    for f in (
-        formatted,
-        interval_ends,
-        signed,
-        magnitude,
-        percent,
-        rate,
-        counted,
-        agreeing,
-        listed,
-        comma,
-        number_range,
-    )
-}
+_WRITERS = (formatted, interval_ends, signed, magnitude, percent, rate, counted, agreeing, listed, comma, number_range)
+FILTERS: Mapping[str, Callable[..., str]] = {writer.__name__: writer for writer in _WRITERS}
 """Name -> filter of every template: `{{ 3 | counted("seed") }}`."""

@@ -62,11 +62,11 @@ def shared_sentences(found: Findings, runs: RunCounts) -> dict[str, list[str]]:
     """Sentences that the report has too."""
     verdicts, assays = render_all("comparisons.verdicts", found), [render("comparisons.assay", a) for a in found.assays]
     verdicts += [text for text in assays if text not in verdicts]
+    if not found.judged:
+        verdicts += render_all("comparisons.description", found)[:2]
     stable = render_all("stability.findings", found.stability_findings)
     return {
-        "verdict_sentences": verdicts
-        if found.judged
-        else [*verdicts, *render_all("comparisons.description", found)[:2]],
+        "verdict_sentences": verdicts,
         # The first sentence is the rule, which the report prints above its table.
         "stability_sentences": stable[1:] or stable,
         "edge_sentences": [render("rates.at_edge", edge) for edge in found.edges] if runs.tuned else [],
