@@ -95,8 +95,8 @@ class _OfText:
         return found.reindex(columns=[*columns, *(c for c in found if c not in columns)])
 
     def _with_ids(self, table: pd.DataFrame) -> pd.DataFrame:
-        keys = ["arm", "budget", "seed"]
-        return table.assign(run_id=table[keys].astype(str).agg("/".join, axis=1) if len(table) else None)
+        arm, budget, seed = (table[key].astype(str) for key in ("arm", "budget", "seed"))
+        return table.assign(run_id=arm + "/" + budget + "/" + seed)
 
     def ranks(self) -> pd.DataFrame:
         return self._with_ids(self.table("ranks", ("phase", "arm", "budget", "seed", "module", "kind", "depth", "rank",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ def render(name: str, context: Mapping[str, Any]) -> str:
     return re.sub(r"\n{3,}", "\n\n", _WRAPPED.sub(" ", text)).strip()
 
 
+@functools.cache
 def _environment() -> jinja2.Environment:
     made = environment("templates/memory", autoescape=True, finalize=_printed)
     own = (code, cut, first_words, grouped, interval, sentence)

@@ -5,7 +5,8 @@ The forms are templates in `text`; what they print is escaped unless it is text 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,24 +27,24 @@ ROWS_A_PAGE = 44
 
 def render_markdown(paper: Manuscript) -> str:
     """The whole manuscript, its figures beside it in `figures/`."""
-    made = _escaping(escape_markdown, lambda name: to_markdown(paper.tables[name]).strip())
     numbers = {f"{kind}s": _numbered(paper, kind) for kind in ("table", "figure")}
-    return made.get_template("paper.md").render(paper=paper, works=paper.works, **numbers).strip() + "\n"
+    text = _escaping(escape_markdown).get_template("paper.md").render(paper=paper, table=_markdown_table, **numbers)
+    return text.strip() + "\n"
 
 
 def render_latex(paper: Manuscript) -> str:
     """`main.tex`; its references are in `main.bbl`, its figures in `figures/`."""
-    made = _escaping(escape_latex, lambda name: "\n\n".join(_latex_tables(paper.tables[name])))
-    return made.get_template("main.tex").render(paper=paper) + "\n"
+    return _escaping(escape_latex).get_template("main.tex").render(paper=paper, table=_latex_table) + "\n"
 
 
 def render_references(works: Sequence[Work]) -> str:
     """`main.bbl`, as BibTeX would write it for natbib, so that nobody needs BibTeX."""
-    return _escaping(escape_latex, str).get_template("main.bbl").render(works=works) + "\n"
+    return _escaping(escape_latex).get_template("main.bbl").render(works=works) + "\n"
 
 
-def _escaping(escape: Callable[[str], str], table: Callable[[str], str]) -> jinja2.Environment:
-    """Templates that escape what they print; `table` writes the one of a name."""
+@functools.cache
+def _escaping(escape: Callable[[str], str]) -> jinja2.Environment:
+    """Templates that escape what they print."""
 
     def escaped(value: Any) -> Any:
         known = isinstance(value, Markup | jinja2.Undefined)
@@ -51,7 +52,7 @@ def _escaping(escape: Callable[[str], str], table: Callable[[str], str]) -> jinj
 
     made = environment(finalize=escaped, autoescape=True)
     made.filters["cited"] = lambda keys: [work(key) for key in keys.split(",")]
-    made.filters |= {"escaped": escaped, "table": lambda name: Markup(table(name))}
+    made.filters["escaped"] = escaped
     return made
 
 
@@ -60,8 +61,13 @@ def _numbered(paper: Manuscript, kind: str) -> dict[str, int]:
     return {name: i for i, name in enumerate(dict.fromkeys(names), start=1)}
 
 
-def _latex_tables(table: Table) -> Iterator[str]:
-    """As many as it takes pages, under one number and one label."""
+def _markdown_table(table: Table) -> Markup:
+    return Markup(to_markdown(table).strip())
+
+
+def _latex_table(table: Table) -> Markup:
+    """One a page, under one number and one label."""
+    pages = []
     for start in range(0, max(len(table.rows), 1), ROWS_A_PAGE):
         part = replace(table, rows=table.rows[start : start + ROWS_A_PAGE])
         if start:
@@ -73,4 +79,5 @@ def _latex_tables(table: Table) -> Iterator[str]:
         if start:
             text = text.replace(f"\\label{{tab:{part.name}}}\n", "")
             text = text.replace("\\caption{", "\\addtocounter{table}{-1}\n\\caption{", 1)
-        yield text
+        pages.append(text)
+    return Markup("\n\n".join(pages))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -38,6 +39,7 @@ def value(known: Value | None, form: str = "", unit: str = "") -> str:
     return Fact(known, form, unit).text
 
 
+@functools.cache
 def text_environment() -> jinja2.Environment:
     """Whatever it prints is words in which nothing is markup."""
     return environment(finalize=_literal)
