@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from adaptive_lora.reporting.figures.all import MAP_CAPTION, looks_in, main_figures
+from adaptive_lora.reporting.figures.all import looks_in, main_figures
 from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.rates import rate_curves
 from adaptive_lora.reporting.findings import Findings
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.variants import variants_of
 
 
 def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
     """Name -> figure and caption; none that rests on whole curves, of which an export has every tenth step."""
     looks, budgets = looks_in(found), found.facts["spec"]["budgets"]
-    made = {name: (figure, caption) for name, draw, caption in main_figures(found, looks) if (figure := draw())}
+    made = {w.name: (figure, w.caption) for w in main_figures(found, looks) if (figure := w.draw())}
     runs = found.runs[found.runs["budget"].isin(budgets)]
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     if (figure := rate_curves(runs, looks, chosen)) is not None:
@@ -27,7 +28,7 @@ def pictures(found: Findings) -> dict[str, tuple[Figure, str]]:
         )
     steady, margin = found.stability[found.stability["budget"].isin(budgets)], found.analysis["margin"]
     if (figure := break_map(steady, found.baseline, margin, chosen)) is not None:
-        made["stability"] = figure, MAP_CAPTION.format(baseline=found.baseline, margin=margin)
+        made["stability"] = figure, render("captions.stability_map", found.baseline, margin)
     return made
 
 
