@@ -13,6 +13,7 @@ import pandas as pd
 from adaptive_lora.stats.arms import ArmSummary, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
+from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
@@ -123,6 +124,12 @@ class Findings:
         lock = lock_of(self.facts)
         now = verdicts_rest_on(self.facts["spec"], lock["primary"])
         return bool(lock.get("first", now) == now)
+
+    @property
+    def design(self) -> Design:
+        """What the study asks of its seeds."""
+        seeds = len(self.facts["spec"]["seeds"]["evaluation"])
+        return Design(seeds, self.analysis["alpha"], max(1, len(self.judged)), self.analysis["margin"])
 
     @property
     def tuned(self) -> bool:

@@ -27,18 +27,21 @@ _FORMULA = ("=", "+", "-", "@")
 
 @dataclass(frozen=True)
 class Column:
-    """What stands below one another."""
+    """The name, heading and format of a column."""
 
     name: str
     """An identifier: the heading in CSV, with `_low` and `_high` for the ends of an interval."""
-    title: str
-    """The heading for people."""
+    title: str = ""
+    """The heading for people; the name where it is not given."""
     kind: Literal["text", "number", "interval"] = "number"
     form: str = ""
     """How a number is written, as in Python's `format`."""
     unit: str = ""
     optional: bool = False
     """Left out where no row has a value."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name.replace("_", " "))
 
     @property
     def heading(self) -> str:
