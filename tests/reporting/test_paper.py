@@ -24,21 +24,20 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.reporting.escaping import escape_latex
 from adaptive_lora.reporting.exported import export_all, open_findings
-from adaptive_lora.reporting.html.evidence import retreats
 from adaptive_lora.reporting.paper import compiling
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
-from adaptive_lora.reporting.paper.beside import open_beside
+from adaptive_lora.reporting.paper.bibliography import read_works, work, works
 from adaptive_lora.reporting.paper.build import write_paper
 from adaptive_lora.reporting.paper.compiling import compile_pdf
 from adaptive_lora.reporting.paper.document import read_blocks
-from adaptive_lora.reporting.paper.exhibits import exhibits
 from adaptive_lora.reporting.paper.facts import Fact, Facts
-from adaptive_lora.reporting.paper.gather import gather
-from adaptive_lora.reporting.paper.latex import render_latex
+from adaptive_lora.reporting.paper.forms import render_latex, render_markdown
 from adaptive_lora.reporting.paper.manuscript import Author, Manuscript, People
-from adaptive_lora.reporting.paper.markdown import render_markdown
+from adaptive_lora.reporting.paper.other_studies import open_beside
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
-from adaptive_lora.reporting.paper.works import read_works, work, works
+from adaptive_lora.reporting.paper.study_facts import gather
+from adaptive_lora.reporting.paper.tables import study_tables
+from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.study.ledger import create_or_open, open_to_read
 from tests.reporting.ledgers import make_ledger
 
@@ -74,7 +73,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def told(folder: Path) -> str:
     """All prose of a paper, without its tables."""
     with open_findings(folder) as found:
-        account = Account(found, gather(found), list(exhibits(found)), ["overview", "differences"])
+        account = Account(found, gather(found), list(study_tables(found)), ["overview", "differences"])
         blocks = write_blocks(account, "none")
     parts = [block for own in blocks.values() for block in own]
     return "\n".join("".join(span.content for span in item) for block in parts for item in block.items)
@@ -229,7 +228,7 @@ def test_a_plan_that_came_out_as_the_baselines_own_is_said_to_be_so(results: Pat
     set_losses(results, decay_01=lambda i: 0.0 if i else 0.001, decay_02=no_difference)
     with open_findings(results) as found:
         own = next(arm for arm in found.arms if arm.arm == "decay-01")
-        remarks = list(retreats(found))
+        remarks = render_all("comparisons.same_as_baseline", found)
     said = f"On {own.same} of {len(own.differences)} seeds decay-01 plans just what uniform does"
     assert own.same == len(own.differences) - 1 > 0 and said in " ".join(told(results).split())
     assert len(remarks) == 1 and remarks[0].startswith(
@@ -263,7 +262,7 @@ def test_an_assay_that_fails_is_said_beside_equivalence(results: Path, half: flo
 def test_a_budget_without_an_assay_is_not_told_as_one_that_tells() -> None:
     with open_findings(RESULTS / "alpaca-babyllama-full") as found:
         found = replace(found, assays=[assay for assay in found.assays if assay.budget == "rank:2"])
-        account = Account(found, gather(found), list(exhibits(found)), [])
+        account = Account(found, gather(found), list(study_tables(found)), [])
         blocks = write_blocks(account, "none")["body"]
     text = " ".join("".join(span.content for span in item) for block in blocks for item in block.items)
     text = " ".join(text.split())
@@ -306,7 +305,7 @@ def test_every_strategy_has_its_formula_and_every_work_its_identifier() -> None:
 
 
 def test_facts_that_are_not_there_are_named() -> None:
-    facts = Facts({"a": Fact(1.5, "s", ".2f")})
+    facts = Facts({"a": Fact(1.5, ".2f", "s")})
     assert facts["a"].text == "1.50 s" and "b" not in facts
     with pytest.raises(PaperError, match="fact `b`"):
         _ = facts["b"]

@@ -115,9 +115,8 @@ def test_an_arm_that_diverges_everywhere_does_best_nowhere() -> None:
     """It still asks for lower rates: `auto` widens by that."""
     (edge,) = edges({("a", "rank:8"): {1e-3: [None, None], 3e-3: [2.0, None]}}, [1e-3, 3e-3])
     assert edge.beyond == pytest.approx(3e-4) and not edge.trained
-    assert edge.text == "a at rank:8 diverges at every rate: add 0.0003 to `learning_rate`, or write `auto` in it"
     (edge,) = edges({("a", "rank:8"): {1e-3: [2.0], 3e-3: [None]}}, [1e-3, 3e-3])
-    assert edge.trained and "does best at 0.001, the edge of the grid" in edge.text
+    assert edge.trained and edge.rate == 0.001
 
 
 def test_a_rate_that_diverged_once_is_no_candidate() -> None:

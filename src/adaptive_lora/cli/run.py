@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,7 +70,7 @@ def run(
         with working("planning every arm and timing a few steps"):
             found = estimate(prepare(load_study(study), device), _pilot(pilot) if pilot else ())
         if as_json:
-            print_json({**vars(found), "warnings": list(found.warnings)})
+            print_json(dataclasses.asdict(found))
         else:
             out.print(terminal.estimate_view(found))
         return

@@ -17,6 +17,7 @@ from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import STRATEGIES, StrategyOptions
 from adaptive_lora.planning.strategies.base import CalibrationOptions
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.study.status import StudyStatus
 
@@ -220,7 +221,7 @@ def estimate_view(found: Estimate) -> Group:
         Text(),
         sizes,
         Text(cost),
-        Text(found.power),
+        Text(render("power.outlook", found.power, found.design)),
         *(Text(f"warning: {text}", style="yellow") for text in found.warnings),
     )
 

@@ -94,7 +94,7 @@ def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListen
     if ledger.facts()["lock"]["deviations"]:
         left = set_aside(prepared.study.matrix, prepared.context, ledger)
         if left and listener:
-            listener.stage(f"{left:,} runs of the study as it was before the deviation stay and do not count")
+            listener.stage(f"not counted: {left:,} run(s) of the study as it was before the deviation")
 
 
 def _tune(engine: Engine) -> LearningRateSearch:
@@ -110,7 +110,8 @@ def _tune(engine: Engine) -> LearningRateSearch:
         engine.run_all(list(matrix.tuning_runs(search.grid)), sum(expected.values()))
         done = search.grid
     for edge in search.edges:
-        engine.listener.stage(f"warning: {edge.text}")
+        best = f"the best rate, {edge.rate:g}, is at the edge of the grid" if edge.trained else "every rate diverges"
+        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; add {edge.beyond:g} to `learning_rate`")
     return search
 
 

@@ -1,8 +1,9 @@
 """A document as a value: sections of paragraphs, equations, lists, tables and figures, before any form of writing.
 
-The text it is read from knows, beside plain words: `$math$`, `` `code` ``, `*emphasis*`, `[@key; @key]` and `@key` for
-works, `[[table:name]]` and `[[figure:name]]`; a line of its own `# heading`, `## heading`, `- item`, `::table name`,
-`::figure name`, and `$$` around an equation. What stands between `LITERAL` marks, as all facts do, is words alone.
+The text it is read from knows, beside plain words: `$math$`, `` `code` ``, `*emphasis*`, `!!missing!!`, `[@key; @key]`
+and `@key` for works, `[[table:name]]` and `[[figure:name]]`; a line of its own `# heading`, `## heading`, `- item`,
+`::table name`, `::figure name`, and `$$` around an equation. What stands between `LITERAL` marks, as all facts do, is
+words alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LITERAL = ("\x02", "\x03")
 class Span:
     """A run of words of one nature."""
 
-    kind: Literal["text", "math", "code", "emphasis", "cite", "cite-text", "table", "figure"]
+    kind: Literal["text", "math", "code", "emphasis", "missing", "cite", "cite-text", "table", "figure"]
     content: str
     """For citations: keys, separated by commas."""
 
@@ -36,7 +37,7 @@ class Block:
 
 
 _INLINE = re.compile(
-    r"\x02(?P<text>[^\x03]*)\x03|\$(?P<math>[^$]+)\$|`(?P<code>[^`]+)`|\*(?P<emphasis>[^*\s][^*]*)\*"
+    r"\x02(?P<text>[^\x03]*)\x03|\$(?P<math>[^$]+)\$|`(?P<code>[^`]+)`|\*(?P<emphasis>[^*\s][^*]*)\*|!!(?P<missing>.+?)!!"
     r"|\[(?P<cite>@[\w-]+(?:; @[\w-]+)*)\]|(?<!\w)@(?P<citetext>[\w-]+)|\[\[(?P<ref>(?:table|figure):[\w-]+)\]\]"
 )
 
@@ -94,7 +95,7 @@ def _span(found: re.Match[str]) -> Span:
             return Span("cite", content.replace("@", "").replace("; ", ","))
         case "citetext":
             return Span("cite-text", content)
-        case "math" | "code" | "emphasis":
+        case "math" | "code" | "emphasis" | "missing":
             return Span(kind, _without_literals(content))
         case _:
             return Span("text", content)

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from adaptive_lora.errors import PaperError
-from adaptive_lora.reporting.tables import written
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.estimators import Interval
 
+NATS = "nats per token"
 Value = str | int | float | Interval
 
 
@@ -24,26 +25,33 @@ class Fact:
     """A value and how it is written."""
 
     value: Value
-    unit: str = ""
     form: str = ""
     """As in Python's `format`."""
+    unit: str = ""
 
     @property
     def text(self) -> str:
         """As it stands in a sentence, with a true minus.
 
-        >>> Fact(Interval(-0.012, -0.02, 0.001, 9, 0.95), "nats per token", "+.3f").text
+        >>> Fact(Interval(-0.012, -0.02, 0.001, 9, 0.95), "+.3f", "nats per token").text
         '−0.012 [−0.020, +0.001] nats per token'
         """
-        text = written(self.value, self.form)
+        text = formatted(self.value, self.form)
         return f"{text} {self.unit}" if self.unit else text
 
 
 class Facts(Mapping[str, Fact]):
     """Name -> fact; what is missing raises PaperError."""
 
-    def __init__(self, facts: Mapping[str, Fact]) -> None:
-        self._facts = dict(facts)
+    def __init__(self, *parts: Mapping[str, Any]) -> None:
+        """Of values, or (value, form) or (value, form, unit); values that do not exist are left out."""
+        named = [
+            (name, entry if isinstance(entry, tuple) else (entry,)) for part in parts for name, entry in part.items()
+        ]
+        known = [(name, Fact(value, *form)) for name, (raw, *form) in named if (value := _plain(raw)) is not None]
+        self._facts = dict(known)
+        if len(self._facts) < len(known):
+            raise ValueError("A fact is there twice.")
 
     def __getitem__(self, name: str) -> Fact:
         if name not in self._facts:
@@ -59,23 +67,13 @@ class Facts(Mapping[str, Fact]):
     def __len__(self) -> int:
         return len(self._facts)
 
-
-class Collected:
-    """Facts while they are gathered; values that do not exist are left out."""
-
-    def __init__(self) -> None:
-        self._facts: dict[str, Fact] = {}
-
-    def add(self, name: str, value: Any, form: str = "", unit: str = "") -> None:
-        """Adds a fact; a name twice is a mistake of ours."""
-        if name in self._facts:
-            raise ValueError(f"The fact {name!r} is there twice.")
-        if (plain := _plain(value)) is not None:
-            self._facts[name] = Fact(plain, unit, form)
-
-    def done(self) -> Facts:
-        """What was gathered."""
-        return Facts(self._facts)
+    def for_templates(self) -> dict[str, Any]:
+        """`n("x")` writes a fact, `count("x")` is its value, `has("x")` says whether there is one."""
+        return {
+            "n": lambda name: self[name].text,
+            "has": lambda name: name in self,
+            "count": lambda name: self[name].value,
+        }
 
 
 def _plain(value: Any) -> Value | None:

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.stats.breaks import State, courses, first_too_high
-from adaptive_lora.stats.remedies import changes
-from adaptive_lora.stats.tuned import untrained
-from adaptive_lora.stats.variants import variants_of
+from adaptive_lora.reporting.templating import render
+from adaptive_lora.stats.rate_sweeps import State, first_harmful_rate, rate_sweeps, untrainable
 
 
 @dataclass(frozen=True)
@@ -33,21 +31,22 @@ class Training:
 def training_of(found: Findings) -> Training:
     """From all finished runs, tuning and evaluation."""
     chosen = {(arm.arm, arm.budget): arm.learning_rate for arm in found.arms if arm.learning_rate is not None}
-    every = courses(found.stability, found.baseline, found.analysis["margin"]) if len(found.stability) else {}
+    every = rate_sweeps(found.stability, found.baseline, found.analysis["margin"]) if len(found.stability) else {}
     others = {key: course for key, course in every.items() if key[0] != found.baseline}
     hit = [key for key, course in others.items() if course.state_at(chosen.get(key, 0.0)) is State.BREAKS]
-    without = [course for course in others.values() if untrained(course, chosen)]
+    without = [course for course in others.values() if untrainable(course, chosen)]
     own_training = {arm["name"] for arm in found.facts["spec"]["arms"] if arm.get("train")}
     own = [course for key, course in every.items() if key[0] == found.baseline]
     effects: dict[str, tuple[str, ...]] = {}
-    for c in changes(found.stability, every, variants_of(found.facts["spec"]))[0] if every else ():
-        told = f"{c.variant.differs} of {c.variant.of} at {c.budget}"
-        effects[c.effect] = (*effects.get(c.effect, ()), told)
+    for c in found.stability_findings.variants:
+        changed = f"{render('stability.differences', c.variant)} of {c.variant.of} at {c.changed.budget}"
+        effect = render("stability.effect", c)
+        effects[effect] = (*effects.get(effect, ()), changed)
     return Training(
         tuple(f"{arm} at {budget}" for (arm, budget), c in others.items() if c.first_break and c not in without),
         tuple(f"{course.arm} at {course.budget}" for course in without),
         tuple(f"{arm} at {budget}" for arm, budget in hit if arm not in own_training),
         tuple(f"{arm} at {budget}" for arm, budget in hit if arm in own_training),
-        tuple(c.budget for c in own if first_too_high(found.stability, c, chosen, found.analysis["margin"])),
+        tuple(c.budget for c in own if first_harmful_rate(found.stability, c, chosen, found.analysis["margin"])),
         effects,
     )
