@@ -91,7 +91,7 @@ def test_widening_ends_and_is_the_same_for_every_arm(study_file: WriteStudy, tmp
         losses = search.losses(found)
         assert {tuple(sorted(by_rate)) for by_rate in losses.values()} == {found}
         (edge,) = edges(losses, found)
-        assert (edge.arm, edge.rate) == ("linear-decay", 0.3) and "add 1 to `learning_rate`" in edge.text
+        assert (edge.arm, edge.rate) == ("linear-decay", 0.3) and edge.beyond == 1
         assert search.chosen == {("uniform", "rank:2"): 1e-3, ("linear-decay", "rank:2"): 0.3}
 
 
