@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from adaptive_lora.cli.main import app
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.exported import open_findings
+from adaptive_lora.reporting.paper import build
 from adaptive_lora.reporting.paper.build import manuscript
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People
 from adaptive_lora.reporting.paper.other_studies import open_beside
@@ -114,8 +115,12 @@ def test_a_missing_fact_of_another_study_stops_the_build(folders: tuple[Path, Pa
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_planted_ranks_are_told_with_what_does_not_count(folders: tuple[Path, Path]) -> None:
+def test_planted_ranks_are_told_with_what_does_not_count(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = folders
+    draw = build._pictures
+    monkeypatch.setattr(build, "_pictures", lambda drawn: draw({"planted": drawn["planted"]}))  # the others take long
     planted = one / "planted.json"
     found = json.loads((BENCH / "recovery-babyllama.json").read_text())
     few = {"last-mlp": 6, "two-blocks": 5, "few-modules": 6, "uniform": 5}  # with these the second does not count

@@ -5,10 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.html.page import licence_text
@@ -19,7 +16,6 @@ from adaptive_lora.stats.cost_equivalents import at_equal_compute
 from adaptive_lora.stats.power import MOST, POWER
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.seeds import smallest_p
-from adaptive_lora.stats.verdicts import Verdict
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import plain_name
 
@@ -40,8 +36,6 @@ def memory_context(found: Findings, runs: RunCounts) -> dict[str, Any]:
         "smallest_p": smallest_p(len(spec["seeds"]["evaluation"])),
         "margin_percent": 100 * math.expm1(analysis["margin"]),
         "verdicts": Counter(str(judgement.verdict) for judgement in found.judged.values()),
-        "undecided": [c for c, judgement in found.judged.items() if judgement.verdict is Verdict.UNDECIDED],
-        "tuned": not rate.empty,
         "rates_added": sorted(set(rate) - set(spec["train"]["learning_rate"])),
         "arms_by_rate": arms_by_rate(found),
         "rank_budget": rank_budget(found),
@@ -88,41 +82,27 @@ def arms_by_rate(found: Findings) -> dict[float, list[str]]:
     return dict(sorted(chosen.items()))
 
 
-@dataclass(frozen=True)
-class RankShares:
-    """What an arm does with a budget."""
-
-    arm: str
-    least: int
-    most: int
-    """Ranks."""
-    attention: float
-    first_half: float
-    """Shares of the trainable parameters, the second that of the first half of the blocks."""
-    by_seed: bool
-    """Whether some module's rank differs between seeds."""
-
-
 def rank_budget(found: Findings) -> str | None:
     """The first budget of the study that has plans: what an arm does changes little from one to another."""
     planned = set(found.ranks["budget"])
     return next((b for b in map(plain_name, found.facts["spec"]["budgets"]) if b in planned), None)
 
 
-def rank_shares(found: Findings) -> list[RankShares]:
-    """Of every arm at `rank_budget`, in order."""
+def rank_shares(found: Findings) -> list[dict[str, Any]]:
+    """Of every arm at `rank_budget`: its ranks, its parameters on attention and in the first half of the blocks as
+    shares of all, and whether some module's rank differs between seeds.
+    """
     ranks = found.ranks[(found.ranks["phase"] == Phase.EVALUATION) & (found.ranks["budget"] == rank_budget(found))]
-    return [_shares(str(arm), own) for arm, own in ranks.groupby("arm", sort=False)]
-
-
-def _shares(arm: str, ranks: pd.DataFrame) -> RankShares:
-    size, depths = ranks["parameters"], ranks["depth"]
-    return RankShares(
-        arm, int(ranks["rank"].min()), int(ranks["rank"].max()),
-        size[ranks["kind"] == "attention"].sum() / size.sum(),
-        size[depths < (depths.max() + 1) / 2].sum() / size.sum(),
-        bool((ranks.groupby("module")["rank"].nunique() > 1).any()),
-    )  # fmt: skip
+    shares = []
+    for arm, own in ranks.groupby("arm", sort=False):
+        size, early = own["parameters"], own["depth"] < (own["depth"].max() + 1) / 2
+        shares.append({
+            "arm": str(arm), "least": int(own["rank"].min()), "most": int(own["rank"].max()),
+            "attention": size[own["kind"] == "attention"].sum() / size.sum(),
+            "first_half": size[early].sum() / size.sum(),
+            "by_seed": bool((own.groupby("module")["rank"].nunique() > 1).any()),
+        })  # fmt: skip
+    return shares
 
 
 def differences(found: Findings) -> dict[str, dict[str, tuple[Any, str | None]]]:
@@ -135,29 +115,19 @@ def differences(found: Findings) -> dict[str, dict[str, tuple[Any, str | None]]]
     return table
 
 
-@dataclass(frozen=True)
-class Training:
-    """When and for how long adapters were trained, by the ledger's own clock."""
-
-    first: str
-    last: str
-    """Days in UTC."""
-    hours: float
-    """Planning and training, all runs."""
-    median_seconds: float
-    """Of training one run."""
-    devices: tuple[str, ...]
-
-
-def training(found: Findings) -> Training | None:
-    """None before the first run has ended, and of exports, which have no clock."""
+def training(found: Findings) -> dict[str, Any] | None:
+    """Days in UTC, hours of planning and training, and devices, by the ledger's own clock; None before the first run
+    has ended, and of exports, which have no clock.
+    """
     period, done = found.source.period(), found.runs[found.runs["status"] == Status.COMPLETED]
     if period is None or done.empty:
         return None
     first, last = (datetime.datetime.fromtimestamp(moment, datetime.UTC).date().isoformat() for moment in period)
-    seconds = done["train_seconds"]
-    hours = float(seconds.sum() + done["plan_seconds"].sum()) / 3600
-    return Training(first, last, hours, float(seconds.median()), tuple(dict.fromkeys(done["device"].dropna())))
+    hours = float(done["train_seconds"].sum() + done["plan_seconds"].sum()) / 3600
+    return {
+        "first": first, "last": last, "hours": hours, "median_seconds": float(done["train_seconds"].median()),
+        "devices": list(dict.fromkeys(done["device"].dropna())),
+    }  # fmt: skip
 
 
 def has_relative_paths(spec: dict[str, Any]) -> bool:

@@ -8,8 +8,7 @@ kind of step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adaptive_lora.reporting.findings import Findings
@@ -19,29 +18,23 @@ from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.seeds import seeds_needed
 from adaptive_lora.stats.verdicts import Verdict
 
-
-@dataclass(frozen=True)
-class Step:
-    """A step that applies, and the values that its sentence names."""
-
-    kind: str
-    """The macro of its sentence."""
-    values: dict[str, Any]
+Step = tuple[str, Mapping[str, Any]]
+"""The kind of a step that applies, which is the macro of its sentence, and the values that the sentence names."""
 
 
 def next_steps(found: Findings, runs: RunCounts) -> list[Step]:
     """Ranked, the most useful first; a study with open runs is finished before anything else."""
     if runs.left:
-        return [Step("wait", {"runs": runs.left})] if runs.in_use else list(_finish(runs))
-    return [step for rule in _RULES for step in rule(found) if all(step.values.values())]
+        return [("wait", {"runs": runs.left})] if runs.in_use else list(_finish(runs))
+    return [step for rule in _RULES for step in rule(found) if all(step[1].values())]
 
 
 def _finish(runs: RunCounts) -> Iterator[Step]:
     if missing := runs.left - runs.failed:
-        yield Step("finish", {"runs": missing})
+        yield "finish", {"runs": missing}
     if runs.failed:
-        yield Step("repeat", {"runs": runs.failed})
-    yield Step("report", {})
+        yield "repeat", {"runs": runs.failed}
+    yield "report", {}
 
 
 def _rates(found: Findings) -> Iterator[Step]:
@@ -49,36 +42,35 @@ def _rates(found: Findings) -> Iterator[Step]:
     edges = found.edges
     best, untrained = ([found.named(e.arm, e.budget) for e in edges if e.trained is kind] for kind in (True, False))
     if edges:
-        yield Step(
-            "widen", {"rates": sorted({edge.beyond for edge in edges}), "why": {"best": best, "none": untrained}}
-        )
+        rates = sorted({edge.beyond for edge in edges})
+        yield "widen", {"rates": rates, "why": {"best": best, "none": untrained}}
 
 
 def _sensitivity(found: Findings) -> Iterator[Step]:
     """Where ranks make no difference, arms cannot."""
-    yield Step("harder", {"budgets": [assay.budget for assay in found.assays if assay.sensitive is False]})
+    yield "harder", {"budgets": [assay.budget for assay in found.assays if assay.sensitive is False]}
     equivalent = list(dict.fromkeys(c.budget for c in _of(found, Verdict.EQUIVALENT)))
-    yield Step("add_half", {"budgets": untested_budgets(equivalent, found.assays)})
+    yield "add_half", {"budgets": untested_budgets(equivalent, found.assays)}
     unknown = [assay.half for assay in found.assays if assay.sensitive is None and assay.budget in equivalent]
-    yield Step("more_at_half", {"halves": unknown})
+    yield "more_at_half", {"halves": unknown}
 
 
 def _hypotheses(found: Findings) -> Iterator[Step]:
     if not found.judged:
         others = max(1, len({(arm.arm, arm.budget) for arm in found.arms if arm.difference is not None}))
         needed = [seeds_needed(found.analysis["alpha"], comparisons) for comparisons in (1, others)]
-        yield Step("name_hypotheses", {"comparisons": others, "needed": needed})
+        yield "name_hypotheses", {"comparisons": others, "needed": needed}
 
 
 def _seeds(found: Findings) -> Iterator[Step]:
     """Where seeds would decide, how many; where they would not, why not."""
     undecided = {c: found.judged[c] for c in _of(found, Verdict.UNDECIDED)}
-    yield Step("why_diverged", {"comparisons": [c for c, j in undecided.items() if j.diverged_pairs.any]})
+    yield "why_diverged", {"comparisons": [c for c, j in undecided.items() if j.diverged_pairs.any]}
     open_ = {found.named(c.arm, c.budget): j for c, j in undecided.items() if not j.diverged_pairs.any}
     reachable = sorted((j.needed, name) for name, j in open_.items() if j.needed is not None)
-    yield Step("more_seeds", {"needed": reachable})
-    yield Step("why_few_pairs", {"arms": [name for name, j in open_.items() if j.n < 2]})
-    yield Step("leave_open", {"arms": [name for name, j in open_.items() if j.needed is None and j.n > 1]})
+    yield "more_seeds", {"needed": reachable}
+    yield "why_few_pairs", {"arms": [name for name, j in open_.items() if j.n < 2]}
+    yield "leave_open", {"arms": [name for name, j in open_.items() if j.needed is None and j.n > 1]}
 
 
 def _records(found: Findings) -> Iterator[Step]:
@@ -90,15 +82,15 @@ def _records(found: Findings) -> Iterator[Step]:
     half, size = max(widths, key=lambda width: width[0], default=(0.0, None))
     if size is not None and half > margin:
         wanted = _two_digits(records * (half / margin) ** 2)
-        yield Step("more_records", {"arm": found.named(size.arm, size.budget), "half": half, "wanted": wanted})
+        yield "more_records", {"arm": found.named(size.arm, size.budget), "half": half, "wanted": wanted}
 
 
 def _use(found: Findings) -> Iterator[Step]:
     """What a verdict is good for, here."""
-    yield Step("try_elsewhere", {"comparisons": _of(found, Verdict.BETTER)})
+    yield "try_elsewhere", {"comparisons": _of(found, Verdict.BETTER)}
     sensitive = {assay.budget for assay in found.assays if assay.sensitive}
-    yield Step("use_baseline", {"comparisons": [c for c in _of(found, Verdict.EQUIVALENT) if c.budget in sensitive]})
-    yield Step("leave_out", {"comparisons": _of(found, Verdict.WORSE)})
+    yield "use_baseline", {"comparisons": [c for c in _of(found, Verdict.EQUIVALENT) if c.budget in sensitive]}
+    yield "leave_out", {"comparisons": _of(found, Verdict.WORSE)}
 
 
 _RULES: tuple[Callable[[Findings], Iterator[Step]], ...] = (

@@ -11,9 +11,8 @@ import jinja2
 from markupsafe import Markup
 
 from adaptive_lora.reporting.escaping import escape_markdown, visible
-from adaptive_lora.reporting.formatting import formatted, listed
+from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.templating import environment
-from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.run_table import Comparison
 
 MOST = 8
@@ -33,7 +32,7 @@ def render(name: str, context: Mapping[str, Any]) -> str:
 @functools.cache
 def _environment() -> jinja2.Environment:
     made = environment("templates/memory", autoescape=True, finalize=_printed)
-    own = (code, cut, first_words, grouped, interval, sentence)
+    own = (code, cut, first_words, grouped, sentence)
     made.filters |= {function.__name__: function for function in own}
     return made
 
@@ -68,18 +67,6 @@ def sentence(text: str) -> Markup:
     """
     plain = visible(text, 2000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return Markup(plain.replace("](", "]\\(").replace("://", ":&#47;/").replace("www.", "www&#46;"))
-
-
-def interval(found: Interval | None, form: str = "+.4f") -> str:
-    """A difference with its interval; empty for None.
-
-    >>> interval(Interval(-0.012, -0.02, 0.004, 8, 0.95))
-    '−0.0120 (−0.0200 to +0.0040)'
-    """
-    if found is None:
-        return ""
-    mean, low, high = (formatted(end, form) for end in (found.mean, found.low, found.high))
-    return f"{mean} ({low} to {high})" if low and high else mean
 
 
 def grouped(compared: Iterable[Comparison]) -> str:

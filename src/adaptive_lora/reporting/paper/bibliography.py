@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from adaptive_lora.errors import PaperError
+from adaptive_lora.reporting.formatting import listed
 
 
 @dataclass(frozen=True)
@@ -32,24 +33,19 @@ class Work:
     def families(self) -> str:
         """Hu et al.; Holm; Biderman and Wolf."""
         names = [author.partition(",")[0] for author in self.authors]
-        if len(names) > 2:
-            return f"{names[0]} et al."
-        return " and ".join(names)
+        return f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
 
     @property
     def people(self) -> str:
         """All authors, given names first."""
-        named = [" ".join(reversed([part.strip() for part in author.split(",", 1)])) for author in self.authors]
-        return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+        return listed([" ".join(part.strip() for part in reversed(author.split(",", 1))) for author in self.authors])
 
     @property
     def link(self) -> tuple[str, str]:
         """(words, address) of what identifies it."""
         if self.arxiv:
             return f"arXiv:{self.arxiv}", f"https://arxiv.org/abs/{self.arxiv}"
-        if self.doi:
-            return f"doi:{self.doi}", f"https://doi.org/{self.doi}"
-        return self.url, self.url
+        return (f"doi:{self.doi}", f"https://doi.org/{self.doi}") if self.doi else (self.url, self.url)
 
 
 _ENTRY = re.compile(r"@\w+\{([\w-]+),\n(.*?)\n\}", re.S)

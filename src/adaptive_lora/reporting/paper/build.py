@@ -13,10 +13,10 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.reporting.figures.theme import save, settle
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, complaint, upload_of
+from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
 from adaptive_lora.reporting.paper.bibliography import work
 from adaptive_lora.reporting.paper.compiling import Compiled, compile_pdf
-from adaptive_lora.reporting.paper.document import Block, cited, words_of
+from adaptive_lora.reporting.paper.document import cited, words_of
 from adaptive_lora.reporting.paper.figures import figures_of_other, study_figures
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown, render_references
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People, read_people
@@ -84,7 +84,7 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
     blocks = write_blocks(own, people.tools, others, planted)
     keys = cited([*blocks["abstract"], *blocks["body"]])
     paper = Manuscript(
-        title=_plain(blocks["title"]),
+        title=" ".join(span.content for block in blocks["title"] for item in block.items for span in item),
         abstract=tuple(blocks["abstract"]),
         blocks=tuple(blocks["body"]),
         tables=tables,
@@ -93,10 +93,6 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
         people=people,
     )
     return paper, {name: figure for name, (figure, _) in drawn.items()}
-
-
-def _plain(title: list[Block]) -> str:
-    return " ".join(span.content for block in title for item in block.items for span in item)
 
 
 def _people(folder: Path) -> People:
@@ -119,7 +115,7 @@ def _pictures(drawn: Mapping[str, Figure]) -> dict[str, bytes]:
 def _send(files: Mapping[str, bytes], people: People, folder: Path) -> Path:
     upload = upload_of(files)
     if problems := broken_rules(upload, people):
-        raise PaperError(complaint(problems))
+        raise PaperError("\n  - ".join(["The paper is not ready for arXiv:", *problems]))
     path = folder / "arxiv.tar.gz"
     write_atomically(path, archive(upload))
     return path

@@ -75,19 +75,13 @@ def read_spans(text: str) -> tuple[Span, ...]:
     """
     flat, spans, end = re.sub(r"\s+", " ", text).strip(), [], 0
     for found in _INLINE.finditer(flat):
-        if found.start() > end:
-            spans.append(Span("text", flat[end : found.start()]))
-        spans.append(_span(found))
+        spans += [Span("text", flat[end : found.start()]), _span(str(found.lastgroup), found[str(found.lastgroup)])]
         end = found.end()
-    if end < len(flat):
-        spans.append(Span("text", flat[end:]))
-    return tuple(spans)
+    return tuple(span for span in (*spans, Span("text", flat[end:])) if span.content)
 
 
-def _span(found: re.Match[str]) -> Span:
-    kind = str(found.lastgroup)
-    content = found.group(kind)
-    match kind:
+def _span(group: str, content: str) -> Span:
+    match group:
         case "ref":
             what, _, name = content.partition(":")
             return Span("table" if what == "table" else "figure", name)
@@ -96,7 +90,7 @@ def _span(found: re.Match[str]) -> Span:
         case "citetext":
             return Span("cite-text", content)
         case "math" | "code" | "emphasis" | "missing":
-            return Span(kind, _without_literals(content))
+            return Span(group, _without_literals(content))
         case _:
             return Span("text", content)
 

@@ -6,7 +6,7 @@ A fact that the study does not have is not in the mapping, and asking for it sto
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,40 +40,24 @@ class Fact:
         return f"{text} {self.unit}" if self.unit else text
 
 
-class Facts(Mapping[str, Fact]):
+class Facts(dict[str, Fact]):
     """Name -> fact; what is missing raises PaperError."""
 
     def __init__(self, *parts: Mapping[str, Any]) -> None:
         """Of values, or (value, form) or (value, form, unit); values that do not exist are left out."""
-        named = [
-            (name, entry if isinstance(entry, tuple) else (entry,)) for part in parts for name, entry in part.items()
-        ]
-        known = [(name, Fact(value, *form)) for name, (raw, *form) in named if (value := _plain(raw)) is not None]
-        self._facts = dict(known)
-        if len(self._facts) < len(known):
-            raise ValueError("A fact is there twice.")
+        for name, entry in (item for part in parts for item in part.items()):
+            value, *written = entry if isinstance(entry, tuple) else (entry,)
+            if name in self:
+                raise ValueError(f"The fact {name!r} is there twice.")
+            if (plain := _plain(value)) is not None:
+                self[name] = Fact(plain, *written)
 
-    def __getitem__(self, name: str) -> Fact:
-        if name not in self._facts:
-            raise PaperError(f"The text needs the fact `{name}`, which the study does not have.")
-        return self._facts[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._facts
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._facts)
-
-    def __len__(self) -> int:
-        return len(self._facts)
+    def __missing__(self, name: str) -> Fact:
+        raise PaperError(f"The text needs the fact `{name}`, which the study does not have.")
 
     def for_templates(self) -> dict[str, Any]:
         """`n("x")` writes a fact, `count("x")` is its value, `has("x")` says whether there is one."""
-        return {
-            "n": lambda name: self[name].text,
-            "has": lambda name: name in self,
-            "count": lambda name: self[name].value,
-        }
+        return {"n": lambda x: self[x].text, "count": lambda x: self[x].value, "has": lambda x: x in self}
 
 
 def _plain(value: Any) -> Value | None:

@@ -51,8 +51,6 @@ def label_of(found: Findings) -> str:
 
 def check_labels(main: Findings, studies: Sequence[Findings]) -> None:
     """PaperError where two studies have one name, which the names of their tables begin with."""
-    twice = [name for name, n in Counter(label_of(found) for found in (main, *studies)).items() if n > 1]
-    if twice:
-        raise PaperError(
-            f"Two studies are called {', '.join(twice)}: a paper takes each study once and under a name of its own."
-        )
+    counts = Counter(label_of(found) for found in (main, *studies))
+    if twice := ", ".join(name for name, count in counts.items() if count > 1):
+        raise PaperError(f"Two studies are called {twice}: a paper takes each study once and under a name of its own.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,32 +25,16 @@ from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.other_studies import label_of
 from adaptive_lora.reporting.paper.study_facts import contenders, winners
 from adaptive_lora.reporting.paper.templates import Ours, text_environment
-from adaptive_lora.reporting.paper.training import training_of
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.assays import untested_budgets
-from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.variants import variants_of
-from adaptive_lora.stats.verdicts import Judgement, Verdict
+from adaptive_lora.stats.verdicts import Verdict
 
 PARTS = (
     "introduction", "related", "method", "protocol", "setup", "results", "stability", "further", "planted",
     "discussion", "limitations", "statements", "appendix",
 )  # fmt: skip
 Blocks = dict[str, list[Block]]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A primary comparison as sentences name it."""
-
-    key: str
-    """Of its facts: `ARM@BUDGET.verdict`."""
-    name: str
-    """The arm, with its budget where there are several."""
-    significant: bool
-    """Whether the mean differs from zero by the adjusted test, whatever its size."""
-    diverged: str
-    """`diverged on 4 of 12 seeds`; empty where no run of a pair diverged alone."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +59,16 @@ def write_blocks(
     own: Account, tools: str, beside: Sequence[Account] = (), planted: Mapping[str, Any] | None = None
 ) -> Blocks:
     """`title`, `abstract`, and all else under `body`; `planted` as `planted_context` gives it."""
-    environment = text_environment()
-    main = own.context()
+    main, template = own.context(), text_environment().get_template
     others = [{**account.context(), "own": Ours(label_of(account.found)), "main": main} for account in beside]
     models = list(dict.fromkeys([account.facts["model"].text for account in (own, *beside)]))
-    elsewhere = [f"{c.name} in {other['n']('study')}" for other in others for c in other["better"]]
+    elsewhere = [f"{c['name']} in {other['n']('study')}" for other in others for c in other["better"]]
     wider = {"others": others, "better_elsewhere": elsewhere, "models": models, "planted": planted, "tools": tools}
     context = {**main, **wider}
     try:
         for other in others:
-            other["text"] = Ours(_owned(environment.get_template("other.txt").render(other), other["own"]))
-        text = {name: environment.get_template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
+            other["text"] = Ours(_owned(template("other.txt").render(other), other["own"]))
+        text = {name: template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
     except jinja2.UndefinedError as error:
         raise PaperError(f"The text needs what the study does not have: {error}.") from None
     return {
@@ -110,7 +93,8 @@ def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
         "found": found,
         "budgets": list(spec["budgets"]),
         "strategies": strategies,
-        "measuring": [name for name in strategies if _measures(name)],
+        "measuring": [name for name in strategies if name not in ("shuffled", "inverted")
+                      and STRATEGIES[name].needs(STRATEGIES[name].options())],
         "summary": lambda name: STRATEGIES[name].summary,
         "options_of": functools.partial(_options_of, spec["arms"]),
         "contenders": own,
@@ -126,9 +110,27 @@ def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
         "dialogpt": "dialogpt" in model,
         "stories": "stories" in model or "babyllama" in model,
         "variants": bool(variants_of(spec)),
-        "training": training_of(found),
+        "training": _training(found),
         "in_bank": any("bank" in str(engine) for engine in found.runs["engine"].dropna()),
         "scaling": spec["scaling"]["rule"],
+    }  # fmt: skip
+
+
+def _training(found: Findings) -> Mapping[str, Any]:
+    """Arms that break at some rate, those with a training of their own separately, and what changes do there."""
+    seen, own_way = found.stability_findings, {arm["name"] for arm in found.facts["spec"]["arms"] if arm.get("train")}
+    hit = [b.sweep for b in seen.breaks if b.at_chosen]
+    effects: dict[str, list[str]] = {}
+    for c in seen.variants:
+        changed = f"{render('stability.differences', c.variant)} of {c.variant.of} at {c.changed.budget}"
+        effects.setdefault(render("stability.effect", c), []).append(changed)
+    return {
+        "breaking": [b.sweep.label for b in seen.breaks if not b.untrainable],
+        "untrained": [b.sweep.label for b in seen.breaks if b.untrainable],
+        "at_chosen": [sweep.label for sweep in hit if sweep.arm not in own_way],
+        "changed": [sweep.label for sweep in hit if sweep.arm in own_way],
+        "baseline": [b.budget for b in seen.baseline_breaks if b.against is not None],
+        "effects": effects,
     }
 
 
@@ -136,37 +138,41 @@ def _judged(found: Findings) -> dict[str, Any]:
     """Comparisons by their verdict; equivalent ones by what the assay of their budget says, open ones by why."""
     budgets = found.facts["spec"]["budgets"]
     named = functools.partial(_named, several=len(budgets) > 1)
-    judged = [(_outcome(c, j, named), c.budget, j) for c, j in found.judged.items()]
-    same = [(outcome.name, budget) for outcome, budget, j in judged if j.verdict is Verdict.EQUIVALENT]
-    undecided = [(outcome.name, j) for outcome, _, j in judged if j.verdict is Verdict.UNDECIDED]
-    telling, blind, unknown = (
-        [a.budget for a in found.assays if a.sensitive is state] for state in (True, False, None)
-    )
+    outcomes: list[dict[str, Any]] = [
+        {"key": f"{c.arm}@{c.budget}.verdict", "name": named(f"{c.arm}@{c.budget}"), "budget": c.budget, "judged": j,
+         "verdict": str(j.verdict), "diverged": render("comparisons.diverged", j.diverged_pairs)}
+        for c, j in found.judged.items()
+    ]  # fmt: skip
+    by_verdict = {str(verdict): [o for o in outcomes if o["verdict"] == verdict] for verdict in Verdict}
+    same, undecided = by_verdict[Verdict.EQUIVALENT], by_verdict[Verdict.UNDECIDED]
+    tells, blind, unknown = ([a.budget for a in found.assays if a.sensitive is known] for known in (True, False, None))
     return {
-        **{str(kind): [outcome for outcome, _, j in judged if j.verdict is kind] for kind in Verdict},
-        "primary": [outcome for outcome, *_ in judged],
+        **by_verdict,
+        "primary": outcomes,
         "several_budgets": len(budgets) > 1,
         "named": named,
         "assays": found.assays,
-        "unsettled": [name for name, j in undecided if j.equivalence_interval and not j.diverged_pairs.any],
-        "survivors": [name for name, j in undecided if j.diverged_pairs.any],
-        "tells": telling,
+        "unsettled": [o["name"] for o in undecided if o["judged"].equivalence_interval and not o["diverged"]],
+        "survivors": [o["name"] for o in undecided if o["diverged"]],
+        "tells": tells,
         "cannot_tell": blind,
         "unknown": unknown,
         "untested": untested_budgets(list(budgets), found.assays),
-        "sensed": [name for name, budget in same if budget in telling],
-        "unsensed": [name for name, budget in same if budget in blind],
-        "unsure": [name for name, budget in same if budget not in telling + blind],
+        "sensed": [o["name"] for o in same if o["budget"] in tells],
+        "unsensed": [o["name"] for o in same if o["budget"] in blind],
+        "unsure": [o["name"] for o in same if o["budget"] not in tells + blind],
     }
 
 
 def _controls(found: Findings) -> dict[str, Any]:
     controls: Mapping[str, Any] = lock_of(found.facts).get("controls", {})
     by_chance, compute = list(controls.get("arms", {})), controls.get("compute", {})
+    longer = [arm for arm in found.compared if arm.arm in compute.values()]
     return {
         "controls": by_chance,
         "compute": [f"compute.{arm}@{budget}" for arm in compute for budget in found.facts["spec"]["budgets"]],
-        "overtrained": _overtrained(found, set(compute.values())),
+        # Longer trained baselines that are worse for it, with the whole 95 % interval.
+        "overtrained": [f"{a.arm}@{a.budget}" for a in longer if a.difference and (a.difference.low or 0.0) > 0],
         "twins": bool(controls.get("twin")),
         "chance": _beside_chance(found, by_chance),
     }
@@ -175,23 +181,14 @@ def _controls(found: Findings) -> dict[str, Any]:
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
     """Own arms whose whole 95 % interval lies above, or below, those of every control by chance at the same budget."""
     seen: dict[str, list[str]] = {"above": [], "below": []}
-    for budget in found.facts["spec"]["budgets"]:
-        ends = {a.arm: (a.difference.low, a.difference.high) for a in found.arms if a.budget == budget and a.difference
-                and a.difference.low is not None and a.difference.high is not None}  # fmt: skip
-        others = [ends[name] for name in controls if name in ends]
-        for name in contenders(found) if others else ():
-            low, high = ends.get(name, (-float("inf"), float("inf")))
-            if low > max(end for _, end in others):
-                seen["above"].append(found.named(name, budget))
-            if high < min(end for end, _ in others):
-                seen["below"].append(found.named(name, budget))
+    ends = {(a.arm, a.budget): (a.difference.low, a.difference.high) for a in found.compared
+            if a.difference and a.difference.low is not None and a.difference.high is not None}  # fmt: skip
+    for (name, budget), (low, high) in ends.items():
+        others = [ends[control, budget] for control in controls if (control, budget) in ends]
+        if others and name in contenders(found):
+            seen["above"] += [found.named(name, budget)] * (low > max(end for _, end in others))
+            seen["below"] += [found.named(name, budget)] * (high < min(end for end, _ in others))
     return seen
-
-
-def _overtrained(found: Findings, controls: Set[str]) -> list[str]:
-    """ARM@BUDGET of longer trained baselines that are worse for it, with the whole 95 % interval."""
-    longer = [arm for arm in found.arms if arm.arm in controls and arm.difference]
-    return [f"{arm.arm}@{arm.budget}" for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0]
 
 
 def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str, Mapping[str, Any]]:
@@ -206,17 +203,6 @@ def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str
     return found
 
 
-def _measures(name: str) -> bool:
-    strategy = STRATEGIES[name]
-    return name not in ("shuffled", "inverted") and bool(strategy.needs(strategy.options()))
-
-
 def _named(key: str, several: bool) -> str:
     """ARM@BUDGET in words; `several` is of budgets asked for, since controls are known by their names."""
     return key.replace("@", " at ") if several else key.split("@")[0]
-
-
-def _outcome(comparison: Comparison, judged: Judgement, named: functools.partial[str]) -> Outcome:
-    key = f"{comparison.arm}@{comparison.budget}"
-    diverged = render("comparisons.diverged", judged.diverged_pairs)
-    return Outcome(f"{key}.verdict", named(key), judged.significant, diverged)

@@ -14,7 +14,7 @@ from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.paper.facts import NATS, Facts
 from adaptive_lora.stats.arms import evaluations
 from adaptive_lora.stats.cost_equivalents import at_equal_compute
-from adaptive_lora.stats.power import POWER, Design, power_by_arm
+from adaptive_lora.stats.power import POWER, power_by_arm
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.stats.seeds import seeds_needed, smallest_p
 from adaptive_lora.stats.stability import summaries
@@ -33,18 +33,7 @@ def gather(found: Findings) -> Facts:
         )
     if not any(arm.difference and arm.arm in contenders(found) for arm in found.arms):
         raise PaperError("No arm of this study has finished beside the baseline, so that there is nothing to compare.")
-    parts = (
-        _model_and_data,
-        _training,
-        _protocol,
-        _runs,
-        _arms,
-        _extremes,
-        _comparisons,
-        _controls,
-        _power,
-        _stability,
-    )
+    parts = (_model_and_data, _training, _protocol_and_runs, _arms, _extremes, _comparisons, _controls, _stability)
     return Facts(*(entries for part in parts for entries in part(found)))
 
 
@@ -120,7 +109,7 @@ def _training(found: Findings) -> Entries:
         yield {f"budget.{budget}": (size, ",d"), f"budget.{budget}.percent": (percent, ".2g", "%")}
 
 
-def _protocol(found: Findings) -> Entries:
+def _protocol_and_runs(found: Findings) -> Entries:
     seeds, comparisons = found.facts["spec"]["seeds"], len(found.judged)
     margin, alpha = found.analysis["margin"], found.analysis["alpha"]
     twins = found.runs[(found.runs["replica"] > 0) & (found.runs["status"] == Status.COMPLETED)]
@@ -133,9 +122,6 @@ def _protocol(found: Findings) -> Entries:
         "level.equivalence": (100 * (1 - 2 * alpha), "g", "%"), "deviations": (len(found.deviations), "d"),
         "locked": lock_of(found.facts).get("locked", "")[:10], "twins": (len(twins), "d"),
     }  # fmt: skip
-
-
-def _runs(found: Findings) -> Entries:
     evaluation, diverged = evaluations(found.runs), found.runs["status"] == Status.DIVERGED
     yield {
         "runs": (len(found.runs), ",d"), "runs.tuning": (int((found.runs["phase"] == Phase.TUNING).sum()), ",d"),
@@ -166,9 +152,9 @@ def _extremes(found: Findings) -> Entries:
     """The lowest and the highest difference of the study's own arms, and how these vary."""
     own = sorted((s for s in found.sizes if s.arm in contenders(found)), key=lambda s: s.over_seeds.mean)
     spreads = [size.sd for size in own if size.sd is not None]
-    arms = {(arm.arm, arm.budget): arm for arm in found.arms}
+    differences = {(arm.arm, arm.budget): arm.difference for arm in found.arms}
     for name, size in (("best", own[0]), ("worst", own[-1])):
-        difference = arms[size.arm, size.budget].difference
+        difference = differences[size.arm, size.budget]
         yield {f"{name}.arm": size.arm, f"{name}.budget": size.budget, f"{name}.difference": (difference, "+.4f", NATS)}
     effect, margin = own[0].effect, found.analysis["margin"]
     share = None if effect.share_of_gain is None else 100 * effect.share_of_gain
@@ -197,23 +183,14 @@ def _comparisons(found: Findings) -> Entries:
 
 
 def _controls(found: Findings) -> Entries:
-    """Half of a budget, equal compute, and what each seed would have said by itself."""
+    """Half of a budget, equal compute, and power by the spread as found."""
     for assay in found.assays:
         yield {f"assay.{assay.budget}": (assay.loss_of_half, "+.4f", NATS)}
     controls: Mapping[str, str] = lock_of(found.facts).get("controls", {}).get("compute", {})
     for equal in at_equal_compute(found.runs, controls):
         key = f"compute.{equal.arm}@{equal.budget}"
         yield {key: (equal.difference, "+.4f", NATS), f"{key}.control": equal.control}
-    for budget in found.facts["spec"]["budgets"]:
-        lowest = winners(found, budget, contenders(found))
-        yield {f"alone.{budget}.different": (len(lowest) or None, "d"),
-               f"alone.{budget}.seeds": (sum(lowest.values()) or None, "d")}  # fmt: skip
-
-
-def _power(found: Findings) -> Entries:
-    seeds, analysis = len(found.facts["spec"]["seeds"]["evaluation"]), found.analysis
-    design = Design(seeds, analysis["alpha"], max(1, len(found.judged)), analysis["margin"])
-    if seen := sorted(power_by_arm(found.arms, design), key=lambda o: o.sd):
+    if seen := sorted(power_by_arm(found.arms, found.design), key=lambda o: o.sd):
         median = seen[len(seen) // 2]
         yield {
             "power": (100 * POWER, ".0f", "%"), "power.detectable": (median.detectable, ".4f", NATS),

@@ -60,9 +60,7 @@ def changes_of_training(found: Findings) -> Table | None:
     """What each change of scaling or training does where training breaks with it or without it."""
     every = found.stability_findings.variants
     columns = (
-        Column("change", "change", "text"),
-        Column("of", "of", "text"),
-        Column("budget", "budget", "text"),
+        *(Column(name, name, "text") for name in ("change", "of", "budget")),
         Column("learning_rate", "at rate", form="g"),
         Column("difference", "loss less that without", "interval", "+.3f"),
         Column("effect", "effect", "text"),
@@ -105,7 +103,8 @@ def side_by_side(found: Findings, main: Findings) -> Table | None:
     """
     names = set(contenders(found)) & set(contenders(main))
     shared = [size for size in found.sizes if size.arm in names]
-    if not shared or found.several_budgets or _task(found) != _task(main):
+    tasks = [(*map(f.facts["model"].get, ("name", "revision")), f.facts["data"]["source"]) for f in (found, main)]
+    if not shared or found.several_budgets or tasks[0] != tasks[1]:
         return None
     differences = {(arm.arm, arm.budget): arm.difference for arm in main.arms}
     verdicts = {(c.arm, c.budget): str(j.verdict) for c, j in main.judged.items()}
@@ -129,8 +128,3 @@ def side_by_side(found: Findings, main: Findings) -> Table | None:
         ]
     caption = render("paper.side_by_side", found, main)
     return Table("against", "The same arms in two studies", tuple(columns), tuple(rows), caption)
-
-
-def _task(found: Findings) -> tuple[str, str | None, str]:
-    model = found.facts["model"]
-    return model["name"], model.get("revision"), found.facts["data"]["source"]
