@@ -21,7 +21,7 @@ from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, ModelOutline, find_modules, load_base
 from adaptive_lora.training.checkpoint import StepRecord, read_checkpoint
 from adaptive_lora.training.options import TrainingOptions, rate_factors
-from adaptive_lora.training.reference import Diverged, Keeping, train
+from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 from tests.conftest import mixed_plan
 
 CLOSE = 1e-9
@@ -157,7 +157,7 @@ def by_reference(base: FrozenBase, member: Member, after: Iterable[int] = (1, 5,
             if steps_done in wanted and (found := read_checkpoint(path, "id")):
                 states[steps_done] = _renamed(found[1], member)
 
-        keeping, factors = Keeping(path, "id", 0.0, note), rate_factors(member.plan, options)
+        keeping, factors = CheckpointConfig(path, "id", 0.0, note), rate_factors(member.plan, options)
         progress = train(model.to(base.model.dtype), member.examples, options, member.seed, keeping, factors=factors)
     return Trajectory(list(progress.curve), states)
 
@@ -211,27 +211,27 @@ def by_bank(
     return found
 
 
-def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], room: float = CLOSE) -> None:
-    """The same tensors, each within `room` of its largest value."""
+def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float = CLOSE) -> None:
+    """The same tensors, each within `tolerance` of its largest value."""
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype
         apart, size = (found[name] - tensor).abs().max().item(), tensor.abs().max().item()
-        assert apart <= room * size, f"{name}: {apart:.3g} apart, largest value {size:.3g}"
+        assert apart <= tolerance * size, f"{name}: {apart:.3g} apart, largest value {size:.3g}"
 
 
-def assert_same_records(found: Sequence[StepRecord], wanted: Sequence[StepRecord], room: float = CLOSE) -> None:
+def assert_same_records(found: Sequence[StepRecord], wanted: Sequence[StepRecord], tolerance: float = CLOSE) -> None:
     """The same steps, told alike."""
     assert [(r.step, r.tokens) for r in found] == [(r.step, r.tokens) for r in wanted]
     for field in ("loss", "gradient_norm", "learning_rate"):
         values = [getattr(r, field) for r in wanted]
-        assert [getattr(r, field) for r in found] == pytest.approx(values, rel=room, abs=0), field
+        assert [getattr(r, field) for r in found] == pytest.approx(values, rel=tolerance, abs=0), field
 
 
-def assert_parity(found: Sequence[Trajectory], wanted: Sequence[Trajectory], room: float = CLOSE) -> None:
+def assert_parity(found: Sequence[Trajectory], wanted: Sequence[Trajectory], tolerance: float = CLOSE) -> None:
     """Every member's losses, norms, rates, parameters and moments are the reference's at all steps compared."""
     for ours, theirs in zip(found, wanted, strict=True):
-        assert_same_records(ours.records, theirs.records, room)
+        assert_same_records(ours.records, theirs.records, tolerance)
         assert ours.states.keys() == theirs.states.keys()
         for step, state in theirs.states.items():
-            assert_close(ours.states[step], state, room)
+            assert_close(ours.states[step], state, tolerance)

@@ -21,7 +21,7 @@ from adaptive_lora.training.adapter import (
     weights_of,
 )
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
-from adaptive_lora.training.dropout import Masks
+from adaptive_lora.training.dropout import DropoutMasks
 from adaptive_lora.training.options import initial_a
 from tests.conftest import mixed_plan
 
@@ -124,7 +124,7 @@ def test_dropout_masks_are_functions_of_seed_module_and_step() -> None:
     x = torch.ones(4, 5, 6)
 
     def mask(seed: int, name: str, step: int) -> torch.Tensor:
-        dropout = SeededDropout(Masks(seed, 0.4, {"a": 6, "b": 6}), name).train()
+        dropout = SeededDropout(DropoutMasks(seed, 0.4, {"a": 6, "b": 6}), name).train()
         dropout.step = step
         return dropout(x)
 
@@ -132,6 +132,6 @@ def test_dropout_masks_are_functions_of_seed_module_and_step() -> None:
     for other in (mask(2, "a", 2), mask(1, "b", 2), mask(1, "a", 3)):
         assert not torch.equal(mask(1, "a", 2), other)
     assert mask(1, "a", 2).unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
-    share = (SeededDropout(Masks(0, 0.25, {"a": 200}), "a").train()(torch.ones(200, 200)) == 0).float().mean()
+    share = (SeededDropout(DropoutMasks(0, 0.25, {"a": 200}), "a").train()(torch.ones(200, 200)) == 0).float().mean()
     assert share == pytest.approx(0.25, abs=0.01)
-    assert torch.equal(SeededDropout(Masks(1, 0.4, {"a": 6}), "a").eval()(x), x)
+    assert torch.equal(SeededDropout(DropoutMasks(1, 0.4, {"a": 6}), "a").eval()(x), x)

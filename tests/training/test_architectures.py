@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from adaptive_lora.errors import ModelError, TrainingError
-from adaptive_lora.training import attachment
+from adaptive_lora.training import bank_model
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.options import TrainingOptions
@@ -76,7 +76,7 @@ def test_any_model_is_trained_as_the_reference_trains_it(gpt2: FrozenBase, kind:
     base = in_memory(model_of(make()), gpt2)
     members = two_members(base, dropout=0.0 if kind == "dropout of its own" else 0.1)
     with Bank(base, members, checkpointing=checkpointing) as bank:
-        assert bank._form is not None and padded in (None, bank._form.padded)
+        assert padded in (None, bank.model.padded)
     for member, ours in zip(members, by_bank(base, members, checkpointing=checkpointing), strict=True):
         assert losses(ours) == pytest.approx(losses(by_reference(base, member)), rel=1e-5)
 
@@ -139,10 +139,10 @@ def test_experts_that_see_some_of_the_positions_cannot_be_adapted(gpt2: FrozenBa
 def test_a_model_that_cannot_be_run_is_refused_with_the_reasons_and_the_remedy(
     gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attachment, "_distance", lambda *_: 0.5)
+    monkeypatch.setattr(bank_model, "_deviation", lambda *_: 0.5)
     with pytest.raises(ModelError, match=r"logits differ by 0\.5.*engine: reference"), Bank(gpt2, seven_members(gpt2)):
         pass
-    monkeypatch.setattr(attachment, "_distance", lambda *_: float("nan"))
+    monkeypatch.setattr(bank_model, "_deviation", lambda *_: float("nan"))
     with pytest.raises(ModelError, match="logits differ by nan"), Bank(gpt2, seven_members(gpt2)):
         pass
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import from_dicts
-from adaptive_lora.training import adapted, attachment
+from adaptive_lora.training import bank_model, lora_layer
 from adaptive_lora.training.adapter import attached, set_step, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, load_base
 from adaptive_lora.training.batches import collate, sequence_losses
-from adaptive_lora.training.dropout import Masks
+from adaptive_lora.training.dropout import DropoutMasks
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.reference import Diverged, train
@@ -73,20 +73,20 @@ def test_gradients_from_the_same_state_are_autograds(
 ) -> None:
     """At trained parameters, where B is not 0, on other batches than those that led there."""
     if padded:
-        monkeypatch.setattr(attachment, "_packed_attention", refuse)
+        monkeypatch.setattr(bank_model, "_packed_attention", refuse)
     members, examples = seven_members(exact), demo_examples(exact)
     batches = [examples[3 * i : 3 * i + 1 + i % 4] for i in range(len(members))]
     with Bank(exact, members, stacked=stacked) as bank:
         for slot, alone in zip(bank.slots, truth, strict=True):
             slot.restore(alone.last)
             slot.step = 4
-        bank._all.refresh(torch.float64)
+        bank._adapters.refresh(torch.float64)
         found = bank.gradients(range(len(members)), batches)
     for slot, member, batch, alone, (loss, tokens) in zip(bank.slots, members, batches, truth, found, strict=True):
         expected_loss, expected = by_autograd(exact, member, batch, alone.last, step=4)
         assert (loss, tokens) == (pytest.approx(expected_loss, rel=CLOSE), sum(e.completion_tokens for e in batch))
-        gradients = {f"parameter/{name}/A": part.a_gradient for name, part in slot.parts.items()}
-        gradients |= {f"parameter/{name}/B": part.b_gradient.t() for name, part in slot.parts.items()}
+        gradients = {f"parameter/{name}/A": part.a_gradient for name, part in slot.pairs.items()}
+        gradients |= {f"parameter/{name}/B": part.b_gradient.t() for name, part in slot.pairs.items()}
         assert_close(gradients, expected)
 
 
@@ -109,12 +109,12 @@ def test_padded_rows_give_the_same_training(
     exact: FrozenBase, truth: list[Trajectory], monkeypatch: pytest.MonkeyPatch, lean: bool
 ) -> None:
     """Models whose attention cannot be exchanged, and whose layers have no cheaper equals, dropout included."""
-    monkeypatch.setattr(attachment, "_packed_attention", refuse)
+    monkeypatch.setattr(bank_model, "_packed_attention", refuse)
     if not lean:
-        monkeypatch.setattr(attachment, "lean_layers", refuse)
+        monkeypatch.setattr(bank_model, "fused_layers", refuse)
     members = seven_members(exact)
     with Bank(exact, members, workers=1) as bank:
-        assert bank._form is not None and bank._form.padded
+        assert bank.model.padded
         bank.step()
         assert 0.2 < bank.padding_share < 0.8
     assert_parity(by_bank(exact, members, steps=12, workers=2), [alone.until(12) for alone in truth])
@@ -123,7 +123,7 @@ def test_padded_rows_give_the_same_training(
 def test_layers_that_have_no_lean_form_are_adapted_through_themselves(
     exact: FrozenBase, truth: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapted, "lean_linear", lambda module: None)
+    monkeypatch.setattr(lora_layer, "fused_linear", lambda module: None)
     for stacked in (False, True):
         found = by_bank(exact, seven_members(exact), steps=5, stacked=stacked)
         assert_parity(found, [alone.until(5) for alone in truth])
@@ -133,16 +133,16 @@ def test_layers_that_have_no_lean_form_are_adapted_through_themselves(
 def test_both_engines_drop_what_the_masks_say(
     exact_gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch, stacked: bool
 ) -> None:
-    """Masks put in from outside: every ninth entry, beginning where seed and step say."""
+    """DropoutMasks put in from outside: every ninth entry, beginning where seed and step say."""
     asked: set[tuple[Any, ...]] = set()
 
-    def given(self: Masks, name: str, step: int, tokens: int, device: torch.device) -> Tensor:
+    def given(self: DropoutMasks, name: str, step: int, tokens: int, device: torch.device) -> Tensor:
         asked.add((self.seed, self.p, name, step, tokens))
         return torch.arange((self.seed + step) % 9, tokens * self.widths[name], 9)
 
     members = [like(member, dropout=0.1) for member in seven_members(exact_gpt2, steps=3)[:3]]
     with monkeypatch.context() as injected:
-        injected.setattr(Masks, "dropped", given)
+        injected.setattr(DropoutMasks, "dropped", given)
         wanted = [by_reference(exact_gpt2, member, (1, 3)) for member in members]
         by_engine, asked = asked, set()
         assert_parity(by_bank(exact_gpt2, members, (1, 3), stacked=stacked, chunk_tokens=4096), wanted)
@@ -158,11 +158,11 @@ def test_in_other_precisions_the_engines_agree_as_far_as_these_go(
 ) -> None:
     base.model.to(dtype)
     members = seven_members(base, steps=3)
-    room = 1e-5 if dtype == torch.float32 else 1e-2
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     for member, ours in zip(members, by_bank(base, members, stacked=stacked), strict=True):
         theirs = by_reference(base, member)
         assert all(tensor.dtype == torch.float32 for tensor in ours.last.values())
-        assert [r.loss for r in ours.records] == pytest.approx([r.loss for r in theirs.records], rel=room)
+        assert [r.loss for r in ours.records] == pytest.approx([r.loss for r in theirs.records], rel=tolerance)
 
 
 def test_a_member_without_anything_to_learn_is_stopped_as_the_reference_stops_it(exact_gpt2: FrozenBase) -> None:

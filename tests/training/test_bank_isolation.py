@@ -15,7 +15,7 @@ from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.checkpoint import StepRecord
 from adaptive_lora.training.head import Head, TokenLosses
-from adaptive_lora.training.optimizer import update_slot
+from adaptive_lora.training.optimizer import adamw_update
 from adaptive_lora.training.packing import Pack, pack
 from adaptive_lora.training.reference import Diverged
 from tests.training.conftest import (
@@ -36,12 +36,12 @@ def flat(state: dict[str, Tensor]) -> Tensor:
     return torch.cat([tensor.flatten() for name, tensor in state.items() if name.startswith("parameter/")])
 
 
-def assert_unmoved(found: Trajectory, wanted: Trajectory, room: float = SAME) -> None:
-    """The same parameters at all steps compared, to `room` of the adapter's largest."""
+def assert_unmoved(found: Trajectory, wanted: Trajectory, tolerance: float = SAME) -> None:
+    """The same parameters at all steps compared, to `tolerance` of the adapter's largest."""
     assert found.states.keys() == wanted.states.keys()
     for step, state in wanted.states.items():
         ours, theirs = flat(found.states[step]), flat(state)
-        assert (ours - theirs).abs().max() <= room * theirs.abs().max(), f"after {step} updates"
+        assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max(), f"after {step} updates"
 
 
 COMPANIES: dict[str, tuple[Sequence[int], dict[str, Any]]] = {
@@ -100,7 +100,7 @@ def test_a_neighbour_full_of_nan_is_stopped_and_alone(
         assert 3 not in bank.running and bank.slots[3].step == 0
         while bank.running:
             assert bank.step()[3] is None
-        assert bank.slots[3].mean.eq(0).all()  # nothing of it was applied
+        assert bank.slots[3].exp_avg.eq(0).all()  # nothing of it was applied
         for i in (0, 1, 2, 4, 5, 6):
             final = Trajectory([], {10: snapshot(bank.slots[i].tensors())})
             assert_unmoved(final, Trajectory([], {10: together[i].last}))
@@ -111,7 +111,7 @@ def test_in_single_precision_the_neighbours_of_nan_and_infinity_keep_their_bits(
     for poison in (0.0, torch.nan, torch.inf):
         with Bank(base, members, workers=1) as bank:
             if poison:
-                next(iter(bank.slots[3].parts.values())).b[0, 0] = poison
+                next(iter(bank.slots[3].pairs.values())).b[0, 0] = poison
             records = bank.step()
             assert isinstance(records[3], Diverged) == (poison != 0.0)
             outcomes.append([bank.slots[i].parameters.clone() for i in (0, 1, 2, 4, 5, 6)])
@@ -134,7 +134,7 @@ def test_a_gradient_that_is_not_finite_stops_its_member_before_anything_is_appli
         _, result, _ = bank.step()
         assert isinstance(result, Diverged) and (result.step, result.what) == (1, "gradient")
         assert bank.running == [0, 2]
-        assert_close(bank.slots[1].tensors(), before, room=0)
+        assert_close(bank.slots[1].tensors(), before, tolerance=0)
 
 
 @pytest.mark.parametrize("stacked", [False, True])
@@ -144,13 +144,13 @@ def test_twins_are_equal(base: FrozenBase, dtype: torch.dtype, stacked: bool) ->
     base.model.to(dtype)
     twin, other = seven_members(base, steps=6)[1:3]
     one, _, two = by_bank(base, [twin, other, twin], stacked=stacked)
-    assert_close(two.last, one.last, room=0)
+    assert_close(two.last, one.last, tolerance=0)
 
 
 def assert_resting(bank: Bank, before: dict[int, dict[str, Tensor]]) -> None:
     """Members that have finished or were stopped are where they were, to the bit, moments included."""
     for i, state in before.items():
-        assert_close(bank.slots[i].tensors(), state, room=0)
+        assert_close(bank.slots[i].tensors(), state, tolerance=0)
 
 
 def finish_some(bank: Bank) -> dict[int, dict[str, Tensor]]:
@@ -186,7 +186,7 @@ def test_weight_decay_that_leaks_into_the_resting_is_seen(exact_gpt2: FrozenBase
     with Bank(exact_gpt2, seven_members(exact_gpt2)) as bank:
         rest = finish_some(bank)
         bank.slots[2].gradient.zero_()
-        update_slot(bank.slots[2], 0.0)
+        adamw_update(bank.slots[2], 0.0)
         with pytest.raises(AssertionError):
             assert_resting(bank, rest)
 
@@ -250,7 +250,7 @@ def test_a_global_clip_is_seen(
         norms = [float(slot.gradient.norm()) for slot in slots]
         overall = sum(norm**2 for norm in norms) ** 0.5
         return [
-            StepRecord(slot.step, loss, norm, update_slot(slot, overall), tokens)
+            StepRecord(slot.step, loss, norm, adamw_update(slot, overall), tokens)
             for slot, (loss, tokens), norm in zip(slots, losses, norms, strict=True)
         ]
 

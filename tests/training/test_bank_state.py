@@ -17,7 +17,7 @@ from torch import Tensor
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.plan import RankPlan, Scaling
-from adaptive_lora.training import attachment
+from adaptive_lora.training import bank_model
 from adaptive_lora.training.adapter import save_adapter
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
@@ -66,7 +66,7 @@ def test_evaluations_are_the_references_example_by_example(
     exact: FrozenBase, truth: list[Trajectory], monkeypatch: pytest.MonkeyPatch, padded: bool, how: dict[str, Any]
 ) -> None:
     if padded:
-        monkeypatch.setattr(attachment, "_packed_attention", refused)
+        monkeypatch.setattr(bank_model, "_packed_attention", refused)
     members, states = seven_members(exact), [alone.last for alone in truth]
     examples = answered(exact, members[1], states[1])
     with restored(exact, members, states, **how) as bank:
@@ -111,11 +111,11 @@ def test_evaluating_moves_neither_parameters_nor_randomness_nor_training(base: F
         assert torch.equal(torch.get_rng_state(), torch_state)
         assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
         for slot, state in zip(bank.slots, before, strict=True):
-            assert_close(slot.tensors(), state, room=0)
+            assert_close(slot.tensors(), state, tolerance=0)
         while bank.running:
             bank.step()
         for slot, alone in zip(bank.slots, undisturbed, strict=True):
-            assert_close(slot.tensors(), alone.last, room=0)
+            assert_close(slot.tensors(), alone.last, tolerance=0)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -159,7 +159,7 @@ def test_a_member_goes_on_in_another_bank_as_if_it_had_stayed(
             return {i: snapshot(slot.tensors()) for i, slot in zip(chosen, other.slots, strict=True)}
 
     for i, state in resumed(list(range(7))).items():
-        assert_close(state, stayed[i], room=0)
+        assert_close(state, stayed[i], tolerance=0)
     for chosen, how in (([4, 5, 1], {}), ([6, 2, 0, 5, 3], {"stacked": True}), ([5, 3], {"workers": 2})):
         for i, state in resumed(chosen, **how).items():
             for name, tensor in state.items():
@@ -177,7 +177,7 @@ def test_a_reset_member_begins_anew(gpt2: FrozenBase, stacked: bool) -> None:
         for slot, state in zip(bank.slots, fresh, strict=True):
             slot.reset()
             assert slot.step == 0
-            assert_close(slot.tensors(), state, room=0)
+            assert_close(slot.tensors(), state, tolerance=0)
 
 
 def uniform(base: FrozenBase, rank: int, leave_out: int = 0) -> RankPlan:
@@ -249,7 +249,7 @@ def visit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ca
 
     def live(base: FrozenBase, **how: Any) -> None:
         if request.param == "as it opens":
-            monkeypatch.setattr(Bank, "bytes_per_token", refused)
+            monkeypatch.setattr(Bank, "bytes_per_position", refused)
             with pytest.raises(ValueError, match="not here"), Bank(base, seven_members(base), **how):
                 pass
             monkeypatch.undo()

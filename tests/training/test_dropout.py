@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.training.dropout import Masks, erase_
+from adaptive_lora.training.dropout import DropoutMasks, zero_
 
 WIDTHS = {"first": 16, "second": 48, "third": 16}
 CPU = torch.device("cpu")
 
 
-def masks(seed: int = 0, p: float = 0.2, widths: dict[str, int] | None = None) -> Masks:
-    return Masks(seed, p, widths or WIDTHS)
+def masks(seed: int = 0, p: float = 0.2, widths: dict[str, int] | None = None) -> DropoutMasks:
+    return DropoutMasks(seed, p, widths or WIDTHS)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
@@ -25,8 +25,8 @@ def test_the_share_asked_for_is_dropped_everywhere(p: float) -> None:
         which = found.dropped(name, 3, 4000, CPU)
         hits = torch.zeros(4000 * width).index_fill_(0, which, 1).view(4000, width)
         for part in (hits, hits[:2000], hits[2000:], hits[:, 0], hits[:, -1], hits[:, ::2]):
-            room = 5 * (p * (1 - p) / part.numel()) ** 0.5
-            assert part.mean().item() == pytest.approx(p, abs=room)
+            tolerance = 5 * (p * (1 - p) / part.numel()) ** 0.5
+            assert part.mean().item() == pytest.approx(p, abs=tolerance)
         neighbours = (hits.flatten()[1:] * hits.flatten()[:-1]).mean().item()  # independent of what stands next to it
         assert neighbours == pytest.approx(p * p, abs=6 * (p * p / hits.numel()) ** 0.5)
 
@@ -69,5 +69,5 @@ def test_erasing_takes_positions_or_a_mask(tokens: int, width: int, seed: int) -
     x = torch.arange(1.0, 1 + tokens * width).view(tokens, width)
     which = masks(seed, 0.4, {"only": width}).dropped("only", 0, tokens, CPU)
     flags = torch.zeros(tokens * width, dtype=torch.bool).index_fill_(0, which, True)
-    one, two = erase_(x.clone(), which), erase_(x.clone(), flags)
+    one, two = zero_(x.clone(), which), zero_(x.clone(), flags)
     assert torch.equal(one, two) and torch.equal(one, torch.where(flags.view_as(x), 0, x))

@@ -10,8 +10,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from adaptive_lora.training import head as heads
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.head import Head
-from adaptive_lora.training.lean import lean_layers
 from tests.training.conftest import tiny_config
 
 
@@ -49,11 +49,11 @@ def test_losses_and_gradients_are_autograds(base: FrozenBase, dtype: torch.dtype
     exact = logits.float() if dtype == torch.bfloat16 else logits
     nll = cross_entropy(exact, targets, reduction="none")
     (nll * weights.to(nll.dtype)).sum().backward()
-    room = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found.nll, nll.detach(), rtol=room, atol=room)
-    torch.testing.assert_close(found.gradient, leaf.grad, rtol=room, atol=room)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.nll, nll.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.gradient, leaf.grad, rtol=tolerance, atol=tolerance)
     assert found.gradient is not None and found.gradient.dtype == dtype
-    assert torch.equal(found.right, logits.argmax(-1) == targets)
+    assert torch.equal(found.correct, logits.argmax(-1) == targets)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 22])
@@ -77,7 +77,7 @@ def test_a_few_positions_at_a_time_give_the_same(
     assert len(seen) == -(-23 // at_once)  # no more passes than needed
     for name in ("nll", "gradient"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-13, atol=1e-15)
-    assert torch.equal(parts.right, whole.right) and 12 <= parts.right.sum() < 23
+    assert torch.equal(parts.correct, whole.correct) and 12 <= parts.correct.sum() < 23
     assert not parts.nll.requires_grad
 
 
@@ -88,7 +88,7 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(
     """A twin of the baseline stands elsewhere in the bank and must come out bit-equal. Seven rows go at once, so
     that 8, 15 and 22 used to leave a lone one."""
     hidden, targets, weights = material(gpt2)
-    with lean_layers(gpt2.model):
+    with fused_layers(gpt2.model):
         head = Head(gpt2.model)
         whole = head.losses(hidden, targets, weights)
         monkeypatch.setattr(heads, "LARGEST_LOGITS", 768 * 7)
@@ -109,5 +109,5 @@ def test_of_nothing_there_are_no_losses(exact_gpt2: FrozenBase) -> None:
     """A pack of prompts alone."""
     hidden, targets, weights = material(exact_gpt2, 0)
     found = Head(exact_gpt2.model).losses(hidden, targets, weights)
-    assert found.nll.shape == found.right.shape == (0,)
+    assert found.nll.shape == found.correct.shape == (0,)
     assert found.gradient is not None and found.gradient.shape == hidden.shape

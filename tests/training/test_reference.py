@@ -17,7 +17,7 @@ from adaptive_lora.training.batches import IGNORED, collate, sequence_losses
 from adaptive_lora.training.checkpoint import load_checkpoint
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import DataOrder, TrainingOptions, initial_a
-from adaptive_lora.training.reference import Diverged, Keeping, train
+from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 from tests.conftest import mixed_plan
 
 OPTIONS = TrainingOptions(
@@ -125,7 +125,7 @@ def test_a_run_cut_and_resumed_ends_bit_equal(
     plan = mixed_plan(base.outline.modules)
     options = TrainingOptions(learning_rate=2e-2, steps=7, batch_size=3, weight_decay=0.1, dropout=dropout)
     whole, parameters = trained(base, plan, examples, options)
-    keeping = Keeping(tmp_path / "run.safetensors", "id", every_seconds=1e9)
+    keeping = CheckpointConfig(tmp_path / "run.safetensors", "id", every_seconds=1e9)
 
     steps: list[int] = []
     for _ in range(2):  # stopped after 2 steps, then after 5
@@ -147,7 +147,7 @@ def test_foreign_and_torn_checkpoints_count_as_nothing(
     options = TrainingOptions(learning_rate=1e-2, steps=3)
     path = tmp_path / "run.safetensors"
     with attached(gpt2, plan, 0) as model:
-        train(model, examples, options, 0, Keeping(path, "id", every_seconds=0))
+        train(model, examples, options, 0, CheckpointConfig(path, "id", every_seconds=0))
         optimizer = torch.optim.AdamW(trainable(model).values())
         assert load_checkpoint(path, "id", trainable(model), optimizer).steps_done == 3
         assert load_checkpoint(path, "other", trainable(model), optimizer).steps_done == 0
@@ -159,6 +159,30 @@ def test_foreign_and_torn_checkpoints_count_as_nothing(
         path.write_bytes(path.read_bytes()[:500])
         assert load_checkpoint(path, "id", trainable(model), optimizer).steps_done == 0
         assert load_checkpoint(tmp_path / "none", "id", trainable(model), optimizer).steps_done == 0
+
+
+def test_recomputed_activations_give_the_same_bits_for_less_memory(base: FrozenBase, examples: list[Example]) -> None:
+    """Dropout included: the masks of the recomputation are those of the forward pass."""
+    plan, options = mixed_plan(base.outline.modules), TrainingOptions(learning_rate=1e-2, steps=3, dropout=0.2)
+    results, saved = [], []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved[-1][tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for checkpointing in (False, True):
+        saved.append(dict[int, int]())
+        with (
+            attached(base, plan, 0, options.dropout, checkpointing) as model,
+            torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        ):
+            progress = train(model, examples, options, 0)
+            results.append((progress.curve, [p.detach().clone() for p in trainable(model).values()]))
+    (curve, parameters), (other_curve, other_parameters) = results
+    assert curve == other_curve
+    assert all(torch.equal(a, b) for a, b in zip(parameters, other_parameters, strict=True))
+    assert sum(saved[1].values()) < 0.5 * sum(saved[0].values())
+    assert not any("forward" in vars(module) for module in base.model.modules())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -11,7 +11,7 @@ from adaptive_lora.study.runs import RunSpec
 from adaptive_lora.training.adapter import attached, weights_of
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import rate_factors
-from adaptive_lora.training.reference import Diverged, Keeping, train
+from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 
 
 class ReferenceWorker(Worker):
@@ -49,11 +49,12 @@ class ReferenceWorker(Worker):
         plan_seconds = time.monotonic() - began
         options = self.material.training_options(run)
         checkpoint = self.paths.checkpoint(run_id)
-        keeping = Keeping(checkpoint, run_id, self.checkpoint_seconds, self._tell_ledger(run_id))
+        saving = CheckpointConfig(checkpoint, run_id, self.checkpoint_seconds, self._tell_ledger(run_id))
         factors = rate_factors(plan, options)
         base = self.material.base
-        with attached(base, plan, run.seed, options.dropout) as model:
-            progress = train(model, examples, options, run.seed, keeping, self.watcher.step, self.should_stop, factors)
+        checkpointing = self.material.study.spec.train.activation_checkpointing
+        with attached(base, plan, run.seed, options.dropout, checkpointing) as model:
+            progress = train(model, examples, options, run.seed, saving, self.watcher.step, self.should_stop, factors)
             results = {
                 split: evaluate(model, records, base.device, self.should_stop)
                 for split, records in self.splits_of(run.phase).items()
