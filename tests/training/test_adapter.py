@@ -48,7 +48,7 @@ def test_an_adapter_begins_as_the_base_with_nested_a(base: FrozenBase) -> None:
             torch.testing.assert_close(layer.lora_A[ADAPTER].weight.detach(), torch.from_numpy(wanted), rtol=0, atol=0)
 
 
-def test_the_base_is_given_back_as_it_was(base: FrozenBase) -> None:
+def test_the_base_is_restored(base: FrozenBase) -> None:
     before = copy.deepcopy(base.model.state_dict())
     modules = [name for name, _ in base.model.named_modules()]
     with attached(base, mixed_plan(base.outline.modules), seed=0) as model:

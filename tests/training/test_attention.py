@@ -91,7 +91,7 @@ def test_the_kernel_is_softmax_written_out(kernel: None, width: int, heads: int,
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([3, 16, 20]), st.integers(0, 99))
-def test_any_lengths_will_do(lengths: list[int], width: int, seed: int) -> None:
+def test_all_lengths_are_supported(lengths: list[int], width: int, seed: int) -> None:
     """By the kernel where there is one, and by torch."""
     check(lengths, 4, 2, width, torch.float32, seed)
     check(lengths, 4, 2, width, torch.float64, seed)
@@ -111,7 +111,7 @@ def test_the_usual_scaling_is_one_over_the_root_of_the_width() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_in_its_sequence(dtype: torch.dtype, poison: float) -> None:
+def test_values_that_are_not_finite_stay_in_their_sequence(dtype: torch.dtype, poison: float) -> None:
     lengths = (9, 20, 18, 5)
     made = inputs(lengths, 4, 2, 16, dtype)
     clean = with_gradients(made, lengths)
@@ -138,7 +138,7 @@ def test_large_scores_do_not_overflow() -> None:
      {"dropout": 0.1}, {"attention_mask": torch.ones(1, 1, 14, 14)}],
     ids=lambda value: next(iter(value)),
 )  # fmt: skip
-def test_more_than_causality_is_refused(request_: dict[str, Any]) -> None:
+def test_attention_that_is_not_only_causal_is_refused(request_: dict[str, Any]) -> None:
     made = inputs((9, 5), 4, 2, 16, torch.float32)[:3]
     with current_batch(BankBatch(pack_of((9, 5)))):
         mask = request_.pop("attention_mask", None)
@@ -150,7 +150,7 @@ def test_more_than_causality_is_refused(request_: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("window", [1, 2, 8, 69])
-def test_a_window_is_kept_to(window: int, dtype: torch.dtype) -> None:
+def test_a_window_is_applied(window: int, dtype: torch.dtype) -> None:
     check(ALL_LENGTHS, 4, 2, 16, dtype, window=window)
 
 

@@ -1,4 +1,4 @@
-"""Dropout's masks: the share asked for, of the tokens alone, determined by seed, step and module."""
+"""Dropout masks: of the probability asked for, over tokens only, determined by seed, step and module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_positions_ascend_and_lie_inside(seed: int, p: float, step: int, tokens:
         assert not len(which) or (which[0] >= 0 and which[-1] < tokens * width)
 
 
-def test_a_mask_follows_from_seed_step_module_and_size_in_whatever_order_it_is_asked_for() -> None:
+def test_a_mask_is_a_function_of_seed_step_module_and_size() -> None:
     one, two = masks(), masks()
     forth = {(step, name): one.dropped(name, step, 30, CPU).clone() for step in range(3) for name in WIDTHS}
     back = {(s, n): two.dropped(n, s, 30, CPU).clone() for s in (2, 0, 1) for n in reversed(WIDTHS)}
@@ -51,8 +51,8 @@ def test_a_mask_follows_from_seed_step_module_and_size_in_whatever_order_it_is_a
         assert not any(torch.equal(other.dropped(name, step, 30, CPU), which) for (step, name), which in forth.items())
 
 
-def test_a_mask_asked_for_twice_and_after_others_is_the_same() -> None:
-    """The way back asks again where activations are recomputed; a step of other length lies between."""
+def test_a_mask_drawn_again_after_others_is_the_same() -> None:
+    """The backward pass draws again where activations are recomputed; a step of other length lies between."""
     found = masks()
     first = found.dropped("second", 4, 30, CPU).clone()
     found.dropped("second", 4, 31, CPU)
@@ -60,7 +60,7 @@ def test_a_mask_asked_for_twice_and_after_others_is_the_same() -> None:
     assert torch.equal(found.dropped("second", 4, 30, CPU), first)
 
 
-def test_nothing_is_dropped_with_probability_nothing() -> None:
+def test_probability_0_drops_no_input() -> None:
     assert len(masks(p=0.0).dropped("first", 0, 100, CPU)) == 0
 
 

@@ -91,7 +91,7 @@ def test_products_take_any_strides(dtype: torch.dtype, strided: bool) -> None:
     torch.testing.assert_close(frozen_linear(x, weight), x @ weight.t(), rtol=tolerance, atol=tolerance)
 
 
-def test_what_only_looks_alike_keeps_its_place() -> None:
+def test_layers_that_only_look_alike_are_not_replaced() -> None:
     """Subclasses, norms that add one to their weight or something to their result, whole numbers, embeddings."""
     whole = nn.Linear(12, 20, bias=False)
     whole.weight = nn.Parameter(torch.ones(20, 12, dtype=torch.int8), requires_grad=False)

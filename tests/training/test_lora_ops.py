@@ -39,7 +39,7 @@ def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
 def make_batch(
     tokens: Sequence[int], ranks: Sequence[int], widths: tuple[int, int], dtype: torch.dtype, p: float
 ) -> BankBatch:
-    """Adapters with so many tokens and such ranks on one layer; rank 0 has nothing there. Gradients begin at 1."""
+    """Adapters with these token counts and ranks in one layer; rank 0 means none. Gradients start at 1."""
     slots = []
     for k, rank in enumerate(ranks):
         a, b = (random(rank, width, dtype=dtype, seed=10 * k + i) for i, width in enumerate(widths))
@@ -117,7 +117,7 @@ def test_forward_and_backward_are_the_formula(
 
 @pytest.mark.parametrize("widths", [(16, 16), (20, 23), (64, 130)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nothing_leaks_from_a_neighbour(dtype: torch.dtype, widths: tuple[int, int]) -> None:
+def test_a_neighbour_that_is_not_finite_changes_no_bit(dtype: torch.dtype, widths: tuple[int, int]) -> None:
     """Rows that end within a vector, and neighbours that are not numbers: the others come out to the bit."""
     tokens, ranks = (5, 3, 9), (3, 17, 2)
     found = []
@@ -136,7 +136,7 @@ def test_nothing_leaks_from_a_neighbour(dtype: torch.dtype, widths: tuple[int, i
         assert not other["A1"].isfinite().all()
 
 
-def test_where_it_stands_changes_no_bit() -> None:
+def test_a_members_position_changes_no_bit() -> None:
     """The same adapter first, last, and among others."""
     widths, found = (33, 40), []
     for before, after in ((0, 0), (1, 0), (7, 3), (0, 8)):
@@ -157,7 +157,7 @@ def test_where_it_stands_changes_no_bit() -> None:
         assert_close(other, found[0], tolerance=0)
 
 
-def test_which_way_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_implementation_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     def way(widths: tuple[int, int], dtype: torch.dtype, of: torch.dtype) -> type:
         batch = make_batch((3,), (2,), widths, of, 0.0)
         return type(

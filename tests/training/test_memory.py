@@ -30,7 +30,7 @@ def refuse_for(error: type[BaseException]) -> Any:
 
 CPU = torch.device("cpu")
 OUT = [
-    MemoryError("no memory for attention's working space"),
+    MemoryError("out of memory: attention's workspace"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("CUDA error: out of memory"),
@@ -57,11 +57,11 @@ HOWS: list[tuple[BaseException, dict[str, Any]]] = [(OUT[0], {}), (OUT[1], {"wor
 
 @pytest.mark.parametrize(("error", "how"), HOWS, ids=["one worker", "two workers", "stacked"])
 def test_out_of_memory_the_passes_become_smaller_and_the_training_stays(
-    exact: FrozenBase, error: BaseException, how: dict[str, Any]
+    exact_gpt2: FrozenBase, error: BaseException, how: dict[str, Any]
 ) -> None:
-    members = seven_members(exact, steps=4)
-    wanted = by_bank(exact, members, **how)
-    with Bank(exact, members, chunk_tokens=4096, **how) as bank:
+    members = seven_members(exact_gpt2, steps=3)
+    wanted = by_bank(exact_gpt2, members, **how)
+    with Bank(exact_gpt2, members, chunk_tokens=4096, **how) as bank:
         bank.gradients = tight = Tight(bank, 1, error)  # type: ignore[method-assign, assignment]
         bank.step()
         assert max(tight.asked) > 1 and bank.chunk_tokens < 4096
@@ -69,9 +69,9 @@ def test_out_of_memory_the_passes_become_smaller_and_the_training_stays(
         assert one // 2 <= bank.chunk_tokens <= 2 * one  # half of the smallest pass that failed: two members
         while bank.running:
             bank.step()
-        for slot, alone in zip(bank.slots, wanted, strict=True):
-            assert_close(slot.tensors(), alone.last, tolerance=100 * SAME)
-            for name, tensor in alone.last.items():
+        for slot, reference in zip(bank.slots, wanted, strict=True):
+            assert_close(slot.tensors(), reference.last, tolerance=100 * SAME)
+            for name, tensor in reference.last.items():
                 if name.startswith("parameter/"):
                     assert (slot.tensors()[name] - tensor).abs().max() <= SAME * tensor.abs().max()
 
@@ -80,16 +80,16 @@ def test_a_smaller_chunk_size_is_remembered(exact_gpt2: FrozenBase) -> None:
     """Passes that were too large are not tried again at every step."""
     with Bank(exact_gpt2, seven_members(exact_gpt2), chunk_tokens=4096) as bank:
         bank.gradients = tight = Tight(bank, 2, MemoryError())  # type: ignore[method-assign, assignment]
-        for _ in range(6):
+        for _ in range(4):
             bank.step()
         tight.asked.clear()
-        for _ in range(3):
+        for _ in range(2):
             bank.step()
         assert max(tight.asked) <= 2
 
 
 @pytest.mark.parametrize("error", OUT, ids=lambda error: type(error).__name__)
-def test_a_member_that_does_not_fit_alone_is_an_error(exact_gpt2: FrozenBase, error: BaseException) -> None:
+def test_a_single_member_that_does_not_fit_is_an_error(exact_gpt2: FrozenBase, error: BaseException) -> None:
     with Bank(exact_gpt2, seven_members(exact_gpt2)) as bank:
         bank.gradients = Tight(bank, 0, error)  # type: ignore[method-assign, assignment]
         with pytest.raises(type(error)):
@@ -133,7 +133,7 @@ def test_what_is_out_of_memory() -> None:
 
 
 def test_recomputing_gives_the_same_training_for_less_memory(exact: FrozenBase) -> None:
-    members, tensors, need = seven_members(exact, steps=4), [], []
+    members, tensors, need = seven_members(exact, steps=2), [], []
     for checkpointing in (False, True):
         with Bank(exact, members, checkpointing=checkpointing) as bank:
             need.append(bank.bytes_per_position())
@@ -204,8 +204,8 @@ def test_measuring_what_a_position_takes_leaves_no_trace(
         assert bank.padding_share == 0.0
         bank.bytes_per_position()
         bank.step()
-        for slot, alone in zip(bank.slots, wanted, strict=True):
-            assert_close(slot.tensors(), alone.states[1], tolerance=100 * SAME)
+        for slot, reference in zip(bank.slots, wanted, strict=True):
+            assert_close(slot.tensors(), reference.states[1], tolerance=100 * SAME)
         share = bank.padding_share
         bank.bytes_per_position()
         assert bank.padding_share == share > 0

@@ -91,7 +91,7 @@ def test_every_update_is_torchs(
 
 
 @pytest.mark.parametrize("b_multiplier", [1.0, 4.0])
-def test_what_a_stacked_layout_leaves_free_stays_nothing(b_multiplier: float) -> None:
+def test_the_padding_of_a_stacked_layout_remains_0(b_multiplier: float) -> None:
     options = TrainingOptions(learning_rate=0.1, steps=3, weight_decay=0.5, b_multiplier=b_multiplier)
     slot = slot_of((1, 2, 3), options, stacked=True)
     for part in slot.pairs.values():

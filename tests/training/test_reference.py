@@ -21,7 +21,7 @@ from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 from tests.conftest import mixed_plan
 
 OPTIONS = TrainingOptions(
-    learning_rate=2e-2, steps=7, batch_size=3, schedule="cosine", warmup=2, weight_decay=0.1, max_grad_norm=0.5
+    learning_rate=2e-2, steps=5, batch_size=3, schedule="cosine", warmup=2, weight_decay=0.1, max_grad_norm=0.5
 )
 
 
@@ -118,10 +118,8 @@ def test_dropout_changes_training_and_not_evaluation(gpt2: FrozenBase, examples:
         assert evaluate(model, examples, gpt2.device).loss == evaluate(model, examples, gpt2.device).loss
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_a_run_cut_and_resumed_ends_bit_equal(
-    base: FrozenBase, examples: list[Example], tmp_path: Path, dropout: float
-) -> None:
+def test_a_run_cut_and_resumed_ends_bit_equal(base: FrozenBase, examples: list[Example], tmp_path: Path) -> None:
+    dropout = 0.3
     plan = mixed_plan(base.outline.modules)
     options = TrainingOptions(learning_rate=2e-2, steps=7, batch_size=3, weight_decay=0.1, dropout=dropout)
     whole, parameters = trained(base, plan, examples, options)
@@ -140,9 +138,7 @@ def test_a_run_cut_and_resumed_ends_bit_equal(
     assert all(torch.equal(parameters[name], resumed[name]) for name in parameters)
 
 
-def test_foreign_and_torn_checkpoints_count_as_nothing(
-    gpt2: FrozenBase, examples: list[Example], tmp_path: Path
-) -> None:
+def test_foreign_and_corrupt_checkpoints_are_ignored(gpt2: FrozenBase, examples: list[Example], tmp_path: Path) -> None:
     plan = mixed_plan(gpt2.outline.modules)
     options = TrainingOptions(learning_rate=1e-2, steps=3)
     path = tmp_path / "run.safetensors"
@@ -226,7 +222,7 @@ def test_exact_match_is_what_greedy_decoding_gives(embedded: FrozenBase) -> None
     from adaptive_lora.data.sources import from_dicts
     from adaptive_lora.demo.tasks import generate
 
-    records = from_dicts(generate("all", 40, seed=9), "demo").records
+    records = from_dicts(generate("all", 20, seed=9), "demo").records
     encoded = list(Encoder(embedded.tokenizer, 128).encode_all(records))
     found = evaluate(embedded.model, encoded, embedded.device)
     for example, exact in zip(encoded, found.exact, strict=True):
@@ -239,14 +235,14 @@ def test_exact_match_is_what_greedy_decoding_gives(embedded: FrozenBase) -> None
     assert 0 < found.exact.mean() < 1
 
 
-def test_padding_changes_nothing_and_hides_no_end_token(base: FrozenBase, examples: list[Example]) -> None:
+def test_padding_changes_no_loss_and_masks_no_end_token(base: FrozenBase, examples: list[Example]) -> None:
     together = collate(examples[:6])
     assert (together.labels[:, -1] != IGNORED).any() and (together.labels == 0).sum() == 6  # six end tokens, id 0
     losses = sequence_losses(
         base.model(together.input_ids, attention_mask=together.attention_mask).logits, together.labels
     )
     for i, example in enumerate(examples[:6]):
-        alone = collate([example])
-        single = sequence_losses(base.model(alone.input_ids).logits, alone.labels)
-        torch.testing.assert_close(losses.nll[i], single.nll[0], rtol=1e-4, atol=1e-5)
-        assert losses.tokens[i] == single.tokens[0] == example.completion_tokens
+        row = collate([example])
+        unpadded = sequence_losses(base.model(row.input_ids).logits, row.labels)
+        torch.testing.assert_close(losses.nll[i], unpadded.nll[0], rtol=1e-4, atol=1e-5)
+        assert losses.tokens[i] == unpadded.tokens[0] == example.completion_tokens

@@ -48,7 +48,7 @@ def test_a_kernel_stays_in_its_arrays_and_computes_what_it_should(compiler: str,
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_an_access_out_of_bounds_is_seen(compiler: str, tmp_path: Path) -> None:
+def test_an_access_out_of_bounds_is_detected(compiler: str, tmp_path: Path) -> None:
     text, old = (kernels._SOURCES / "attention.c").read_text(), "d < width; d++) out[d]"
     assert old in text
     (tmp_path / "attention.c").write_text(text.replace(old, "d <= width; d++) out[d]"))

@@ -14,7 +14,7 @@ from adaptive_lora.errors import ModelError
 
 @contextlib.contextmanager
 def recomputed_blocks(model: Any) -> Iterator[None]:
-    """The model with its blocks recomputed where gradients are taken; results are the same bits, memory is less.
+    """The model with its blocks recomputed in the backward pass: the same bits for less memory.
 
     ModelError where the architecture has no blocks that support it.
     """

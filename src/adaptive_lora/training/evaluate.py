@@ -1,4 +1,4 @@
-"""Losses of a model on examples: summed loss and token count per example, so that any average can be taken later."""
+"""Losses of a model on examples: summed loss and token count per example, so that any average can be computed later."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LARGEST_LOGITS = 1 << 25
-"""Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that while the loss is taken."""
+"""Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that during the loss."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Head:
     def losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> TokenLosses:
         """Losses of the tokens `targets` (C,) that follow `hidden` (C, d); or of distributions over them, (C, V).
 
-        With `weights` (C,) also the gradient of Σ weight · nll with respect to `hidden`: taken here, part by part,
+        With `weights` (C,) also the gradient of Σ weight · nll with respect to `hidden`: computed part by part,
         so that never more than LARGEST_LOGITS are held. Parts are even, so that none is left with a few rows, for
         which other kernels might be used.
         """

@@ -53,7 +53,7 @@ class LoraArgs(ctypes.Structure):
     """`lora_args` of lora.c."""
 
     MIN_WIDTH: ClassVar = 16
-    """Fewest inputs or outputs of a layer that lora.c takes: one vector register."""
+    """Fewest inputs or outputs of a layer that lora.c supports: one vector register."""
     _fields_ = [*_fields(sizes="d_in d_out segments"), *_fields("segment x y u grad_x")]
 
 

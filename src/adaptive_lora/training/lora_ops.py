@@ -99,9 +99,9 @@ class PerAdapter:
         """See `LoraOp.forward`."""
         dropped = _dropped(self.name, self.batch, x)
         saved = [] if dropped is None else [dropped]
-        with _zeroed(x, dropped) as kept:
+        with _zeroed(x, dropped) as masked:
             for pair, begin, end, scaling in self._pairs():
-                u = kept[begin:end].to(pair.a.dtype) @ pair.a.t()
+                u = masked[begin:end].to(pair.a.dtype) @ pair.a.t()
                 saved.append(u)
                 if y.dtype == u.dtype:
                     y[begin:end].addmm_(u, pair.b, alpha=scaling)
@@ -114,12 +114,12 @@ class PerAdapter:
         dropped = saved.pop(0) if _has_dropout(self.batch) else None
         # Dropped inputs get the gradient through the base weights only: it is restored after the adapters' is added.
         base_grad = None if dropped is None or grad_input is None else grad_input.view(-1)[dropped]
-        with _zeroed(x, dropped) as kept:
+        with _zeroed(x, dropped) as masked:
             for u, (pair, begin, end, scaling) in zip(saved, self._pairs(), strict=True):
                 own_grad = grad_output[begin:end].to(u.dtype)
                 inner = torch.addmm(u, own_grad, pair.b.t(), beta=0, alpha=scaling)  # dL/du (n, r)
                 pair.b_gradient.addmm_(u.t(), own_grad, alpha=scaling)
-                pair.a_gradient.addmm_(inner.t(), kept[begin:end].to(u.dtype))
+                pair.a_gradient.addmm_(inner.t(), masked[begin:end].to(u.dtype))
                 if grad_input is None:
                     continue
                 if grad_input.dtype == u.dtype:
@@ -153,9 +153,9 @@ class BatchedBmm:
         if self.stack is None:
             return []
         dropped = _dropped(self.name, self.batch, x)
-        kept = x if dropped is None else zero_(x.clone(), dropped)
+        masked = x if dropped is None else zero_(x.clone(), dropped)
         rows, scaling = self._per_block(x.device)
-        u = torch.bmm(_blocks(kept), self.stack.a_compute[rows].transpose(1, 2))  # (blocks, BLOCK, R)
+        u = torch.bmm(_blocks(masked), self.stack.a_compute[rows].transpose(1, 2))  # (blocks, BLOCK, R)
         u *= scaling[:, None, None].to(u.dtype)
         _blocks(y).baddbmm_(u, self.stack.b_compute[rows])
         return [u] if dropped is None else [u, dropped]
@@ -169,11 +169,11 @@ class BatchedBmm:
         a, b = self.stack.a_compute[rows], self.stack.b_compute[rows]
         block_grads = _blocks(grad_output.contiguous())
         inner = torch.bmm(block_grads, b.transpose(1, 2)) * scaling[:, None, None].to(block_grads.dtype)
-        kept = x if dropped is None else zero_(x.clone(), dropped)
+        masked = x if dropped is None else zero_(x.clone(), dropped)
         adapters, lengths = self._per_adapter(x.device)
         for total, blocks in (
             (self.stack.b_gradient, torch.bmm(u.transpose(1, 2), block_grads)),
-            (self.stack.a_gradient, torch.bmm(inner.transpose(1, 2), _blocks(kept))),
+            (self.stack.a_gradient, torch.bmm(inner.transpose(1, 2), _blocks(masked))),
         ):
             # Blocks are summed by segment, in order, and not by an atomic add: the same bits every time.
             summed = torch.segment_reduce(blocks.to(total.dtype), "sum", lengths=lengths, axis=0, unsafe=True)

@@ -29,11 +29,14 @@ def adamw_update(slot: Slot, norm: float) -> float:
     p <- p - f η / (1 - β1^t) m / (sqrt(v / (1 - β2^t)) + ε)   (arXiv 1711.05101; f the factor, η the rate)
     """
     options = slot.member.options
+    # The schedule counts updates from 0, the bias corrections below from 1.
     rate = options.rate_at(slot.step)
     slot.step += 1
+    # As `torch.nn.utils.clip_grad_norm_` does it, 1e-6 included, so that both engines agree.
     if options.max_grad_norm is not None:
         slot.gradient.mul_(min(1.0, options.max_grad_norm / (norm + 1e-6)))
     beta1, beta2 = options.betas
+    # Before the step, as in torch: decay is decoupled and does not enter the moments.
     if options.weight_decay:
         decay = rate * options.weight_decay
         slot.parameters.mul_(1 - decay if slot.factors is None else 1 - decay * slot.factors)

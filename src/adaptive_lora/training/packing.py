@@ -70,6 +70,7 @@ def pack(
     With `block`, each adapter's segment is filled up to a multiple of it by a sequence without completion tokens.
     """
     tokens = [sum(len(example.ids) for example in batch) for batch in batches]
+    # Behind an adapter's own sequences, so that its tokens are the first of its segment, as dropout masks expect.
     fillers = [Example((0,) * (-n % block), -n % block, False) for n in tokens]
     batches = [[*batch, f] if f.ids else batch for batch, f in zip(batches, fillers, strict=True)]
     filling = {id(f) for f in fillers}
@@ -87,6 +88,7 @@ def pack(
         # A filler may be longer than the model's context, so all its positions are 0.
         flat_positions[at : at + length] = 0 if id(example) in filling else np.arange(length)
         first = max(example.prompt_length, 1)  # a sequence's first token is never predicted
+        # In order of position: sums over a sequence's tokens must not depend on the other sequences.
         keep.append(at + np.arange(first - 1, length - 1))
         targets.append(flat_ids[at + first : at + length])
         counts.append(max(length - first, 0))
@@ -132,7 +134,7 @@ def chunks_of(sizes: Mapping[int, int], limit: int, workers: int) -> list[list[i
     total = sum(sizes.values())
     passes = math.ceil(total / limit / workers) * workers
     share = total / max(1, min(passes, len(sizes)))
-    # Members stay in order and whole: which chunk one is in must not depend on anything but the sizes.
+    # In order, and by sizes only: a resumed bank cuts the same chunks, and so ends in the same bits.
     chunks: list[list[int]] = []
     filled = within = 0
     for member, size in sizes.items():

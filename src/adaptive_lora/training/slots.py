@@ -200,6 +200,7 @@ def _make_slot(
         rank = member.plan.ranks.get(name, 0)
         middle, end = at + capacity[name] * shape.d_in, at + capacity[name] * (shape.d_in + shape.d_out)
         if rank:
+            # The first `rank` rows; those up to the capacity stay 0, since no view reaches them.
             views = [
                 vector[begin : begin + rank * width].view(rank, width)
                 for vector in (parameters, gradient)
@@ -208,17 +209,8 @@ def _make_slot(
             pairs[name] = LoraPair(views[0], views[1], views[2], views[3], member.plan.scaling_of(name))
             factors[at:middle], factors[middle:end] = by_module[name]
         at = end
-    slot = Slot(
-        member,
-        parameters,
-        gradient,
-        exp_avg,
-        exp_avg_sq,
-        pairs,
-        factors if (factors != 1).any() else None,
-        row,
-        masks,
-    )
+    multiplied = factors if (factors != 1).any() else None
+    slot = Slot(member, parameters, gradient, exp_avg, exp_avg_sq, pairs, multiplied, row, masks)
     slot.reset()
     return slot
 
@@ -226,6 +218,7 @@ def _make_slot(
 def _make_stacks(
     members: Sequence[Member], modules: Mapping[str, ModuleShape], largest: Mapping[str, int], shared: Tensor
 ) -> dict[str, LoraStack]:
+    """Per module one view of the layout of `_make_slot`, over all members."""
     stacks, at = {}, 0
     for name, shape in modules.items():
         rank, count = largest[name], len(members)
@@ -233,6 +226,7 @@ def _make_stacks(
         if rank:
             a, a_gradient = (shared[i, :, at:middle].view(count, rank, shape.d_in) for i in (0, 1))
             b, b_gradient = (shared[i, :, middle:end].view(count, rank, shape.d_out) for i in (0, 1))
+            # A member without the module has zeros for A and B, and scaling 0: it gets neither update nor gradient.
             scaling = [m.plan.scaling_of(name) if m.plan.ranks.get(name, 0) else 0.0 for m in members]
             factors = torch.tensor(scaling, dtype=a.dtype, device=a.device)
             stacks[name] = LoraStack(a, b, a_gradient, b_gradient, factors, a, b)
