@@ -134,9 +134,9 @@ def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _
         times = [_seconds(bank.step) for _ in range(4)]
         some = prepared.splits.validation[:50]
         record = _seconds(lambda: bank.evaluate(some)) / len(some)
-        batch = sum(bank.tokens.values()) / len(together)
+        batch = sum(bank.tokens.values()) / len(together) / (1 - bank.padding_share)
         positions = min(bank.chunk_tokens, batch * runs) * bank.workers
-        activations = positions * bank.bytes_per_token()
+        activations = positions * bank.bytes_per_position()
     plans = [member.plan for member in members]
     adapters = min(runs, members_at_once(prepared.base, plans)) * max(state_bytes(prepared.base, p) for p in plans)
     vocabulary = prepared.base.model.config.get_text_config().vocab_size

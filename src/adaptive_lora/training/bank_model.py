@@ -1,4 +1,4 @@
-"""How a frozen model is made to carry a bank: which layers change place, and in what form it takes its tokens."""
+"""The base model as a bank runs it: which layers are replaced, and how it takes its tokens."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import ModelError
-from adaptive_lora.training.attention import NAME, NotCausalOnly, at_work, register
+from adaptive_lora.training.activation_checkpointing import recomputed_blocks
+from adaptive_lora.training.attention import NAME, NotCausalOnly, register
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.current_batch import BankBatch, current_batch
+from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.head import Head
-from adaptive_lora.training.lean import lean_layers
-from adaptive_lora.training.mixes import Work
 from adaptive_lora.training.packing import Pack, pack
 
-_ROOM = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""How far, relative to the largest logit, the bank's pass through the base may lie from the model's own."""
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Largest deviation of the bank's logits from the model's own, relative to the largest logit."""
 
 
 @dataclass(frozen=True)
-class Form:
+class BankModel:
     """How the model is run."""
 
     head: Head
     padded: bool
-    """Whether sequences stand in rows of equal length, the model's own attention being used."""
+    """Whether sequences are padded to rows of equal length, for the model's own attention."""
+    kernels: set[str]
+    """What computed attention and LoRA so far."""
 
     def hidden(self, packed: Pack) -> Tensor:
         """Hidden states of all positions, (N, d)."""
@@ -42,36 +44,36 @@ class Form:
 
 
 @contextlib.contextmanager
-def attachment(
+def bank_model(
     base: FrozenBase, layers: Mapping[str, Callable[[nn.Module], nn.Module]], checkpointing: bool = False
-) -> Iterator[Form]:
-    """The base with `layers` in place of its target modules; as it was again at the end.
+) -> Iterator[BankModel]:
+    """The base with `layers` in place of its target modules; restored at the end.
 
     Sequences are packed end to end where the model allows it, otherwise padded to rows. Which, and whether
-    cheaper equals may stand for its norms and products, is found by comparing with the model itself.
-    ModelError where none of the forms gives what the model gives.
+    frozen layers can be fused, is decided by comparing logits with the model's own. ModelError where no way of
+    running it reproduces them.
     """
     expected = _own_logits(base)
     failures = []
-    for lean, padded in ((True, False), (True, True), (False, True)):
+    for fused, padded in ((True, False), (True, True), (False, True)):
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(_exchanged(base.model, layers))
-                if lean:
-                    stack.enter_context(lean_layers(base.model))
+                stack.enter_context(_replaced(base.model, layers))
+                if fused:
+                    stack.enter_context(fused_layers(base.model))
                 if not padded:
                     stack.enter_context(_packed_attention(base.model))
-                form = Form(Head(base.model), padded)
-                error = _distance(form, base, expected)
+                model = BankModel(Head(base.model), padded, {"the model's attention"} if padded else set())
+                error = _deviation(model, base, expected)
             except (TypeError, ValueError, AttributeError, NotCausalOnly, RuntimeError) as problem:
                 failures.append(f"{type(problem).__name__}: {problem}")
                 continue
-            if not error <= _ROOM.get(base.model.dtype, 5e-2):
+            if not error <= _TOLERANCE.get(base.model.dtype, 5e-2):
                 failures.append(f"logits differ by {error:.2g}")
                 continue
             if checkpointing:
-                stack.enter_context(_recomputed(base.model))
-            yield form
+                stack.enter_context(recomputed_blocks(base.model))
+            yield model
             return
     raise ModelError(
         f"{base.name} cannot be run by the bank ({'; '.join(dict.fromkeys(failures))}). Set `engine: reference` in the "
@@ -90,7 +92,7 @@ def probe_examples(base: FrozenBase) -> list[Example]:
 
 @torch.no_grad()
 def _own_logits(base: FrozenBase) -> Tensor:
-    """What the model itself says of the examples, one by one; (C, V)."""
+    """The model's own logits of the probe examples, computed one by one; (C, V)."""
     parts = []
     for example in probe_examples(base):
         ids = torch.tensor([example.ids], device=base.device)
@@ -99,15 +101,15 @@ def _own_logits(base: FrozenBase) -> Tensor:
 
 
 @torch.no_grad()
-def _distance(form: Form, base: FrozenBase, expected: Tensor) -> float:
-    packed = pack([probe_examples(base)], base.device, form.padded)
-    with at_work(Work(packed, (), False, {})):
-        found = form.head.logits(form.hidden(packed)[packed.keep])
+def _deviation(model: BankModel, base: FrozenBase, expected: Tensor) -> float:
+    packed = pack([probe_examples(base)], base.device, model.padded)
+    with current_batch(BankBatch(packed, kernels=model.kernels)):
+        found = model.head.logits(model.hidden(packed)[packed.keep])
     return float((found - expected).abs().max() / expected.abs().max())
 
 
 @contextlib.contextmanager
-def _exchanged(model: nn.Module, layers: Mapping[str, Callable[[nn.Module], nn.Module]]) -> Iterator[None]:
+def _replaced(model: nn.Module, layers: Mapping[str, Callable[[nn.Module], nn.Module]]) -> Iterator[None]:
     before: dict[str, nn.Module] = {}
     try:
         for name, make in layers.items():
@@ -128,38 +130,8 @@ def _packed_attention(model: Any) -> Iterator[None]:
         with quiet_libraries():
             model.set_attn_implementation(NAME)
         if model.config._attn_implementation != NAME:
-            raise ValueError("the model's attention cannot be exchanged")
+            raise ValueError("the model's attention cannot be replaced")
         yield
     finally:
         with quiet_libraries():
             model.set_attn_implementation(before)
-
-
-@contextlib.contextmanager
-def _recomputed(model: Any) -> Iterator[None]:
-    """Activation checkpointing: blocks keep their inputs and compute the rest again on the way back."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not blocks:
-        raise ModelError("This model's blocks do not support activation checkpointing; leave it off.")
-    own = [block.__dict__.get("forward") for block in blocks]  # what others have hooked in
-    try:
-        for block in blocks:
-            # Not the library's own switch: it wants blocks in training mode, which turns the base's dropout on.
-            block.forward = _recomputing(block.forward)
-        yield
-    finally:
-        for block, before in zip(blocks, own, strict=True):
-            block.__dict__.pop("forward", None)
-            if before is not None:
-                block.forward = before
-
-
-def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def recomputing(*arguments: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments, **named)
-        return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False, **named)
-
-    return recomputing

@@ -1,4 +1,4 @@
-"""Lean layers compute what the layers do whose place they take, and take no other's."""
+"""Fused layers compute the same as the layers that they replace, and replace no others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.pytorch_utils import Conv1D
 
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.lean import LeanLinear, LeanNorm, lean_layers, lean_linear, product
+from adaptive_lora.training.fused_layers import FusedLinear, FusedRMSNorm, frozen_linear, fused_layers, fused_linear
 
 
 class Scaled(nn.Linear):
@@ -39,10 +39,10 @@ def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 2) -> Te
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def exchanged(module: nn.Module) -> nn.Module:
-    """What stands in a model in the place of the module."""
+def replaced(module: nn.Module) -> nn.Module:
+    """What a model has in the module's place under `fused_layers`."""
     model = nn.Sequential(module)
-    with lean_layers(model):
+    with fused_layers(model):
         return model[0]
 
 
@@ -60,14 +60,14 @@ BOTH = [(kind, dtype) for kind in LAYERS for dtype in (torch.float32, torch.floa
 @pytest.mark.parametrize(("kind", "dtype"), BOTH[:-1])  # Llama's norm rounds to single precision, and keeps its place
 def test_values_and_input_gradients_are_the_layers(kind: str, dtype: torch.dtype) -> None:
     module = frozen(LAYERS[kind](), dtype)
-    lean = exchanged(module)
-    assert isinstance(lean, LeanNorm if kind == "norm" else LeanLinear)
+    fused = replaced(module)
+    assert isinstance(fused, FusedRMSNorm if kind == "norm" else FusedLinear)
     for shape in ((7, 12), (2, 5, 12), (1, 1, 12)):
         one, two = (random(*shape, dtype=dtype).requires_grad_() for _ in range(2))
-        a, b = module(one), lean(two)
-        given = random(*a.shape, dtype=dtype, seed=3)
-        (a * given).sum().backward()
-        (b * given).sum().backward()
+        a, b = module(one), fused(two)
+        grad_output = random(*a.shape, dtype=dtype, seed=3)
+        (a * grad_output).sum().backward()
+        (b * grad_output).sum().backward()
         torch.testing.assert_close(b, a)
         torch.testing.assert_close(two.grad, one.grad)
 
@@ -75,7 +75,7 @@ def test_values_and_input_gradients_are_the_layers(kind: str, dtype: torch.dtype
 def test_gradients_are_those_of_finite_differences() -> None:
     x = random(3, 4, dtype=torch.float64).requires_grad_()
     weight = random(6, 4, dtype=torch.float64)
-    norm, linear = LeanNorm(random(4, dtype=torch.float64, seed=5), 1e-3), LeanLinear(weight, weight[:, 0].clone())
+    norm, linear = FusedRMSNorm(random(4, dtype=torch.float64, seed=5), 1e-3), FusedLinear(weight, weight[:, 0].clone())
     assert torch.autograd.gradcheck(norm, x)
     assert torch.autograd.gradcheck(linear, x)
 
@@ -86,38 +86,38 @@ def test_products_take_any_strides(dtype: torch.dtype, strided: bool) -> None:
     x, weight, bias = random(9, 12, dtype=dtype), random(20, 12, dtype=dtype), random(20, dtype=dtype)
     if strided:
         x, weight = random(12, 9, dtype=dtype).t(), random(12, 20, dtype=dtype).t()
-    room = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 5e-2)
-    torch.testing.assert_close(product(x, weight, bias), x @ weight.t() + bias, rtol=room, atol=room)
-    torch.testing.assert_close(product(x, weight), x @ weight.t(), rtol=room, atol=room)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(dtype, 5e-2)
+    torch.testing.assert_close(frozen_linear(x, weight, bias), x @ weight.t() + bias, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(frozen_linear(x, weight), x @ weight.t(), rtol=tolerance, atol=tolerance)
 
 
-def test_what_only_looks_alike_keeps_its_place() -> None:
+def test_layers_that_only_look_alike_are_not_replaced() -> None:
     """Subclasses, norms that add one to their weight or something to their result, whole numbers, embeddings."""
     whole = nn.Linear(12, 20, bias=False)
     whole.weight = nn.Parameter(torch.ones(20, 12, dtype=torch.int8), requires_grad=False)
     others = [frozen(m, torch.float32) for m in (Scaled(12, 20), GemmaRMSNorm(12), TrickRMSNorm(12), nn.LayerNorm(12))]
     for module in (*others, whole, nn.Embedding(4, 12), nn.GELU()):
-        assert exchanged(module) is module
-    assert lean_linear(Scaled(12, 20)) is None and lean_linear(whole) is None
-    assert isinstance(exchanged(frozen(LlamaRMSNorm(12), torch.float32)), LeanNorm)
-    assert not isinstance(exchanged(frozen(LlamaRMSNorm(12), torch.bfloat16)), LeanNorm)
+        assert replaced(module) is module
+    assert fused_linear(Scaled(12, 20)) is None and fused_linear(whole) is None
+    assert isinstance(replaced(frozen(LlamaRMSNorm(12), torch.float32)), FusedRMSNorm)
+    assert not isinstance(replaced(frozen(LlamaRMSNorm(12), torch.bfloat16)), FusedRMSNorm)
 
 
 def test_gelu_by_tanh_is_torchs_own(gpt2: FrozenBase) -> None:
     act = gpt2.model.get_submodule("transformer.h.0.mlp.act")
     x = 3 * random(50, 16)
-    with lean_layers(gpt2.model):
-        lean = gpt2.model.get_submodule("transformer.h.0.mlp.act")
-        assert isinstance(lean, nn.GELU)
-        torch.testing.assert_close(lean(x), act(x))
+    with fused_layers(gpt2.model):
+        fused = gpt2.model.get_submodule("transformer.h.0.mlp.act")
+        assert isinstance(fused, nn.GELU)
+        torch.testing.assert_close(fused(x), act(x))
     assert gpt2.model.get_submodule("transformer.h.0.mlp.act") is act
 
 
-def test_a_model_says_the_same_with_lean_layers_and_gets_its_own_back(base: FrozenBase) -> None:
+def test_a_model_says_the_same_with_fused_layers_and_gets_its_own_back(base: FrozenBase) -> None:
     model, ids = base.model, torch.tensor([[5, 9, 300, 42, 17]])
     expected, before = model(ids).logits, dict(model.named_modules(remove_duplicate=False))
-    with pytest.raises(ArithmeticError), lean_layers(model):
-        assert sum(isinstance(module, LeanLinear) for module in model.modules()) == len(base.outline.modules) + 1
+    with pytest.raises(ArithmeticError), fused_layers(model):
+        assert sum(isinstance(module, FusedLinear) for module in model.modules()) == len(base.outline.modules) + 1
         torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-5)
         raise ArithmeticError
     after = dict(model.named_modules(remove_duplicate=False))
