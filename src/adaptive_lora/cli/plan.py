@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
 from adaptive_lora.planning.modules import TARGET_GROUPS
+
+if TYPE_CHECKING:
+    from adaptive_lora.planning.plan import RankPlan
 
 
 @app.command()
@@ -20,7 +23,7 @@ def plan(
             help="`demo`, a folder, or a hub name owner/name; its configuration is enough for plans by shape."
         ),
     ],
-    strategy: Annotated[str, typer.Option(help="See `adaptive-lora strategies`.")] = "uniform",
+    strategy: Annotated[str, typer.Option(help="See `adaptive-lora strategies`; or `my_file.py:name`.")] = "uniform",
     budget: Annotated[str, typer.Option(help="`rank:r` (what a uniform rank r costs) or `params:N`.")] = "rank:8",
     data: Annotated[str | None, typer.Option(help="Data source, for strategies that measure.")] = None,
     targets: Annotated[
@@ -34,21 +37,24 @@ def plan(
     seed: Annotated[int, typer.Option(help="For plans that rest on data or chance.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest calibration text in tokens.")] = 512,
     revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights, for strategies that measure.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the accelerator where there is one.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="Write the plan as JSON.")] = None,
     peft: Annotated[Path | None, typer.Option(help="Write PEFT's adapter_config.json into this folder.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """One rank plan, exactly on its budget: table, heat map, and files for PEFT."""
     from adaptive_lora import api
-    from adaptive_lora.cli import terminal
 
-    request = api.PlanRequest(
-        model=model, strategy=strategy, budget=budget, data=data, scaling=scaling, seed=seed, revision=revision,
-        targets=targets if targets in TARGET_GROUPS else targets.split(","), max_length=max_length,
-        reference_scaling=reference_scaling, options=api.parse_options(option or ()),
-    )  # fmt: skip
     with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):
-        made = api.plan(request)
+        made = api.plan(
+            model, strategy, budget, data=data, seed=seed, revision=revision, max_length=max_length,
+            targets=targets if targets in TARGET_GROUPS else targets.split(","),
+            scaling={"rule": scaling, "reference": reference_scaling}, options=api.parse_options(option or ()),
+            dtype=dtype, device=device,  # type: ignore[arg-type]
+        )  # fmt: skip
     if to:
         made.save(to)
         err.print(f"wrote {to}", markup=False)
@@ -58,12 +64,19 @@ def plan(
         err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
     for warning in made.provenance["warnings"]:
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    facts = api.plan_json(made)
     if as_json:
-        print_json(facts)
-        return
+        print_json(api.plan_json(made))
+    else:
+        _show(made, api.plan_json(made))
+
+
+def _show(made: RankPlan, facts: dict[str, Any]) -> None:
+    """A plan and what it took, as tables."""
+    from adaptive_lora.cli import terminal
+
     out.print(terminal.coverage_table(made), "", terminal.heat_map(made), "")
     if facts["measured"]:
+        out.print(f"measured on {facts['device']}")
         out.print(terminal.planning_cost(facts), "")
     left_out = f" ({len(made.left_out)} left out)" if made.left_out else ""
     out.print(

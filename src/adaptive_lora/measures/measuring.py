@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from adaptive_lora.errors import UsageError
 from adaptive_lora.measures import adalora, calibration_pass, marginal_gain, over_ranked, weights
-from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Value
+from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Value, plain_group
 from adaptive_lora.measures.request import Measurement, MeasurementKey, Request, key_of
+from adaptive_lora.planning.strategies.decorators import take_outside
+from adaptive_lora.planning.strategies.registry import OUTSIDE_MEASURES
 
 GROUPS: dict[str, MeasureGroup] = {
     group.name: group
@@ -88,6 +91,8 @@ def register(group: MeasureGroup) -> None:
 
 def group_of(measure: str) -> MeasureGroup:
     """The group that a measure belongs to; UsageError where there is none."""
+    if (own := OUTSIDE_MEASURES.get(measure)) is not None and measure not in GROUPS:
+        GROUPS[measure] = replace(plain_group(measure, partial(take_outside, own), own.effort), name=own.name)
     for group in GROUPS.values():
         if measure in group.inputs:
             return group

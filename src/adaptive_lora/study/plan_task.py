@@ -57,10 +57,13 @@ class PlanTask:
             options=self.options.model_dump(mode="json"),
             scores={m.name: _as_number(scores[m.name]) for m in covered} if scores is not None else None,
             provenance={
-                "seed": self.seed, "budget": self.budget.text, **({"measured": dict(facts)} if self.needs else {}),
+                "seed": self.seed,
+                "budget": self.budget.text,
+                **({"measured": dict(facts)} if self.needs else {}),
+                **({"code": self.strategy.code} if self.strategy.digest else {}),
             },
             left_out=tuple(m for m in self.modules if not ranks[m.name]),
-        )  # fmt: skip
+        )
 
 
 def plan_task(

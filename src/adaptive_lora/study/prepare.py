@@ -23,7 +23,7 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import coverage_warnings
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import PlanTask, plan_task
-from adaptive_lora.study.preflight import check_distinct, checked_budgets
+from adaptive_lora.study.preflight import check_distinct, check_equal_cost, checked_budgets
 from adaptive_lora.study.study_file import Study
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
@@ -180,6 +180,7 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)
     budgets = checked_budgets(study, modules)
+    check_equal_cost(study, modules, budgets)
     try:
         check_multipliers(spec.train.multipliers.modules, modules)
     except UsageError as error:

@@ -27,7 +27,7 @@ COST_COLUMNS = (
 )  # fmt: skip
 _WHOLE_NUMBERS = {"trainable_parameters": "Int64", "step": "Int64"}
 """Columns of runs that may be empty."""
-_NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")
+_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
 def load_results(folder: Path) -> pd.DataFrame:
@@ -204,6 +204,7 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
         "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
         "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
     }
+    files |= {Path(name).name: text for name, text in facts.get("strategy_files", {}).items()}
     for name, text in files.items():
         write_atomically(folder / name, text)
     archive = StudyPaths(folder).archive

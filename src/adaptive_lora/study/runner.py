@@ -29,7 +29,8 @@ from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.status import StudyStatus, ledger_status
-from adaptive_lora.study.study_file import Study, portable_text
+from adaptive_lora.study.strategy_files import kept_files
+from adaptive_lora.study.study_file import Study, exported_text, portable_text
 from adaptive_lora.study.twins import check_twins
 
 __all__ = ["ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
@@ -73,6 +74,8 @@ def run_study(
         _lock(study, prepared, out, ledger, deviation)
         _set_aside(prepared, ledger, listener)
         write_atomically(StudyPaths(out).study_file, portable_text(study))
+        for name, text in kept_files(study.spec).items():
+            write_atomically(out / name, text)
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)
         engine = _ENGINES[study.spec.engine](
             prepared, ledger, StudyPaths(out), listener, stop, checkpoint_seconds, trackers
@@ -178,7 +181,8 @@ def study_facts(study: Study) -> dict[str, Any]:
         "name": study.spec.name,
         "identity": study.identity,
         "spec": study.spec.model_dump(mode="json"),
-        "text": study.text,
+        "text": exported_text(study),
+        **({"strategy_files": files} if (files := kept_files(study.spec)) else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},

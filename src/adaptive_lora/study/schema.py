@@ -7,12 +7,22 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
 from adaptive_lora.study.seeds import expand_seeds
 
 
@@ -105,18 +115,24 @@ class ArmTrainPart(Part):
     multipliers: MultipliersPart | None = None
 
 
+def _pinned(strategy: str | None) -> str | None:
+    return None if strategy is None else pinned(strategy)
+
+
 class ArmPart(Part):
     """One thing that is compared: a strategy with its options, or fixed ranks."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    strategy: str | None = None
+    strategy: Annotated[str | None, AfterValidator(_pinned)] = None
+    """One from outside has the hash of its code: `my_file.py:name@hash`."""
     options: dict[str, Any] = {}
     scaling: ScalingField | None = None
     """Only where it differs from the study's."""
     train: ArmTrainPart | None = None
     """Only where it differs from the study's."""
     ranks: dict[str, int] | None = None
-    """Fixed ranks by name (read from a file where one is named); exempt from equal size."""
+    """Fixed ranks by name (read from a file where one is named); a hypothesis only where they cost what the baseline
+    costs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -134,6 +150,11 @@ class ArmPart(Part):
         if self.strategy is not None:
             check_options(find_strategy(self.strategy), self.options)
         return self
+
+    @field_validator("options")
+    @classmethod
+    def _pinned_source(cls, options: dict[str, Any], arm: ValidationInfo) -> dict[str, Any]:
+        return with_pinned_source(arm.data.get("strategy") or "", options)
 
 
 def _seeds_of(phase: str) -> BeforeValidator:

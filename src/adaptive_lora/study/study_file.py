@@ -14,9 +14,11 @@ from typing import Any
 
 from adaptive_lora import demo
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
+from adaptive_lora.study.strategy_files import portable_strategies, with_located_strategies
 from adaptive_lora.study.validation import complaints_of, cross_complaints
 from adaptive_lora.study.yaml import Location, line_of, placed, read_yaml, with_values
 
@@ -69,19 +71,27 @@ def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_text(study: Study) -> str:
-    """The study file with every path that is relative to it made absolute, to stand in another folder."""
+    """The study file with every path that is relative to it made absolute, to stand in another folder.
+
+    Files of strategies stand beside it there.
+    """
     paths: dict[Location, str] = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
     data = read_yaml(study.text, study.path)[0]
     for index, arm in enumerate(data["arms"]):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
             paths["arms", index, "ranks"] = arm["ranks"]
-    found: dict[Location, str] = {}
+    found = portable_strategies(data)
     for at, text in paths.items():
         located = Path(study.locate(text))
         fixed = text == demo.MODEL or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
         if not fixed and located.exists():
             found[at] = str(located.resolve())
     return with_values(study.text, found)
+
+
+def exported_text(study: Study) -> str:
+    """The study file for an export, where files of strategies stand beside it; other paths stay as they are."""
+    return with_values(study.text, portable_strategies(read_yaml(study.text, study.path)[0]))
 
 
 def load_study(path: Path) -> Study:
@@ -95,13 +105,32 @@ def load_study(path: Path) -> Study:
     return parse_study(text, path)
 
 
-def parse_study(text: str, path: Path) -> Study:
+def study_of_mapping(data: Mapping[str, Any]) -> Study:
+    """A study from what a study file would say; relative paths are relative to the current folder.
+
+    An arm may be a `Strategy`, which stands for its name. Raises StudyFileError, as `load_study` does.
+    """
+
+    def plain(value: Any) -> str:
+        if isinstance(value, Strategy):
+            return value.name
+        if isinstance(value, Path):
+            return str(value)
+        raise StudyFileError("the study", [f"a {type(value).__name__} cannot stand in a study: {value!r}"])
+
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=plain)  # JSON is YAML
+    return parse_study(text, Path("study"), with_lines=False)
+
+
+def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
     """`load_study` for text that is already at hand; `path` says what relative paths are relative to."""
     data, lines, complaints = read_yaml(text, path)
+    lines = lines if with_lines else {}
     if not isinstance(data, dict):
         raise StudyFileError(str(path), complaints or ["expected keys and values, such as `name: my-study`"])
     found: list[tuple[Location, str]] = []
-    data = _with_rank_files(data, path.parent, found)  # first: a file gives its arm a name
+    data = _with_rank_files(data, path.parent, found)  # first: files give their arms a name
+    data = with_located_strategies(data, functools.partial(locate, folder=path.parent))
     found += cross_complaints(data)
     try:
         spec = StudySpec(**data)

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from adaptive_lora.errors import PaperError
+from adaptive_lora.errors import PaperError, StrategyError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.reporting.findings import Findings, lock_of
@@ -86,6 +86,7 @@ def _owned(text: str, label: str) -> str:
 def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
     """What was planned, on what it was trained, and what else is known of it."""
     spec, own = found.facts["spec"], contenders(found)
+    judged = {comparison.arm for comparison in found.judged}
     model, data = (str(found.facts[part][name]).lower() for part, name in (("model", "name"), ("data", "source")))
     strategies = [name for name in dict.fromkeys(arm["strategy"] for arm in spec["arms"]) if name in STRATEGIES]
     return {
@@ -98,7 +99,8 @@ def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
         "summary": lambda name: STRATEGIES[name].summary,
         "options_of": functools.partial(_options_of, spec["arms"]),
         "contenders": own,
-        "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None],
+        # Fixed ranks are a hypothesis only where they cost what the baseline costs; the others have a size of their own.
+        "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None and arm["name"] not in judged],
         "retreats": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.same and arm.arm in own],
         "winners": winners(found, spec["budgets"][0], own),
         "tuned": facts["runs.tuning"].value != 0,
@@ -196,7 +198,10 @@ def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str
     found = {}
     for arm in arms:
         if arm["strategy"] == strategy:
-            options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
+            try:
+                options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
+            except StrategyError:  # the source is a file of the study's author, which reading does not load
+                options = arm["options"]
             hidden = {"seed", "source_options", *({"min_rank"} if options.get("min_rank") == 1 else ())}
             if shown := {k: v for k, v in options.items() if v is not None and k not in hidden}:
                 found[arm["name"]] = shown
