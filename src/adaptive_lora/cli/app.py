@@ -18,6 +18,7 @@ from rich.console import Console
 from adaptive_lora.errors import AdaptiveLoraError, UsageError
 
 app = typer.Typer(
+    name="adaptive-lora",
     help="Should a LoRA have the same rank everywhere? Plan, train and compare rank plans at equal parameters.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -33,6 +34,9 @@ err = Console(stderr=True, highlight=False)
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 FolderArgument = Annotated[Path, typer.Argument(help="Study folder, as given to `run --out`.")]
+
+_WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of a path that cannot be what was asked of it; other failures are not the user's."""
 
 
 def explained(function: F) -> F:
@@ -52,14 +56,16 @@ def explained(function: F) -> F:
             err.print(f"failed: the ledger could not be written: {error}; is the disk full?", markup=False)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            err.print("interrupted; the same command goes on where it stopped")
+            err.print("interrupted; run the same command again to continue")
             raise typer.Exit(130) from None
-        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            err.print(f"error: {error.filename or error}: {error.strerror}.", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except OSError as error:  # a full disk, a read-only one, a folder that cannot be
+            usage = isinstance(error, _WRONG_PLACE)
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            err.print(f"{'error' if usage else 'failed'}: {reason}.", markup=False, soft_wrap=True)
+            raise typer.Exit(2 if usage else 1) from None
 
     return verb  # type: ignore[return-value]
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
-from adaptive_lora.planning.modules import TARGET_GROUPS
 
 
 @app.command()
@@ -33,19 +32,32 @@ def plan(
     ] = None,
     seed: Annotated[int, typer.Option(help="For plans that rest on data or chance.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest calibration text in tokens.")] = 512,
+    template: Annotated[str, typer.Option(help="How a record becomes text: auto, alpaca, chat, ...")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="Write the plan as JSON.")] = None,
     peft: Annotated[Path | None, typer.Option(help="Write PEFT's adapter_config.json into this folder.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """One rank plan, exactly on its budget: table, heat map, and files for PEFT."""
+    from adaptive_lora.cli.checks import check_place, check_plan, parse_options, parse_targets
+    from adaptive_lora.data.templates import as_template
+    from adaptive_lora.planning.plan import Scaling
+
+    options, modules, named = parse_options(option or ()), parse_targets(targets), as_template(template)
+    check_plan(strategy, options, budget, data)
+    Scaling(scaling, reference_scaling)  # type: ignore[arg-type]  # which is what it checks
+    if to:
+        check_place(to, "file")
+    if peft:
+        check_place(peft, "folder")
+
     from adaptive_lora import api
     from adaptive_lora.cli import terminal
 
     request = api.PlanRequest(
         model=model, strategy=strategy, budget=budget, data=data, scaling=scaling, seed=seed, revision=revision,
-        targets=targets if targets in TARGET_GROUPS else targets.split(","), max_length=max_length,
-        reference_scaling=reference_scaling, options=api.parse_options(option or ()),
+        targets=modules, max_length=max_length, template=named,
+        reference_scaling=reference_scaling, options=options,
     )  # fmt: skip
     with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):
         made = api.plan(request)

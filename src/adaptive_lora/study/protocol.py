@@ -18,7 +18,8 @@ from typing import Any
 from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
 from adaptive_lora.planning.strategies import STRATEGIES, Strategy, StrategyOptions, check_options, find_strategy
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.study.schema import ArmPart, ArmTrainPart, StudySpec
+from adaptive_lora.study.schema import ArmPart, StudySpec
+from adaptive_lora.study.schema_training import ArmTrainPart
 from adaptive_lora.study.settings import steps_of
 
 MOST_PRIMARY = 10
