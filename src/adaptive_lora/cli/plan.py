@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+
+if TYPE_CHECKING:
+    from adaptive_lora.planning.plan import RankPlan
 
 
 @app.command()
@@ -52,7 +55,6 @@ def plan(
         check_place(peft, "folder")
 
     from adaptive_lora import api
-    from adaptive_lora.cli import terminal
 
     request = api.PlanRequest(
         model=model, strategy=strategy, budget=budget, data=data, scaling=scaling, seed=seed, revision=revision,
@@ -68,6 +70,13 @@ def plan(
         peft.mkdir(parents=True, exist_ok=True)
         made.to_lora_config().save_pretrained(str(peft))
         err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
+    _show(made, as_json)
+
+
+def _show(made: RankPlan, as_json: bool) -> None:
+    from adaptive_lora import api
+    from adaptive_lora.cli import terminal
+
     for warning in made.provenance["warnings"]:
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     facts = api.plan_json(made)
