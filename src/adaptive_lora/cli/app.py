@@ -19,7 +19,6 @@ from adaptive_lora.errors import AdaptiveLoraError, UsageError
 
 app = typer.Typer(
     name="adaptive-lora",
-    help="Should a LoRA have the same rank everywhere? Plan, train and compare rank plans at equal parameters.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
