@@ -45,6 +45,10 @@ def run(
     deviation: Annotated[
         str | None, typer.Option(help="Why the study file has changed since the folder was locked; the report says so.")
     ] = None,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(help="A folder that `results --out` wrote: its finished runs are taken over into a new --out."),
+    ] = None,
     pilot: Annotated[
         Path | None,
         typer.Option(help="With --dry-run: a study folder or exported results, whose spread tells the power."),
@@ -69,6 +73,12 @@ def run(
         return
     if to is None:
         raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
+    if continue_from is not None:
+        from adaptive_lora.study.archive import continue_from as take_over
+        from adaptive_lora.study.study_file import load_study
+
+        taken = take_over(continue_from, load_study(study), to, deviation)
+        err.print(f"{taken} finished runs taken over from {continue_from}", markup=False, soft_wrap=True)
     _run(study, to, device, checkpoint_seconds, deviation)
     if as_json:
         tell_status(to, as_json=True)

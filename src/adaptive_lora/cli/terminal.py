@@ -227,14 +227,14 @@ def estimate_view(found: Estimate) -> Group:
 
 def status_view(found: StudyStatus) -> Group:
     """Where a study stands."""
-    state = "running now" if found.in_use else "not running"
+    state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     parts: list[Any] = [
         Text(f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}")
     ]
     parts.append(Text(", ".join(f"{count} {name}" for name, count in found.counts.items()), style="dim"))
     for run in (*found.current, *found.troubles):
-        step = f" step {run['step']}/{run['steps']}" if run["step"] is not None else ""
+        step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""
         label = f"{run['status']}: {run['phase']} {run['arm']} {run['budget']} seed {run['seed']}{step}"
         parts.append(plain(f"{label} {run['error'] or ''}"))
     return Group(*parts)

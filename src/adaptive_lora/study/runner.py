@@ -24,7 +24,7 @@ from adaptive_lora.study.engines.engine import Worker
 from adaptive_lora.study.engines.reference import ReferenceWorker
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.engines.watcher import Silent, Watcher
-from adaptive_lora.study.folder import StudyPaths, exclusive
+from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.learning_rate_search import (
     Outcome,
     chosen_rates,
@@ -40,7 +40,7 @@ from adaptive_lora.study.prepare import Material, prepare
 from adaptive_lora.study.runs import count_runs, evaluation_runs, tuning_runs
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.set_aside import set_aside
-from adaptive_lora.study.study_file import Study
+from adaptive_lora.study.study_file import Study, portable_text
 from adaptive_lora.study.twins import check_twins
 
 __all__ = ["Silent", "Watcher", "check_folder", "interruptible", "run_study", "study_facts"]
@@ -74,13 +74,13 @@ def run_study(
     material = prepare(study, device)
     for warning in material.warnings():
         watcher.stage(f"warning: {warning}")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with exclusive(out), interruptible(watcher) as stop, contextlib.ExitStack() as stack:
         check_folder(study, out, material, deviation)  # again: another process may have been here while we loaded
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
         _decide(study, material, out, ledger, deviation)
         _set_aside(study.spec, material, ledger, watcher)
-        write_atomically(StudyPaths(out).study_file, study.text)
+        write_atomically(StudyPaths(out).study_file, portable_text(study))
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", watcher.stage)
         worker = _WORKERS[study.spec.engine](
             material, ledger, StudyPaths(out), watcher, stop, checkpoint_seconds, trackers

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.study.folder import is_in_use
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.archive import open_recorded
+from adaptive_lora.study.folder import StudyPaths, is_in_use
+from adaptive_lora.study.results import read_export
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class StudyStatus:
     """Runs begun and not finished, with their last kept step."""
     troubles: tuple[dict[str, Any], ...]
     """Runs that failed or diverged, with the reason."""
+    exported: bool = False
+    """Whether the folder is an export, on which no process can work."""
 
     @property
     def left(self) -> int:
@@ -38,14 +42,19 @@ class StudyStatus:
         return {
             "name": self.name, "in_use": self.in_use, "expected": self.expected, "left": self.left,
             "counts": self.counts, "current": list(self.current), "troubles": list(self.troubles),
+            "exported": self.exported,
         }  # fmt: skip
 
 
 def study_status(folder: Path) -> StudyStatus:
-    """Reads the ledger; StudyFolderError where there is none."""
+    """Where a study folder or an export stands; StudyFolderError where the folder is neither."""
     in_use = is_in_use(folder)
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        facts, runs = ledger.facts(), ledger.runs()
+    if (ledger := open_recorded(folder)) is None:
+        facts, table = read_export(folder)
+        runs = [{**run, "steps": None} for run in json.loads(table.to_json(orient="records", double_precision=15))]
+    else:
+        with contextlib.closing(ledger):
+            facts, runs = ledger.facts(), ledger.runs()
     for run in runs:
         if run["status"] == Status.RUNNING and not in_use:
             run["status"] = "interrupted"
@@ -58,4 +67,5 @@ def study_status(folder: Path) -> StudyStatus:
         counts=dict(Counter(str(run["status"]) for run in runs)),
         current=tuple(run for run in short if run["status"] in (Status.RUNNING, "interrupted")),
         troubles=tuple(run for run in short if run["status"] in (Status.FAILED, Status.DIVERGED)),
+        exported=StudyPaths(folder).is_export,
     )
