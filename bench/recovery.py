@@ -24,11 +24,13 @@ from typing import Any
 import torch
 
 from adaptive_lora.data.encoding import Encoder
+from adaptive_lora.errors import StrategyError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.groundtruth.recovery import REAL, Setting, recover
 from adaptive_lora.groundtruth.truths import TRUTHS
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.strategies import STRATEGIES
+from adaptive_lora.planning.strategies.registry import pinned, plain_strategy_name
 from adaptive_lora.stats.recovery import CONCENTRATED, CONTROLS, summary
 from adaptive_lora.study.prepare import open_base, open_records
 from adaptive_lora.training.options import TrainingOptions
@@ -52,7 +54,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    _refuse_unknown(parser, "--strategies", asked.strategies, STRATEGIES)
+    try:
+        asked.references = [pinned(name) for name in asked.strategies.split(",") if name]
+    except StrategyError as error:
+        parser.error(f"--strategies: {error}")
+    asked.strategies = ",".join(map(plain_strategy_name, asked.references))
     _refuse_unknown(parser, "--truths", asked.truths, [*TRUTHS, REAL])
     return asked
 
@@ -67,7 +73,6 @@ def main() -> None:
     if asked.threads:
         torch.set_num_threads(asked.threads)
     setting = open_setting(asked)
-    names = [name for name in asked.strategies.split(",") if name]
     results = read_results(asked)
     done = {(r["truth"], r["seed"]) for r in results}
     for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
@@ -75,7 +80,7 @@ def main() -> None:
             if (truth, seed) in done:
                 continue
             began = time.perf_counter()
-            results.append(recover(setting, truth, seed, names))
+            results.append(recover(setting, truth, seed, asked.references))
             print(f"{truth}, seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
             text = json.dumps(report(asked, results), indent=1)
             if asked.out:

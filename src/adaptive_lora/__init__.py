@@ -1,7 +1,12 @@
 """Should a LoRA have the same rank everywhere, and if not, what rank where?
 
-    from adaptive_lora import PlanRequest, plan
-    config = plan(PlanRequest(model="demo", strategy="linear-decay", budget="rank:8")).to_lora_config()
+    import adaptive_lora
+
+    plan = adaptive_lora.plan("demo", strategy="linear-decay", budget="rank:8")
+    config = plan.to_lora_config()
+
+    adaptive_lora.load_study("study.yaml").run("runs/study")
+    adaptive_lora.load_results("runs/study").judge()
 
 Names are loaded when they are used, so that reading results needs no torch.
 """
@@ -12,35 +17,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adaptive_lora.api import PlanRequest, plan, train
+    from adaptive_lora.api import load_study, plan, train
     from adaptive_lora.planning.plan import RankPlan, Scaling
-    from adaptive_lora.study.results import load_results
-    from adaptive_lora.study.runner import run_study
-    from adaptive_lora.study.study_file import load_study
+    from adaptive_lora.planning.strategies.base import StrategyOptions
+    from adaptive_lora.planning.strategies.decorators import measure, strategy
+    from adaptive_lora.reporting.results import load_results, report
     from adaptive_lora.training.options import TrainingOptions
 
 _PLACES = {
-    "PlanRequest": ("adaptive_lora.api", "PlanRequest"),
-    "RankPlan": ("adaptive_lora.planning.plan", "RankPlan"),
-    "Scaling": ("adaptive_lora.planning.plan", "Scaling"),
-    "TrainingOptions": ("adaptive_lora.training.options", "TrainingOptions"),
-    "load_results": ("adaptive_lora.study.results", "load_results"),
-    "load_study": ("adaptive_lora.study.study_file", "load_study"),
-    "plan": ("adaptive_lora.api", "plan"),
-    "run_study": ("adaptive_lora.study.runner", "run_study"),
-    "train": ("adaptive_lora.api", "train"),
+    "RankPlan": "adaptive_lora.planning.plan",
+    "Scaling": "adaptive_lora.planning.plan",
+    "StrategyOptions": "adaptive_lora.planning.strategies.base",
+    "TrainingOptions": "adaptive_lora.training.options",
+    "load_results": "adaptive_lora.reporting.results",
+    "load_study": "adaptive_lora.api",
+    "measure": "adaptive_lora.planning.strategies.decorators",
+    "plan": "adaptive_lora.api",
+    "report": "adaptive_lora.reporting.results",
+    "strategy": "adaptive_lora.planning.strategies.decorators",
+    "train": "adaptive_lora.api",
 }
 
 __all__ = [
-    "PlanRequest", "RankPlan", "Scaling", "TrainingOptions", "load_results", "load_study", "plan", "run_study", "train",
+    "RankPlan", "Scaling", "StrategyOptions", "TrainingOptions", "load_results", "load_study", "measure", "plan",
+    "report", "strategy", "train",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

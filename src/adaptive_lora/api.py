@@ -1,117 +1,175 @@
-"""One plan or one adapter without a study: what the practitioner calls."""
+"""Plans, adapters and studies from Python: `plan`, `train`, `load_study`."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.encoding import Encoder, Example
+from adaptive_lora.data.sources import RecordSet, from_dicts
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.errors import DataError, PlanError, UsageError
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.planning.strategies import Strategy, check_options, find_strategy
+from adaptive_lora.planning.strategies.registry import pinned, register, with_pinned_source
 from adaptive_lora.streams import numpy_stream
+from adaptive_lora.study import study_file
 from adaptive_lora.study.prepare import make_plan, open_base, open_outline, open_records, targets_of, warnings_of
-from adaptive_lora.study.schema import ArmPart, ScalingPart
+from adaptive_lora.study.runner import run_study
+from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.training.adapter import attached, save_adapter, weights_of
-from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.base import DType, FrozenBase, check_device, default_device, frozen
 from adaptive_lora.training.options import TrainingOptions, rate_factors
 from adaptive_lora.training.reference import train as train_reference
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _CALIBRATION_POOL = 512
+Records = str | Path | Sequence[Mapping[str, Any]]
+"""A source (file, hub data set, `demo:fine-tuning`) or the records themselves."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanRequest:
-    """What a plan is asked for; the defaults are the usual case."""
+def plan(
+    model: str | Path | PreTrainedModel,
+    strategy: str | Strategy = "uniform",
+    budget: str = "rank:8",
+    *,
+    data: Records | None = None,
+    tokenizer: Any = None,
+    targets: str | Sequence[str] = "all-linear",
+    scaling: str | Mapping[str, Any] = "constant",
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    max_length: int = 512,
+    template: TemplateName = "auto",
+    revision: str | None = None,
+    dtype: DType = "float32",
+    device: str | None = None,
+) -> RankPlan:
+    """The rank plan of a strategy, exactly on its budget.
 
-    model: str
-    """`demo`, a folder, or a hub name."""
-    strategy: str = "uniform"
-    budget: str = "rank:8"
-    data: str | None = None
-    """Where calibration records come from, for strategies that measure."""
-    targets: str | Sequence[str] = "all-linear"
-    scaling: str = "constant"
-    reference_scaling: float = 2.0
-    options: Mapping[str, Any] | None = None
-    seed: int = 0
-    max_length: int = 512
-    template: TemplateName = "auto"
-    revision: str | None = None
+    `model` is `demo`, a folder, a hub name, or a loaded model, then with its `tokenizer` where data is measured. Plans
+    by shape need the model's configuration alone; others load its weights in `dtype` on `device` (by default the
+    accelerator where there is one; a loaded model stays where it is). `strategy` is a name, `my_file.py:name`, or a
+    decorated function. `scaling` is a rule or `{"rule": ..., "reference": ...}`. Records are encoded by `template` up
+    to `max_length` tokens.
 
+    Raises UsageError with the remedy. The provenance holds model, data, device and `plan_seconds`.
 
-def plan(request: PlanRequest) -> RankPlan:
-    """The rank plan of a request, exactly on its budget.
-
-    Plans by shape need the model's configuration alone; plans by measurement load model and data.
-    Raises UsageError with the remedy. The provenance holds `base_parameters` and `plan_seconds`.
-
-    >>> plan(PlanRequest(model="demo", budget="rank:4")).trainable_parameters
+    >>> plan("demo", budget="rank:4").trainable_parameters
     49152
     """
     began = time.monotonic()
-    strategy = find_strategy(request.strategy)
-    options = check_options(strategy, request.options or {})
-    outline = open_outline(request.model, request.revision)
-    modules = targets_of(outline, request.targets)
-    budget = resolve_budget(request.budget, modules)
-    base, examples = None, []
-    if (effort := strategy.effort_of(options)) != "nothing":
-        if request.data is None and effort != "weights":
-            raise UsageError(
-                f"{strategy.name} measures on data: give `--data` a file, a hub data set or `demo:fine-tuning`."
-            )
-        base = open_base(request.model, request.revision)
-        examples = _some_examples(request, base) if request.data is not None else []
-    arm = ArmPart(name=strategy.name, strategy=strategy.name, options=dict(request.options or {}))
-    try:
-        scaling = ScalingPart(rule=request.scaling, reference=request.reference_scaling)  # type: ignore[arg-type]
-    except ValueError:
+    name = (
+        strategy if isinstance(strategy, str) else strategy.name if strategy.digest is None else register(strategy).name
+    )
+    reference = pinned(name)
+    known, own = find_strategy(reference), with_pinned_source(reference, options or {})
+    effort = known.effort_of(check_options(known, own))
+    if effort not in ("none", "weights") and data is None:
         raise UsageError(
-            f"The scaling rule must be constant, rslora or alpha-over-r and its reference above 0, got "
-            f"{request.scaling!r} and {request.reference_scaling!r}."
-        ) from None
-    made = make_plan(base, modules, arm, budget, scaling, request.seed, examples)
-    facts = {
-        "model": request.model,
-        "base_parameters": outline.total_parameters,
-        "data": request.data,
-        "plan_seconds": time.monotonic() - began,
-        "warnings": warnings_of(outline, modules, [strategy.name]),
-    }
+            f"{known.name} measures on data: give `--data` (in Python `data=`) a file, a hub data set or "
+            "`demo:fine-tuning`."
+        )
+    weights = None if effort == "none" and isinstance(model, str | Path) else (dtype, device)
+    with _opened(model, tokenizer, revision, weights) as (base, outline):
+        modules = targets_of(outline, targets)
+        made = make_plan(
+            base,
+            modules,
+            ArmPart(name="plan", strategy=reference, options=own),
+            resolve_budget(budget, modules),
+            _scaling(scaling),
+            seed,
+            _examples(data, base, max_length, template, seed) if base and data is not None and effort != "none" else [],
+        )
+        facts = {
+            "model": outline.name,
+            "base_parameters": outline.total_parameters,
+            "data": str(data) if isinstance(data, str | Path) else data and f"{len(data)} records",
+            "device": str(base.device) if base and effort != "none" else None,
+            "plan_seconds": time.monotonic() - began,
+            "warnings": warnings_of(outline, modules, [reference]),
+        }
     return replace(made, provenance={**made.provenance, **facts})
 
 
 def train(
-    plan: RankPlan,
-    model: str,
-    data: str,
-    out: Path,
+    plan: RankPlan | str | Path,
+    model: str | Path | PreTrainedModel,
+    data: Records,
+    out: str | Path,
     options: TrainingOptions,
+    *,
+    tokenizer: Any = None,
     seed: int = 0,
     max_length: int = 512,
+    template: TemplateName = "auto",
+    revision: str | None = None,
+    dtype: DType = "float32",
+    device: str | None = None,
 ) -> list[float]:
     """Trains one adapter of `plan` on all usable records of `data` and saves it in PEFT's format in `out`.
 
-    Returns the training loss per step, nats per completion token.
+    Parameters as in `adaptive_lora.plan`. Returns the training loss per step, nats per completion token.
     """
-    base = open_base(model)
-    if missing := {m.name for m in plan.modules} - {m.name for m in base.outline.modules}:
-        raise PlanError(f"The plan is of another model: {model} has no module {sorted(missing)[0]}.")
-    encoder = Encoder(base.tokenizer, min(max_length, base.outline.context))
-    examples = [e for e in encoder.encode_all(open_records(data).records) if e.completion_tokens > 0]
-    if not examples:
-        raise DataError(f"No record of {data} has room for a completion within {encoder.max_length} tokens.")
-    with attached(base, plan, seed, options.dropout) as adapted:
-        factors = rate_factors(plan, options)
-        progress = train_reference(adapted, examples, options, seed, factors=factors)
-        save_adapter(weights_of(adapted), plan, out, base, options.dropout)
+    plan = plan if isinstance(plan, RankPlan) else RankPlan.load(plan)
+    with _opened(model, tokenizer, revision, (dtype, device)) as (base, outline):
+        assert base is not None  # weights were asked for
+        if missing := [m for m in plan.modules if m not in outline.modules]:
+            raise PlanError(
+                f"The plan is of another model: {outline.name} has no module {missing[0].name} of size "
+                f"{missing[0].d_in} × {missing[0].d_out}."
+            )
+        examples = _examples(data, base, max_length, template)
+        with attached(base, plan, seed, options.dropout) as adapted:
+            progress = train_reference(adapted, examples, options, seed, factors=rate_factors(plan, options))
+            save_adapter(weights_of(adapted), plan, Path(out), base, options.dropout)
     return [record.loss for record in progress.curve]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A validated study."""
+
+    parsed: study_file.Study
+
+    @property
+    def spec(self) -> StudySpec:
+        """What the study says, with every default filled in."""
+        return self.parsed.spec
+
+    def run(
+        self,
+        out: str | Path,
+        *,
+        device: str | None = None,
+        watcher: Any = None,
+        checkpoint_seconds: float = 30.0,
+        deviation: str | None = None,
+    ) -> Any:
+        """`study.runner.run_study`: trains what is missing in the folder `out`; read it with `load_results(out)`.
+
+        `device`: by default the accelerator where there is one.
+        """
+        chosen = device or default_device()
+        return run_study(self.parsed, Path(out), watcher, chosen, checkpoint_seconds, deviation)
+
+
+def load_study(source: str | Path | Mapping[str, Any]) -> Study:
+    """A study from its file, or from a mapping that says what a file would; StudyFileError with all that is wrong.
+
+    In a mapping, relative paths are relative to the current folder, and an arm may be a decorated function.
+    """
+    if isinstance(source, Mapping):
+        return Study(study_file.study_of_mapping(source))
+    return Study(study_file.load_study(Path(source)))
 
 
 def plan_json(made: RankPlan) -> dict[str, Any]:
@@ -126,6 +184,7 @@ def plan_json(made: RankPlan) -> dict[str, Any]:
         "total_parameters": made.provenance["base_parameters"] + made.trainable_parameters,
         "scaling": made.scaling.rule,
         "plan_seconds": made.provenance["plan_seconds"],
+        "device": made.provenance["device"],
         "measured": made.provenance.get("measured"),
         "ranks": {m.name: made.ranks[m.name] for m in made.modules},
         "scalings": {m.name: made.scaling_of(m.name) for m in made.modules},
@@ -133,12 +192,52 @@ def plan_json(made: RankPlan) -> dict[str, Any]:
     }
 
 
-def _some_examples(request: PlanRequest, base: FrozenBase) -> list[Example]:
-    """Usable records in an order drawn from the seed."""
-    records = open_records(request.data or "").records
-    encoder = Encoder(base.tokenizer, min(request.max_length, base.outline.context), request.template)
-    order = numpy_stream(request.seed, "subset").permutation(len(records))[:_CALIBRATION_POOL]
-    found = [e for e in encoder.encode_all(records[i] for i in order) if e.completion_tokens > 0]
+@contextlib.contextmanager
+def _opened(
+    model: Any, tokenizer: Any, revision: str | None, weights: tuple[DType, str | None] | None
+) -> Iterator[tuple[FrozenBase | None, Any]]:
+    """The model and its outline; of a name without its `weights` (dtype, device) the outline alone."""
+    if isinstance(model, str | Path):
+        name = str(model)
+        if weights is None:
+            yield None, open_outline(name, revision)
+            return
+        dtype, device = weights
+        base = open_base(name, revision, dtype, str(check_device(device or default_device())))
+        yield base, base.outline
+        return
+    with frozen(model, tokenizer) as base:
+        if weights and weights[1] and base.device.type != check_device(weights[1]).type:
+            raise UsageError(f"The model lies on {base.device}, got device={weights[1]!r}: move it with `model.to`.")
+        yield base, base.outline
+
+
+def _scaling(given: str | Mapping[str, Any]) -> ScalingPart:
+    try:
+        return ScalingPart.model_validate({"rule": given} if isinstance(given, str) else given)
+    except ValueError:
+        raise UsageError(
+            f"The scaling rule must be constant, rslora or alpha-over-r and its reference above 0, got {given!r}."
+        ) from None
+
+
+def _examples(
+    data: Records, base: FrozenBase, max_length: int, template: TemplateName, seed: int | None = None
+) -> list[Example]:
+    """All usable records; with a `seed` some of them for calibration, in an order drawn from it."""
+    if base.tokenizer is None:
+        raise UsageError("A loaded model needs its `tokenizer` to read records: give `tokenizer=`.")
+    source = _record_set(data)
+    encoder = Encoder(base.tokenizer, min(max_length, base.outline.context), template)
+    records = source.records
+    if seed is not None:
+        order = numpy_stream(seed, "subset").permutation(len(records))[:_CALIBRATION_POOL]
+        records = tuple(records[i] for i in order)
+    found = [e for e in encoder.encode_all(records) if e.completion_tokens > 0]
     if not found:
-        raise DataError(f"No record of {request.data} has room for a completion within {encoder.max_length} tokens.")
+        raise DataError(f"No record of {source.name} has room for a completion within {encoder.max_length} tokens.")
     return found
+
+
+def _record_set(data: Records) -> RecordSet:
+    return open_records(str(data)) if isinstance(data, str | Path) else from_dicts(data, "the list of records")

@@ -185,7 +185,7 @@ def test_strategies_lists_all_with_what_they_need_and_where_they_come_from() -> 
 
     rows = {row["name"]: row for row in json.loads(call("strategies", "--json").stdout)}
     assert list(rows) == list(STRATEGIES) and len(rows) >= 12
-    assert {rows[name]["needs"] for name in ("uniform", "u-shape", "mlp-only", "random")} == {"nothing"}
+    assert {rows[name]["needs"] for name in ("uniform", "u-shape", "mlp-only", "random")} == {"none"}
     assert {rows[name]["needs"] for name in ("empirical", "inverted", "shuffled")} == {"gradients"}
     assert rows["empirical"]["measures"] == rows["shuffled"]["measures"] == ["weight-gradient"]
     assert (rows["shuffled"]["rests_on"], rows["random"]["rests_on"]) == ("data", "chance")
@@ -206,7 +206,7 @@ def test_tables_lose_nothing_in_a_narrow_terminal(width: int, assets: Path) -> N
 
     shown = io.StringIO()
     console = Console(width=width, file=shown)
-    made = api.plan(api.PlanRequest(model=str(assets / "models" / "babyllama-tok361"), strategy="attention-only"))
+    made = api.plan(assets / "models" / "babyllama-tok361", "attention-only")
     facts = {**api.plan_json(made), "measured": {"seconds": {"gradients": 1.0}, "calibration_tokens": 7906}}
     tables = terminal.coverage_table(made), terminal.heat_map(made), terminal.planning_cost(facts)
     console.print(terminal.strategies_view(), *tables)

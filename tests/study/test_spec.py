@@ -122,8 +122,9 @@ extra: 1
         ("train: 20", 'train: "20"', r"data.train: expected integer, got '20'"),
         (
             "seeds: {",
-            "  - {name: f, ranks: {c_attn: 4}}\nanalysis: {primary: [rising, f]}\nseeds: {",
-            r"line \d+, analysis.primary\[1\]: 'f' has fixed `ranks` and so a size of its own",
+            "  - {name: f, ranks: {c_attn: 4}}\n"
+            "analysis: {primary: [rising, {arm: f, budget: 'params:50_000'}]}\nseeds: {",
+            r"line \d+, analysis.primary\[1\]: 'f' has fixed `ranks`, .* under the first budget alone; write rank:4",
         ),
         ("epochs: 3", "epochs: true", "train.epochs: expected number, got True"),
     ],

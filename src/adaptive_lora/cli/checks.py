@@ -15,6 +15,7 @@ from adaptive_lora.errors import ModelError, UsageError, nearest_hint
 from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.planning.modules import TARGET_GROUPS
 from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -58,8 +59,8 @@ def parse_targets(text: str) -> str | list[str]:
 
 def check_plan(strategy: str, options: Mapping[str, Any], budget: str, data: str | None) -> None:
     """UsageError for what is wrong with a plan whatever its model is."""
-    known = find_strategy(strategy)
-    by_data = known.basis(check_options(known, options)) == "data"
+    known = find_strategy(pinned(strategy))
+    by_data = known.basis(check_options(known, with_pinned_source(strategy, options))) == "data"
     parse_budget(budget)
     if data is not None:
         check_source(data)
@@ -75,8 +76,10 @@ def check_source(source: str) -> None:
         sources.check_source(source)
 
 
-def check_place(path: Path, kind: Literal["file", "folder"]) -> None:
-    """UsageError where a file or folder cannot be written; writes nothing."""
+def check_place(path: Path | None, kind: Literal["file", "folder"]) -> None:
+    """UsageError where a file or folder that was asked for cannot be written; writes nothing."""
+    if path is None:
+        return
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if nearest == path and path.is_dir() is not (kind == "folder"):
         reason = "is a directory" if path.is_dir() else "is a file"

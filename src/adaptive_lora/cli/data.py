@@ -33,8 +33,7 @@ def data_profile(
 
     named = as_template(template)
     check_source(source)
-    if png:
-        check_place(png, "file")
+    check_place(png, "file")
 
     from adaptive_lora.data.profile import profile, save_histogram
     from adaptive_lora.study.prepare import open_encoder, open_records

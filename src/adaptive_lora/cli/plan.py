@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ def plan(
             help="`demo`, a folder, or a hub name owner/name; its configuration is enough for plans by shape."
         ),
     ],
-    strategy: Annotated[str, typer.Option(help="See `adaptive-lora strategies`.")] = "uniform",
+    strategy: Annotated[str, typer.Option(help="See `adaptive-lora strategies`; or `my_file.py:name`.")] = "uniform",
     budget: Annotated[str, typer.Option(help="`rank:r` (what a uniform rank r costs) or `params:N`.")] = "rank:8",
     data: Annotated[str | None, typer.Option(help="Data source, for strategies that measure.")] = None,
     targets: Annotated[
@@ -37,6 +37,10 @@ def plan(
     max_length: Annotated[int, typer.Option(help="Longest calibration text in tokens.")] = 512,
     template: Annotated[str, typer.Option(help="How a record becomes text: auto, alpaca, chat, ...")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights, for strategies that measure.")] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the accelerator where there is one.")
+    ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="Write the plan as JSON.")] = None,
     peft: Annotated[Path | None, typer.Option(help="Write PEFT's adapter_config.json into this folder.")] = None,
     as_json: JsonFlag = False,
@@ -49,20 +53,17 @@ def plan(
     options, modules, named = parse_options(option or ()), parse_targets(targets), as_template(template)
     check_plan(strategy, options, budget, data)
     Scaling(scaling, reference_scaling)  # type: ignore[arg-type]  # which is what it checks
-    if to:
-        check_place(to, "file")
-    if peft:
-        check_place(peft, "folder")
+    check_place(to, "file")
+    check_place(peft, "folder")
 
     from adaptive_lora import api
 
-    request = api.PlanRequest(
-        model=model, strategy=strategy, budget=budget, data=data, scaling=scaling, seed=seed, revision=revision,
-        targets=modules, max_length=max_length, template=named,
-        reference_scaling=reference_scaling, options=options,
-    )  # fmt: skip
     with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):
-        made = api.plan(request)
+        made = api.plan(
+            model, strategy, budget, data=data, targets=modules, options=options, seed=seed, max_length=max_length,
+            scaling={"rule": scaling, "reference": reference_scaling}, template=named, revision=revision,
+            dtype=dtype, device=device,  # type: ignore[arg-type]
+        )  # fmt: skip
     if to:
         made.save(to)
         err.print(f"wrote {to}", markup=False)
@@ -70,21 +71,21 @@ def plan(
         peft.mkdir(parents=True, exist_ok=True)
         made.to_lora_config().save_pretrained(str(peft))
         err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
-    _show(made, as_json)
-
-
-def _show(made: RankPlan, as_json: bool) -> None:
-    from adaptive_lora import api
-    from adaptive_lora.cli import terminal
-
     for warning in made.provenance["warnings"]:
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    facts = api.plan_json(made)
     if as_json:
-        print_json(facts)
-        return
+        print_json(api.plan_json(made))
+    else:
+        _show(made, api.plan_json(made))
+
+
+def _show(made: RankPlan, facts: dict[str, Any]) -> None:
+    """A plan and what it took, as tables."""
+    from adaptive_lora.cli import terminal
+
     out.print(terminal.coverage_table(made), "", terminal.heat_map(made), "")
     if facts["measured"]:
+        out.print(f"measured on {facts['device']}")
         out.print(terminal.planning_cost(facts), "")
     left_out = f" ({len(made.left_out)} left out)" if made.left_out else ""
     out.print(

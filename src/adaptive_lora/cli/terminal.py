@@ -15,8 +15,9 @@ from rich.text import Text
 from adaptive_lora.data.profile import DataProfile, quantiles
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies import STRATEGIES, StrategyOptions
+from adaptive_lora.planning.strategies import StrategyOptions
 from adaptive_lora.planning.strategies.base import CalibrationOptions
+from adaptive_lora.planning.strategies.registry import all_strategies
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.study.status import StudyStatus
 
@@ -243,7 +244,7 @@ def status_view(found: StudyStatus) -> Group:
 def strategies_rows() -> list[dict[str, Any]]:
     """All strategies: summary, what a plan takes (effort and measures), what it rests on, options, source."""
     rows = []
-    for strategy in STRATEGIES.values():
+    for strategy in all_strategies()[0].values():
         defaults = strategy.options()
         rows.append(
             {

@@ -32,6 +32,7 @@ from adaptive_lora.planning.budget import Budget, spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
+from adaptive_lora.planning.strategies.registry import plain_strategy_name
 from adaptive_lora.study.prepare import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.bank import Bank, Member
@@ -137,9 +138,9 @@ def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) 
         lambda base, members: StudentBank(base, members, task.answers),
         answer_loss(task.answers) if setting.by_answers else label_loss,
     )
-    for name in ("uniform", *strategies):
-        began = time.perf_counter()
-        arm = ArmPart(name=name, strategy=name)
+    for strategy in ("uniform", *strategies):
+        began, name = time.perf_counter(), plain_strategy_name(strategy)
+        arm = ArmPart(name=name, strategy=strategy)
         try:
             plans[name] = make_plan(
                 setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, practice

@@ -24,6 +24,8 @@ from adaptive_lora.planning.strategies.base import (
     OverRankOptions,
     ShortRunOptions,
 )
+from adaptive_lora.planning.strategies.decorators import take_outside
+from adaptive_lora.planning.strategies.registry import OUTSIDE_MEASURES
 from adaptive_lora.training.base import FrozenBase
 
 
@@ -66,6 +68,15 @@ def measure(needs: Sequence[str], request: Request) -> Measured:
     """All measures in `needs`; each group is taken once, whatever the number of its measures."""
     scores: dict[str, dict[str, Any]] = {}
     facts: dict[str, Any] = {"seconds": {}}
+    for need in needs:
+        if (own := OUTSIDE_MEASURES.get(need)) is not None:
+            began = time.perf_counter()
+            batches = request.batches() if own.effort != "weights" else []
+            scores[need] = take_outside(
+                own, request.modules, base=request.base, batches=batches, seed=request.seed, options=request.options
+            )
+            facts |= calibration_facts(batches) if batches else {}
+            facts["seconds"][own.name] = time.perf_counter() - began
     for group, (names, take) in GROUPS.items():
         if asked := [name for name in needs if name in names]:
             began = time.perf_counter()

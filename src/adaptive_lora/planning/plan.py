@@ -138,14 +138,14 @@ class RankPlan:
                 f"Not a rank plan: {type(error).__name__}: {error}. Make one with `adaptive-lora plan`."
             ) from None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, whole or not at all."""
-        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+        write_atomically(Path(path), json.dumps(self.to_json(), indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> RankPlan:
-        """Reads a saved plan; PlanError where the file is missing or torn."""
-        return cls.from_json(read_json(path))
+    def load(cls, path: str | Path) -> RankPlan:
+        """Reads a saved plan; PlanError where the file is missing or cut short."""
+        return cls.from_json(read_json(Path(path)))
 
     def to_lora_config(self, dropout: float = 0.0) -> LoraConfig:
         """The plan as PEFT's configuration; the only place that makes one.

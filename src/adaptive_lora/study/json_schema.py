@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from adaptive_lora.planning.strategies import STRATEGIES
+from adaptive_lora.planning.strategies import Strategy
+from adaptive_lora.planning.strategies.registry import all_strategies
 from adaptive_lora.study.schema import StudySpec
 
 
@@ -12,13 +13,13 @@ def study_json_schema() -> dict[str, Any]:
     """A schema (draft 2020-12) that accepts what `study_file.parse_study` accepts, but for what no schema can say:
     names that must exist or differ, environment variables, and what depends on the model."""
     schema = _without_titles(StudySpec.model_json_schema())
-    parts = schema["$defs"]
-    names: dict[str, Any] = {"anyOf": [{"enum": list(STRATEGIES)}, {"type": "string", "pattern": r"\.py(:[^:]+)?$"}]}
+    parts, strategies = schema["$defs"], all_strategies()[0]
+    names: dict[str, Any] = {"anyOf": [{"enum": list(strategies)}, {"type": "string", "pattern": r"\.py(:[^:]+)?$"}]}
     arm, train = parts["ArmPart"], parts["TrainPart"]
     arm["required"].remove("name")
     arm["properties"]["strategy"] |= {"anyOf": [*names["anyOf"], {"type": "null"}]}
     arm["anyOf"] = _either("strategy", "ranks")
-    arm["allOf"] = [_options_of(name, parts) for name in STRATEGIES]
+    arm["allOf"] = [_options_of(strategy, parts) for strategy in strategies.values()]
     schema["properties"]["arms"]["items"] = {"anyOf": [names, {"$ref": "#/$defs/ArmPart"}]}
     train["anyOf"] = _either("epochs", "steps")
     return {
@@ -34,14 +35,14 @@ def _either(one: str, other: str) -> list[dict[str, Any]]:
     return [{"required": [a], "properties": {a: given, b: null}} for a, b in ((one, other), (other, one))]
 
 
-def _options_of(strategy: str, parts: dict[str, Any]) -> dict[str, Any]:
+def _options_of(strategy: Strategy, parts: dict[str, Any]) -> dict[str, Any]:
     """`options` for arms of a strategy; the schema of its options goes into `parts`."""
-    name = f"options-of-{strategy}"
-    options = _without_titles(STRATEGIES[strategy].options.model_json_schema())
+    name = f"options-of-{strategy.name}"
+    options = _without_titles(strategy.options.model_json_schema())
     parts |= options.pop("$defs", {})
     parts[name] = options
     return {
-        "if": {"properties": {"strategy": {"const": strategy}}, "required": ["strategy"]},
+        "if": {"properties": {"strategy": {"const": strategy.name}}, "required": ["strategy"]},
         "then": {"properties": {"options": {"$ref": f"#/$defs/{name}"}}},
     }
 

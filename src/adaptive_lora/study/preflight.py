@@ -6,12 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptive_lora.errors import BudgetError, StudyFileError, UsageError
-from adaptive_lora.planning.budget import Budget, resolve_budget
-from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.budget import Budget, resolve_budget, spend
+from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.plan import fixed_ranks
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.run_table import Phase
-from adaptive_lora.study.protocol import arms_on_budgets, assay_budgets, baseline_of, control_arms
+from adaptive_lora.study.protocol import (
+    arms_on_budgets,
+    assay_budgets,
+    baseline_of,
+    control_arms,
+    primary_comparisons,
+)
 from adaptive_lora.study.runs import RunSpec
 from adaptive_lora.study.schema import ArmPart
 from adaptive_lora.study.settings import scaling_of
@@ -75,3 +81,32 @@ def check_distinct(study: Study, context: Mapping[str, Any]) -> None:
                 str(study.path),
                 [study.complaint(at, f"{arm.name!r} at {budget} is the same run as {other!r}; leave one out")],
             )
+
+
+def check_equal_cost(study: Study, modules: tuple[ModuleShape, ...], budgets: Mapping[str, Budget]) -> None:
+    """StudyFileError where a hypothesis has fixed ranks that do not cost what the baseline costs."""
+    spec, found = study.spec, []
+    names = [arm.name for arm in spec.arms]
+    for comparison in primary_comparisons(spec):
+        arm = spec.arms[names.index(comparison.arm)]
+        if arm.ranks is not None:
+            own, baseline = (_cost(each, modules, budgets[comparison.budget]) for each in (arm, baseline_of(spec)))
+            if own != baseline:
+                message = (
+                    f"the ranks of {arm.name!r} cost {own:,} trainable parameters and the baseline {baseline:,} at "
+                    f"{comparison.budget}: a verdict would not be on equal parameters; change the ranks or the budget, "
+                    "or leave the arm out of `analysis.primary`"
+                )
+                found.append(study.complaint(("arms", names.index(arm.name), "ranks"), message))
+    if found:
+        raise StudyFileError(str(study.path), found)
+
+
+def _cost(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> int:
+    """Trainable parameters of an arm; what a strategy spends of a budget does not depend on its scores."""
+    if arm.ranks is not None:
+        return total_cost(modules, fixed_ranks(arm.ranks, modules, f"the arm {arm.name}"))
+    strategy = find_strategy(arm.strategy or "")
+    options, covered = check_options(strategy, arm.options), strategy.covered(modules)
+    equal = spend(covered, {m.name: 1.0 for m in covered}, budget.parameters, options.min_rank, options.max_rank)
+    return total_cost(covered, equal)

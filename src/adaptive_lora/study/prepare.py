@@ -24,7 +24,7 @@ from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, coverage_warnings, find_strategy
 from adaptive_lora.streams import derive_seed
-from adaptive_lora.study.preflight import check_distinct, checked_budgets
+from adaptive_lora.study.preflight import check_distinct, check_equal_cost, checked_budgets
 from adaptive_lora.study.runs import RunSpec
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.study.settings import steps_of, training_of
@@ -196,7 +196,12 @@ def make_plan(
         scaling=rule,
         options=options.model_dump(mode="json"),
         scores={m.name: _as_number(measured.scores[needs[0]][m.name]) for m in covered} if needs else None,
-        provenance={"seed": seed, "budget": budget.text, **({"measured": measured.facts} if needs else {})},
+        provenance={
+            "seed": seed,
+            "budget": budget.text,
+            **({"measured": measured.facts} if needs else {}),
+            **({"strategy": arm.strategy, "strategy_sha256": strategy.digest} if strategy.digest else {}),
+        },
         left_out=tuple(m for m in modules if not ranks[m.name]),
     )
 
@@ -217,6 +222,7 @@ def prepare(study: Study, device: str = "cpu") -> Material:
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)
     budgets = checked_budgets(study, modules)
+    check_equal_cost(study, modules, budgets)
     try:
         check_multipliers(spec.train.multipliers.modules, modules)
     except UsageError as error:

@@ -16,7 +16,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
-from adaptive_lora.planning.strategies import STRATEGIES, Strategy, StrategyOptions, check_options, find_strategy
+from adaptive_lora.planning.strategies import StrategyOptions, check_options, find_strategy
+from adaptive_lora.planning.strategies.transforms import why_no_source
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.study.schema import ArmPart, StudySpec
 from adaptive_lora.study.schema_training import ArmTrainPart
@@ -69,16 +70,15 @@ def shuffled_options(spec: StudySpec) -> dict[str, Any]:
     With the arm's own options, as other ranks than the arm's would be no control of it. Bounds are said of the shuffled
     plan itself, which hands them on to its source. Defaults are left out: a study that says none keeps its runs.
     """
-    usable: Mapping[str, Strategy] = STRATEGIES["shuffled"].options.sources  # type: ignore[attr-defined]
     for arm in spec.arms:
-        source = usable.get(arm.strategy or "")
-        if source is None or source.name == "uniform":
+        source = find_strategy(arm.strategy or "uniform")
+        if source.name == "uniform" or why_no_source(source):
             continue
         options = check_options(source, arm.options)
-        if source.effort_of(options) != "a short run":
+        if source.effort_of(options) != "training":
             own = options.model_dump(mode="json", exclude_defaults=True)
             bounds = {name: own.pop(name) for name in StrategyOptions.model_fields if name in own}
-            return {"source": source.name, **bounds, **({"source_options": own} if own else {})}
+            return {"source": arm.strategy, **bounds, **({"source_options": own} if own else {})}
     return {"source": "empirical"}
 
 
@@ -120,11 +120,14 @@ def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
 def primary_comparisons(spec: StudySpec) -> tuple[Comparison, ...]:
     """The family that is judged: what `analysis.primary` names, by default every arm of the study's own.
 
-    The baseline, controls and fixed ranks (which have a size of their own) are never in it by default.
+    The baseline, controls and fixed ranks are never in it by default. Fixed ranks that are named stand under the first
+    budget alone; that they cost what the baseline costs is checked once the model is known (`study.preflight`).
     """
     named = spec.analysis.primary
+    fixed = {arm.name for arm in spec.arms if arm.ranks is not None}
     if named is not None:
-        wanted = [(part.arm, [part.budget] if part.budget else spec.budgets) for part in named]
+        every = [(part.arm, spec.budgets[:1] if part.arm in fixed else spec.budgets, part.budget) for part in named]
+        wanted = [(arm, [budget] if budget else budgets) for arm, budgets, budget in every]
     else:
         own = [arm for arm in spec.arms if arm.name != spec.analysis.baseline and arm.ranks is None]
         wanted = [(arm.name, spec.budgets) for arm in own if arm.strategy not in ("random", "shuffled", "inverted")]

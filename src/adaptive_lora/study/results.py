@@ -27,7 +27,7 @@ COST_COLUMNS = (
 )  # fmt: skip
 _WHOLE_NUMBERS = {"trainable_parameters": "Int64", "step": "Int64"}
 """Columns of runs that may be empty."""
-_NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")
+_NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
 def load_results(folder: Path) -> pd.DataFrame:

@@ -7,12 +7,21 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.planning.budget_text import BUDGET, parse_budget
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
 from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list
 from adaptive_lora.study.seeds import MOST_SEEDS, expand_seeds
 
@@ -92,13 +101,18 @@ _RANKS_OR_FILE = {
 }
 
 
+def _pinned(strategy: str | None) -> str | None:
+    return None if strategy is None else pinned(strategy)
+
+
 class ArmPart(Part):
     """One thing that is compared: a strategy with its options, or fixed ranks."""
 
     name: Name
     """What tables and figures call it; by default the strategy, or the rank file's name."""
-    strategy: str | None = None
-    """How the budget is spent; `adaptive-lora strategies` lists them."""
+    strategy: Annotated[str | None, AfterValidator(_pinned)] = None
+    """How the budget is spent: a name (`adaptive-lora strategies` lists them), or your own as `my_file.py:name`, which
+    the lock pins by the hash of its code."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of the strategy."""
     scaling: ScalingField | None = None
@@ -106,8 +120,8 @@ class ArmPart(Part):
     train: ArmTrainPart | None = None
     """Where it differs from the study's `train`."""
     ranks: Annotated[dict[str, int] | None, WithJsonSchema(_RANKS_OR_FILE)] = None
-    """Fixed ranks instead of a strategy: rank by module name or its ending, or a JSON file of them. Such an arm has a
-    size of its own and gets no verdict."""
+    """Fixed ranks instead of a strategy: rank by module name or its ending, or a JSON file of them. A
+    hypothesis only where they cost what the baseline costs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +139,11 @@ class ArmPart(Part):
         if self.strategy is not None:
             check_options(find_strategy(self.strategy), self.options)
         return self
+
+    @field_validator("options")
+    @classmethod
+    def _pinned_source(cls, options: dict[str, Any], arm: ValidationInfo) -> dict[str, Any]:
+        return with_pinned_source(arm.data.get("strategy") or "", options)
 
 
 def _seeds_of(phase: str, least: int) -> BeforeValidator:

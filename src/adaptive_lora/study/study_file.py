@@ -13,6 +13,8 @@ from typing import Any
 
 from adaptive_lora import demo
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.planning.strategies import Strategy
+from adaptive_lora.planning.strategies.registry import plain_strategy_name, strategy_file
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
 from adaptive_lora.study.validation import complaints_of, cross_complaints
@@ -88,13 +90,32 @@ def load_study(path: Path) -> Study:
     return parse_study(text, path)
 
 
-def parse_study(text: str, path: Path) -> Study:
+def study_of_mapping(data: Mapping[str, Any]) -> Study:
+    """A study from what a study file would say; relative paths are relative to the current folder.
+
+    An arm may be a `Strategy`, which stands for its name. Raises StudyFileError, as `load_study` does.
+    """
+
+    def plain(value: Any) -> str:
+        if isinstance(value, Strategy):
+            return value.name
+        if isinstance(value, Path):
+            return str(value)
+        raise StudyFileError("the study", [f"a {type(value).__name__} cannot stand in a study: {value!r}"])
+
+    text = json.dumps(data, indent=2, ensure_ascii=False, default=plain)  # JSON is YAML
+    return parse_study(text, Path("study"), with_lines=False)
+
+
+def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
     """`load_study` for text that is already at hand; `path` says what relative paths are relative to."""
     data, lines, complaints = read_yaml(text, path)
+    lines = lines if with_lines else {}
     if not isinstance(data, dict):
         raise StudyFileError(str(path), complaints or ["expected keys and values, such as `name: my-study`"])
     found: list[tuple[Location, str]] = []
-    data = _with_rank_files(data, path.parent, found)  # first: a file gives its arm a name
+    data = _with_rank_files(data, path.parent, found)  # first: files give their arms a name
+    data = _with_strategy_files(data, path.parent)
     found += cross_complaints(data)
     try:
         spec = StudySpec(**data)
@@ -132,5 +153,28 @@ def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[
                 why = "does not exist" if isinstance(error, FileNotFoundError) else "is not a JSON object of ranks"
                 complaints.append((at, f"the file {arm['ranks']} {why}"))
                 arm = {"name": Path(arm["ranks"]).stem, **arm, "ranks": {}}
+        read.append(arm)
+    return {**data, "arms": read}
+
+
+def _with_strategy_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Finds the files of strategies beside the study file and names their arms; `ArmPart` loads them."""
+
+    def located(text: Any) -> Any:
+        file = strategy_file(text) if isinstance(text, str) else None
+        return text if file is None else locate(file, folder) + text[len(file) :]
+
+    arms = data.get("arms")
+    if not isinstance(arms, list):
+        return data
+    read = []
+    for arm in arms:
+        arm = {"strategy": arm} if isinstance(arm, str) and strategy_file(arm) else arm
+        if isinstance(arm, dict) and isinstance(arm.get("strategy"), str):
+            options = arm.get("options")
+            if isinstance(options, dict) and "source" in options:
+                arm = {**arm, "options": {**options, "source": located(options["source"])}}
+            if strategy_file(arm["strategy"]):
+                arm = {"name": plain_strategy_name(arm["strategy"]), **arm, "strategy": located(arm["strategy"])}
         read.append(arm)
     return {**data, "arms": read}

@@ -57,12 +57,8 @@ def _primary_complaints(
             yield at, f"no arm is called {arm!r}{nearest_hint(arm, names)}; arms: {', '.join(names)}"
         if arm == baseline:
             yield at, f"{arm!r} is the baseline, which the others are compared with"
-        if arm in fixed:
-            yield (
-                at,
-                f"{arm!r} has fixed `ranks` and so a size of its own: a verdict would not be on equal parameters; "
-                "leave it out, and read it as exploratory",
-            )
+        if arm in fixed and isinstance(budget, str) and budgets and budget != budgets[0]:
+            yield at, f"{arm!r} has fixed `ranks`, which are trained under the first budget alone; write {budgets[0]}"
         if isinstance(budget, str) and budgets and budget not in budgets:
             yield at, f"the study has no budget {budget!r}; budgets: {', '.join(map(str, budgets))}"
 

@@ -102,12 +102,43 @@ def load_base(
     )
 
 
+@contextlib.contextmanager
+def frozen(model: Any, tokenizer: Any) -> Iterator[FrozenBase]:
+    """A `transformers` model that the caller has loaded: frozen and in evaluation mode, afterwards as it was.
+
+    It stays on its device and in its dtype. Raises ModelError where it carries an adapter or is no such model.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise ModelError(f"A model is a name, a folder or a loaded transformers model, got a {type(model).__name__}.")
+    if hasattr(model, "peft_config"):
+        raise ModelError("The model carries an adapter already; give the base model, for example `model.unload()`.")
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    revision = getattr(model.config, "_commit_hash", None) or "unknown"
+    try:
+        model.eval().requires_grad_(False)
+        yield FrozenBase(name, model, tokenizer, _outline(name, model), revision, name, gradients[0][0].device)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, needed in gradients:
+            parameter.requires_grad_(needed)
+
+
 def load_tokenizer(name: str, location: str | Path, revision: str | None = None) -> Any:
     """A model's tokenizer; ModelError with the remedy."""
     from transformers import AutoTokenizer
 
     with _explained(name, location), quiet_libraries():
         return AutoTokenizer.from_pretrained(location, revision=revision, trust_remote_code=False)
+
+
+def default_device() -> str:
+    """The accelerator where there is one, else the CPU: `cuda`, `mps` or `cpu`."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_device(device: str | torch.device) -> torch.device:

@@ -1,11 +1,10 @@
-"""The strategies there are; one idea a file, and this registry above them."""
+"""The package's own strategies, one idea a file, and `registry`, which knows others too."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from adaptive_lora.errors import StrategyError, nearest_hint
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies import (
     adalora,
@@ -26,6 +25,7 @@ from adaptive_lora.planning.strategies import (
     uniform,
 )
 from adaptive_lora.planning.strategies.base import Strategy, StrategyOptions, check_options
+from adaptive_lora.planning.strategies.registry import STRATEGIES, find_strategy
 
 _OWN = (
     uniform.STRATEGY,
@@ -47,17 +47,10 @@ _OWN = (
     adalora.STRATEGY,
     marginal_gain.STRATEGY,
     chance.STRATEGY,
+    transforms.INVERTED,
+    transforms.SHUFFLED,
 )
-STRATEGIES: Mapping[str, Strategy] = {strategy.name: strategy for strategy in (*_OWN, *transforms.of(_OWN))}
-
-
-def find_strategy(name: str) -> Strategy:
-    """The strategy called `name`; StrategyError with the nearest name otherwise."""
-    if name not in STRATEGIES:
-        raise StrategyError(
-            f"There is no strategy {name!r}{nearest_hint(name, STRATEGIES)}. There are: {', '.join(STRATEGIES)}."
-        )
-    return STRATEGIES[name]
+STRATEGIES.update((strategy.name, strategy) for strategy in _OWN)
 
 
 def coverage_warnings(modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
@@ -68,7 +61,7 @@ def coverage_warnings(modules: Sequence[ModuleShape], strategies: Iterable[str])
         example = next(m.name for m in modules if m.kind == "other")
         found.append(f"{kinds['other']} target modules are neither attention nor MLP by their path, e.g. {example}.")
     for name in dict.fromkeys(strategies):
-        favoured = {"attention-heavy": "attention", "mlp-heavy": "mlp"}.get(name) or STRATEGIES[name].covers
+        favoured = {"attention-heavy": "attention", "mlp-heavy": "mlp"}.get(name) or find_strategy(name).covers
         if favoured and kinds[favoured] in (0, len(modules)):
             some = "all" if kinds[favoured] else "none"
             found.append(f"{name} is the same as uniform here: {some} of the target modules are {favoured}.")

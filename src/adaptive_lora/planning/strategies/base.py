@@ -16,23 +16,23 @@ Scores = Mapping[str, Mapping[str, Any]]
 """Measure -> module -> a number, or a descending sequence of them (a spectrum); a strategy sees the measures it
 declared, for all target modules."""
 
-Effort = Literal["nothing", "weights", "data", "gradients", "a short run"]
-"""What a measure takes, from cheap to dear: the frozen weights, forward passes, backward passes, training."""
+Effort = Literal["none", "weights", "data", "gradients", "training"]
+"""What a measure costs, from cheap to dear: the frozen weights, forward passes, backward passes, a short training."""
 
-MEASURES: Mapping[str, Effort] = {
+MEASURES: dict[str, Effort] = {
     "stable-rank": "weights",
     "input-spectrum": "data",
     "weight-gradient": "gradients",
     "gradient-norm": "gradients",
     "b-gradient": "gradients",
     "whitened-rank": "gradients",
-    "update-spectrum": "a short run",
-    "update-spectrum-on-inputs": "a short run",
-    "output-norm": "a short run",
-    "adalora-rank": "a short run",
-    "marginal-gain": "a short run",
+    "update-spectrum": "training",
+    "update-spectrum-on-inputs": "training",
+    "output-norm": "training",
+    "adalora-rank": "training",
+    "marginal-gain": "training",
 }
-"""What can be measured on a frozen model before ranks are planned; `measures.measuring` takes them."""
+"""What can be measured on a frozen model before ranks are planned; `registry.register_measure` adds to it."""
 
 
 class StrategyOptions(BaseModel):
@@ -99,7 +99,7 @@ class ShortRunOptions(CalibrationOptions):
     """Options of strategies that train for a while before they plan; what that costs stands in the plan."""
 
     short_run_steps: Annotated[int, Field(ge=1)] | None = 100
-    """Updates of a short run; nothing: as many as the planned training has."""
+    """Updates of a short run; None: as many as the planned training has."""
     short_run_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Its rate; by default the one the plan is made for."""
 
@@ -163,6 +163,10 @@ class Strategy:
     """The only kind of module that gets a rank, where the strategy leaves the others out: these have rank 0."""
     check_known: Callable[[Sequence[ModuleShape], int, Any], object] | None = None
     """(modules, budget, options): StrategyError where it is certain before measuring that there will be no plan."""
+    origin: str | None = None
+    """File or module that it was written in; None for the package's own."""
+    digest: str | None = None
+    """SHA-256 of the code in `origin`: edited code is another strategy."""
 
     def covered(self, modules: Sequence[ModuleShape]) -> list[ModuleShape]:
         """The modules that get a rank; StrategyError where none would."""
@@ -190,13 +194,13 @@ class Strategy:
     def effort_of(self, options: Any) -> Effort:
         """The dearest of what its measures take."""
         order: tuple[Effort, ...] = get_args(Effort)
-        return max((MEASURES[need] for need in self.needs(options)), key=order.index, default="nothing")
+        return max((MEASURES[need] for need in self.needs(options)), key=order.index, default="none")
 
-    def basis(self, options: Any) -> Literal["data", "chance", "nothing"]:
+    def basis(self, options: Any) -> Literal["data", "chance", "none"]:
         """What a plan with these options rests on; those on the first two are remade for every seed."""
-        if self.effort_of(options) not in ("nothing", "weights"):
+        if self.effort_of(options) not in ("none", "weights"):
             return "data"
-        return "chance" if self.chance else "nothing"
+        return "chance" if self.chance else "none"
 
     @property
     def rests_on(self) -> str:

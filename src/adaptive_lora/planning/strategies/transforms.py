@@ -6,15 +6,16 @@ worse and `shuffled` must lose what the source wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field, field_serializer, model_validator
 
-from adaptive_lora.errors import StrategyError, nearest_hint
+from adaptive_lora.errors import StrategyError
 from adaptive_lora.planning.budget import leaves_no_choice, spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import CalibrationOptions, Scores, Strategy, StrategyOptions, check_options
+from adaptive_lora.planning.strategies.registry import find_strategy
 from adaptive_lora.streams import numpy_stream
 
 _DRAWS = 20
@@ -27,22 +28,18 @@ class Options(StrategyOptions):
     Bounds that `source_options` does not give are those of the changed plan.
     """
 
-    sources: ClassVar[Mapping[str, Strategy]] = {}
-    """The strategies that can be a source; `of` sets them."""
-    refused: ClassVar[Mapping[str, str]] = {}
-    """Those that cannot, and why."""
-
     source: str = "empirical"
     source_options: Annotated[dict[str, Any], Field(default_factory=dict)]
 
     @model_validator(mode="after")
     def _of_a_source(self) -> Options:
-        if self.source in self.refused:
-            raise StrategyError(f"`source` cannot be {self.source}: {self.refused[self.source]}")
-        if self.source not in self.sources:
-            hint = nearest_hint(self.source, self.sources)
-            raise StrategyError(f"`source`: no strategy {self.source!r}{hint}; it may be {', '.join(self.sources)}")
-        _ = self.of_source  # complaints about them belong at the door
+        try:
+            source = self.strategy
+        except StrategyError as error:
+            raise StrategyError(f"`source`: {error}") from None
+        if reason := why_no_source(source):
+            raise StrategyError(f"`source` cannot be {source.name}: {reason}")
+        _ = self.of_source  # complaints about its options belong here
         return self
 
     @field_serializer("source_options")
@@ -52,7 +49,7 @@ class Options(StrategyOptions):
     @property
     def strategy(self) -> Strategy:
         """The source."""
-        return self.sources[self.source]
+        return find_strategy(self.source)
 
     @property
     def of_source(self) -> StrategyOptions:
@@ -127,40 +124,10 @@ def _check_known(modules: Sequence[ModuleShape], budget: int, options: ShuffledO
         _elsewhere(modules, spend(modules, {m.name: 1.0 for m in modules}, budget, least, most), budget, options)
 
 
-def of(strategies: Iterable[Strategy]) -> tuple[Strategy, Strategy]:
-    """`inverted` and `shuffled`, with `strategies` as their sources."""
-    known = {s.name: s for s in strategies}
-    why_not = {name: reason for name, s in known.items() if (reason := _why_not(s))}
-    why_not |= dict.fromkeys(("inverted", "shuffled"), "it changes another plan itself; name that plan's strategy")
-    usable = {name: s for name, s in known.items() if name not in why_not}
-
-    class Inverted(Options):
-        __doc__ = Options.__doc__
-        sources, refused = usable, why_not
-
-    class Shuffled(ShuffledOptions):
-        __doc__ = ShuffledOptions.__doc__
-        sources, refused = usable, why_not
-
-    upside_down = "the plan of another strategy (`source`) upside down: most rank where it puts least"
-    elsewhere = "the ranks of another strategy (`source`) at places drawn by chance"
-    return (
-        Strategy("inverted", upside_down, "control", inverted, Inverted, _needs),
-        Strategy(
-            "shuffled",
-            elsewhere,
-            "control",
-            shuffled,
-            Shuffled,
-            _needs,
-            chance=True,
-            check_known=_check_known,
-        ),
-    )
-
-
-def _why_not(strategy: Strategy) -> str | None:
-    """Why the plans of a strategy are not to be changed."""
+def why_no_source(strategy: Strategy) -> str | None:
+    """Why the plans of a strategy are not to be changed; None where they can be."""
+    if issubclass(strategy.options, Options):
+        return "it changes another plan itself; name that plan's strategy"
     if strategy.covers:
         return "it leaves modules out, which is another question than how much rank each gets"
     return "its ranks are drawn by chance, and changed they would be chance again" if strategy.chance else None
@@ -168,3 +135,23 @@ def _why_not(strategy: Strategy) -> str | None:
 
 def _needs(options: Options) -> tuple[str, ...]:
     return options.strategy.needs(options.of_source)
+
+
+INVERTED = Strategy(
+    "inverted",
+    "the plan of another strategy (`source`) upside down: most rank where it puts least",
+    "control",
+    inverted,
+    Options,
+    _needs,
+)
+SHUFFLED = Strategy(
+    "shuffled",
+    "the ranks of another strategy (`source`) at places drawn by chance",
+    "control",
+    shuffled,
+    ShuffledOptions,
+    _needs,
+    chance=True,
+    check_known=_check_known,
+)

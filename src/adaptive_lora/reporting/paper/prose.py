@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from adaptive_lora.errors import PaperError
+from adaptive_lora.errors import PaperError, StrategyError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.reporting.escaping import visible
@@ -136,6 +136,7 @@ def _literal(value: Any) -> str:
 def _context(found: Findings, facts: Facts) -> dict[str, Any]:
     spec = found.facts["spec"]
     several = len(spec["budgets"]) > 1
+    judged = {comparison.arm for comparison in found.judged}
     outcomes = [_outcome(comparison, judged, several) for comparison, judged in found.judged.items()]
     lock = lock_of(found.facts)
     names = [arm["strategy"] for arm in spec["arms"]]
@@ -157,7 +158,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "options_of": functools.partial(_options_of, spec["arms"]),
         "arms": [arm["name"] for arm in spec["arms"]],
         "contenders": contenders(found),
-        "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None],
+        "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None and arm["name"] not in judged],
         "retreats": [f"{a.arm}@{a.budget}" for a in found.arms if a.same and a.arm in contenders(found)],
         "every": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
         "controls": list(controls.get("arms", {})),
@@ -242,7 +243,10 @@ def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> list[str]:
     found = []
     for arm in arms:
         if arm["strategy"] == strategy:
-            options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
+            try:
+                options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
+            except StrategyError:  # the source is a file of the study's author, which reading does not load
+                options = arm["options"]
             told = [
                 f"{name.replace('_', ' ')} {_shown(value)}" for name, value in options.items() if _tells(name, value)
             ]

@@ -1,0 +1,140 @@
+"""What a study found, as data frames: `load_results`, and its page: `report`. Neither needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from adaptive_lora.errors import UsageError
+from adaptive_lora.reporting.exported import open_findings
+from adaptive_lora.reporting.html.build import write_report
+from adaptive_lora.stats.estimators import Interval
+from adaptive_lora.stats.run_table import Comparison
+from adaptive_lora.stats.verdicts import Judgement
+from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.ledger import Ledger, open_to_read
+from adaptive_lora.study.results import load_results as load_runs
+
+LOSS_COLUMNS = ("run_id", "split", "record", "nll", "tokens")
+JUDGED_COLUMNS = (
+    "arm", "budget", "family", "n", "mean", "low", "high", "p", "adjusted_p", "equivalence_low", "equivalence_high",
+    "equivalence_p", "verdict", "seeds_needed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a study folder or an export; each frame is read when it is first asked for."""
+
+    folder: Path
+
+    @functools.cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row a run: arm, budget, seed, losses in nats per completion token, parameters, seconds, status."""
+        if self._exported:
+            with open_findings(self.folder) as found:
+                return found.runs
+        return load_runs(self.folder)
+
+    @functools.cached_property
+    def ranks(self) -> pd.DataFrame:
+        """One row per finished run and module: rank, scaling, parameters, score, and the trained update's norm."""
+        with open_findings(self.folder) as found:
+            return found.ranks
+
+    @functools.cached_property
+    def curves(self) -> pd.DataFrame:
+        """One row per step of every finished evaluation run: training loss, gradient norm, learning rate, tokens.
+
+        An export may have every tenth step only.
+        """
+        with open_findings(self.folder) as found:
+            return found.curves
+
+    @functools.cached_property
+    def records(self) -> pd.DataFrame:
+        """One row per run, split and record: summed negative log-likelihood in nats and completion tokens.
+
+        Without rows where an export does not have them.
+        """
+        if self._exported:
+            return pd.DataFrame(columns=list(LOSS_COLUMNS))
+        with contextlib.closing(open_to_read(self.folder)) as ledger:
+            return records_table(ledger)
+
+    def judge(self) -> pd.DataFrame:
+        """One row per comparison with the baseline: paired differences in test loss, and the verdicts.
+
+        `mean` in nats per token (negative: the arm is better) with its 95 % interval `low`, `high`; `adjusted_p` under
+        Holm over the primary comparisons; the interval of the equivalence test; `seeds_needed` where undecided.
+        Comparisons that the study did not name beforehand are `exploratory`: no test, no verdict.
+        """
+        with open_findings(self.folder) as found:
+            rows = [_judged(comparison, judged) for comparison, judged in found.judged.items()]
+            for arm in found.arms:
+                if arm.difference is not None and Comparison(arm.arm, arm.budget) not in found.judged:
+                    own = {"arm": arm.arm, "budget": arm.budget, "family": "exploratory"}
+                    rows.append(
+                        {**own, **_interval(arm.difference), "n": arm.difference.n, "mean": arm.difference.mean}
+                    )
+        return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS)).astype({"seeds_needed": "Int64"})
+
+    @property
+    def _exported(self) -> bool:
+        return not StudyPaths(self.folder).ledger.is_file()
+
+
+def load_results(path: str | Path) -> Results:
+    """The results of a study folder, or of one that `results --out` wrote; StudyFolderError where it is neither."""
+    with open_findings(Path(path)):
+        return Results(Path(path))
+
+
+def report(path: str | Path, out: str | Path | None = None) -> Path:
+    """Writes a study's HTML page with its figures and tables, by default into its folder, and returns the page's path.
+
+    An export stays as it is: it needs `out`. Raises StudyFolderError and UsageError.
+    """
+    folder = Path(path)
+    with open_findings(folder) as found:
+        if out is None and not StudyPaths(folder).ledger.is_file():
+            raise UsageError(f"{folder} is an export, which stays as it is: name a folder for its page with `out`.")
+        return write_report(found, folder if out is None else Path(out))
+
+
+def _judged(comparison: Comparison, judged: Judgement) -> dict[str, Any]:
+    return {
+        "arm": comparison.arm,
+        "budget": comparison.budget,
+        "family": "primary",
+        "n": judged.n,
+        "mean": judged.mean,
+        **_interval(judged.interval95),
+        "p": judged.p,
+        "adjusted_p": judged.adjusted_p,
+        **_interval(judged.interval90, "equivalence_"),
+        "equivalence_p": judged.equivalence_p,
+        "verdict": str(judged.verdict),
+        "seeds_needed": judged.needed,
+    }
+
+
+def _interval(interval: Interval | None, prefix: str = "") -> dict[str, float | None]:
+    ends = (None, None) if interval is None else (interval.low, interval.high)
+    return dict(zip((f"{prefix}low", f"{prefix}high"), ends, strict=True))
+
+
+def records_table(ledger: Ledger) -> pd.DataFrame:
+    """Every finished run's and the base model's (`base`) loss on each record of a split."""
+    parts = []
+    for run_id, split in ledger.totals():
+        found = ledger.by_record(run_id, split)
+        if found is not None:
+            rows = {"run_id": run_id, "split": split, "record": range(len(found.nll))}
+            parts.append(pd.DataFrame({**rows, "nll": found.nll, "tokens": found.tokens}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(LOSS_COLUMNS))
