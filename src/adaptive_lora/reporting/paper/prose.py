@@ -99,7 +99,7 @@ def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
         "summary": lambda name: STRATEGIES[name].summary,
         "options_of": functools.partial(_options_of, spec["arms"]),
         "contenders": own,
-        # Fixed ranks are a hypothesis only where they cost what the baseline costs; the others have a size of their own.
+        # Fixed ranks that are a hypothesis cost what the baseline costs; the others have a size of their own.
         "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None and arm["name"] not in judged],
         "retreats": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.same and arm.arm in own],
         "winners": winners(found, spec["budgets"][0], own),
