@@ -167,7 +167,8 @@ def facts_of(study: Study, runs: int) -> dict[str, Any]:
                  "truncated_test": 0},
         "budgets": {text: sum(m.params_per_rank for m in shapes()) * parse_budget(text)[1] for text in spec["budgets"]},
         "lock": {"primary": [{"arm": f"decay-{i:02d}", "budget": spec["budgets"][0]} for i in (1, 2)],
-                 "deviations": []},
+                 "controls": {"arms": {}, "baseline_alone_at": [], "compute": {}, "twin": False}, "deviations": [],
+                 "locked": "2026-01-02T03:04:05+00:00"},
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.templates import TemplateName
@@ -18,10 +18,10 @@ from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.prepare import open_base, open_outline, open_records, targets_of, warnings_of
 from adaptive_lora.study.schema import ArmPart, ScalingPart
-from adaptive_lora.training.adapter import attached, save_adapter, weights_of
-from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.options import TrainingOptions, rate_factors
-from adaptive_lora.training.reference import train as train_reference
+
+if TYPE_CHECKING:  # plans by shape need no torch
+    from adaptive_lora.training.base import FrozenBase
 
 _CALIBRATION_POOL = 512
 
@@ -101,6 +101,9 @@ def train(
 
     Returns the training loss per step, nats per completion token.
     """
+    from adaptive_lora.training.adapter import attached, save_adapter, weights_of
+    from adaptive_lora.training.reference import train as train_reference
+
     base = open_base(model)
     if missing := {m.name for m in plan.modules} - {m.name for m in base.outline.modules}:
         raise PlanError(f"The plan is of another model: {model} has no module {sorted(missing)[0]}.")

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.reporting.exported import export_all, open_findings
-from adaptive_lora.reporting.findings import description, verdict_text
+from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.reporting.html.page import made_tables
 from adaptive_lora.reporting.tables import files_of
+from adaptive_lora.reporting.templating import render_all
+from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.results import load_results
 from tests.reporting.ledgers import make_ledger
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -27,21 +33,55 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_table_is_the_same_from_both(study: Path) -> None:
+def bare(study: Path, tmp_path: Path) -> Path:
+    """The export without its archive: its tables alone."""
+    folder = Path(shutil.copytree(study / "text", tmp_path / "bare"))
+    StudyPaths(folder).archive.unlink()
+    return folder
+
+
+def test_every_table_is_the_same_from_all(study: Path, tmp_path: Path) -> None:
     told = []
-    for folder in (study, study / "text"):
+    for folder in (study, study / "text", bare(study, tmp_path)):
         with open_findings(folder) as found:
             tables = files_of([table for own in made_tables(found).values() for table in own])
-            told.append((tables, verdict_text(found), description(found), dict(found.left_out)))
-    assert told[0] == told[1]
-    assert {"sizes.csv", "stability.csv", "verdicts.csv", "power.csv"} <= told[0][0].keys()
+            sizes = pd.read_csv(io.StringIO(tables.pop("sizes.csv"))).drop(columns="sd")  # over records: to 1e-6
+            said = [render_all(f"comparisons.{name}", found) for name in ("verdicts", "description")]
+            told.append((sizes.round(6).to_csv(), tables, said, dict(found.left_out)))
+        pd.testing.assert_frame_equal(load_results(folder), load_results(study), check_dtype=False)
+    assert told[0] == told[1] == told[2]
+    assert {"stability.csv", "verdicts.csv", "power.csv"} <= told[0][1].keys()
 
 
-def test_findings_of_earlier_exports_leave_out_what_is_not_there(study: Path, tmp_path: Path) -> None:
-    earlier = Path(shutil.copytree(study / "text", tmp_path / "earlier"))
+def test_intervals_over_records_follow_from_an_exports_own_losses(study: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(study / "text", tmp_path / "text"))
+    (folder / "records.csv").unlink()
+    with open_findings(study) as own, open_findings(folder) as found:
+        assert found.over_records.keys() == own.over_records.keys() and len(own.over_records) == 3
+        for key, (interval, tokens) in own.over_records.items():
+            theirs, counted = found.over_records[key]
+            assert (theirs.low, theirs.high) == pytest.approx((interval.low, interval.high), abs=1e-6)
+            assert counted == tokens
+
+
+def test_a_page_and_its_figures_are_the_same_from_an_export(study: Path, tmp_path: Path) -> None:
+    for name, folder in (("own", study), ("exported", study / "text")):
+        with open_findings(folder) as found:
+            write_report(found, tmp_path / name)
+    files = [path.relative_to(tmp_path / "own") for path in (tmp_path / "own").rglob("*.*") if path.suffix != ".png"]
+    assert Path("report.html") in files and len(files) > 20
+    for file in {*files} - {Path("tables/sizes.csv")}:  # intervals over records, in full precision
+        one, other = (
+            re.sub(rb' data-sort="[^"]*"', b"", (tmp_path / n / file).read_bytes()) for n in ("own", "exported")
+        )
+        assert one == other, file
+
+
+def test_findings_leave_out_what_is_not_there(study: Path, tmp_path: Path) -> None:
+    folder = bare(study, tmp_path)
     for name in ("costs.csv", "stability.csv", "records.csv"):
-        (earlier / name).unlink()
-    with open_findings(earlier) as found:
+        (folder / name).unlink()
+    with open_findings(folder) as found:
         names = {table.name for own in made_tables(found).values() for table in own}
     assert {"arms", "verdicts", "power"} <= names and "stability" not in names
 

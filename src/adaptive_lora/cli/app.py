@@ -9,7 +9,6 @@ import os
 import sqlite3
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -30,9 +29,15 @@ app.add_typer(data_app, name="data")
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 err = Console(stderr=True, highlight=False)
 
+_TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "tokenizers",
+          "pyarrow"}  # fmt: skip
+"""What the extra `train` brings."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-FolderArgument = Annotated[Path, typer.Argument(help="Study folder, as given to `run --out`.")]
+
+_WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of a path that cannot be what was asked of it; other failures are not the user's."""
 
 
 def explained(function: F) -> F:
@@ -54,12 +59,21 @@ def explained(function: F) -> F:
         except KeyboardInterrupt:
             err.print("interrupted; the same command goes on where it stopped")
             raise typer.Exit(130) from None
-        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            err.print(f"error: {error.filename or error}: {error.strerror}.", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except OSError as error:  # a full disk, a read-only one, a folder that cannot be
+            usage = isinstance(error, _WRONG_PLACE)
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            err.print(f"{'error' if usage else 'failed'}: {reason}.", markup=False, soft_wrap=True)
+            raise typer.Exit(2 if usage else 1) from None
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _TRAIN:
+                raise
+            name = function.__name__.replace("_", " ")
+            remedy = "pip install 'adaptive-lora[train]'"
+            err.print(f"error: `{name}` needs torch and its family: {remedy}", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
 
     return verb  # type: ignore[return-value]
 

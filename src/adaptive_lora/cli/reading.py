@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -10,53 +9,70 @@ from typing import Annotated
 
 import typer
 
-from adaptive_lora.cli.app import FolderArgument, JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
 from adaptive_lora.cli.shared import remember, tell_report, tell_status
 from adaptive_lora.errors import UsageError
 from adaptive_lora.study.folder import StudyPaths, is_in_use
 
+ReadingArgument = Annotated[Path, typer.Argument(help="Study folder, or one that `results --out` wrote.")]
+
 
 @app.command()
 @explained
-def status(folder: FolderArgument, as_json: JsonFlag = False) -> None:
+def status(folder: ReadingArgument, as_json: JsonFlag = False) -> None:
     """What is done, running, failed and left."""
     tell_status(folder, as_json)
 
 
 @app.command()
 @explained
-def report(folder: FolderArgument, as_json: JsonFlag = False) -> None:
+def report(
+    folder: ReadingArgument,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder for page, figures and tables; default the study folder itself.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """Make the HTML report and the figures again from what is recorded."""
-    tell_report(folder, as_json)
+    tell_report(folder, as_json, to)
 
 
 @app.command()
 @explained
-def memory(folder: FolderArgument, as_json: JsonFlag = False) -> None:
-    """Bring the memory bank up to date and show where the study stands, what it found and what to do next."""
-    from adaptive_lora.reporting.findings import read_findings
-    from adaptive_lora.reporting.memory.memory_bank import SHOWN, memory_texts, write_memory_bank
-    from adaptive_lora.study.ledger import open_to_read
+def memory(
+    folder: ReadingArgument,
+    to: Annotated[
+        Path | None, typer.Option("--out", help="Folder for `memory-bank`; default the study folder itself.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Bring the memory bank up to date and show where the study stands, what it found and what to do next.
 
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        texts = memory_texts(read_findings(ledger), is_in_use(folder))
-    place = StudyPaths(folder).memory_bank
-    if os.access(folder, os.W_OK):
-        changed = [path.name for path in write_memory_bank(texts, folder)]
+    That of an export is shown, and written where --out says.
+    """
+    from adaptive_lora.reporting.exported import open_findings
+    from adaptive_lora.reporting.memory.memory_bank import SHOWN, TITLES, memory_texts, write_memory_bank
+
+    with open_findings(folder) as found:
+        texts = memory_texts(found, is_in_use(folder))
+    place, changed = StudyPaths(to or folder).memory_bank, []
+    if to is None and StudyPaths(folder).is_export:
+        err.print(f"{folder} is an export, which stays as it is; name a folder with --out", markup=False)
+    elif to or os.access(folder, os.W_OK):
+        changed = [path.name for path in write_memory_bank(texts, to or folder)]
         err.print(f"{place}: {', '.join(changed) or 'nothing'} changed", markup=False, soft_wrap=True)
     else:  # a mounted archive can be read all the same
-        changed = []
         err.print(f"warning: {folder} cannot be written, so that its memory bank stays as it is", markup=False)
     if as_json:
         print_json({"memory_bank": str(place), "changed": changed, "texts": texts})
         return
-    sys.stdout.write("\n\n".join(f"# {title}\n\n{texts[name]}" for name, title in SHOWN.items()) + "\n")
+    sys.stdout.write("\n\n".join(f"# {TITLES[name]}\n\n{texts[name]}" for name in SHOWN) + "\n")
 
 
 @app.command()
 @explained
 def paper(
-    folder: Annotated[Path, typer.Argument(help="Study folder, or one that `results --out` wrote.")],
+    folder: ReadingArgument,
     to: Annotated[Path | None, typer.Option("--out", help="Folder to write; default `paper` in the study's.")] = None,
     beside: Annotated[
         list[Path] | None,
@@ -67,8 +83,8 @@ def paper(
 ) -> None:
     """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
     from adaptive_lora.reporting.exported import open_findings
-    from adaptive_lora.reporting.paper.beside import open_beside
     from adaptive_lora.reporting.paper.build import write_paper
+    from adaptive_lora.reporting.paper.other_studies import open_beside
 
     with open_findings(folder) as found, open_beside(beside or []) as others, working("writing the manuscript"):
         written = write_paper(found, to or folder / "paper", others, arxiv)
@@ -90,27 +106,27 @@ def paper(
 @app.command()
 @explained
 def results(
-    folder: FolderArgument,
+    folder: ReadingArgument,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV (the default).")] = False,
     as_json: JsonFlag = False,
     to: Annotated[
-        Path | None, typer.Option("--out", help="Write all that is told of the study as text files here.")
+        Path | None,
+        typer.Option("--out", help="Export the study: files to commit, to read with every verb, to go on from."),
     ] = None,
 ) -> None:
     """One row a run: losses, parameters, times. Losses in nats per completion token."""
-    from adaptive_lora.reporting.exported import export_all
-    from adaptive_lora.reporting.memory.memory_bank import export_memory_bank
-    from adaptive_lora.study.ledger import open_to_read
-    from adaptive_lora.study.results import runs_table
+    from adaptive_lora.reporting.exported import export_study
+    from adaptive_lora.study.results import load_results
 
     if csv and as_json:
         raise UsageError("Choose one of --csv and --json.")
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        if to is not None:
-            remember(folder)
-            for path in [*export_all(ledger, to), *export_memory_bank(folder, to)]:
-                err.print(f"wrote {path}", markup=False)
-            return
-        table = runs_table(ledger)
-    text = table.to_json(orient="records", indent=2, double_precision=15) if as_json else table.to_csv(index=False)
-    sys.stdout.write(text.rstrip("\n") + "\n")
+    if to is None:
+        table = load_results(folder)
+        text = table.to_json(orient="records", indent=2, double_precision=15) if as_json else table.to_csv(index=False)
+        sys.stdout.write(text.rstrip("\n") + "\n")
+        return
+    if StudyPaths(folder).is_export:
+        raise UsageError(f"{folder} is an export already; copy the folder.")
+    remember(folder)
+    for path in export_study(folder, to):
+        err.print(f"wrote {path}", markup=False)

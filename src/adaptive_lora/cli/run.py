@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +50,10 @@ def run(
     deviation: Annotated[
         str | None, typer.Option(help="Why the study file has changed since the folder was locked; the report says so.")
     ] = None,
+    continue_from: Annotated[
+        Path | None,
+        typer.Option(help="A folder that `results --out` wrote: its finished runs are taken over into a new --out."),
+    ] = None,
     pilot: Annotated[
         Path | None,
         typer.Option(help="With --dry-run: a study folder or exported results, whose spread tells the power."),
@@ -65,12 +70,18 @@ def run(
         with working("planning every arm and timing a few steps"):
             found = estimate(prepare(load_study(study), device), _pilot(pilot) if pilot else ())
         if as_json:
-            print_json({**vars(found), "warnings": list(found.warnings)})
+            print_json(dataclasses.asdict(found))
         else:
             out.print(terminal.estimate_view(found))
         return
     if to is None:
         raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
+    if continue_from is not None:
+        from adaptive_lora.study.archive import continue_from as take_over
+        from adaptive_lora.study.study_file import load_study
+
+        taken = take_over(continue_from, load_study(study), to, deviation)
+        err.print(f"{taken} finished runs taken over from {continue_from}", markup=False, soft_wrap=True)
     _run(study, to, device, checkpoint_seconds, deviation)
     if as_json:
         tell_status(to, as_json=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from adaptive_lora.cli.app import err, out, print_json, working
 from adaptive_lora.errors import UsageError
-from adaptive_lora.study.folder import is_in_use
+from adaptive_lora.study.folder import StudyPaths, is_in_use
 
 if TYPE_CHECKING:
     from adaptive_lora.reporting.findings import Findings
@@ -27,20 +27,24 @@ def tell_status(folder: Path, as_json: bool = False) -> None:
         out.print(status_view(found))
 
 
-def tell_report(folder: Path, as_json: bool = False) -> None:
-    """Makes the report, and shows its arms."""
+def tell_report(folder: Path, as_json: bool = False, to: Path | None = None) -> None:
+    """Makes the report, in the study folder itself or in another, and shows its arms."""
     from adaptive_lora.cli.terminal import arms_table
-    from adaptive_lora.reporting.findings import read_findings
+    from adaptive_lora.reporting.exported import open_findings
     from adaptive_lora.reporting.html.build import write_report
-    from adaptive_lora.study.ledger import open_to_read
 
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        found = read_findings(ledger)
+    with open_findings(folder) as found:
+        if to is None and StudyPaths(folder).is_export:
+            raise UsageError(
+                f"{folder} is an export, which stays as it is: name a folder for its page, as in `adaptive-lora report "
+                f"{folder} --out runs/pages/{folder.resolve().name}`."
+            )
         with working("drawing figures"):
-            path = write_report(ledger, folder, found)
-        remember(folder, found)
+            path = write_report(found, to or folder)
+        if to is None:
+            remember(folder, found)
     if as_json:
-        places = {"report": str(path), "figures": str(folder / "figures"), "tables": str(folder / "tables")}
+        places = {"report": str(path), **{name: str(path.parent / name) for name in ("figures", "tables")}}
         print_json({**places, "arms": [asdict(arm) for arm in found.arms]})
         return
     out.print(arms_table(found.arms, found.baseline))
@@ -48,13 +52,12 @@ def tell_report(folder: Path, as_json: bool = False) -> None:
 
 
 def remember(folder: Path, found: Findings | None = None) -> None:
-    """Brings the memory bank up to date; what keeps it from that is a warning beside work that is done."""
-    from adaptive_lora.reporting.findings import read_findings
+    """Brings a study folder's memory bank up to date; what keeps it from that is a warning beside work that is done."""
+    from adaptive_lora.reporting.exported import open_findings
     from adaptive_lora.reporting.memory.memory_bank import memory_texts, write_memory_bank
-    from adaptive_lora.study.ledger import open_to_read
 
     try:
-        with contextlib.closing(open_to_read(folder)) as ledger:
-            write_memory_bank(memory_texts(found or read_findings(ledger), is_in_use(folder)), folder)
+        with contextlib.nullcontext(found) if found else open_findings(folder) as own:
+            write_memory_bank(memory_texts(own, is_in_use(folder)), folder)
     except (UsageError, OSError) as error:
         err.print(f"warning: the memory bank is not up to date: {error}", markup=False, soft_wrap=True)

@@ -17,6 +17,7 @@ from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import STRATEGIES, StrategyOptions
 from adaptive_lora.planning.strategies.base import CalibrationOptions
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.study.status import StudyStatus
 
@@ -220,21 +221,21 @@ def estimate_view(found: Estimate) -> Group:
         Text(),
         sizes,
         Text(cost),
-        Text(found.power),
+        Text(render("power.outlook", found.power, found.design)),
         *(Text(f"warning: {text}", style="yellow") for text in found.warnings),
     )
 
 
 def status_view(found: StudyStatus) -> Group:
     """Where a study stands."""
-    state = "running now" if found.in_use else "not running"
+    state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     parts: list[Any] = [
         Text(f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}")
     ]
     parts.append(Text(", ".join(f"{count} {name}" for name, count in found.counts.items()), style="dim"))
     for run in (*found.current, *found.troubles):
-        step = f" step {run['step']}/{run['steps']}" if run["step"] is not None else ""
+        step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""
         label = f"{run['status']}: {run['phase']} {run['arm']} {run['budget']} seed {run['seed']}{step}"
         parts.append(plain(f"{label} {run['error'] or ''}"))
     return Group(*parts)

@@ -1,38 +1,47 @@
-"""Findings from exported text, the same as from the ledger that it came from.
+"""Findings from an export, the same as from the ledger that it came from.
 
-What only a ledger can answer is answered when exporting, and the answers are written beside the tables: `costs.csv`
-has what plans say of their cost, `stability.csv` what whole curves say of every run, `records.csv` the intervals over
-test records. Losses by record themselves, megabytes of numbers that nobody reads, stay in the ledger. Exports of
-earlier versions have none of the three, and nothing is told from what is not there.
+They are read from its archive, which has all of the ledger. Where that is left away its tables answer: `costs.csv` has
+what plans say of their cost, `stability.csv` what whole curves say of every run, `records.csv` the intervals over test
+records. What is in neither is missing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.reporting.findings import Findings, findings_of, read_findings
+from adaptive_lora.reporting.memory.memory_bank import export_memory_bank
+from adaptive_lora.stats.effect_sizes import OverRecords
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
-from adaptive_lora.stats.sizes import OverRecords
 from adaptive_lora.stats.stability import STABILITY_COLUMNS
+from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger, open_to_read
-from adaptive_lora.study.results import COST_COLUMNS, export
+from adaptive_lora.study.results import COST_COLUMNS, export, exported_table, read_export, whole_export
 
 RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "level", "tokens")
 """Arm minus baseline in nats per token, its interval over test records at `level`, and their completion tokens."""
 
 
+def export_study(folder: Path, to: Path) -> list[Path]:
+    """All of a study folder that is to be kept: `export_all`, the lock, the memory bank with what people wrote."""
+    lock = StudyPaths(folder).decisions
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        written = export_all(ledger, to)
+    if lock.is_file():
+        written.append(StudyPaths(to).decisions)
+        write_atomically(written[-1], lock.read_bytes())
+    return [*written, *export_memory_bank(folder, to)]
+
+
 def export_all(ledger: Ledger, folder: Path) -> list[Path]:
-    """`study.results.export`, and what else it takes to tell the study from the text alone."""
+    """`study.results.export`, and the tables that tell what only the whole ledger can."""
     found = read_findings(ledger)
     rows = [
         (arm, budget, interval.mean, interval.low, interval.high, interval.n, interval.level, tokens)
@@ -50,53 +59,29 @@ def export_all(ledger: Ledger, folder: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def open_findings(folder: Path) -> Iterator[Findings]:
-    """Of a study folder, or of one that `export_all` wrote; StudyFolderError where it is neither."""
-    if not StudyPaths(folder).ledger.is_file() and (folder / "facts.json").is_file():
-        yield read_exported(folder)
+    """Of a study folder, or of one that `export_study` wrote; StudyFolderError where it is neither."""
+    if (ledger := open_recorded(folder)) is None:
+        facts, runs = read_export(folder)
+        with whole_export(folder):
+            found = findings_of(facts, runs, _OfText(folder))
+        yield found
         return
-    with contextlib.closing(open_to_read(folder)) as ledger:
+    with contextlib.closing(ledger):
         yield read_findings(ledger)
-
-
-def read_exported(folder: Path) -> Findings:
-    """The findings of an export; StudyFolderError where it is torn."""
-    source = _OfText(folder)
-    try:
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        runs = source.table("runs", RUN_COLUMNS).astype({"trainable_parameters": "Int64", "step": "Int64"})
-        _check_losses(runs)
-        return findings_of(facts, runs, source)
-    except (KeyError, TypeError, ValueError, OSError) as error:
-        raise StudyFolderError(
-            f"{folder} holds no whole export: {error}. Export it again with `results --out`."
-        ) from None
-
-
-def _check_losses(runs: pd.DataFrame) -> None:
-    """ValueError with the name of a number that a completed run must have; a ledger has it or no such run."""
-    done = runs["status"] == Status.COMPLETED
-    for phase, loss in ((Phase.EVALUATION, "test_loss"), (Phase.TUNING, "validation_loss")):
-        for run in runs[done & (runs["phase"] == phase) & runs[loss].isna()].itertuples():
-            raise ValueError(f"`runs.{run.run_id}.{loss}` ({run.arm} at {run.budget}, seed {run.seed}) is missing")
 
 
 @dataclass(frozen=True)
 class _OfText:
-    """An export's folder."""
+    """An export's tables."""
 
     folder: Path
 
     def table(self, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
-        """As written; without rows where there is no such file. Columns of earlier versions may be missing."""
-        path = self.folder / f"{name}.csv"
-        if not path.is_file():
-            return pd.DataFrame(columns=list(columns))
-        found = pd.read_csv(path, keep_default_na=False, na_values=[""])
-        return found.reindex(columns=[*columns, *(c for c in found if c not in columns)])
+        return exported_table(self.folder, name, columns)
 
     def _with_ids(self, table: pd.DataFrame) -> pd.DataFrame:
-        keys = ["arm", "budget", "seed"]
-        return table.assign(run_id=table[keys].astype(str).agg("/".join, axis=1) if len(table) else None)
+        arm, budget, seed = (table[key].astype(str) for key in ("arm", "budget", "seed"))
+        return table.assign(run_id=arm + "/" + budget + "/" + seed)
 
     def ranks(self) -> pd.DataFrame:
         return self._with_ids(self.table("ranks", ("phase", "arm", "budget", "seed", "module", "kind", "depth", "rank",

@@ -16,8 +16,8 @@ from typing import Literal
 from markupsafe import Markup, escape
 
 from adaptive_lora.reporting.escaping import escape_latex, escape_markdown, visible
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.words import number
 
 Cell = str | int | float | Interval | None
 MOST_ROWS = 500
@@ -27,18 +27,21 @@ _FORMULA = ("=", "+", "-", "@")
 
 @dataclass(frozen=True)
 class Column:
-    """What stands below one another."""
+    """The name, heading and format of a column."""
 
     name: str
     """An identifier: the heading in CSV, with `_low` and `_high` for the ends of an interval."""
-    title: str
-    """The heading for people."""
+    title: str = ""
+    """The heading for people; the name where it is not given."""
     kind: Literal["text", "number", "interval"] = "number"
     form: str = ""
     """How a number is written, as in Python's `format`."""
     unit: str = ""
     optional: bool = False
     """Left out where no row has a value."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name.replace("_", " "))
 
     @property
     def heading(self) -> str:
@@ -171,7 +174,7 @@ def _html_cell(index: int, column: Column, cell: Cell) -> Markup:
         content = Markup("<bdi>{}</bdi>").format(visible(cell))
     elif _there(cell):
         value = cell.mean if isinstance(cell, Interval) else cell
-        key, content = str(value), escape(number(value, column.form))
+        key, content = str(value), escape(formatted(value, column.form))
         if isinstance(cell, Interval) and (ends := _ends(cell, column.form)):
             content += Markup('<span class="range">{}</span>').format(ends)
     kind = Markup(' class="text"') if column.kind == "text" else ""
@@ -192,14 +195,14 @@ def written(cell: Cell, form: str = "") -> str:
     if isinstance(cell, str):
         return cell
     if isinstance(cell, Interval):
-        return f"{number(cell.mean, form)} {_ends(cell, form)}".strip()
-    return number(cell, form)
+        return f"{formatted(cell.mean, form)} {_ends(cell, form)}".strip()
+    return formatted(cell, form)
 
 
 def _ends(interval: Interval, form: str) -> str:
     if interval.low is None or interval.high is None:
         return ""
-    return f"[{number(interval.low, form)}, {number(interval.high, form)}]"
+    return f"[{formatted(interval.low, form)}, {formatted(interval.high, form)}]"
 
 
 def _there(cell: Cell) -> bool:

@@ -1,11 +1,12 @@
 """study.db: every run's spec, state, curve and results. SQLite, one writer, readable at any moment.
 
-A result is written in one transaction with the status that says it stands, so that a kill at any
+A result is written in one transaction with the status that makes it count, so that a kill at any
 moment leaves a run either finished with all its numbers or not finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -73,10 +74,18 @@ class Ledger:
         self._db.close()
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the study as a whole: identity, spec, versions, material."""
+        """What is known of the study as a whole: identity, spec, versions, model, data."""
         if not self._db.execute("PRAGMA user_version").fetchone()[0]:
             return {}
         return {row["key"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM study")}
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """A table as it is stored, in the order it was written."""
+        return [dict(row) for row in self._db.execute(f"SELECT * FROM {table} ORDER BY rowid")]
+
+    def copy_to(self, path: Path) -> None:
+        """Writes the ledger into a file that is not there yet."""
+        self._db.execute("VACUUM INTO ?", (str(path),))
 
     def set_facts(self, facts: Mapping[str, Any]) -> None:
         """Adds or replaces facts."""
@@ -254,6 +263,20 @@ def _points(row: sqlite3.Row) -> dict[str, NDArray[np.float64]]:
     columns = json.loads(row["columns"])
     points = np.frombuffer(zlib.decompress(row["points"]), dtype=np.float64).reshape(len(columns), -1)
     return dict(zip(columns, points, strict=True))
+
+
+def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
+    """A ledger of these `rows` that no file holds."""
+    with contextlib.ExitStack() as stack:
+        db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
+        db.executescript(_SCHEMA)
+        for table, rows in tables.items():
+            for row in rows:
+                columns = ", ".join(f":{column}" for column in row)
+                db.execute(f"INSERT INTO {table} ({columns.replace(':', '')}) VALUES ({columns})", dict(row))
+        db.commit()
+        stack.pop_all()
+        return Ledger(db)
 
 
 def open_to_read(folder: Path, begun: bool = True) -> Ledger:

@@ -1,4 +1,4 @@
-"""What was decided before the first step: hypotheses, seeds, controls, material. `study.lock.json`.
+"""The lock: what was decided before the first step (hypotheses, seeds, controls, model, data). `study.lock.json`.
 
 A lock is written once. A study file that has changed since is refused with what differs, or goes on as a deviation
 that the lock records and the report prints on top.
@@ -31,7 +31,7 @@ def check_decidable(study: Study) -> None:
 
 
 def undecidable(study: Study) -> tuple[Location, str] | None:
-    """Why a study can never decide its primary comparisons, and where that stands; None where it can.
+    """Why a study can never decide its primary comparisons, and the key that is to blame; None where it can.
 
     There may be `MOST_PRIMARY` of them, and the evaluation seeds must allow 2 / 2^n <= alpha / m.
     """
@@ -53,7 +53,7 @@ def undecidable(study: Study) -> tuple[Location, str] | None:
 
 
 def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The decisions of a study; `facts` are the ledger's, with versions and material."""
+    """The decisions of a study; `facts` are the ledger's, with versions, model and data."""
     spec, matrix = study.spec, study.matrix
     named = [vars(comparison) for comparison in matrix.comparisons]
     every = [{"arm": cell.arm.name, "budget": cell.budget} for cell in matrix.cells]

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import UsageError
-from adaptive_lora.measures.groups import MeasurementResult
-from adaptive_lora.measures.measuring import Measured, collect, measure, measurements
-from adaptive_lora.measures.request import Measurement, MeasurementKey, PlannedTraining, Request
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling, fixed_ranks
 from adaptive_lora.planning.strategies import check_options, find_strategy
-from adaptive_lora.planning.strategies.base import Strategy, StrategyOptions
+from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions
 from adaptive_lora.streams import derive_seed
 from adaptive_lora.study.schema import ArmPart, ScalingPart
-from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.options import TrainingOptions
 
-_TRAINING = PlannedTraining(TrainingOptions(learning_rate=1e-3, steps=100))
-"""What short runs imitate where no training was planned: a careful rate."""
+if TYPE_CHECKING:  # plans by shape need no torch
+    from adaptive_lora.measures.groups import MeasurementResult
+    from adaptive_lora.measures.request import Measurement, MeasurementKey, PlannedTraining, Request
+    from adaptive_lora.training.base import FrozenBase
 
+    Results = Mapping[MeasurementKey, MeasurementResult | Exception]
 
-Results = Mapping[MeasurementKey, MeasurementResult | Exception]
-"""What was measured; an error stands where a measurement failed."""
+_CAREFUL = TrainingOptions(learning_rate=1e-3, steps=100)
+"""What short runs imitate where no training was planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +43,11 @@ class PlanTask:
     request: Request | None = None
     """What they are taken on; None where there are none."""
 
-    def plan(self, measured: Measured) -> RankPlan:
-        """The plan that follows from what was measured; pure and deterministic."""
-        ranks = self.strategy.allocate(self.modules, measured.scores, self.budget.parameters, self.options)
+    def plan(self, measured: Scores, facts: Mapping[str, Any]) -> RankPlan:
+        """The plan that follows from what was measured; pure and deterministic. `facts` go into its provenance."""
+        ranks = self.strategy.allocate(self.modules, measured, self.budget.parameters, self.options)
         covered = tuple(m for m in self.modules if ranks[m.name])  # some strategies leave modules out
-        scores = measured.scores[self.needs[0]] if self.needs else None
+        scores = measured[self.needs[0]] if self.needs else None
         return RankPlan(
             strategy=self.strategy.name,
             budget=self.budget.parameters,
@@ -58,7 +57,7 @@ class PlanTask:
             options=self.options.model_dump(mode="json"),
             scores={m.name: _as_number(scores[m.name]) for m in covered} if scores is not None else None,
             provenance={
-                "seed": self.seed, "budget": self.budget.text, **({"measured": measured.facts} if self.needs else {}),
+                "seed": self.seed, "budget": self.budget.text, **({"measured": dict(facts)} if self.needs else {}),
             },
             left_out=tuple(m for m in self.modules if not ranks[m.name]),
         )  # fmt: skip
@@ -94,9 +93,11 @@ def plan_task(
     if needs := strategy.needs(options):
         if base is None or (not examples and strategy.effort_of(options) != "weights"):
             raise UsageError("This strategy measures on data: give `--data` (or `data` in the study file).")
+        from adaptive_lora.measures.request import PlannedTraining, Request
+
         request = Request(
             base=base, modules=modules, examples=examples, options=options.measuring(), seed=seed,
-            budget=budget.parameters, scaling=rule, training=training or _TRAINING,
+            budget=budget.parameters, scaling=rule, training=training or PlannedTraining(_CAREFUL),
         )  # fmt: skip
     return PlanTask(
         strategy=strategy, options=options, modules=modules, budget=budget, scaling=rule, seed=seed,
@@ -106,12 +107,21 @@ def plan_task(
 
 def needed(task: PlanTask | RankPlan) -> list[Measurement]:
     """What must be measured for a task."""
-    return measurements(task.needs, task.request) if isinstance(task, PlanTask) and task.request else []
+    if not isinstance(task, PlanTask) or task.request is None:
+        return []
+    from adaptive_lora.measures.measuring import measurements
+
+    return measurements(task.needs, task.request)
 
 
-def collected(task: PlanTask, stored: Results) -> Measured:
-    """What a task needs, out of what was measured; raises the error that stands in the place of a measurement."""
-    return collect(task.needs, task.request, stored) if task.request else Measured({}, {})
+def collected(task: PlanTask, stored: Results) -> tuple[Scores, Mapping[str, Any]]:
+    """What a task needs out of what was measured, and facts about that; raises the error of one that failed."""
+    if task.request is None:
+        return {}, {}
+    from adaptive_lora.measures.measuring import collect
+
+    found = collect(task.needs, task.request, stored)
+    return found.scores, found.facts
 
 
 def make_plan(
@@ -128,7 +138,12 @@ def make_plan(
     task = plan_task(base, modules, arm, budget, scaling, seed, examples, training)
     if isinstance(task, RankPlan):
         return task
-    return task.plan(measure(task.needs, task.request) if task.request else Measured({}, {}))
+    if task.request is None:
+        return task.plan({}, {})
+    from adaptive_lora.measures.measuring import measure
+
+    found = measure(task.needs, task.request)
+    return task.plan(found.scores, found.facts)
 
 
 def _as_number(score: Any) -> float:

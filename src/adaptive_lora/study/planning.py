@@ -17,9 +17,11 @@ from adaptive_lora.measures.request import Measurement, MeasurementKey
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.matrix import Run
-from adaptive_lora.study.plan_task import PlanTask, Results, collected, needed
+from adaptive_lora.study.plan_task import PlanTask, collected, needed
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.progress import ProgressListener
+
+Results = dict[MeasurementKey, MeasurementResult | Exception]
 
 
 def plan_runs(
@@ -63,10 +65,10 @@ def _plan(task: PlanTask | RankPlan, stored: Results) -> tuple[RankPlan, float]:
     """A plan, and the seconds that it takes alone: sharing a measurement does not make it free."""
     if isinstance(task, RankPlan):
         return task, 0.0
-    measured = collected(task, stored)
+    scores, facts = collected(task, stored)
     began = time.monotonic()
-    plan = task.plan(measured)
-    return plan, time.monotonic() - began + sum(measured.facts.get("seconds", {}).values())
+    plan = task.plan(scores, facts)
+    return plan, time.monotonic() - began + sum(facts.get("seconds", {}).values())
 
 
 def _measure(
@@ -79,7 +81,7 @@ def _measure(
     wanted: dict[MeasurementKey, Measurement] = {}
     for task in tasks:
         wanted |= {found.key: found for found in needed(task)}
-    stored: dict[MeasurementKey, MeasurementResult | Exception] = {}
+    stored: Results = {}
     for key in wanted:
         if (content := ledger.planning.measurement(key.digest)) is not None:
             stored[key] = MeasurementResult(content["values"], content["facts"])

@@ -1,4 +1,4 @@
-"""What a study is refused for once its model is known: budgets and arms that cannot be, and arms that are one."""
+"""Checks of a study once its model is known: budgets that cannot be met, arms without a plan, equal arms."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str,
 
 
 def _complaint(study: Study, cell: Cell, error: UsageError) -> tuple[Location, str]:
-    """Where the cause stands in the study file, and what to do."""
+    """The key of the study file that is to blame, and what to do."""
     if cell.role is Role.ASSAY:
         return ("controls",), f"the baseline at {cell.budget}: {error} Or name the `controls` without it."
     if isinstance(error, BudgetError):

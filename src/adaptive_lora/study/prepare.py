@@ -1,4 +1,4 @@
-"""What a study works on: base model, target modules, budgets, records; `demo` resolved, everything checked."""
+"""A study made ready: base model, target modules, budgets and records loaded, everything checked."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Encoder, Example
@@ -16,43 +16,44 @@ from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StudyFileError, UsageError
-from adaptive_lora.measures.request import PlannedTraining
-from adaptive_lora.measures.weights import weight_norms
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape, select_targets
+from adaptive_lora.planning.outline import ModelOutline, outline_from_config
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import coverage_warnings
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import PlanTask, plan_task
 from adaptive_lora.study.preflight import check_distinct, checked_budgets
 from adaptive_lora.study.study_file import Study
-from adaptive_lora.training.base import (
-    FrozenBase,
-    ModelOutline,
-    check_device,
-    default_device,
-    load_base,
-    load_tokenizer,
-    outline_of,
-)
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
+
+if TYPE_CHECKING:  # plans by shape need no torch
+    from adaptive_lora.training.base import FrozenBase
 
 DEMO_RECORDS = 4000
 """How many different records a generated source has at the most."""
 
 
 def open_outline(name: str, revision: str | None = None) -> ModelOutline:
-    """`training.base.outline_of` that knows the embedded model."""
+    """A model's outline, by its configuration alone; knows the embedded model."""
+    if found := outline_from_config(name, Path(_location(name))):
+        return found
+    from adaptive_lora.training.base import outline_of
+
     return outline_of(name, _location(name), revision)
 
 
 def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
     """`training.base.load_base` that knows the embedded model."""
+    from adaptive_lora.training.base import load_base
+
     return load_base(name, _location(name), revision, dtype, device)
 
 
 def open_encoder(name: str, max_length: int, template: str, revision: str | None = None) -> Encoder:
     """An encoder for a model of which only configuration and tokenizer are read."""
+    from adaptive_lora.training.base import load_tokenizer
+
     outline = open_outline(name, revision)
     tokenizer = load_tokenizer(name, _location(name), revision)
     if template not in get_args(TemplateName):
@@ -109,7 +110,7 @@ class PreparedStudy:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What a report says of the material."""
+        """What a report says of model and data."""
         spec = self.study.spec
         return {
             "model": {
@@ -155,6 +156,8 @@ class PreparedStudy:
 
     def plan_task(self, run: Run) -> PlanTask | RankPlan:
         """What is to be done for the plan of a run, measured on its own training examples."""
+        from adaptive_lora.measures.request import PlannedTraining
+
         training = PlannedTraining(self.training_options(run))
         examples, budget = self.training_examples(run.seed), self.budgets[run.budget]
         return plan_task(self.base, self.modules, run.arm, budget, run.cell.scaling, run.seed, examples, training)
@@ -167,6 +170,9 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
 
     Raises UsageError with the remedy for whatever cannot work.
     """
+    from adaptive_lora.measures.weights import weight_norms
+    from adaptive_lora.training.base import check_device, default_device
+
     spec = study.spec
     device = device or default_device()
     check_device(device)

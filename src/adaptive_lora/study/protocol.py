@@ -1,7 +1,7 @@
-"""What a study decides, and what stands beside it so that the decision can be trusted.
+"""What a study decides, and the controls that let the decision be trusted.
 
 **Primary comparisons** are the hypotheses: an arm against the baseline at a budget, one family over all budgets.
-Everything else is exploratory. **Controls** ask of the study itself whether it can tell anything:
+Everything else is exploratory. **Controls** check the study itself:
 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;

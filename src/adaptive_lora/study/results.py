@@ -7,27 +7,69 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.estimators import perplexity
-from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase
-from adaptive_lora.study.ledger import BASE, Ledger, open_to_read
+from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
+from adaptive_lora.study.archive import open_recorded, write_archive
+from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.ledger import BASE, Ledger
 
 COST_COLUMNS = (
     "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
 )  # fmt: skip
+_WHOLE_NUMBERS = {"trainable_parameters": "Int64", "step": "Int64"}
+"""Columns of runs that may be empty."""
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,80}")
 
 
 def load_results(folder: Path) -> pd.DataFrame:
-    """The runs of a study folder with `RUN_COLUMNS`; StudyFolderError where there is no study."""
-    with contextlib.closing(open_to_read(folder)) as ledger:
+    """The runs of a study folder, or of an export, with `RUN_COLUMNS`; StudyFolderError where the folder is neither."""
+    if (ledger := open_recorded(folder)) is None:
+        return read_export(folder)[1]
+    with contextlib.closing(ledger):
         return runs_table(ledger)
+
+
+def read_export(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Facts and runs by an export's text; StudyFolderError where it is not whole."""
+    with whole_export(folder):
+        facts = json.loads(StudyPaths(folder).facts.read_text(encoding="utf-8"))
+        runs = exported_table(folder, "runs", RUN_COLUMNS).astype(_WHOLE_NUMBERS)
+        done = runs["status"] == Status.COMPLETED
+        for phase, loss in ((Phase.EVALUATION, "test_loss"), (Phase.TUNING, "validation_loss")):
+            for run in runs[done & (runs["phase"] == phase) & runs[loss].isna()].itertuples():
+                raise ValueError(f"`runs.{run.run_id}.{loss}` ({run.arm} at {run.budget}, seed {run.seed}) is missing")
+        return facts, runs
+
+
+@contextlib.contextmanager
+def whole_export(folder: Path) -> Iterator[None]:
+    """Turns what goes wrong while an export is read into a StudyFolderError."""
+    try:
+        yield
+    except StudyFolderError:
+        raise
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise StudyFolderError(
+            f"{folder} holds no whole export: {error}. Export it again with `results --out`."
+        ) from None
+
+
+def exported_table(folder: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:
+    """A table of an export, with these columns at least; without rows where there is no such file."""
+    path = folder / f"{name}.csv"
+    if not path.is_file():
+        return pd.DataFrame(columns=list(columns))
+    found = pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return found.reindex(columns=[*columns, *(c for c in found if c not in columns)])
 
 
 def plain_name(name: str) -> str:
@@ -68,8 +110,7 @@ def runs_table(ledger: Ledger) -> pd.DataFrame:
                 "test_exact_match": _exact(totals.get((run["run_id"], "test"))) if exact_answers else None,
             }
         )
-    table = pd.DataFrame(rows, columns=list(RUN_COLUMNS))
-    return table.astype({"trainable_parameters": "Int64", "step": "Int64"})
+    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
 
 
 def ranks_table(ledger: Ledger) -> pd.DataFrame:
@@ -147,13 +188,13 @@ def costs_table(ledger: Ledger) -> pd.DataFrame:
 
 
 def export(ledger: Ledger, folder: Path) -> list[Path]:
-    """Writes the study as text that can be committed: runs, ranks, curves and facts.
+    """Writes the study as files that can be committed: runs, ranks, curves and facts as text, and its ledger's archive.
 
     Runs have full precision: what is computed from them is what is computed from the ledger.
     """
     facts = ledger.facts()
     curves = curves_table(ledger)
-    # Every tenth step tells the course; the whole curve stays in the ledger.
+    # Every tenth step tells the course; whole curves are in the archive.
     thinned = curves[(curves["step"] % 10 == 0) | (curves["step"] == curves["step"].max())]
     files = {
         "study.yaml": facts["text"],
@@ -165,7 +206,9 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
     }
     for name, text in files.items():
         write_atomically(folder / name, text)
-    return [folder / name for name in files]
+    archive = StudyPaths(folder).archive
+    write_archive(ledger, archive)
+    return [*(folder / name for name in files), archive]
 
 
 def _loss(total: dict[str, Any] | None) -> float | None:

@@ -21,7 +21,7 @@ from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
-from adaptive_lora.study.folder import StudyPaths, exclusive
+from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.learning_rate_search import LearningRateSearch, search_of
 from adaptive_lora.study.ledger import Ledger, create_or_open, open_to_read
 from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
@@ -29,7 +29,7 @@ from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.status import StudyStatus, ledger_status
-from adaptive_lora.study.study_file import Study
+from adaptive_lora.study.study_file import Study, portable_text
 from adaptive_lora.study.twins import check_twins
 
 __all__ = ["ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
@@ -46,7 +46,7 @@ def run_study(
     checkpoint_seconds: float = 30.0,
     deviation: str | None = None,
 ) -> StudyStatus:
-    """Trains what is missing of `study` in the folder `out`, and says how it stands.
+    """Trains what is missing of `study` in the folder `out`, and returns its status.
 
     What is decided is locked before the first step (`study.lock`). A study file that has changed since is refused,
     unless `deviation` says why: then the lock records what changed, and the report says so. `device`: by default the
@@ -65,14 +65,14 @@ def run_study(
     listener.stage(f"on {prepared.base.device}")
     for warning in prepared.warnings():
         listener.stage(f"warning: {warning}")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with exclusive(out), interruptible(listener) as stop, contextlib.ExitStack() as stack:
         check_folder(study, out, prepared, deviation)  # again: another process may have been here while we loaded
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
         # The lock comes first: it must be on disk before there is anything that it could have been fitted to.
         _lock(study, prepared, out, ledger, deviation)
         _set_aside(prepared, ledger, listener)
-        write_atomically(StudyPaths(out).study_file, study.text)
+        write_atomically(StudyPaths(out).study_file, portable_text(study))
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)
         engine = _ENGINES[study.spec.engine](
             prepared, ledger, StudyPaths(out), listener, stop, checkpoint_seconds, trackers
@@ -90,11 +90,11 @@ def run_study(
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:
-    """After a deviation, the runs that the study does not ask for any more; they are kept, and count nowhere."""
+    """After a deviation, sets aside runs that the study does not ask for any more; they are kept and do not count."""
     if ledger.facts()["lock"]["deviations"]:
         left = set_aside(prepared.study.matrix, prepared.context, ledger)
         if left and listener:
-            listener.stage(f"{left:,} runs of the study as it was before the deviation stay and do not count")
+            listener.stage(f"not counted: {left:,} run(s) of the study as it was before the deviation")
 
 
 def _tune(engine: Engine) -> LearningRateSearch:
@@ -110,7 +110,8 @@ def _tune(engine: Engine) -> LearningRateSearch:
         engine.run_all(list(matrix.tuning_runs(search.grid)), sum(expected.values()))
         done = search.grid
     for edge in search.edges:
-        engine.listener.stage(f"warning: {edge.text}")
+        best = f"the best rate, {edge.rate:g}, is at the edge of the grid" if edge.trained else "every rate diverges"
+        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; add {edge.beyond:g} to `learning_rate`")
     return search
 
 

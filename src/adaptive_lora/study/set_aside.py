@@ -1,7 +1,7 @@
 """Which of a ledger's runs count, after the study file has changed.
 
-Runs have their arm, budget and seed as labels. A deviation may change what stands behind these (an arm's options, its
-scaling, its learning rate), so that one label would name two runs and one seed would count twice.
+Runs have their arm, budget and seed as labels. A deviation may change what these labels stand for
+(an arm's options, its scaling, its learning rate): one label would name two runs, and one seed would count twice.
 """
 
 from __future__ import annotations

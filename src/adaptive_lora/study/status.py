@@ -1,17 +1,20 @@
-"""Where a study stands: the one answer that runner, `status`, report and memory bank give."""
+"""The status of a study: the one answer that runner, `status`, report and memory bank give."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.study.folder import is_in_use
-from adaptive_lora.study.ledger import Ledger, open_to_read
+from adaptive_lora.study.archive import open_recorded
+from adaptive_lora.study.folder import StudyPaths, is_in_use
+from adaptive_lora.study.ledger import Ledger
+from adaptive_lora.study.results import read_export
 
 _SHOWN = ("run_id", "phase", "arm", "budget", "seed", "learning_rate", "status", "step", "steps", "error")
 
@@ -31,6 +34,8 @@ class StudyStatus:
     """Runs begun and not finished, with their last saved step."""
     troubles: tuple[dict[str, Any], ...]
     """Runs that failed or diverged, with the reason."""
+    exported: bool = False
+    """Whether the folder is an export, on which no process can work."""
 
     @property
     def completed(self) -> int:
@@ -67,13 +72,20 @@ class StudyStatus:
         return {
             "name": self.name, "in_use": self.in_use, "expected": self.expected, "left": self.left,
             "counts": self.counts, "current": list(self.current), "troubles": list(self.troubles),
+            "exported": self.exported,
         }  # fmt: skip
 
 
 def study_status(folder: Path) -> StudyStatus:
-    """Reads the ledger of a study folder; StudyFolderError where there is none."""
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        return status_of(ledger.facts(), ledger.runs(), is_in_use(folder))
+    """Reads a study folder or an export; StudyFolderError where the folder is neither."""
+    in_use = is_in_use(folder)
+    if (ledger := open_recorded(folder)) is not None:
+        with contextlib.closing(ledger):
+            found = status_of(ledger.facts(), ledger.runs(), in_use)
+    else:
+        facts, table = read_export(folder)
+        found = status_of(facts, json.loads(table.to_json(orient="records", double_precision=15)))
+    return replace(found, exported=StudyPaths(folder).is_export)
 
 
 def ledger_status(ledger: Ledger) -> StudyStatus:
@@ -83,7 +95,7 @@ def ledger_status(ledger: Ledger) -> StudyStatus:
 
 def status_of(facts: Mapping[str, Any], runs: Iterable[Mapping[str, Any]], in_use: bool = False) -> StudyStatus:
     """From a study's facts and the rows of its runs, whether a ledger has them or an export."""
-    rows = [{key: run[key] for key in _SHOWN if key in run} for run in runs]
+    rows = [{key: run.get(key) for key in _SHOWN} for run in runs]
     for row in rows:
         if row["status"] == Status.RUNNING and not in_use:
             row["status"] = "interrupted"

@@ -1,4 +1,4 @@
-"""The study file: what is compared with what, on which data, trained how. Validated once, at the door."""
+"""The study file: what is compared with what, on which data, trained how. Validated once, when it is read."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adaptive_lora import demo
 from adaptive_lora.errors import StudyFileError
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
 from adaptive_lora.study.validation import complaints_of, cross_complaints
-from adaptive_lora.study.yaml import Location, line_of, placed, read_yaml
+from adaptive_lora.study.yaml import Location, line_of, placed, read_yaml, with_values
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,14 @@ class Study:
     lines: Mapping[Location, int]
 
     @property
+    def content(self) -> dict[str, Any]:
+        """`content_of` its spec."""
+        return content_of(self.spec.model_dump(mode="json"))
+
+    @property
     def identity(self) -> str:
-        """Hash of all that the file says (comments, order of keys and trackers apart): the study's content."""
-        canonical = json.dumps(self.spec.model_dump(mode="json", exclude={"tracking"}), sort_keys=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        """Hash of the content, whatever the order of keys."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
     def matrix(self) -> StudyMatrix:
@@ -47,6 +52,36 @@ class Study:
     def complaint(self, at: Location, message: str) -> str:
         """A complaint with the line of the key it is about."""
         return placed(self.lines, at, message)
+
+
+def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a spec says, but for trackers and for where model and data lie: they may move, and have hashes of their own.
+
+    >>> content_of({"model": {"name": "../models/small"}, "data": {"source": "a.json"}, "tracking": []})
+    {'model': {'name': 'small'}, 'data': {'source': 'a.json'}}
+    """
+    model, data = spec["model"], spec["data"]
+    return {
+        **{key: value for key, value in spec.items() if key != "tracking"},
+        "model": {**model, "name": Path(model["name"]).name},
+        "data": {**data, "source": Path(data["source"]).name},
+    }
+
+
+def portable_text(study: Study) -> str:
+    """The study file with every path that is relative to it made absolute, to stand in another folder."""
+    paths: dict[Location, str] = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
+    data = read_yaml(study.text, study.path)[0]
+    for index, arm in enumerate(data["arms"]):
+        if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
+            paths["arms", index, "ranks"] = arm["ranks"]
+    found: dict[Location, str] = {}
+    for at, text in paths.items():
+        located = Path(study.locate(text))
+        fixed = text == demo.MODEL or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
+        if not fixed and located.exists():
+            found[at] = str(located.resolve())
+    return with_values(study.text, found)
 
 
 def load_study(path: Path) -> Study:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,27 @@ def _collect_lines(node: Node, at: Location, lines: dict[Location, int]) -> None
     elif isinstance(node, SequenceNode):
         for index, item in enumerate(node.value):
             _collect_lines(item, (*at, index), lines)
+
+
+def with_values(text: str, values: Mapping[Location, str]) -> str:
+    """The text with other values in these places, and all else as it is, comments included.
+
+    >>> with_values("a: {b: c}  # why", {("a", "b"): "d e"})
+    'a: {b: "d e"}  # why'
+    """
+    root = YAML(typ="safe", pure=True).compose(text)
+    nodes = sorted(
+        ((_node(root, at), value) for at, value in values.items()), key=lambda pair: -pair[0].start_mark.index
+    )
+    for node, value in nodes:  # from the end, so that what comes before stays where it is
+        text = text[: node.start_mark.index] + json.dumps(value, ensure_ascii=False) + text[node.end_mark.index :]
+    return text
+
+
+def _node(node: Node, at: Location) -> Node:
+    for part in at:
+        node = node.value[part] if isinstance(part, int) else next(v for k, v in node.value if k.value == part)
+    return node
 
 
 def dotted(at: Location) -> str:

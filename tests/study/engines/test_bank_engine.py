@@ -14,9 +14,10 @@ import pytest
 from adaptive_lora.errors import StudyFileError
 from adaptive_lora.study.engines import bank as worker
 from adaptive_lora.study.engines.bank import BankEngine
-from adaptive_lora.study.engines.resume import Composition, read_compositions
+from adaptive_lora.study.engines.resume import read_compositions
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.plan_task import PlanTask
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import Silent, run_study
@@ -197,13 +198,6 @@ def test_a_result_that_could_not_be_kept_is_not_trained_again(
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
 
 
-def test_the_form_of_earlier_versions_is_read(tmp_path: Path) -> None:
-    """They knew of one bank alone."""
-    path = tmp_path / "bank.json"
-    path.write_text('{"members": ["a", "b"], "chunk_tokens": 512, "folder": "bank-7"}')
-    assert read_compositions(path) == [Composition(("a", "b"), 512, "bank-7")]
-
-
 def test_the_memory_estimate_decides_how_many_go_together(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,9 +215,7 @@ def test_the_memory_estimate_decides_how_many_go_together(
 def test_a_run_that_cannot_be_planned_leaves_the_others(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptive_lora.study.prepare import PreparedStudy
-
-    real, calls = PreparedStudy.plan, iter(range(100))
+    real, calls = PlanTask.plan, iter(range(100))
 
     def failing(*arguments: Any) -> Any:
         if next(calls) == 1:
@@ -231,7 +223,7 @@ def test_a_run_that_cannot_be_planned_leaves_the_others(
         return real(*arguments)
 
     study = load_study(study_file(TWO_ARMS))
-    monkeypatch.setattr(PreparedStudy, "plan", failing)
+    monkeypatch.setattr(PlanTask, "plan", failing)
     outcome = run_study(study, tmp_path / "out")
     assert (outcome.completed, outcome.failed, outcome.finished) == (3, 1, False)
     assert run_study(study, tmp_path / "out").finished

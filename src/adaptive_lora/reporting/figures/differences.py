@@ -12,8 +12,8 @@ from matplotlib.patches import Patch
 from adaptive_lora.reporting.figures.axes import points_each, reach
 from adaptive_lora.reporting.figures.looks import Looks, beyond, name_rows, seed_points
 from adaptive_lora.reporting.figures.theme import mark, themed
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.words import number
 
 CONTROLS = ("random", "shuffled")
 """Strategies without a reason: what they reach, chance reaches."""
@@ -96,9 +96,9 @@ def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most:
         for seed, value in arm.differences[:most]
     ]
     seed_points(ax, points, arm.arm, look)
-    told = number(found.mean, "+.4f")
+    told = formatted(found.mean, "+.4f")
     if found.low is not None and found.high is not None:
-        told += f"  [{number(found.low, '+.4f')}, {number(found.high, '+.4f')}]"
+        told += f"  [{formatted(found.low, '+.4f')}, {formatted(found.high, '+.4f')}]"
         mark(ax.plot([found.low, found.high], [place - 0.1] * 2, color=look.colour, lw=1.6)[0], arm.arm)
     (mean,) = ax.plot(found.mean, place - 0.1, **look.marked(5.5))
     mark(mean, arm.arm, f"{arm.arm} at {arm.budget}, mean of {found.n}: {told}")

@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from adaptive_lora.reporting.figures.axes import plain_log, points_each, wrapped
 from adaptive_lora.reporting.figures.looks import Looks
 from adaptive_lora.reporting.figures.theme import COLOURS, mark, themed
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.run_table import Phase
-from adaptive_lora.stats.words import number
 
 KINDS = {"attention": (COLOURS[0], "o"), "mlp": (COLOURS[1], "s"), "other": (COLOURS[2], "^")}
 _WIDE = 10.0
@@ -67,7 +67,7 @@ def _panel(ax: Axes, own: pd.DataFrame, arm: str, most: int) -> None:
         mark(point, arm, f"{arm}, {module}: rank {rank:g}, score {score:.3g}")
     mark(ax, arm)
     correlation = spearman(own)
-    told = number(correlation, "+.2f") if correlation is not None else "–"
+    told = formatted(correlation, "+.2f") if correlation is not None else "–"
     ax.set_title(f"{wrapped(arm, 2.1)}\nSpearman {told}", fontsize=8.5)
     if own["score"].min() > 0 and own["score"].max() > _WIDE * own["score"].min():
         plain_log(ax.yaxis)

@@ -14,9 +14,9 @@ from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 
 
-def write_report(ledger: Ledger, folder: Path, found: Findings | None = None) -> Path:
-    """Writes `report.html`, `figures/` and `tables/` into a study folder; the same ledger gives the same bytes."""
-    found = found or read_findings(ledger)
+def write_report(source: Ledger | Findings, folder: Path) -> Path:
+    """Writes `report.html`, `figures/` and `tables/` into a folder; the same ledger gives the same bytes."""
+    found = source if isinstance(source, Findings) else read_findings(source)
     with drawing(found, folder) as finish:
         tables = made_tables(found)
         for name, content in files_of([table for own in tables.values() for table in own]).items():

@@ -22,7 +22,7 @@ from adaptive_lora.training.reference import Diverged
 from adaptive_lora.training.slots import Slot
 
 _LARGEST_BANK = 64
-"""Runs in a bank: results appear when a bank is through, and more gain nothing."""
+"""Runs in a bank: results appear when a bank has finished, and more runs are not faster."""
 
 
 @dataclass
@@ -81,7 +81,7 @@ class BankEngine(Engine):
             return
         except Exception as error:
             if not (is_out_of_memory(error) and len(runs) > 1):
-                # One bad bank must not take the others with it; the reason stands in the ledger.
+                # One bad bank must not take the others with it; the ledger has the reason.
                 for run in self._unfinished(runs):
                     self.failed(run.run_id, run.run, error)
                 return
@@ -110,9 +110,9 @@ class BankEngine(Engine):
         )
         with bank:
             for run in runs:
-                # The size of the bank stands with the run: its seconds are a share of the bank's.
+                # The size of the bank is recorded with the run: its seconds are a share of the bank's.
                 name, device = f"bank of {len(runs)}", str(self.prepared.base.device)
-                self.ledger.begin(run.run_id, name, device, run.member.options.steps, getattr(bank, "kernels", None))
+                self.ledger.begin(run.run_id, name, device, run.member.options.steps, bank.kernels)
             for run, slot in zip(runs, bank.slots, strict=True):
                 self._restore(run, slot, checkpoints.composition)
             while bank.running:

@@ -97,7 +97,7 @@ class Engine:
     def diverged(self, run_id: str, run: Run, error: Diverged) -> None:
         """Records a run whose loss or gradient was not finite."""
         self.ledger.fail(run_id, Status.DIVERGED, str(error), error.step)
-        self._over(run, f"diverged at step {error.step}")
+        self.finished(run, f"diverged at step {error.step}")
 
     def failed(self, run_id: str, run: Run, error: Exception) -> None:
         """Records a run that could not be done; the next call tries it again."""
@@ -127,10 +127,11 @@ class Engine:
             {split: _result(result) for split, result in results.items()},
             {"plan": plan[1], "train": progress.train_seconds},
         )
-        self.trackers.tell(run, progress.curve, {name: found.loss for name, found in results.items()})
-        self._over(run, ", ".join(f"{split} loss {result.loss:.4f}" for split, result in results.items()))
+        self.trackers.log(run, progress.curve, {name: found.loss for name, found in results.items()})
+        self.finished(run, ", ".join(f"{split} loss {result.loss:.4f}" for split, result in results.items()))
 
-    def _over(self, run: Run, outcome: str) -> None:
+    def finished(self, run: Run, outcome: str) -> None:
+        """Counts a run that has a result, and says so."""
         self.tally.done += 1
         self.listener.result(run.label, outcome)
         self.listener.runs(self.tally.done, self.tally.total)

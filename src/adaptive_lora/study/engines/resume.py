@@ -23,7 +23,7 @@ RunState = tuple[Progress, Callable[[], Mapping[str, Tensor]]]
 """A run's progress, and what gives its tensors: called one run at a time, as together they may not fit."""
 
 LARGEST_SHARE = 0.05
-"""Of the time since the last checkpoint: what writing one may take, whatever interval was asked for."""
+"""The most of the training time that writing checkpoints may take, whatever interval was asked for."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,11 @@ class BankCheckpoints:
         self._saved, self._cost = time.monotonic(), 0.0
 
     def due(self) -> bool:
-        """Whether it is time for another: after the seconds asked for, and later where writing takes long."""
-        return time.monotonic() - self._saved >= max(self._seconds, self._cost / LARGEST_SHARE)
+        """Whether it is time for another: after the seconds asked for, and later where writing takes long.
+
+        Zero seconds ask for one after every update, whatever it costs.
+        """
+        return self._seconds == 0 or time.monotonic() - self._saved >= max(self._seconds, self._cost / LARGEST_SHARE)
 
     def save(self, states: Mapping[str, RunState], chunk_tokens: int) -> None:
         """Writes every run's checkpoint to a new folder, then the file that makes it count."""
@@ -74,10 +77,11 @@ def read_compositions(path: Path) -> list[Composition]:
 
 
 def replace_composition(path: Path, old: Composition, *new: Composition) -> None:
-    """Puts banks in the place of one, none where it is through; then deletes checkpoints that no bank names."""
+    """Replaces a bank by others, by none once it has finished; then deletes checkpoints that no bank names."""
     banks = read_compositions(path)
     at = banks.index(old) if old in banks else 0
-    banks[at : at + (old in banks)] = [bank for bank in new if bank.folder]  # before its first, a bank has nothing
+    # Before its first checkpoint a bank has nothing to resume from.
+    banks[at : at + (old in banks)] = [bank for bank in new if bank.folder]
     if banks:
         write_atomically(path, json.dumps([asdict(bank) for bank in banks]))
     else:

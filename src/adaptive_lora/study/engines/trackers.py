@@ -39,12 +39,12 @@ class Trackers:
     warn: Callable[[str], None] = print
     """Called where a tracker failed."""
 
-    def tell(self, run: Run, curve: Sequence[StepRecord], losses: Mapping[str, float]) -> None:
+    def log(self, run: Run, curve: Sequence[StepRecord], losses: Mapping[str, float]) -> None:
         """One tracked run: its settings, training loss and gradient norm by step, and its losses by split."""
         for name in self.names:
             try:
                 self._log(name, run, curve, losses)
-            except Exception as error:  # whatever a tracker does, the run stands in the ledger
+            except Exception as error:  # whatever a tracker does, the ledger has the run
                 self.warn(f"warning: {name} did not take {run.label}: {type(error).__name__}: {error}")
 
     def _log(self, name: str, run: Run, curve: Sequence[StepRecord], losses: Mapping[str, float]) -> None:

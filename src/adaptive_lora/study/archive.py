@@ -1,0 +1,158 @@
+"""The ledger of an exported study in one compact file, `ledger.npz`: for intervals over records, and for going on.
+
+A zip that `numpy.load` reads. `tables.json` has every row of the ledger; what is a blob there is a length here, and
+the values stand end to end in an array of their own. Losses by record have single precision, all else is exact, their
+sums too. The same ledger gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import lzma
+import os
+import sqlite3
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.run_table import Status
+from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
+from adaptive_lora.study.ledger import Ledger, in_memory, open_to_read
+from adaptive_lora.study.lock import differences
+from adaptive_lora.study.plan_store import packed, unpacked
+from adaptive_lora.study.study_file import Study, content_of
+
+_TABLES = ("study", "runs", "plans", "evaluations", "curves")
+_BLOBS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "evaluations": {
+        "nll_by_record": ("<f8", "<f4"),
+        "tokens_by_record": ("<i8", "<i4"),
+        "exact_by_record": ("u1", "u1"),
+    },
+    "curves": {"points": ("<f8", "<f8")},
+}
+"""Table -> column -> type in the ledger and in the file."""
+
+
+def write_archive(ledger: Ledger, path: Path) -> None:
+    """Writes a ledger as an archive."""
+    tables = {table: ledger.rows(table) for table in _TABLES}
+    for row in tables["plans"]:
+        row["plan"] = unpacked(row["plan"])
+    arrays = {}
+    for table, columns in _BLOBS.items():
+        for column, (stored, kept) in columns.items():
+            parts = [np.frombuffer(zlib.decompress(row[column]), dtype=stored) for row in tables[table]]
+            for row, part in zip(tables[table], parts, strict=True):
+                row[column] = len(part)
+            with np.errstate(over="ignore"):  # a loss beyond single precision is infinite in it
+                arrays[f"{table}.{column}"] = np.concatenate([np.zeros(0, stored), *parts]).astype(kept)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        _add(file, "tables.json", json.dumps(tables).encode())
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            _add(file, f"{name}.npy", content.getvalue())
+    write_atomically(path, buffer.getvalue())
+
+
+def _add(file: zipfile.ZipFile, name: str, content: bytes) -> None:
+    # ZipInfo's own date is a fixed one.
+    file.writestr(zipfile.ZipInfo(name), content, compress_type=zipfile.ZIP_LZMA)
+
+
+def read_archive(path: Path) -> Ledger:
+    """The ledger in an archive, held in memory; StudyFolderError where the file is corrupt."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+            tables: dict[str, list[dict[str, Any]]] = json.loads(file["tables.json"])
+            for table, columns in _BLOBS.items():
+                for column, (stored, _) in columns.items():
+                    ends = np.cumsum([row[column] for row in tables[table]], dtype=np.int64)
+                    parts = np.split(file[f"{table}.{column}"].astype(stored), ends)
+                    if len(parts.pop()):
+                        raise ValueError(f"{table}.{column} has another length than its rows say")
+                    for row, part in zip(tables[table], parts, strict=True):
+                        row[column] = zlib.compress(part.tobytes())
+        for row in tables["plans"]:
+            row["plan"] = packed(row["plan"])
+        return in_memory(tables)
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        zipfile.BadZipFile,
+        lzma.LZMAError,
+        sqlite3.Error,
+    ) as error:
+        raise StudyFolderError(
+            f"{path} is corrupt: {error}. Export the study again with `results --out`, or delete the file: the tables "
+            "beside it can be read without it."
+        ) from None
+
+
+def open_recorded(folder: Path) -> Ledger | None:
+    """The ledger of a study folder or of an export, to read; None for an export that has only tables.
+
+    StudyFolderError where the folder is neither.
+    """
+    paths = StudyPaths(folder)
+    if not paths.is_export:
+        return open_to_read(folder)
+    return read_archive(paths.archive) if paths.archive.is_file() else None
+
+
+def continue_from(export: Path, study: Study, folder: Path, deviation: str | None = None) -> int:
+    """Makes `folder` the study folder that was exported, for `run_study` to go on with; how many runs it has finished.
+
+    Runs that `study` asks for are taken as they are, all others are kept and set aside. A folder that is not empty is
+    left as it is, so that the same command again goes on where it stopped.
+
+    Raises StudyFolderError, with nothing written, where the export cannot be continued, or is of another model or other
+    data, or of another version of the study and there is no reason for a `deviation`.
+    """
+    source, paths = StudyPaths(export), StudyPaths(folder)
+    partial = paths.ledger.with_name(f".{paths.ledger.name}.new")
+    # What a kill of this very function leaves is written again.
+    if folder.is_dir() and not {*folder.iterdir()} <= {paths.lock, paths.decisions, partial}:
+        return 0
+    if not source.archive.is_file() or not source.decisions.is_file():
+        raise StudyFolderError(
+            f"{export} cannot be continued: it has no {source.archive.name} with {source.decisions.name} beside it. "
+            "Name a folder that `results --out` wrote."
+        )
+    with contextlib.closing(read_archive(source.archive)) as ledger:
+        _check_same(export, ledger.facts(), study, deviation)
+        make_folder(folder)
+        with exclusive(folder):
+            write_atomically(paths.decisions, source.decisions.read_bytes())
+            partial.unlink(missing_ok=True)
+            ledger.copy_to(partial)
+            os.replace(partial, paths.ledger)
+        return sum(Status(run["status"]).is_finished for run in ledger.runs())
+
+
+def _check_same(export: Path, facts: Mapping[str, Any], study: Study, deviation: str | None) -> None:
+    there, here = content_of(facts["spec"]), study.content
+    for part in ("model", "data"):
+        if found := "; ".join(differences(there[part], here[part], ("there", "here"), part)):
+            raise StudyFolderError(
+                f"{export} has another {part} than {study.path}: {found}. Results on both would be mixed; leave out "
+                "--continue-from to begin anew."
+            )
+    if found := "" if deviation else "; ".join(differences(there, here, ("there", "here"))):
+        raise StudyFolderError(
+            f"{export} is of another version of this study: {found}. To go on with this one, say why: --deviation "
+            "REASON; the report will show it."
+        )
