@@ -78,9 +78,7 @@ def compute(found: Findings) -> Table | None:
         Column("seeds"),
     )
     controls: Mapping[str, str] = found.facts.get("lock", {}).get("controls", {}).get("compute", {})
-    cells = (
-        (e.arm, e.budget, e.control, e.difference, e.difference.n) for e in at_equal_compute(found.runs, controls)
-    )
+    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n) for e in at_equal_compute(found.runs, controls))
     return captioned(found, "compute", ("equal-compute", "At equal compute"), columns, cells)
 
 
