@@ -29,9 +29,8 @@ from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_c
 from adaptive_lora.reporting.figures.differences import paired_differences
 from adaptive_lora.reporting.figures.looks import CROWD, looks_of
 from adaptive_lora.reporting.figures.ranks import overview, rank_heat_maps
-from adaptive_lora.reporting.figures.rates import rate_curves
+from adaptive_lora.reporting.figures.rates import compared_settings, rate_curves, stability
 from adaptive_lora.reporting.figures.scores import score_against_rank, score_points, spearman
-from adaptive_lora.reporting.figures.stability import compared_settings, stability
 from adaptive_lora.reporting.figures.theme import save, settle, themed, to_svg
 from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.stats.arms import summarise
@@ -436,6 +435,7 @@ def test_every_figure_has_its_caption(made: MadeStudy) -> None:
         runs=made.runs, ranks=made.ranks, curves=made.curves, costs=made.costs, arms=made.arms, facts=facts,
         stability=stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE), baseline=BASELINE,
         analysis=facts["spec"]["analysis"], left_out=left_out(made.ranks),
+        compared=[arm for arm in made.arms if arm.difference],
     )  # fmt: skip
     figures = drawn_all(found)
     by_budget = [f"{name}-{b}" for b in ("rank-4", "rank-8") for name in ("ranks", "scores", "curves", "seconds")]

@@ -17,9 +17,8 @@ from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_c
 from adaptive_lora.reporting.figures.differences import difference_limits, paired_differences
 from adaptive_lora.reporting.figures.looks import CROWD, Looks, looks_of
 from adaptive_lora.reporting.figures.ranks import overview, rank_heat_maps
-from adaptive_lora.reporting.figures.rates import rate_curves
+from adaptive_lora.reporting.figures.rates import compared_settings, rate_curves, stability
 from adaptive_lora.reporting.figures.scores import score_against_rank, score_points
-from adaptive_lora.reporting.figures.stability import compared_settings, stability
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary

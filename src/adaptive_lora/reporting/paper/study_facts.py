@@ -26,7 +26,7 @@ Entries = Iterator[Mapping[str, Any]]
 
 def gather(found: Findings) -> Facts:
     """All facts of a finished study; PaperError where runs are still to come."""
-    if missing := found.expected - found.done:
+    if (missing := found.expected - found.done) > 0:
         raise PaperError(
             f"{missing} of {found.expected} runs have no result, so that there is nothing to conclude yet; "
             "`adaptive-lora run` goes on with the study, `adaptive-lora report` shows what there is."
