@@ -132,7 +132,7 @@ def _rank_pattern() -> tuple[State, str]:
 def _ledger() -> tuple[State, str]:
     """What was committed must outlive a writer that dies in the middle of the next transaction."""
     from adaptive_lora.study.folder import StudyPaths
-    from adaptive_lora.study.ledger import create_or_open, open_to_read
+    from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 
     dies = (
         "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"

@@ -18,9 +18,10 @@ from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.study.ledger import SplitResult, create_or_open, open_to_read
+from adaptive_lora.study.ledger import SplitResult
 from adaptive_lora.study.lock import lock_of
 from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.study_file import Study, parse_study
 
 

@@ -18,7 +18,7 @@ from adaptive_lora.reporting.html.page import made_tables
 from adaptive_lora.reporting.tables import files_of
 from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import load_results
 from tests.reporting.ledgers import make_ledger
 

@@ -36,7 +36,7 @@ from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.stats.arms import summarise
 from adaptive_lora.stats.rate_sweeps import State, rate_sweeps
 from adaptive_lora.stats.stability import stability_table
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import COST_COLUMNS, costs_table, left_out
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study

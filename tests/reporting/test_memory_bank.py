@@ -22,7 +22,7 @@ from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.reporting.memory.blocks import markers, put_block
 from adaptive_lora.reporting.memory.memory_bank import TITLES, memory_texts, write_memory_bank
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from tests.reporting.ledgers import Made, make_study
 
 EIGHT = {"uniform": 0.0, "linear-decay": 0.0005, "attention-heavy": 0.03, "empirical": -0.03, "eva": -0.004,

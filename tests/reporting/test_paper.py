@@ -40,7 +40,7 @@ from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import study_tables
 from adaptive_lora.reporting.templating import render_all
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from tests.reporting.ledgers import make_ledger
 
 TEXT = Path(compiling.__file__).parent / "text"

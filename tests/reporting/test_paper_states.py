@@ -9,7 +9,7 @@ import pytest
 
 from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.reporting.templating import render, render_all
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from tests.reporting.ledgers import Made, make_study
 from tests.reporting.test_memory_bank import GRID, change, change_facts, texts_of
 from tests.reporting.test_paper import told

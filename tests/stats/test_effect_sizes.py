@@ -12,7 +12,7 @@ import pytest
 
 from adaptive_lora.stats.arms import summarise
 from adaptive_lora.stats.effect_sizes import effect_sizes, record_intervals
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import runs_table
 from adaptive_lora.study.runner import run_study

@@ -13,8 +13,9 @@ from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.reporting.findings import Findings, read_findings
 from adaptive_lora.reporting.html.sections import verdicts
 from adaptive_lora.reporting.memory.memory_bank import memory_texts
-from adaptive_lora.study.ledger import Ledger, create_or_open, open_to_read
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import read_lock
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import costs_table, curves_table, load_results, ranks_table
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.status import StudyStatus, study_status

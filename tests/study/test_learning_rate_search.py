@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from adaptive_lora.errors import StudyFileError
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.learning_rate_search import MOST_WIDENED, best_rate, edges, next_rate, search_of
-from adaptive_lora.study.ledger import Ledger, SplitResult, create_or_open
+from adaptive_lora.study.ledger import Ledger, SplitResult
 from adaptive_lora.study.matrix import StudyMatrix
+from adaptive_lora.study.open_ledger import create_or_open
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.status import ledger_status

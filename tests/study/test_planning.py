@@ -14,7 +14,7 @@ import pytest
 
 from adaptive_lora.measures import measuring
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import load_results

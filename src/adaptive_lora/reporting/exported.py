@@ -22,7 +22,8 @@ from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.stability import STABILITY_COLUMNS
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import Ledger, open_to_read
+from adaptive_lora.study.ledger import Ledger
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import COST_COLUMNS, export, exported_table, read_export, whole_export
 
 RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "level", "tokens")

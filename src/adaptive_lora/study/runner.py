@@ -23,8 +23,9 @@ from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.learning_rate_search import LearningRateSearch, search_of
-from adaptive_lora.study.ledger import Ledger, create_or_open, open_to_read
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.study.set_aside import set_aside
