@@ -1,6 +1,7 @@
 # make demo   the embedded study, start to report, offline        make test   the test suite
 # make paper  the manuscript from committed results           make studies  all its studies, from where they stopped
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
+# make docs   the documentation, into build/site
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,7 +11,7 @@ STUDY  ?= results/alpaca-babyllama-full
 BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
           results/bench/recovery-babyllama.json
 
-.PHONY: setup demo studies paper test check bench clean
+.PHONY: setup demo studies paper docs test check bench clean
 
 setup: $(READY)
 
@@ -28,6 +29,11 @@ studies: $(READY)
 
 paper: $(READY)
 	$(BIN)/adaptive-lora paper $(STUDY) $(addprefix --with ,$(BESIDE)) --out paper
+
+# Strict: a broken link or a page that no one lists stops it.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo build/site/index.html
 
 test: $(READY)
 	$(BIN)/python -m pytest

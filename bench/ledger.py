@@ -34,8 +34,9 @@ from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.study.ledger import Ledger, SplitResult, create_or_open, open_to_read
+from adaptive_lora.study.ledger import Ledger, SplitResult
 from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.study_file import Study, parse_study
 
 BLOCKS, ROLES, STEPS, RECORDS = 6, ("q", "k", "v", "o", "gate", "up", "down"), 150, 400
@@ -45,7 +46,7 @@ REPORT = """\
 import json, resource, sys, time
 started = time.perf_counter()
 from pathlib import Path
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.reporting.html.build import write_report
 folder = Path(sys.argv[1])
 path = write_report(open_to_read(folder), folder)
@@ -167,7 +168,8 @@ def facts_of(study: Study, runs: int) -> dict[str, Any]:
                  "truncated_test": 0},
         "budgets": {text: sum(m.params_per_rank for m in shapes()) * parse_budget(text)[1] for text in spec["budgets"]},
         "lock": {"primary": [{"arm": f"decay-{i:02d}", "budget": spec["budgets"][0]} for i in (1, 2)],
-                 "deviations": []},
+                 "controls": {"arms": {}, "baseline_alone_at": [], "compute": {}, "twin": False}, "deviations": [],
+                 "locked": "2026-01-02T03:04:05+00:00"},
     }  # fmt: skip
 
 

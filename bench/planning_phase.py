@@ -110,7 +110,7 @@ NOW = """\
 from adaptive_lora.measures import measuring
 from adaptive_lora.study.engines.engine import Engine, Tally
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import create_or_open
+from adaptive_lora.study.open_ledger import create_or_open
 from adaptive_lora.study.planning import plan_runs
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.progress import Silent

@@ -197,25 +197,6 @@ def plan_json(made: RankPlan) -> dict[str, Any]:
     }
 
 
-def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
-    """`key=value` texts as a mapping; values are checked by the strategy. A dot leads into an option's own options.
-
-    >>> parse_options(["slope=-1", "source_options.power=0.5"])
-    {'slope': '-1', 'source_options': {'power': '0.5'}}
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign:
-            raise UsageError(f"An option is written key=value, got {pair!r}. For example --option slope=-1.")
-        outer, dot, inner = key.strip().partition(".")
-        if dot:
-            found[outer] = {**(within if isinstance(within := found.get(outer), dict) else {}), inner: value.strip()}
-        else:
-            found[outer] = value.strip()
-    return found
-
-
 @contextlib.contextmanager
 def _opened(
     model: Any, tokenizer: Any, revision: str | None, weights: tuple[DType, str | None] | None

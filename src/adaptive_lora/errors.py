@@ -2,14 +2,14 @@
 
 AdaptiveLoraError
 ├── UsageError           the user's input cannot be used (exit code 2)
-│   ├── StudyFileError     a study file, with all its complaints at once
-│   ├── DataError          a data set: missing, torn, wrong form, too small
+│   ├── StudyFileError     a study file, with everything that is wrong with it
+│   ├── DataError          a data set: missing, corrupt, of unknown form, too small
 │   ├── ModelError         a model: missing, unsafe, nothing to adapt
 │   ├── BudgetError        a budget that no plan can meet
 │   ├── StrategyError      an unknown strategy or option
-│   ├── PlanError          a plan file that is torn or does not fit the model
+│   ├── PlanError          a plan file that is corrupt or does not fit the model
 │   ├── StudyFolderError   a folder that is in use, missing, or another study's
-│   └── PaperError         a study that a paper cannot be written from: a fact is missing, by name
+│   └── PaperError         a paper that cannot be written or submitted: a fact is missing, or a rule is broken
 └── TrainingError        a run that failed while it trained (exit code 1)
 """
 
@@ -37,7 +37,7 @@ class StudyFileError(UsageError):
         self.path = path
         self.complaints = tuple(complaints)
         count = len(self.complaints)
-        heading = f"{path}: {count} thing{'s' if count != 1 else ''} to mend"
+        heading = f"{path}: {count} error{'s' if count != 1 else ''}"
         super().__init__("\n".join([heading, *(f"  - {line}" for line in self.complaints)]))
 
     def __reduce__(self) -> tuple[type[StudyFileError], tuple[str, tuple[str, ...]]]:
@@ -45,7 +45,7 @@ class StudyFileError(UsageError):
 
 
 class DataError(UsageError):
-    """A data set that is missing, torn, of unknown form, or too small."""
+    """A data set that is missing, corrupt, of unknown form, or too small."""
 
 
 class ModelError(UsageError):
@@ -69,7 +69,7 @@ class StudyFolderError(UsageError):
 
 
 class PaperError(UsageError):
-    """A paper that cannot be written or sent in: a fact is missing, or a rule is not kept."""
+    """A paper that cannot be written or submitted: a fact is missing, or a rule is broken."""
 
 
 class TrainingError(AdaptiveLoraError, RuntimeError):
@@ -81,7 +81,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known word nearest to `word`, or nothing.
+    """` (did you mean 'x'?)` for the known word nearest to `word`; empty where none is near.
 
     >>> nearest_hint("unifrom", ["uniform", "random"])
     " (did you mean 'uniform'?)"

@@ -283,7 +283,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(study_file: WriteStud
                 break
         rest = process.stderr.read()
     assert process.returncode == 130, rest
-    assert "the same command goes on" in rest and "Traceback" not in rest
+    assert "run the same command again to continue" in rest and "Traceback" not in rest
     assert json.loads(call("status", tmp_path / "out", "--json").stdout)["left"] == 4
     assert list((tmp_path / "out" / "checkpoints").glob("bank-*/*.safetensors"))
     assert call("run", study, "--out", tmp_path / "out").exit_code == 0

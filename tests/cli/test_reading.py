@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from adaptive_lora.cli.main import app
 from adaptive_lora.reporting.exported import export_all
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from tests.reporting.ledgers import Made, make_study
 
 RESULTS = Path(__file__).parents[2] / "results"

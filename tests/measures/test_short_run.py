@@ -179,6 +179,8 @@ def test_a_run_that_diverges_gives_no_score(gpt2: FrozenBase) -> None:
         scores_of(wild, "update-spectrum")
 
 
+STEPS = 12
+"""Of the planned training."""
 ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("posthoc-svd", {"short_run_steps": 5}),
     ("posthoc-svd", {"short_run_steps": 5, "of": "update-on-inputs", "over_rank": 3}),
@@ -192,7 +194,7 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
 def planned(base: FrozenBase, arm: tuple[str, dict[str, Any]], record: Recorder, seed: int = 0) -> RankPlan:
     part = ArmPart(name="arm", strategy=arm[0], options={**arm[1], "calibration_batches": 2})
     budget = resolve_budget("rank:3", base.outline.modules)
-    training = PlannedTraining(options(), record.bank())
+    training = PlannedTraining(options(steps=STEPS), record.bank())
     return make_plan(base, base.outline.modules, part, budget, ScalingPart(), seed, demo_examples(base, 24), training)
 
 
@@ -209,7 +211,7 @@ def test_plans_by_short_runs_are_on_budget_and_say_what_they_cost(
     assert (len(set(plan.ranks.values())) == 1) == even and min(plan.ranks.values()) >= 1
     assert planned(base, arm, Recorder()).ranks == plan.ranks
     assert even or planned(base, arm, Recorder(), seed=1).scores != plan.scores
-    assert facts["short_run_steps"] == arm[1].get("short_run_steps", options().steps)
+    assert facts["short_run_steps"] == arm[1].get("short_run_steps", STEPS)
     if arm[0] == "adalora":
         assert facts["short_run_parameters"] == plan.budget * 4 // 3 + 4 * len(plan.ranks)  # all at rank 4, and Λ
         return

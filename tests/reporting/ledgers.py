@@ -18,9 +18,10 @@ from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.study.ledger import SplitResult, create_or_open, open_to_read
+from adaptive_lora.study.ledger import SplitResult
 from adaptive_lora.study.lock import lock_of
 from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.study_file import Study, parse_study
 
 
@@ -40,6 +41,7 @@ def make_ledger(folder: Path, arms: int = 3, seeds: int = 7) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     maker = bench()
     with contextlib.closing(create_or_open(folder)) as ledger:
+        ledger._db.execute("PRAGMA synchronous = OFF")
         maker.fill(ledger, maker.study_of(maker.Size(arms, 1, seeds)))
         last = [run for run in ledger.runs() if run["arm"] == f"decay-{arms - 1:02d}"][-1]
         ledger.fail(last["run_id"], Status.DIVERGED, "loss is not finite at step 3", 3)
@@ -116,6 +118,7 @@ def make_study(folder: Path, made: Made, stop_after: int | None = None) -> Path:
     lock = {**lock_of(made.study, facts), "locked": "2026-03-01T10:00:00+00:00"}
     kept = ("locked", "hypotheses", "primary", "controls", "deviations")
     with contextlib.closing(create_or_open(folder)) as ledger:
+        ledger._db.execute("PRAGMA synchronous = OFF")  # nobody kills a test's machine
         ledger.set_facts({**facts, "lock": {name: lock[name] for name in kept}})
         ledger.register(runs)
         for i, (run_id, run) in enumerate(runs.items()):

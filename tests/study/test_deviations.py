@@ -12,10 +12,10 @@ import pytest
 from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.reporting.findings import Findings, read_findings
 from adaptive_lora.reporting.html.sections import verdicts
-from adaptive_lora.reporting.memory.decided import decision_log
-from adaptive_lora.reporting.memory.standing import standing_of
-from adaptive_lora.study.ledger import Ledger, create_or_open, open_to_read
+from adaptive_lora.reporting.memory.memory_bank import memory_texts
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import read_lock
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import costs_table, curves_table, load_results, ranks_table
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.status import StudyStatus, study_status
@@ -40,6 +40,11 @@ def go_on(write: WriteStudy, out: Path, *changes: tuple[str, str]) -> StudyStatu
 def opened(out: Path) -> Iterator[Ledger]:
     with contextlib.closing(open_to_read(out)) as ledger:
         yield ledger
+
+
+def decision_log(out: Path) -> str:
+    with opened(out) as ledger:
+        return memory_texts(read_findings(ledger))["decisionLog"]
 
 
 def findings(out: Path) -> Findings:
@@ -133,7 +138,7 @@ def test_a_kill_between_lock_and_ledger_is_made_good(
     assert go_on(study_file, out, *changed).finished
     found, lock = findings(out), read_lock(out)
     assert len(found.facts["spec"]["seeds"]["evaluation"]) == 3 and len(load_results(out)) == 6
-    assert "Verdicts rest" not in decision_log(found, standing_of(found))  # there are none
+    assert "Verdicts rest" not in decision_log(out)  # there are none
     assert lock is not None and [d["reason"] for d in lock["deviations"]] == ["it seemed better"]
 
 
@@ -152,7 +157,7 @@ def test_what_was_locked_first_is_told_from_what_was_changed(
     found = findings(out)
     assert found.locked_first is as_locked and found.deviations[0]["results"] == 12
     assert found.facts["lock"]["first"]["analysis"]["margin"] == 0.01
-    told, table = decision_log(found, standing_of(found)), verdicts(found)
+    told, table = decision_log(out), verdicts(found)
     assert "locked before the first step: 1 comparison, baseline uniform, margin 0.01, alpha 0.05, 6 evaluation" in told
     assert ("Verdicts rest on what was changed since" not in told) is as_locked and "lock after 12 results" in told
     assert table is not None and table.caption.startswith("Locked" if as_locked else "Changed when there were results")

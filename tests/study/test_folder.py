@@ -97,7 +97,7 @@ def test_a_study_goes_on_from_its_own_copy_wherever_folder_and_file_went(place: 
         load_study(StudyPaths(moved).study_file)
     (place / "studies" / "ranks.json.kept").rename(place / "studies" / "ranks.json")
     study = load_study(StudyPaths(moved).study_file)
-    assert run_study(study, moved).whole
+    assert run_study(study, moved).finished
     assert load_results(moved).equals(before)
 
 
@@ -105,7 +105,7 @@ def test_the_original_file_and_its_material_may_move_together(place: Path, tmp_p
     run_study(load_study(place / "studies" / "study.yaml"), tmp_path / "out")
     before = load_results(tmp_path / "out")
     elsewhere = place.rename(tmp_path / "elsewhere")
-    assert run_study(load_study(elsewhere / "studies" / "study.yaml"), tmp_path / "out").whole
+    assert run_study(load_study(elsewhere / "studies" / "study.yaml"), tmp_path / "out").finished
     assert load_results(tmp_path / "out").equals(before)
 
 

@@ -17,10 +17,12 @@ import pytest
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
 from adaptive_lora.study.folder import StudyPaths, exclusive, is_in_use
-from adaptive_lora.study.ledger import SplitResult, create_or_open, open_to_read
+from adaptive_lora.study.ledger import SplitResult
 from adaptive_lora.study.matrix import Cell, Role, Run, matrix_of
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import curves_table, export, ranks_table, runs_table
-from adaptive_lora.study.schema import ArmPart, ScalingPart, TrainPart
+from adaptive_lora.study.schema import ArmPart, ScalingPart
+from adaptive_lora.study.schema_training import TrainPart
 from adaptive_lora.study.status import study_status
 from adaptive_lora.study.study_file import parse_study
 

@@ -14,7 +14,7 @@ import pytest
 
 from adaptive_lora.measures import measuring
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import load_results
@@ -140,7 +140,7 @@ def test_a_measurement_that_fails_costs_those_that_need_it_alone(
 
     study = load_study(study_file())
     with monkeypatch.context() as patch:
-        patch.setattr("adaptive_lora.study.plan_task.collect", failing)
+        patch.setattr(measuring, "collect", failing)
         status = run_study(study, tmp_path / "out")
     assert (status.completed, status.failed, status.finished) == (7, 1, False)
     assert "the scores could not be taken" in status.troubles[0]["error"]

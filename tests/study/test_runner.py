@@ -18,8 +18,8 @@ from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.recipes import recipe
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.study.folder import StudyPaths, exclusive
-from adaptive_lora.study.ledger import create_or_open, open_to_read
 from adaptive_lora.study.lock import read_lock
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import load_results, ranks_table
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.status import study_status

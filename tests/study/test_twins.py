@@ -12,7 +12,8 @@ import pytest
 
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.study.ledger import Ledger, SplitResult, create_or_open
+from adaptive_lora.study.ledger import Ledger, SplitResult
+from adaptive_lora.study.open_ledger import create_or_open
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.study.twins import check_twins
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from adaptive_lora.errors import AdaptiveLoraError, UsageError
 
 app = typer.Typer(
-    help="Should a LoRA have the same rank everywhere? Plan, train and compare rank plans at equal parameters.",
+    name="adaptive-lora",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
@@ -57,7 +57,7 @@ def explained(function: F) -> F:
             err.print(f"failed: the ledger could not be written: {error}; is the disk full?", markup=False)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            err.print("interrupted; the same command goes on where it stopped")
+            err.print("interrupted; run the same command again to continue")
             raise typer.Exit(130) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()

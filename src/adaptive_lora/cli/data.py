@@ -28,12 +28,19 @@ def data_profile(
     as_json: JsonFlag = False,
 ) -> None:
     """What is in a data set: form, counts, duplicates, lengths, truncation, masked samples."""
+    from adaptive_lora.cli.checks import check_place, check_source
+    from adaptive_lora.data.templates import as_template
+
+    named = as_template(template)
+    check_source(source)
+    check_place(png, "file")
+
     from adaptive_lora.data.profile import profile, save_histogram
     from adaptive_lora.study.prepare import open_encoder, open_records
 
     records = open_records(source)
     with working(f"tokenising {len(records.records):,} records"):
-        found = profile(records, open_encoder(model, max_length, template))
+        found = profile(records, open_encoder(model, max_length, named))
     if png:
         save_histogram(found, png)
         err.print(f"wrote {png}", markup=False)

@@ -1,4 +1,4 @@
-"""`init`: a study file from a recipe."""
+"""`init` and `schema`: a study file to begin with, and what it may say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from adaptive_lora.cli.app import app, explained, out
+from adaptive_lora.cli.app import app, explained, out, print_json
 
 
 @app.command()
@@ -28,3 +28,12 @@ def init(
         return
     for path in write_recipe(name, to or Path(f"{name}.yaml")):
         out.print(str(path), soft_wrap=True)
+
+
+@app.command()
+@explained
+def schema() -> None:
+    """Print the JSON schema of the study file, so that editors complete and check it."""
+    from adaptive_lora.study.json_schema import study_json_schema
+
+    print_json(study_json_schema())

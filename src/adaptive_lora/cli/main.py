@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
+
+import typer
 
 from adaptive_lora.cli import data, doctor, init, plan, reading, run, strategies
 from adaptive_lora.cli.app import app
@@ -10,9 +13,26 @@ from adaptive_lora.cli.app import app
 __all__ = ["app", "data", "doctor", "init", "main", "plan", "reading", "run", "strategies"]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"adaptive-lora {version('adaptive-lora')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Should a LoRA have the same rank everywhere? Plan, train and compare rank plans at equal parameters."""
+
+
 def main() -> None:
     """The console script."""
-    # Progress is ours to show; what the libraries say of themselves on loading is noise here.
+    # The verbs show their own progress; the libraries' messages on loading would bury it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app()

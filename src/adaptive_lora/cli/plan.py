@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
-from adaptive_lora.planning.modules import TARGET_GROUPS
 
 if TYPE_CHECKING:
     from adaptive_lora.planning.plan import RankPlan
@@ -36,6 +35,7 @@ def plan(
     ] = None,
     seed: Annotated[int, typer.Option(help="For plans that rest on data or chance.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest calibration text in tokens.")] = 512,
+    template: Annotated[str, typer.Option(help="How a record becomes text: auto, alpaca, chat, ...")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights, for strategies that measure.")] = "float32",
     device: Annotated[
@@ -46,13 +46,22 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """One rank plan, exactly on its budget: table, heat map, and files for PEFT."""
+    from adaptive_lora.cli.checks import check_place, check_plan, parse_options, parse_targets
+    from adaptive_lora.data.templates import as_template
+    from adaptive_lora.planning.plan import Scaling
+
+    options, modules, named = parse_options(option or ()), parse_targets(targets), as_template(template)
+    check_plan(strategy, options, budget, data)
+    Scaling(scaling, reference_scaling)  # type: ignore[arg-type]  # which is what it checks
+    check_place(to, "file")
+    check_place(peft, "folder")
+
     from adaptive_lora import api
 
     with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):
         made = api.plan(
-            model, strategy, budget, data=data, seed=seed, revision=revision, max_length=max_length,
-            targets=targets if targets in TARGET_GROUPS else targets.split(","),
-            scaling={"rule": scaling, "reference": reference_scaling}, options=api.parse_options(option or ()),
+            model, strategy, budget, data=data, targets=modules, options=options, seed=seed, max_length=max_length,
+            scaling={"rule": scaling, "reference": reference_scaling}, template=named, revision=revision,
             dtype=dtype, device=device,  # type: ignore[arg-type]
         )  # fmt: skip
     if to:

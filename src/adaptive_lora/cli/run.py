@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -61,15 +62,17 @@ def run(
 ) -> None:
     """Train what is missing of a study. Ctrl-C saves a checkpoint; the same command goes on."""
     if dry_run:
+        from adaptive_lora.study.study_file import load_study
+
+        parsed = load_study(study)  # before torch is imported: what is wrong with the file is said at once
         from adaptive_lora.cli import terminal
         from adaptive_lora.study.estimate import estimate
         from adaptive_lora.study.prepare import prepare
-        from adaptive_lora.study.study_file import load_study
 
         with working("planning every arm and timing a few steps"):
-            found = estimate(prepare(load_study(study), device), _pilot(pilot) if pilot else ())
+            found = estimate(prepare(parsed, device), _pilot(pilot) if pilot else ())
         if as_json:
-            print_json({**vars(found), "warnings": list(found.warnings)})
+            print_json(dataclasses.asdict(found))
         else:
             out.print(terminal.estimate_view(found))
         return
@@ -97,14 +100,16 @@ def _pilot(folder: Path) -> list[Any]:
 def _run(
     study_file: Path, folder: Path, device: str | None, checkpoint_seconds: float, deviation: str | None = None
 ) -> None:
+    from adaptive_lora.study.study_file import load_study
+
+    study = load_study(study_file)  # before torch is imported: what is wrong with the file is said at once
     from adaptive_lora.cli.progress import BarProgress, progress_for
     from adaptive_lora.study.runner import run_study
-    from adaptive_lora.study.study_file import load_study
 
     listener = progress_for(err)
     with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
-            status = run_study(load_study(study_file), folder, listener, device, checkpoint_seconds, deviation)
+            status = run_study(study, folder, listener, device, checkpoint_seconds, deviation)
         except (KeyboardInterrupt, TrainingError):
             remember(folder)
             raise

@@ -84,14 +84,12 @@ def load_records(source: str) -> RecordSet:
     """Records of a local file (`.json`, `.jsonl`, `.parquet`) or a hub data set (`owner/name`,
     or `owner/name:configuration` where it has several).
 
-    Raises DataError, naming the file and the remedy, for a source that is missing, torn, empty or of
+    Raises DataError, naming the file and the remedy, for a source that is missing, corrupt, empty or of
     no known form.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        raise DataError(f"{source} is a folder; name one .json, .jsonl or .parquet file in it.")
-    if path.exists() or path.suffix in READERS or source.count("/") != 1 or source.startswith((".", "/", "~")):
-        return from_dicts(read_file(path), name=source)
+    if check_source(source):
+        path = Path(source).expanduser()
+        return from_dicts(READERS[path.suffix](path), name=source)
     rows, revision = _read_hub(source)
     return from_dicts(rows, name=source, revision=revision)
 
@@ -117,15 +115,24 @@ def recognise(row: Any, name: str) -> str:
     raise DataError(f"{name}: the first record has {found}; expected {_forms_in_words()}.")
 
 
-def read_file(path: Path) -> Sequence[Any]:
-    """Rows of a local file by its ending; DataError where it is missing, torn or of another kind."""
+def check_source(source: str) -> bool:
+    """Whether a source is a local file, which then exists and is of a known kind, and not a hub data set.
+
+    Reads nothing. Raises DataError for a file that is missing, empty or of another kind.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        raise DataError(f"{source} is a folder; name one .json, .jsonl or .parquet file in it.")
+    looks_local = path.suffix in READERS or source.count("/") != 1 or source.startswith((".", "/", "~"))
     if not path.exists():
+        if not looks_local:
+            return False
         raise DataError(f"{path} does not exist. Give a .json, .jsonl or .parquet file, or a hub data set owner/name.")
     if path.suffix not in READERS:
         raise DataError(f"{path}: files ending in {path.suffix or 'nothing'} are not read; use {', '.join(READERS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; expected {_forms_in_words()}.")
-    return READERS[path.suffix](path)
+    return True
 
 
 def _read_json(path: Path) -> Sequence[Any]:

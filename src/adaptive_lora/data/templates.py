@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jinja2
 
 from adaptive_lora.data.sources import Record
-from adaptive_lora.errors import DataError
+from adaptive_lora.errors import DataError, UsageError
 
 TemplateName = Literal["auto", "alpaca", "alpaca-short", "question", "chat", "plain"]
 
@@ -43,6 +43,14 @@ _DATE = "26 Jul 2024"
 
 AUTO: Mapping[str, TemplateName] = {"alpaca": "alpaca", "question-answer": "question", "messages": "chat"}
 """Form of records -> the template where the study says `auto`; all others are `plain`."""
+
+
+def as_template(text: str) -> TemplateName:
+    """`text` as the name of a template; UsageError where there is none of that name."""
+    for name in get_args(TemplateName):
+        if text == name:
+            return name  # type: ignore[no-any-return]
+    raise UsageError(f"The template must be one of {', '.join(get_args(TemplateName))}, got {text!r}.")
 
 
 def choose_template(template: TemplateName, form: str, has_chat_template: bool) -> TemplateName:

@@ -6,6 +6,9 @@ import re
 
 from adaptive_lora.errors import BudgetError
 
+BUDGET = r"^(rank|params):[0-9_,]*[1-9][0-9_,]*$"
+"""Every budget, as a regular expression."""
+
 
 def parse_budget(text: str) -> tuple[str, int]:
     """`params:N` or `rank:r` as (unit, number); BudgetError otherwise.

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from adaptive_lora.errors import PlanError
 from adaptive_lora.files import write_atomically
@@ -38,8 +38,11 @@ class Scaling:
     """r_ref; the uniform rank that costs the plan's budget."""
 
     def __post_init__(self) -> None:
-        if self.rule not in EXPONENTS:
-            raise PlanError(f"The scaling rule must be one of {', '.join(get_args(ScalingRule))}, got {self.rule!r}.")
+        if self.rule not in EXPONENTS or not self.reference_scaling > 0:
+            raise PlanError(
+                "The scaling rule must be constant, rslora or alpha-over-r and its reference above 0, got "
+                f"{self.rule!r} and {self.reference_scaling!r}."
+            )
 
     def at(self, rank: int) -> float:
         """The factor multiplied with B A in a module of this rank.

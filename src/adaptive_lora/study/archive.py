@@ -25,8 +25,9 @@ from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
-from adaptive_lora.study.ledger import Ledger, in_memory, open_to_read
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import differences
+from adaptive_lora.study.open_ledger import in_memory, open_to_read
 from adaptive_lora.study.plan_store import packed, unpacked
 from adaptive_lora.study.study_file import Study, content_of
 

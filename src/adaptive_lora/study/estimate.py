@@ -15,13 +15,12 @@ from adaptive_lora.measures.request import MeasurementKey
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.outlook import Question, outlook_text, outlooks
+from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import collected, needed
 from adaptive_lora.study.prepare import PreparedStudy
-from adaptive_lora.study.study_file import Study
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
@@ -49,8 +48,9 @@ class Estimate:
     """Of these, what is measured for plans: each distinct measurement once."""
     seconds: float
     """All runs, from timed updates and evaluations on this machine."""
-    power: str
-    """The smallest difference the seeds would find."""
+    design: Design
+    power: tuple[ArmPower, ...] | None
+    """What its seeds would find, by the spread of a pilot's arms; None without a pilot."""
     warnings: tuple[str, ...]
 
 
@@ -80,6 +80,8 @@ def estimate(prepared: PreparedStudy, pilot: Sequence[ArmSummary] = ()) -> Estim
     steps = [cell.steps for cell in matrix.cells]
     seconds = total * (sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record)
     seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + planning_seconds
+    analysis = spec.analysis
+    design = Design(len(spec.seeds.evaluation), analysis.alpha, len(matrix.comparisons), analysis.margin)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
@@ -87,7 +89,8 @@ def estimate(prepared: PreparedStudy, pilot: Sequence[ArmSummary] = ()) -> Estim
         memory_bytes=_weights(prepared) + max(cost.working_bytes, _scoring(prepared)),
         planning_seconds=planning_seconds,
         seconds=seconds,
-        power=_power(prepared.study, pilot),
+        design=design,
+        power=tuple(power_by_arm(pilot, design)) if pilot else None,
         warnings=(*_warnings(prepared, parameters), *unspent),
     )
 
@@ -131,9 +134,9 @@ def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _
         times = [_seconds(bank.step) for _ in range(4)]
         some = prepared.splits.validation[:50]
         record = _seconds(lambda: bank.evaluate(some)) / len(some)
-        batch = sum(bank.tokens.values()) / len(together)
+        batch = sum(bank.tokens.values()) / len(together) / (1 - bank.padding_share)
         positions = min(bank.chunk_tokens, batch * runs) * bank.workers
-        activations = positions * bank.bytes_per_token()
+        activations = positions * bank.bytes_per_position()
     plans = [member.plan for member in members]
     adapters = min(runs, members_at_once(prepared.base, plans)) * max(state_bytes(prepared.base, p) for p in plans)
     vocabulary = prepared.base.model.config.get_text_config().vocab_size
@@ -157,19 +160,6 @@ def _by_reference(prepared: PreparedStudy, member: Member) -> _Cost:
     longest = max(len(example.ids) for example in examples)
     logits = 3 * 4 * options.batch_size * longest * prepared.base.model.config.get_text_config().vocab_size
     return _Cost(sorted(times[1:])[1], record, state_bytes(prepared.base, member.plan) + logits)
-
-
-def _power(study: Study, pilot: Sequence[ArmSummary]) -> str:
-    spec = study.spec
-    question = Question(
-        len(spec.seeds.evaluation), spec.analysis.alpha, len(study.matrix.comparisons), spec.analysis.margin
-    )
-    if pilot:
-        return outlook_text(outlooks(pilot, question), question)
-    return (
-        "Power: not known. Which difference these seeds can find depends on how much runs of one arm differ: name the "
-        "folder of a study like this one with --pilot."
-    )
 
 
 def _unspent(label: str, plan: RankPlan) -> str:

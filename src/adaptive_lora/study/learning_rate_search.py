@@ -34,12 +34,6 @@ class Edge:
     trained: bool = True
     """Whether any rate of the grid is a candidate; where every one diverged, `rate` is the smallest."""
 
-    @property
-    def text(self) -> str:
-        """In plain words, with the remedy."""
-        where = f"does best at {self.rate:g}, the edge of the grid" if self.trained else "diverges at every rate"
-        return f"{self.arm} at {self.budget} {where}: add {self.beyond:g} to `learning_rate`, or write `auto` in it"
-
 
 @dataclass(frozen=True)
 class LearningRateSearch:

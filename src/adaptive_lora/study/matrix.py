@@ -23,7 +23,8 @@ from adaptive_lora.study.protocol import (
     control_arms,
     primary_comparisons,
 )
-from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec, TrainPart
+from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
+from adaptive_lora.study.schema_training import TrainPart
 from adaptive_lora.study.settings import own_training, scaling_of, steps_of, training_of
 
 CellKey = tuple[str, str]

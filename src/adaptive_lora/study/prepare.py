@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import RecordSet, from_dicts, load_records
 from adaptive_lora.data.splits import Splits, make_splits
-from adaptive_lora.data.templates import TemplateName
+from adaptive_lora.data.templates import as_template
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StudyFileError, UsageError
 from adaptive_lora.planning.budget import Budget
@@ -56,9 +56,7 @@ def open_encoder(name: str, max_length: int, template: str, revision: str | None
 
     outline = open_outline(name, revision)
     tokenizer = load_tokenizer(name, _location(name), revision)
-    if template not in get_args(TemplateName):
-        raise UsageError(f"The template must be one of {', '.join(get_args(TemplateName))}, got {template!r}.")
-    return Encoder(tokenizer, min(max_length, outline.context), template)  # type: ignore[arg-type]
+    return Encoder(tokenizer, min(max_length, outline.context), as_template(template))
 
 
 def open_records(source: str) -> RecordSet:

@@ -19,7 +19,8 @@ from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
 from adaptive_lora.planning.strategies import StrategyOptions, check_options, find_strategy
 from adaptive_lora.planning.strategies.transforms import why_no_source
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.study.schema import ArmPart, ArmTrainPart, StudySpec
+from adaptive_lora.study.schema import ArmPart, StudySpec
+from adaptive_lora.study.schema_training import ArmTrainPart
 from adaptive_lora.study.settings import steps_of
 
 MOST_PRIMARY = 10

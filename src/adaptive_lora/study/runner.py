@@ -23,8 +23,9 @@ from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.learning_rate_search import LearningRateSearch, search_of
-from adaptive_lora.study.ledger import Ledger, create_or_open, open_to_read
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.study.set_aside import set_aside
@@ -97,7 +98,7 @@ def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListen
     if ledger.facts()["lock"]["deviations"]:
         left = set_aside(prepared.study.matrix, prepared.context, ledger)
         if left and listener:
-            listener.stage(f"{left:,} runs of the study as it was before the deviation stay and do not count")
+            listener.stage(f"not counted: {left:,} run(s) of the study as it was before the deviation")
 
 
 def _tune(engine: Engine) -> LearningRateSearch:
@@ -113,7 +114,8 @@ def _tune(engine: Engine) -> LearningRateSearch:
         engine.run_all(list(matrix.tuning_runs(search.grid)), sum(expected.values()))
         done = search.grid
     for edge in search.edges:
-        engine.listener.stage(f"warning: {edge.text}")
+        best = f"the best rate, {edge.rate:g}, is at the edge of the grid" if edge.trained else "every rate diverges"
+        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; add {edge.beyond:g} to `learning_rate`")
     return search
 
 

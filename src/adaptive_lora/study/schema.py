@@ -9,26 +9,21 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
 from adaptive_lora.data.templates import TemplateName
-from adaptive_lora.planning.budget_text import parse_budget
+from adaptive_lora.planning.budget_text import BUDGET, parse_budget
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
-from adaptive_lora.study.seeds import expand_seeds
-
-
-def as_list(value: Any) -> Any:
-    """One value as a list of one."""
-    return value if isinstance(value, list) else [value]
+from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list
+from adaptive_lora.study.seeds import MOST_SEEDS, expand_seeds
 
 
 def _with_known_variables(text: str) -> str:
@@ -47,13 +42,8 @@ def _parsed_budget(text: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_with_known_variables)]
-BudgetText = Annotated[str, AfterValidator(_parsed_budget)]
-
-
-class Part(BaseModel):
-    """A part of the study file: unknown keys are errors, values are frozen."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+BudgetText = Annotated[str, AfterValidator(_parsed_budget), WithJsonSchema({"type": "string", "pattern": BUDGET})]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class ModelPart(Part):
@@ -64,6 +54,7 @@ class ModelPart(Part):
     revision: str | None = None
     """Hub commit, tag or branch."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Number type of the frozen weights; adapters are float32, and float64 where the model is."""
 
 
 class DataPart(Part):
@@ -72,18 +63,24 @@ class DataPart(Part):
     source: PathText
     """`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name[:configuration]."""
     train: Annotated[int, Field(ge=1)]
+    """Training records; each seed draws its own, the same for all arms."""
     validation: Annotated[int, Field(ge=1)]
+    """Records on which learning rates are chosen."""
     test: Annotated[int, Field(ge=1)]
+    """Records on which arms are compared; never used to choose anything."""
     max_length: Annotated[int, Field(ge=2)] = 512
     """Longest text in tokens; the model's own context caps it."""
     template: TemplateName = "auto"
+    """How a record becomes text; `auto` goes by the form of the records."""
     split_seed: int = 0
+    """Which records are for training, validation and test; the same for all runs."""
 
 
 class ScalingPart(Part):
-    """How strongly updates count; see `planning.plan.Scaling`."""
+    """How strongly updates count: s = s_ref · (r_ref / r)^g, where r_ref is the uniform rank of the budget."""
 
     rule: ScalingRule = "constant"
+    """g: 0 for `constant`, 1/2 for `rslora`, 1 for `alpha-over-r` (what PEFT does when alpha is left constant)."""
     reference: Annotated[float, Field(gt=0)] = 2.0
     """s_ref: alpha / rank of a uniform plan."""
 
@@ -92,27 +89,16 @@ def _as_scaling(value: Any) -> Any:
     return {"rule": value} if isinstance(value, str) else value
 
 
-ScalingField = Annotated[ScalingPart, BeforeValidator(_as_scaling)]
+ScalingField = Annotated[ScalingPart, BeforeValidator(_as_scaling, json_schema_input_type=ScalingRule | ScalingPart)]
 
 
-class MultipliersPart(Part):
-    """By what the learning rate is multiplied where; see `training.options.rate_factors`."""
-
-    b: Annotated[float, Field(gt=0)] = 1.0
-    """The rate of B over that of A (LoRA+)."""
-    rank_exponent: float = 0.0
-    """Modules of rank r learn at (r_ref / r)^exponent times the rate."""
-    modules: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """By full module name, last part of the name, or kind (attention, mlp)."""
-
-
-class ArmTrainPart(Part):
-    """What one arm trains otherwise than the study; what it does not name is the study's."""
-
-    longer: Annotated[float, Field(gt=0)] = 1.0
-    """Times the study's steps, to set a plain arm beside one whose plan was searched for."""
-    warmup: Annotated[float, Field(ge=0)] | None = None
-    multipliers: MultipliersPart | None = None
+_RANKS_OR_FILE = {
+    "anyOf": [
+        {"type": "object", "additionalProperties": {"type": "integer", "minimum": 1}},
+        {"type": "string"},
+        {"type": "null"},
+    ]
+}
 
 
 def _pinned(strategy: str | None) -> str | None:
@@ -122,17 +108,20 @@ def _pinned(strategy: str | None) -> str | None:
 class ArmPart(Part):
     """One thing that is compared: a strategy with its options, or fixed ranks."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
+    """What tables and figures call it; by default the strategy, or the rank file's name."""
     strategy: Annotated[str | None, AfterValidator(_pinned)] = None
-    """One from outside has the hash of its code: `my_file.py:name@hash`."""
-    options: dict[str, Any] = {}
+    """How the budget is spent: a name (`adaptive-lora strategies` lists them), or your own as `my_file.py:name`, which
+    the lock pins by the hash of its code."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the strategy."""
     scaling: ScalingField | None = None
-    """Only where it differs from the study's."""
+    """Where it differs from the study's `scaling`."""
     train: ArmTrainPart | None = None
-    """Only where it differs from the study's."""
-    ranks: dict[str, int] | None = None
-    """Fixed ranks by name (read from a file where one is named); a hypothesis only where they cost what the baseline
-    costs."""
+    """Where it differs from the study's `train`."""
+    ranks: Annotated[dict[str, int] | None, WithJsonSchema(_RANKS_OR_FILE)] = None
+    """Fixed ranks instead of a strategy: rank by module name or its ending, or a JSON file of them. A
+    hypothesis only where they cost what the baseline costs."""
 
     @model_validator(mode="before")
     @classmethod
@@ -157,61 +146,27 @@ class ArmPart(Part):
         return with_pinned_source(arm.data.get("strategy") or "", options)
 
 
-def _seeds_of(phase: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: expand_seeds(value, phase))
+def _seeds_of(phase: str, least: int) -> BeforeValidator:
+    counted = Annotated[int, Field(ge=least, le=MOST_SEEDS)] | Annotated[list[int], Field(min_length=least)]
+    return BeforeValidator(lambda value: expand_seeds(value, phase), json_schema_input_type=counted)
 
 
 class SeedsPart(Part):
-    """How often: a number of seeds, or the seeds themselves."""
+    """How often everything is trained: a number of seeds, or the seeds themselves."""
 
-    evaluation: Annotated[list[int], _seeds_of("evaluation"), Field(min_length=1)]
-    tuning: Annotated[list[int], _seeds_of("tuning")] = []
-
-
-FIRST_RATES = (3e-4, 1e-3, 3e-3)
-"""Where `learning_rate: auto` begins."""
-
-
-class TrainPart(Part):
-    """How each adapter is trained; every arm the same, but for what an arm's own `train` says."""
-
-    epochs: Annotated[float, Field(gt=0)] | None = None
-    steps: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    learning_rate: Annotated[list[Annotated[float, Field(gt=0, lt=10)]], BeforeValidator(as_list), Field(min_length=1)]
-    """One rate, or a grid from which each arm's is chosen on validation with the tuning seeds. `auto`, alone or in the
-    grid, sets `widen`."""
-    widen: bool = False
-    """Whether the grid grows, for all arms, while the best rate of one lies at its edge."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    warmup: Annotated[float, Field(ge=0)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    multipliers: MultipliersPart = MultipliersPart()
-    activation_checkpointing: bool = False
-    """Less memory for more time: activations are computed again on the way back (bank only)."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _widening(cls, value: Any) -> Any:
-        rates = as_list(value.get("learning_rate")) if isinstance(value, Mapping) else []
-        if "auto" not in rates:
-            return value
-        return {**value, "learning_rate": [r for r in rates if r != "auto"] or list(FIRST_RATES), "widen": True}
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainPart:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give either `epochs` or `steps`")
-        return self
+    evaluation: Annotated[list[int], _seeds_of("evaluation", 1), Field(min_length=1)]
+    """Seeds of the runs that are compared."""
+    tuning: Annotated[list[int], _seeds_of("tuning", 0)] = Field(default_factory=list)
+    """Seeds of the runs that choose learning rates; never those of `evaluation`."""
 
 
 class PrimaryPart(Part):
     """A hypothesis: an arm against the baseline, at one budget or at each."""
 
     arm: str
+    """Name of the arm."""
     budget: BudgetText | None = None
+    """One of the study's budgets; by default each of them."""
 
 
 def _as_primary(value: Any) -> Any:
@@ -222,13 +177,19 @@ class AnalysisPart(Part):
     """How it will be judged."""
 
     baseline: str = "uniform"
-    primary: Annotated[list[PrimaryPart] | None, BeforeValidator(_as_primary)] = None
+    """The arm that all others are compared with."""
+    primary: Annotated[
+        list[PrimaryPart] | None,
+        BeforeValidator(_as_primary, json_schema_input_type=list[str | PrimaryPart] | None),
+    ] = None
     """The comparisons that get a verdict; by default every arm of the study's own at every budget. An empty list
     makes the whole study exploratory."""
     metric: Literal["test_loss"] = "test_loss"
+    """What is compared: mean negative log-likelihood per completion token of the test records, in nats."""
     margin: Annotated[float, Field(gt=0)] = 0.01
     """Differences within it do not matter, nats per token; 0.01 is about 1 % of perplexity."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Chance of any false verdict over all primary comparisons, by Holm's procedure."""
 
 
 Control = Literal["random", "shuffled", "twin", "half", "double", "compute"]
@@ -245,19 +206,34 @@ def _as_controls(value: Any) -> Any:
 class StudySpec(Part):
     """A whole study file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
+    """What reports call the study."""
     model: ModelPart
+    """Which base model."""
     data: DataPart
+    """Which records, and how many for what."""
     targets: str | list[str] = "all-linear"
+    """Which modules get adapters: `all-linear`, `attention`, `mlp`, or module names or their endings."""
     budgets: Annotated[list[BudgetText], Field(min_length=1)]
+    """Trainable parameters, the same for every arm: `rank:r` is what a uniform rank r costs, `params:N` is N."""
     arms: Annotated[list[ArmPart], Field(min_length=1)]
+    """What is compared: a strategy's name, or a strategy with options, or fixed ranks."""
     scaling: ScalingField = ScalingPart()
+    """How strongly updates count; a rule's name alone will do."""
     seeds: SeedsPart
+    """How often everything is trained."""
     train: TrainPart
+    """How each adapter is trained."""
     analysis: AnalysisPart = AnalysisPart()
-    controls: Annotated[list[Control], BeforeValidator(_as_controls)] = Field(default_factory=_ALL.copy)
-    """What stands beside the arms, see `study.protocol`; `all`, `none`, or some of them."""
+    """How the arms are judged."""
+    controls: Annotated[
+        list[Control],
+        BeforeValidator(_as_controls, json_schema_input_type=Literal["all", "none"] | list[Control]),
+    ] = Field(default_factory=_ALL.copy, json_schema_extra={"default": "all"})
+    """What is trained beside the arms so that a verdict can be trusted: `all`, `none`, or some of them."""
     engine: Literal["bank", "reference"] = "bank"
     """All adapters together, or one after another through PEFT."""
-    tracking: Annotated[list[Tracker], BeforeValidator(as_list)] = Field(default_factory=list)
-    """Trackers that finished runs are told to, besides the ledger; changes no result."""
+    tracking: Annotated[list[Tracker], BeforeValidator(as_list, json_schema_input_type=Tracker | list[Tracker])] = (
+        Field(default_factory=list)
+    )
+    """Experiment trackers that finished runs are sent to; changes no result."""

@@ -7,6 +7,9 @@ from typing import Any
 SEEDS_FROM = {"evaluation": 0, "tuning": 1000}
 """Where counted seeds begin, so that those that tune never meet those that evaluate."""
 
+MOST_SEEDS = 10_000
+"""Larger numbers are taken for a mistake."""
+
 
 def expand_seeds(value: Any, phase: str) -> Any:
     """A count as that many seeds; anything else as it is.
@@ -15,5 +18,5 @@ def expand_seeds(value: Any, phase: str) -> Any:
     ([1000, 1001], [5, 6])
     """
     first = SEEDS_FROM[phase]
-    whole = isinstance(value, int) and not isinstance(value, bool) and value <= 10_000
+    whole = isinstance(value, int) and not isinstance(value, bool) and value <= MOST_SEEDS
     return list(range(first, first + value)) if whole else value

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.study.schema import ArmPart, ScalingPart, TrainPart
+from adaptive_lora.study.schema import ArmPart, ScalingPart
+from adaptive_lora.study.schema_training import TrainPart
 from adaptive_lora.study.yaml import Location
 
 if TYPE_CHECKING:

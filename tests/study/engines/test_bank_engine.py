@@ -16,7 +16,7 @@ from adaptive_lora.study.engines import bank as worker
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.resume import read_compositions
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.plan_task import PlanTask
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import load_results

@@ -17,7 +17,7 @@ from adaptive_lora.planning.strategies import STRATEGIES, find_strategy
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.study.estimate import estimate
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import export, load_results, ranks_table
 from adaptive_lora.study.runner import run_study

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from adaptive_lora.measures import adalora
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study

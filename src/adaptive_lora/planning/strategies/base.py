@@ -39,7 +39,7 @@ MEASURES: dict[str, Effort] = {
 class StrategyOptions(BaseModel):
     """Options that all strategies share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, use_attribute_docstrings=True)
 
     min_rank: Annotated[int, Field(ge=1)] = 1
     """The least rank a target module gets."""
@@ -64,7 +64,9 @@ class CalibrationOptions(StrategyOptions):
     """Options of strategies that measure on batches of the training data."""
 
     calibration_batches: Annotated[int, Field(ge=1)] = 8
+    """Batches of training records that are measured on."""
     calibration_batch_size: Annotated[int, Field(ge=1)] = 4
+    """Records in each of them."""
 
     def updates(self, planned: int) -> int:
         """Updates that are trained before there is a plan for a training of `planned` updates."""
@@ -118,6 +120,7 @@ class AgreementOptions(ShortRunOptions):
     """Options of strategies that compare several runs on the budget itself."""
 
     short_run_steps: Annotated[int, Field(ge=1)] | None = None
+    """Updates of each run; by default as many as the planned training has."""
     runs: Annotated[int, Field(ge=2)] = 4
     """How many a round, each with its own draw of A and order of the data."""
     rounds: Annotated[int, Field(ge=1)] = 2

@@ -14,10 +14,12 @@ from adaptive_lora.streams import numpy_stream
 
 
 class Options(StrategyOptions):
-    """`concentration` of the Dirichlet distribution (large: nearly uniform) and the `seed` of the draw."""
+    """Options of `random`."""
 
     concentration: Annotated[float, Field(gt=0)] = 1.0
+    """Of the Dirichlet distribution; large values are nearly uniform."""
     seed: int = 0
+    """Of the draw; a study gives every run its own."""
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:

@@ -16,15 +16,17 @@ Shape = Callable[[float, Any], float]
 
 
 class LineOptions(StrategyOptions):
-    """`slope` is how much of the mean rank lies between the first block and the last; negative turns the line round."""
+    """Options of ranks in a straight line over depth."""
 
     slope: Annotated[float, Field(gt=-2, lt=2)] = 1.0
+    """How much of the mean rank lies between the first block and the last; negative turns the line round."""
 
 
 class DipOptions(StrategyOptions):
-    """`dip` is how much of the ends' rank the middle lacks; negative gives the middle more."""
+    """Options of ranks in a parabola over depth."""
 
     dip: Annotated[float, Field(lt=1, allow_inf_nan=False)] = 0.5
+    """How much of the ends' rank the middle lacks; negative gives the middle more."""
 
 
 def shaped(weight: Shape) -> Allocate:

@@ -13,10 +13,12 @@ from adaptive_lora.planning.strategies.base import GradientOptions, Scores, Stra
 
 
 class Options(GradientOptions):
-    """`importance` is what is measured; `power` bends it (0.5 flattens, 0 is uniform)."""
+    """Options of `empirical`."""
 
     importance: Literal["weight-gradient", "gradient-norm"] = "weight-gradient"
+    """What is measured: mean |W ⊙ G|, or the norm of G per entry."""
     power: Annotated[float, Field(ge=0)] = 1.0
+    """Bends the importance: 0.5 flattens it, 0 is uniform."""
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:

@@ -13,9 +13,10 @@ from adaptive_lora.planning.strategies.base import Allocate, Scores, Strategy, S
 
 
 class Options(StrategyOptions):
-    """`ratio` is the rank of a favoured module over that of any other."""
+    """Options of strategies that favour one kind of module."""
 
     ratio: Annotated[float, Field(gt=0)] = 2.0
+    """The rank of a favoured module over that of any other."""
 
 
 def favouring(kind: Kind) -> Allocate:

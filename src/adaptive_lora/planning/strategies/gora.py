@@ -16,10 +16,12 @@ _TEMPERATURE = 0.5
 
 
 class Options(GradientOptions):
-    """`share` turns importances into shares, `price` is f, by which the price d_in + d_out counts."""
+    """Options of `gora`."""
 
     share: Literal["linear", "softmax"] = "linear"
+    """How importances become shares of the budget."""
     price: Price = "sqrt"
+    """f, by which the price of a unit of rank, d_in + d_out, counts."""
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:

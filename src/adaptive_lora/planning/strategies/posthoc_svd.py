@@ -11,9 +11,10 @@ from adaptive_lora.planning.strategies.base import OverRankOptions, Scores, Stra
 
 
 class Options(OverRankOptions):
-    """`of`: whose singular values, those of ΔW (PARA) or of ΔW C^½, the update as the inputs see it."""
+    """Options of `posthoc-svd`."""
 
     of: Literal["update", "update-on-inputs"] = "update"
+    """Whose singular values count: those of ΔW (PARA), or of ΔW C^½, the update as the inputs see it."""
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:

@@ -13,9 +13,10 @@ from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOpt
 
 
 class Options(StrategyOptions):
-    """`power` bends the stable rank (0.5 flattens, 0 is uniform)."""
+    """Options of `stable-rank`."""
 
     power: Annotated[float, Field(ge=0)] = 1.0
+    """Bends the stable rank: 0.5 flattens it, 0 is uniform."""
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:

@@ -70,6 +70,7 @@ class ShuffledOptions(Options):
     """As `inverted`, and the `seed` of the draw."""
 
     seed: int = 0
+    """Of the draw; a study gives every run its own."""
 
 
 def inverted(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:

@@ -112,7 +112,7 @@ class BankEngine(Engine):
             for run in runs:
                 # The size of the bank is recorded with the run: its seconds are a share of the bank's.
                 name, device = f"bank of {len(runs)}", str(self.prepared.base.device)
-                self.ledger.begin(run.run_id, name, device, run.member.options.steps, getattr(bank, "kernels", None))
+                self.ledger.begin(run.run_id, name, device, run.member.options.steps, bank.kernels)
             for run, slot in zip(runs, bank.slots, strict=True):
                 self._restore(run, slot, checkpoints.composition)
             while bank.running:

@@ -10,7 +10,7 @@ from adaptive_lora.study.matrix import Run
 from adaptive_lora.training.adapter import attached, weights_of
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import rate_factors
-from adaptive_lora.training.reference import Diverged, Keeping, train
+from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 
 
 class ReferenceEngine(Engine):
@@ -43,11 +43,12 @@ class ReferenceEngine(Engine):
         def on_checkpoint(steps_done: int) -> None:
             self.ledger.record_step(run_id, steps_done)
 
-        keeping = Keeping(checkpoint, run_id, self.checkpoint_seconds, on_checkpoint)
+        saving = CheckpointConfig(checkpoint, run_id, self.checkpoint_seconds, on_checkpoint)
         factors = rate_factors(plan, options)
         base = self.prepared.base
-        with attached(base, plan, run.seed, options.dropout) as model:
-            progress = train(model, examples, options, run.seed, keeping, self.listener.step, self.should_stop, factors)
+        checkpointing = self.prepared.study.spec.train.activation_checkpointing
+        with attached(base, plan, run.seed, options.dropout, checkpointing) as model:
+            progress = train(model, examples, options, run.seed, saving, self.listener.step, self.should_stop, factors)
             results = {
                 split: evaluate(model, records, base.device, self.should_stop)
                 for split, records in self.splits_of(run.phase).items()

@@ -1,0 +1,195 @@
+"""The documentation's pages that are made from the code, so that they cannot say otherwise: a hook of mkdocs.
+
+`make docs` builds all pages. Generated are the key reference of the study file (from its JSON schema), the table of
+strategies (from the registry) and the reference of the commands; CONTRIBUTING and CHANGELOG are the repository's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import griffe
+import typer
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from adaptive_lora.cli.main import app
+from adaptive_lora.planning.strategies import STRATEGIES
+from adaptive_lora.study.json_schema import study_json_schema
+
+ROOT = Path(__file__).parent.parent
+OUTSIDE = re.compile(r"\]\(\.\./([\w./-]+)\)")
+"""A link from a page in `docs` to a file of the repository, which reads on the site as in the repository."""
+Schema = Mapping[str, Any]
+WORDS = {"string": "text", "integer": "whole number", "object": "mapping", "boolean": "`true` or `false`"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the generated pages, and what lies outside `docs`."""
+    for path, text in pages().items():
+        files.append(File.generated(config, path, content=text))
+    for linked in sorted({path for page in (ROOT / "docs").glob("*.md") for path in OUTSIDE.findall(page.read_text())}):
+        if (ROOT / linked).is_file():  # mkdocs complains of those that are not
+            files.append(File.generated(config, f"repository/{linked}", abs_src_path=str(ROOT / linked)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fills in the table of strategies, and leads links out of `docs` to the files that were added."""
+    if page.file.src_uri.count("/") == 0:
+        markdown = OUTSIDE.sub(r"](repository/\1)", markdown)
+    return markdown.replace("<!-- strategies -->", strategies_table())
+
+
+def pages() -> dict[str, str]:
+    """Path -> Markdown of every generated page."""
+    return {
+        "reference/study-file.md": study_file_reference(study_json_schema()),
+        "reference/commands.md": commands_reference(),
+        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").replace("](docs/", "]("),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+    }
+
+
+def table(*heads: str, rows: Iterator[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
+
+
+def strategies_table() -> str:
+    """Every strategy: what it does, what it needs measured, where it comes from."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for name, strategy in STRATEGIES.items():
+            needs = ", ".join(strategy.needs(strategy.options())) or "shapes alone"
+            yield f"`{name}`", strategy.summary, needs, strategy.source
+
+    return table("strategy", "what it does", "measured", "source", rows=rows())
+
+
+def study_file_reference(schema: Schema) -> str:
+    """Every key of the study file, from the JSON schema."""
+    parts = {"": schema, **{key: part for key, part in _parts(schema) if "properties" in part}}
+    text = ["# Keys of the study file\n"]
+    text.append(
+        "Made from the declarations that the reader checks files against; `adaptive-lora schema` prints them as a JSON "
+        "schema for editors ([how](../study-file.md#completion-in-your-editor)). Unknown keys are errors. The "
+        "options of each strategy are [at the end](#options-of-strategies).\n"
+    )
+    for key, part in parts.items():
+        text.append(f"## `{key}`\n" if key else "## The file\n")
+        if key:
+            text.append(part["description"].partition("\n\n")[0] + "\n")
+        text.append(table("key", "value", "default", "meaning", rows=_rows(part, schema)))
+    text.append("## Options of strategies\n")
+    text.append(
+        "Under `options` of an arm. Every strategy has `min_rank` and `max_rank`; those not listed have no others.\n"
+    )
+    for name in STRATEGIES:
+        part = schema["$defs"][f"options-of-{name}"]
+        own = {key: value for key, value in part["properties"].items() if key not in ("min_rank", "max_rank")}
+        if own:
+            text.append(f"### `{name}`\n")
+            if not all("description" in value for value in own.values()):
+                text.append(part["description"] + "\n")
+            text.append(table("option", "value", "default", "meaning", rows=_rows({"properties": own}, schema)))
+    return "\n".join(text)
+
+
+def _parts(schema: Schema, at: str = "", part: Schema | None = None) -> Iterator[tuple[str, Schema]]:
+    """(dotted key, its part) of every key that has keys of its own, in the order of the file."""
+    for key, value in (part or schema)["properties"].items():
+        for reference in re.findall(r"'#/\$defs/(\w+)'", repr(value)):
+            inner = schema["$defs"][reference]
+            here = f"{at}.{key}" if at else key
+            if not (at and reference == "ScalingPart") and here != "arms.train.multipliers":  # those of the study
+                yield here + ("[]" if value.get("type") == "array" else ""), inner
+                yield from _parts(schema, here, inner)
+
+
+def _rows(part: Schema, schema: Schema) -> Iterator[tuple[str, ...]]:
+    for key, value in part["properties"].items():
+        there = schema["$defs"].get(value.get("$ref", "").rpartition("/")[2], {})
+        meaning = value.get("description") or there.get("description", "")
+        default = "**required**" if key in part.get("required", ()) else _in_yaml(value.get("default"))
+        yield f"`{key}`", _kind(value, schema), default, " ".join(meaning.split())
+
+
+def _in_yaml(value: Any) -> str:
+    words = {None: "", True: "`true`", False: "`false`"}
+    if isinstance(value, dict):
+        return ""  # of its own keys
+    return words[value] if value is None or isinstance(value, bool) else f"`{value}`"
+
+
+def _kind(value: Schema, schema: Schema) -> str:
+    """The type of a value in words."""
+    if "$ref" in value:
+        return "keys below"
+    if "anyOf" in value:
+        kinds = [_kind(part, schema) for part in value["anyOf"]]
+        return " or ".join(dict.fromkeys(kind for kind in kinds if kind != "null"))
+    if "enum" in value:
+        many = set(STRATEGIES) <= set(value["enum"])
+        return "a strategy's name" if many else ", ".join(f"`{word}`" for word in value["enum"])
+    if "const" in value:
+        return f"`{value['const']}`"
+    if value.get("type") == "array":
+        kind = _kind(value["items"], schema)
+        return f"list of {kind}s" if kind in WORDS.values() else f"list of {kind}"
+    if value.get("pattern", "").startswith(r"\.py"):
+        return "`file.py:name`"
+    return f"{WORDS.get(value['type'], value['type'])}{_bounds(value)}"
+
+
+def _bounds(value: Schema) -> str:
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    found = [f"{sign} {value[key]:g}" for key, sign in signs.items() if key in value]
+    return f" {', '.join(found)}" if found else ""
+
+
+def commands_reference() -> str:
+    """Every verb with its arguments and options."""
+    text = ["# Commands\n", "What `adaptive-lora VERB --help` prints.\n"]
+    text.append(
+        "Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 1 failed, 2 a mistake in what was "
+        "asked, 130 interrupted.\n"
+    )
+    for name, command in _verbs(typer.main.get_command(app)):
+        text += [f"## {name}\n", (command.help or "").strip() + "\n"]
+        rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
+        if rows:
+            text.append(table("parameter", "default", "meaning", rows=iter(rows)))
+    return "\n".join(text)
+
+
+def _verbs(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _verbs(command, f"{before}{name} ")
+        else:
+            yield before + name, command
+
+
+def _parameter(parameter: Any) -> tuple[str, str, str]:
+    is_option = parameter.param_type_name == "option"
+    name = ", ".join(parameter.opts) if is_option else str(parameter.name).upper()
+    default = parameter.default
+    shown = "" if default is None or default is False or default == "" or callable(default) else f"`{default}`"
+    return f"`{name}`", "**required**" if parameter.required else shown, parameter.help or ""
+
+
+class Doctests(griffe.Extension):
+    """Shows the examples in docstrings as code."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        """Fences every block that begins with `>>>`."""
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(
+                r"(?ms)^>>> .*?(?=\n\n|\Z)", lambda found: f"```pycon\n{found.group(0)}\n```", obj.docstring.value
+            )
