@@ -164,7 +164,7 @@ def unadjusted(simulator: Simulator) -> list[bool]:
 
 def covered(simulator: Simulator) -> list[bool]:
     true = simulator.noise.spread * simulator.draw.standard_normal(COMPARISONS)
-    intervals = [j.interval95 for j in simulator.study(true, simulator.deviations()).values()]
+    intervals = [j.interval for j in simulator.study(true, simulator.deviations()).values()]
     return [i.low <= t <= i.high for i, t in zip(intervals, true, strict=True)]
 
 

@@ -34,8 +34,9 @@ from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.study.ledger import Ledger, SplitResult, create_or_open, open_to_read
-from adaptive_lora.study.runs import RunSpec, evaluation_runs, tuning_runs
+from adaptive_lora.study.ledger import Ledger, SplitResult
+from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.study_file import Study, parse_study
 
 BLOCKS, ROLES, STEPS, RECORDS = 6, ("q", "k", "v", "o", "gate", "up", "down"), 150, 400
@@ -45,8 +46,8 @@ REPORT = """\
 import json, resource, sys, time
 started = time.perf_counter()
 from pathlib import Path
-from adaptive_lora.record.ledger import open_to_read
-from adaptive_lora.telling.report.build import write_report
+from adaptive_lora.study.open_ledger import open_to_read
+from adaptive_lora.reporting.html.build import write_report
 folder = Path(sys.argv[1])
 path = write_report(open_to_read(folder), folder)
 scale = 1 if sys.platform == "darwin" else 1024
@@ -108,9 +109,8 @@ def shapes() -> tuple[ModuleShape, ...]:
 
 def fill(ledger: Ledger, study: Study) -> int:
     """Records every run of the study, one in two hundred of them diverged; returns their number."""
-    spec, rng = study.spec, numpy_stream(0, "ledger")
-    evaluation = {(arm.name, budget): 1e-3 for arm in spec.arms for budget in spec.budgets}
-    runs = [*tuning_runs(spec), *evaluation_runs(spec, evaluation)]
+    matrix, rng = study.matrix, numpy_stream(0, "ledger")
+    runs = [*matrix.tuning_runs(), *matrix.evaluation_runs({cell.key: 1e-3 for cell in matrix.cells})]
     named = {f"{i:016x}": run for i, run in enumerate(runs)}
     ledger.set_facts(facts_of(study, len(runs)))
     ledger.register(named)
@@ -127,7 +127,7 @@ def fill(ledger: Ledger, study: Study) -> int:
     return len(runs)
 
 
-def plan_of(run: RunSpec, rng: np.random.Generator) -> RankPlan:
+def plan_of(run: Run, rng: np.random.Generator) -> RankPlan:
     """Ranks about the budget's, of one size for all arms, with a score for every module."""
     modules, rank = shapes(), parse_budget(run.budget)[1]
     spread = 1 + np.arange(len(modules)) % (2 * rank - 1)
@@ -168,7 +168,8 @@ def facts_of(study: Study, runs: int) -> dict[str, Any]:
                  "truncated_test": 0},
         "budgets": {text: sum(m.params_per_rank for m in shapes()) * parse_budget(text)[1] for text in spec["budgets"]},
         "lock": {"primary": [{"arm": f"decay-{i:02d}", "budget": spec["budgets"][0]} for i in (1, 2)],
-                 "deviations": []},
+                 "controls": {"arms": {}, "baseline_alone_at": [], "compute": {}, "twin": False}, "deviations": [],
+                 "locked": "2026-01-02T03:04:05+00:00"},
     }  # fmt: skip
 
 

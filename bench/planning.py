@@ -1,6 +1,6 @@
 """What planning by measures costs, against what people would do without it. Prints JSON.
 
-    planning_overhead           all measures of one pass together, over plain forward and backward passes with
+    planning_overhead           all measures of a calibration pass together, over plain forward and backward passes with
                                 the gradients of all target weights on the same batches
     planning_share_of_training  the same measures, over one run of a study by the reference engine
     speedup_vs_peft_eva         PEFT's `get_eva_state_dict`, the measuring part of its EVA, over our inputs' spectra
@@ -35,12 +35,13 @@ import torch
 
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.splits import calibration_subset, make_splits
-from adaptive_lora.measures.one_pass import MEASURES, Pass, take
-from adaptive_lora.measures.short_run import Practice
+from adaptive_lora.measures.calibration_pass import GROUP, Pass, Quantity, run_pass
+from adaptive_lora.measures.request import PlannedTraining
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.recipes import recipe
-from adaptive_lora.study.prepare import make_plan, open_base, open_records
+from adaptive_lora.study.plan_task import make_plan
+from adaptive_lora.study.prepare import open_base, open_records
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.study.study_file import Study, load_study
 from adaptive_lora.training.adapter import attached
@@ -50,6 +51,7 @@ from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.reference import train
 
 RANK, RHO = 8, 2.0
+COMPONENTS = round(RHO * RANK)
 BATCHES, BATCH_SIZE = 8, 4
 """The calibration that strategies take by default."""
 SHORT_RUNS = ("posthoc-svd", "lora-drop", "adalora", "marginal-gain")
@@ -86,10 +88,11 @@ class Bench:
 
     def request(self, *measures: str, mode: Any = "auto") -> Pass:
         """A pass over the calibration batches."""
+        sizes = {"b-gradient": RANK, "input-spectrum": COMPONENTS}
+        quantities = frozenset(Quantity(measure, sizes.get(measure)) for measure in measures)
         return Pass(
-            measures=frozenset(measures), base=self.base, modules=self.modules, batches=self.batches, seed=0, rank=RANK,
-            mode=mode, components=round(RHO * RANK),
-        )  # fmt: skip
+            quantities=quantities, base=self.base, modules=self.modules, batches=self.batches, seed=0, mode=mode
+        )
 
 
 def open_bench(asked: argparse.Namespace) -> Bench:
@@ -107,8 +110,8 @@ def open_bench(asked: argparse.Namespace) -> Bench:
 
 
 def plan_all(bench: Bench) -> None:
-    """Every measure of one pass."""
-    take(bench.request(*MEASURES))
+    """Every measure of one calibration pass."""
+    run_pass(bench.request(*GROUP.inputs))
 
 
 def plain_passes(bench: Bench) -> None:
@@ -137,9 +140,9 @@ def train_steps(bench: Bench, steps: int = TIMED_STEPS) -> None:
         train(model, bench.examples, options, 0)
 
 
-def our_eva(bench: Bench) -> dict[str, tuple[float, ...]]:
+def our_eva(bench: Bench) -> dict[str, Any]:
     """Explained-variance ratios of all modules' inputs."""
-    return take(bench.request("input-spectrum"))[0]["input-spectrum"]
+    return run_pass(bench.request("input-spectrum"))[0][Quantity("input-spectrum", COMPONENTS)]
 
 
 def eva_of_peft(bench: Bench) -> dict[str, torch.Tensor]:
@@ -250,9 +253,8 @@ def short_run_costs(bench: Bench, run_seconds: float) -> dict[str, dict[str, flo
     found = {}
     for name in SHORT_RUNS:
         began, arm = time.perf_counter(), ArmPart(name=name, strategy=name)
-        plan = make_plan(
-            bench.base, bench.modules, arm, budget, ScalingPart(), 0, bench.examples, Practice(options)
-        )  # fmt: skip
+        training = PlannedTraining(options)
+        plan = make_plan(bench.base, bench.modules, arm, budget, ScalingPart(), 0, bench.examples, training)
         seconds, facts = time.perf_counter() - began, plan.provenance["measured"]
         tokens = facts["short_run_tokens"] + facts.get("race_tokens", 0)
         found[name] = {"seconds": seconds, "tokens_trained": tokens, "share_of_training": seconds / run_seconds}
@@ -265,7 +267,7 @@ def report(bench: Bench, asked: argparse.Namespace) -> dict[str, Any]:
     memory = {side: memory_of(side) for side in ("planning", "training")}
     seconds = timed(bench, asked.rounds)
     tokens = [len(e.ids) for batch in bench.batches for e in batch]
-    facts = take(bench.request(*MEASURES))[1]
+    facts = run_pass(bench.request(*GROUP.inputs))[1]
     run_seconds = statistics.median(seconds["training"]) * bench.steps / TIMED_STEPS
     return {
         "planning_overhead": ratio(seconds, "planning", "plain"),

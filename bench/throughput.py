@@ -47,7 +47,8 @@ from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.study.prepare import make_plan, open_base, open_records, targets_of
+from adaptive_lora.study.plan_task import make_plan
+from adaptive_lora.study.prepare import open_base, open_records, targets_of
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers, set_training, trainable
 from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, find_modules

@@ -19,16 +19,17 @@ from adaptive_lora.planning.strategies import Strategy, check_options, find_stra
 from adaptive_lora.planning.strategies.registry import pinned, register, with_pinned_source
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study import study_file
-from adaptive_lora.study.prepare import make_plan, open_base, open_outline, open_records, targets_of, warnings_of
-from adaptive_lora.study.runner import run_study
+from adaptive_lora.study.plan_task import make_plan
+from adaptive_lora.study.prepare import open_base, open_outline, open_records, targets_of, warnings_of
+from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
-from adaptive_lora.training.adapter import attached, save_adapter, weights_of
-from adaptive_lora.training.base import DType, FrozenBase, check_device, default_device, frozen
+from adaptive_lora.study.status import StudyStatus
 from adaptive_lora.training.options import TrainingOptions, rate_factors
-from adaptive_lora.training.reference import train as train_reference
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # plans by shape need no torch
     from transformers import PreTrainedModel
+
+    from adaptive_lora.training.base import DType, FrozenBase
 
 _CALIBRATION_POOL = 512
 Records = str | Path | Sequence[Mapping[str, Any]]
@@ -119,6 +120,9 @@ def train(
 
     Parameters as in `adaptive_lora.plan`. Returns the training loss per step, nats per completion token.
     """
+    from adaptive_lora.training.adapter import attached, save_adapter, weights_of
+    from adaptive_lora.training.reference import train as train_reference
+
     plan = plan if isinstance(plan, RankPlan) else RankPlan.load(plan)
     with _opened(model, tokenizer, revision, (dtype, device)) as (base, outline):
         assert base is not None  # weights were asked for
@@ -150,16 +154,17 @@ class Study:
         out: str | Path,
         *,
         device: str | None = None,
-        watcher: Any = None,
+        listener: ProgressListener | None = None,
         checkpoint_seconds: float = 30.0,
         deviation: str | None = None,
-    ) -> Any:
+    ) -> StudyStatus:
         """`study.runner.run_study`: trains what is missing in the folder `out`; read it with `load_results(out)`.
 
         `device`: by default the accelerator where there is one.
         """
-        chosen = device or default_device()
-        return run_study(self.parsed, Path(out), watcher, chosen, checkpoint_seconds, deviation)
+        from adaptive_lora.study.runner import run_study
+
+        return run_study(self.parsed, Path(out), listener, device, checkpoint_seconds, deviation)
 
 
 def load_study(source: str | Path | Mapping[str, Any]) -> Study:
@@ -202,10 +207,14 @@ def _opened(
         if weights is None:
             yield None, open_outline(name, revision)
             return
+        from adaptive_lora.training.base import check_device, default_device
+
         dtype, device = weights
         base = open_base(name, revision, dtype, str(check_device(device or default_device())))
         yield base, base.outline
         return
+    from adaptive_lora.training.base import check_device, frozen
+
     with frozen(model, tokenizer) as base:
         if weights and weights[1] and base.device.type != check_device(weights[1]).type:
             raise UsageError(f"The model lies on {base.device}, got device={weights[1]!r}: move it with `model.to`.")

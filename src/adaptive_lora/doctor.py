@@ -74,10 +74,9 @@ def _forward_and_backward() -> tuple[State, str]:
 
 
 def _bank() -> tuple[State, str]:
-    """Two adapters trained together must go as each does alone; says which attention they were trained with."""
+    """Two adapters trained together must have the losses of each trained alone."""
     from adaptive_lora.training.adapter import attached
     from adaptive_lora.training.bank import Bank, Member
-    from adaptive_lora.training.kernel import attention_kernel
     from adaptive_lora.training.options import TrainingOptions
     from adaptive_lora.training.reference import train
 
@@ -95,8 +94,15 @@ def _bank() -> tuple[State, str]:
         worst = max(
             worst, *(abs(now[k] - record.loss) / record.loss for now, record in zip(together, alone, strict=True))
         )
-    attention = "compiled" if attention_kernel() is not None else "torch's (no C compiler: slower on short texts)"
-    return ("ok" if worst < 1e-4 else "failed"), f"losses as alone within {worst:.1e}; attention: {attention}"
+    return ("ok" if worst < 1e-4 else "failed"), f"losses as alone within {worst:.1e}"
+
+
+def _kernels() -> tuple[State, str]:
+    from adaptive_lora.training.kernels import kernel_status
+
+    status = kernel_status()
+    compiled = all(text == "compiled" for text in status.values())
+    return ("ok" if compiled else "note"), ", ".join(f"{name}: {text}" for name, text in status.items())
 
 
 def _rank_pattern() -> tuple[State, str]:
@@ -126,7 +132,7 @@ def _rank_pattern() -> tuple[State, str]:
 def _ledger() -> tuple[State, str]:
     """What was committed must outlive a writer that dies in the middle of the next transaction."""
     from adaptive_lora.study.folder import StudyPaths
-    from adaptive_lora.study.ledger import create_or_open, open_to_read
+    from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 
     dies = (
         "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1]);"
@@ -213,6 +219,7 @@ CHECKS: dict[str, tuple[Callable[[], tuple[State, str]], str]] = {
     ),
     "forward and backward": (_forward_and_backward, "Reinstall torch for this machine; see pytorch.org."),
     "bank": (_bank, "Set `engine: reference` in study files, and report this with the versions above."),
+    "kernels": (_kernels, "Install a C compiler, or name one in CC; without it, training on the CPU is slower."),
     "PEFT rank pattern": (_rank_pattern, "`pip install -U peft transformers`, then run this again."),
     "ledger": (_ledger, "Use a folder on a local disk; some network drives do not keep SQLite's promises."),
     "hub": (_hub, "Without the hub, name local folders and files; `adaptive-lora demo` needs nothing."),

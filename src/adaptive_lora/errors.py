@@ -76,6 +76,10 @@ class TrainingError(AdaptiveLoraError, RuntimeError):
     """A run that failed while it trained."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: a scheduler wants the machine back. What was under way is saved, as after Ctrl-C."""
+
+
 def nearest_hint(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the known word nearest to `word`; empty where none is near.
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from adaptive_lora.cli.main import app
 from adaptive_lora.reporting.exported import export_all
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from tests.reporting.ledgers import Made, make_study
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -24,7 +24,7 @@ warnings.simplefilter("error")
 class Block:
     def find_spec(self, name, *a):
         if name.split(".")[0] in ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors",
-                                  "huggingface_hub", "tokenizers"):
+                                  "huggingface_hub", "tokenizers", "pyarrow"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Block())
 from typer.testing import CliRunner
@@ -93,10 +93,13 @@ def test_reading_needs_the_base_dependencies_alone(tmp_path: Path) -> None:
     demo = RESULTS / "demo"
     verbs: list[list[object]] = [
         ["status", demo], ["results", demo, "--json"], ["memory", demo, "--out", tmp_path / "bank"],
-        ["report", demo, "--out", tmp_path / "page"], ["strategies"],
+        ["report", demo, "--out", tmp_path / "page"], ["strategies"], ["init"],
+        ["plan", "--model", "demo", "--strategy", "linear-decay", "--out", tmp_path / "plan.json", "--json"],
     ]  # fmt: skip
     for verb, (code, text, complaint, raised) in zip(verbs, without_train(*verbs), strict=True):
         assert code == 0 and text, (verb, complaint, raised)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert len(plan["modules"]) == 24 and plan["trainable_parameters"] <= plan["budget"]
     assert (tmp_path / "page" / "report.html").stat().st_size > 100_000
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"report.html", "figures", "tables"}
 
@@ -106,11 +109,13 @@ def test_what_needs_the_extra_says_so(tmp_path: Path) -> None:
         ["run", "studies/demo.yaml", "--out", tmp_path / "out"], ["run", "studies/demo.yaml", "--dry-run"],
         ["demo", "--out", tmp_path / "out"], ["data", "profile", "demo:all"],
         ["plan", "--model", "demo", "--strategy", "empirical", "--data", "demo:fine-tuning"],
+        ["plan", "--model", "demo", "--peft", tmp_path / "peft"], ["plan", "--model", "sshleifer/tiny"],
     ]  # fmt: skip
-    names = ["run", "run", "demo", "data profile", "plan"]
+    names = ["run", "run", "demo", "data profile", "plan", "plan", "plan"]
     for name, (code, text, complaint, raised) in zip(names, without_train(*verbs), strict=True):
         assert (code, text) == (2, ""), (name, raised)
-        assert complaint == f"error: `{name}` needs torch and its family: pip install 'adaptive-lora[train]'\n"
+        said = complaint.splitlines()[-1]  # after what was under way
+        assert said == f"error: `{name}` needs torch and its family: pip install 'adaptive-lora[train]'"
     assert not (tmp_path / "out").exists()
 
 

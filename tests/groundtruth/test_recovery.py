@@ -18,7 +18,7 @@ import torch
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import StrategyError, TrainingError
 from adaptive_lora.groundtruth import recovery
-from adaptive_lora.groundtruth.recovery import Setting, make_task, recover
+from adaptive_lora.groundtruth.recovery import Setting, Task, make_task, recover
 from adaptive_lora.groundtruth.truths import truth_ranks
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
@@ -48,7 +48,15 @@ def setting(gpt2: FrozenBase, examples: list[Example]) -> Setting:
     )  # fmt: skip
 
 
-def test_all_arms_meet_on_equal_terms(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def task(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> Task:
+    """The task of one truth and seed, which all comparisons of a test then share."""
+    made = make_task(setting, "last-mlp", 3)
+    monkeypatch.setattr(recovery, "make_task", lambda *_: made)
+    return made
+
+
+def test_all_arms_meet_on_equal_terms(setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Member] = []
     train = recovery.train_students
 
@@ -91,16 +99,16 @@ def test_all_arms_meet_on_equal_terms(setting: Setting, monkeypatch: pytest.Monk
 
 
 def test_gradients_and_adalora_see_distributions_where_that_is_asked(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     plain = recovery.answer_loss
 
-    def told(answers: Any) -> Any:
+    def recording(answers: Any) -> Any:
         loss = plain(answers)
         return lambda *given: (calls.append(len(given[2])), loss(*given))[1]
 
-    monkeypatch.setattr(recovery, "answer_loss", told)
+    monkeypatch.setattr(recovery, "answer_loss", recording)
     recover(setting, "last-mlp", 3, ["gora"])
     assert not calls
     recover(replace(setting, by_answers=True), "last-mlp", 3, ["gora"])
@@ -110,33 +118,34 @@ def test_gradients_and_adalora_see_distributions_where_that_is_asked(
     assert set(calls) == {4}  # its updates
 
 
-@pytest.mark.parametrize("error", [StrategyError("no plan"), TrainingError("no plan")])
 def test_a_strategy_without_a_plan_is_missing_and_the_others_are_not(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch, error: Exception
+    setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make = recovery.make_plan
-    torn = "random"
-
-    def fail(base: FrozenBase, modules: Any, arm: ArmPart, *rest: Any) -> RankPlan:
-        if arm.name == torn:
-            raise error
-        return make(base, modules, arm, *rest)
-
     whole = recover(setting, "last-mlp", 3, STRATEGIES[:2])
-    monkeypatch.setattr(recovery, "make_plan", fail)
-    found = recover(setting, "last-mlp", 3, STRATEGIES[:2])
-    assert found.keys() == KEYS and list(found["divergence"]) == ["uniform", *STRATEGIES[:2], "oracle", "floor"]
-    assert math.isnan(found["divergence"].pop("random")) and found["correlation"]["random"] is None
-    assert found["planning"]["random"] == {"failed": "no plan"} and "random" not in found["parameters"]
-    assert found["divergence"] == pytest.approx(
-        {n: d for n, d in whole["divergence"].items() if n != "random"}, rel=1e-5
-    )
-    told = summary([found | {"divergence": found["divergence"] | {"random": math.nan}}], CONCENTRATED)["last-mlp"]
-    assert told["strategies"]["random"]["share_of_oracle_gain"]["mean"] is None
-    assert told["strategies"]["linear-decay"]["share_of_oracle_gain"]["mean"] is not None
-    torn = "uniform"  # which every share is measured from
-    with pytest.raises(type(error), match="no plan"):
-        recover(setting, "last-mlp", 3, ())
+    make = recovery.make_plan
+    for error in (StrategyError("no plan"), TrainingError("no plan")):
+        failing = "random"
+
+        def fail(base: FrozenBase, modules: Any, arm: ArmPart, *rest: Any, error: Exception = error) -> RankPlan:
+            if arm.name == failing:  # noqa: B023
+                raise error
+            return make(base, modules, arm, *rest)
+
+        monkeypatch.setattr(recovery, "make_plan", fail)
+        found = recover(setting, "last-mlp", 3, STRATEGIES[:2])
+        assert found.keys() == KEYS and list(found["divergence"]) == ["uniform", *STRATEGIES[:2], "oracle", "floor"]
+        assert math.isnan(found["divergence"].pop("random")) and found["correlation"]["random"] is None
+        assert found["planning"]["random"] == {"failed": "no plan"} and "random" not in found["parameters"]
+        assert found["divergence"] == pytest.approx(
+            {n: d for n, d in whole["divergence"].items() if n != "random"}, rel=1e-5
+        )
+        lost = found | {"divergence": found["divergence"] | {"random": math.nan}}
+        strategies = summary([lost], CONCENTRATED)["last-mlp"]["strategies"]
+        assert strategies["random"]["share_of_oracle_gain"]["mean"] is None
+        assert strategies["linear-decay"]["share_of_oracle_gain"]["mean"] is not None
+        failing = "uniform"  # which every share is measured from
+        with pytest.raises(type(error), match="no plan"):
+            recover(setting, "last-mlp", 3, ())
 
 
 def test_a_task_follows_from_the_seed_and_shows_no_text_twice(setting: Setting) -> None:
@@ -206,10 +215,10 @@ def test_the_script_goes_on_where_it_was_cut(
     assert [(r["truth"], r["seed"]) for r in first["results"]] == [("last-mlp", 0), ("uniform", 0)]
     assert first["circumstances"]["strategies"] == "linear-decay,random"
     assert first["best_strategy"] is None  # one seed decides nothing
-    script("--seeds", "2", "--out", str(out))
+    script("--seeds", "2", "--truths", "last-mlp", "--out", str(out))
     both = strictly(out.read_text())
     assert json.dumps(both["results"][:2]) == json.dumps(first["results"])  # seconds of planning and all
-    assert [(r["truth"], r["seed"]) for r in both["results"][2:]] == [("last-mlp", 1), ("uniform", 1)]
+    assert [(r["truth"], r["seed"]) for r in both["results"][2:]] == [("last-mlp", 1)]
     assert both["truths"]["last-mlp"]["seeds"] == 2
     assert capsys.readouterr().err.count("seed 0") == 0
 
@@ -220,8 +229,8 @@ def test_the_script_refuses_another_comparison_in_the_same_file(
 ) -> None:
     out = tmp_path / "found.json"
     ours = {
-        "model": "demo", "data": "demo:fine-tuning", "template": "auto", "budget": "rank:2", "steps": 2,
-        "batch_size": 2, "learning_rate": 0.01, "length": 16, "strategies": "linear-decay,random",
+        "model": "demo", "data": "demo:fine-tuning", "template": "auto", "budget": "rank:2",
+        "steps": 2, "batch_size": 2, "learning_rate": 0.01, "length": 16, "strategies": "linear-decay,random",
     }  # fmt: skip
     text = json.dumps({"circumstances": ours, "results": []})
     out.write_text(text)

@@ -62,7 +62,7 @@ def test_loss_and_gradient_are_those_of_cross_entropy_against_the_answers(
         losses = [result.loss for result in bank.evaluate(batch)]
         states = [slot.tensors() for slot in bank.slots]
         gradients = [
-            {f"parameter/{name}/{x}": g for name, p in slot.parts.items() for x, g in _gradients(p)}
+            {f"parameter/{name}/{x}": g for name, p in slot.pairs.items() for x, g in _gradients(p)}
             for slot in bank.slots
         ]
     for own, own_batch, state, (loss, tokens), gradient, on_first in zip(

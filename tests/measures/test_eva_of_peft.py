@@ -13,7 +13,7 @@ from peft.tuners.lora.config import EvaConfig
 from peft.tuners.lora.eva import initialize_lora_eva_weights
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.measures.one_pass import Pass, take
+from adaptive_lora.measures.calibration_pass import Pass, Quantity, run_pass
 from adaptive_lora.planning.strategies.eva import component_counts
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import collate
@@ -45,12 +45,11 @@ def test_counts_are_those_of_peft_within_one(base: FrozenBase, examples: list[Ex
     PEFT centres the inputs, as we do, and takes incremental low-rank decompositions, of which ours is the limit.
     """
     batches = [examples[:20], examples[20:]]
-    spectra = take(
-        Pass(
-            measures=frozenset({"input-spectrum"}), base=base, modules=base.outline.modules, batches=batches, seed=0,
-            tokens=tokens,
-        )
-    )[0]["input-spectrum"]  # fmt: skip
+    wanted = Quantity("input-spectrum")
+    plan = Pass(
+        quantities=frozenset({wanted}), base=base, modules=base.outline.modules, batches=batches, seed=0, tokens=tokens
+    )
+    spectra = {name: tuple(spectrum) for name, spectrum in run_pass(plan)[0][wanted].items()}
     counts = component_counts(spectra, RANK * len(spectra), round(RHO * RANK))
     theirs = ranks_of_peft(base, batches, completion=tokens == "completion")
 

@@ -1,4 +1,4 @@
-"""What an over-ranked run says, against the explicit ΔW in the weights; plans by short runs, from measure to ranks."""
+"""Measures of over-ranked runs against the explicit ΔW in the weights; plans by short runs, from measure to ranks."""
 
 from __future__ import annotations
 
@@ -11,39 +11,47 @@ import torch
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.short_run import (
-    MEASURES,
-    Practice,
-    Short,
-    over_ranked_scores,
-    over_ranked_seeds,
-    spectrum,
-    train_short,
-)
+from adaptive_lora.measures.measuring import measure
+from adaptive_lora.measures.over_ranked import GROUP, over_ranked_seed, spectrum
+from adaptive_lora.measures.request import PlannedTraining, Request
+from adaptive_lora.measures.short_run import short_run_of
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.planning.strategies.base import OverRankOptions
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.base import FrozenBase
 from tests.measures.conftest import (
     RANK,
-    Told,
+    Recorder,
     assert_clean,
     failing_bank,
-    in_threes,
     inner_state,
     merge,
     options,
+    request_of,
     short_of,
+    trained,
 )
 from tests.training.conftest import demo_examples
 
 Updates = dict[str, torch.Tensor]
 
 
-def updates_of(short: Short) -> Updates:
+def asked(**changes: Any) -> OverRankOptions:
+    """Runs of the uniform rank `RANK`, on three batches of three."""
+    given = {"over_rank": 1, "short_run_steps": None, "calibration_batches": 3, "calibration_batch_size": 3}
+    return OverRankOptions(**{**given, **changes})
+
+
+def scores_of(request: Request, *needs: str) -> Mapping[str, Mapping[str, Any]]:
+    return measure(needs, request).scores
+
+
+def updates_of(request: Request) -> Updates:
     """ΔW = s B A of the over-ranked run, in full."""
-    (weights,), plan = train_short(short, over_ranked_seeds(short)), short.plan()
+    short = short_run_of(request, request.over_ranked_budget)
+    (weights,), plan = trained(short, [over_ranked_seed(short)]), short.plan()
     return {name: plan.scaling_of(name) * b @ a for name, (a, b) in weights.items()}
 
 
@@ -89,12 +97,11 @@ def test_spectrum_is_that_of_the_explicit_product(d_out: int, d_in: int, rank: i
 
 def test_scores_are_those_of_the_explicit_update_in_the_weights(base: FrozenBase) -> None:
     base.model.double()
-    short = short_of(base)
-    batches, before = in_threes(short.examples), inner_state(base)
-    found = over_ranked_scores(short, sorted(MEASURES), batches)
+    request, before = request_of(base, asked()), inner_state(base)
+    found = scores_of(request, *GROUP.inputs)
     assert_clean(base, before)
 
-    updates, seen = updates_of(short), [example for batch in batches for example in batch]
+    updates, seen = updates_of(request), [example for batch in request.batches for example in batch]
     frozen = spectra_on(inputs_of(base, seen), updates)
     merge(base, updates)
     inputs = inputs_of(base, seen)
@@ -107,32 +114,32 @@ def test_scores_are_those_of_the_explicit_update_in_the_weights(base: FrozenBase
 
 
 def test_how_the_batches_are_formed_is_no_matter(gpt2: FrozenBase) -> None:
-    short = short_of(gpt2)
-    needs = ["output-norm"]
-    padded = over_ranked_scores(short, needs, [short.examples[:6]])
-    alone = over_ranked_scores(short, needs, [[example] for example in short.examples[:6]])
-    assert len({len(example.ids) for example in short.examples[:6]}) > 1
-    assert close(padded["output-norm"], alone["output-norm"], rel=1e-4)
-    assert padded.keys() == {"output-norm"}
+    padded = request_of(gpt2, asked(calibration_batches=1, calibration_batch_size=6))
+    alone = request_of(gpt2, asked(calibration_batches=6, calibration_batch_size=1))
+    assert len({len(example.ids) for example in padded.batches[0]}) > 1
+    found, expected = (scores_of(request, "output-norm") for request in (padded, alone))
+    assert found.keys() == {"output-norm"} and close(found["output-norm"], expected["output-norm"], rel=1e-4)
 
 
 def test_runs_follow_from_their_seeds(gpt2: FrozenBase) -> None:
     short = short_of(gpt2)
-    together, alone = train_short(short, [1, 2, 1]), train_short(short, [1])
+    together, alone = trained(short, [1, 2, 1]), trained(short, [1])
     name = short.modules[0].name
     for i in (0, 1):
         assert torch.equal(together[0][name][i], together[2][name][i])
         assert torch.allclose(together[0][name][i], alone[0][name][i], atol=1e-6)
         assert not torch.allclose(together[0][name][i], together[1][name][i], atol=1e-3)
-    first, again, other = (over_ranked_scores(replace(short, seed=seed), ["update-spectrum"], []) for seed in (5, 5, 6))
+    first, again, other = (scores_of(request_of(gpt2, asked(), seed=seed), "update-spectrum") for seed in (5, 5, 6))
     assert first == again != other
 
 
-def test_the_schedule_is_drawn_together(gpt2: FrozenBase) -> None:
+def test_the_schedule_spans_the_steps_of_a_short_run(gpt2: FrozenBase) -> None:
     planned = options(steps=1000, learning_rate=0.3, schedule="cosine", warmup=0.1, weight_decay=0.2)
-    short = short_of(gpt2, practice=Practice(planned), steps=20)
-    assert short.options == replace(planned, steps=20) and short.options.warmup_steps == 2
-    assert replace(short, learning_rate=0.5).options.learning_rate == 0.5
+    request = request_of(gpt2, asked(short_run_steps=20), training=PlannedTraining(planned))
+    short = request.short_training.options
+    assert short == replace(planned, steps=20) and short.warmup_steps == 2
+    slower = replace(request, options=asked(short_run_learning_rate=0.5))
+    assert slower.short_training.options == replace(planned, learning_rate=0.5)
 
 
 def test_the_plan_of_a_run_is_uniform_and_never_above_what_modules_hold(gpt2: FrozenBase) -> None:
@@ -143,36 +150,37 @@ def test_the_plan_of_a_run_is_uniform_and_never_above_what_modules_hold(gpt2: Fr
 
 
 def test_facts_are_what_the_bank_was_given(gpt2: FrozenBase) -> None:
-    told = Told()
-    short = short_of(gpt2, practice=Practice(options(), told.bank()), steps=7)
-    train_short(short, [3, 4])
+    record = Recorder()
+    short = short_of(gpt2, bank=record.bank(), steps=7)
+    trained(short, [3, 4])
     assert short.facts([3, 4]) == {
         "short_runs": 2,
         "short_run_steps": 7,
         "short_run_parameters": short.budget,
-        "short_run_tokens": told.tokens[0],
+        "short_run_tokens": record.tokens[0],
     }
-    assert told.updates == 14 and told.tokens[0] > 0
+    assert record.updates == 14 and record.tokens[0] > 0
 
 
 def test_the_base_is_left_clean_where_a_run_breaks(base: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
     before = inner_state(base)
-    short = short_of(base, practice=Practice(options(), failing_bank))
     with pytest.raises(OSError, match="cut"):
-        over_ranked_scores(short, ["output-norm"], in_threes(short.examples))
+        scores_of(request_of(base, asked(), failing_bank), "output-norm")
     assert_clean(base, before)
-    monkeypatch.setattr("adaptive_lora.measures.short_run._Sums.add", lambda *_: 1 / 0)
+    monkeypatch.setattr("adaptive_lora.measures.over_ranked._Sums.add", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        over_ranked_scores(short_of(base), ["output-norm"], in_threes(short.examples))
+        scores_of(request_of(base, asked()), "output-norm")
     assert_clean(base, before)
 
 
 def test_a_run_that_diverges_gives_no_score(gpt2: FrozenBase) -> None:
-    wild = short_of(gpt2, practice=Practice(options(learning_rate=1e30, max_grad_norm=None)))
+    wild = request_of(gpt2, asked(), learning_rate=1e30, max_grad_norm=None)
     with pytest.raises(TrainingError, match=r"diverged at step \d of 6.*`short_run_learning_rate`"):
-        over_ranked_scores(wild, ["update-spectrum"], [])
+        scores_of(wild, "update-spectrum")
 
 
+STEPS = 12
+"""Of the planned training."""
 ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("posthoc-svd", {"short_run_steps": 5}),
     ("posthoc-svd", {"short_run_steps": 5, "of": "update-on-inputs", "over_rank": 3}),
@@ -183,32 +191,32 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def planned(base: FrozenBase, arm: tuple[str, dict[str, Any]], told: Told, seed: int = 0) -> RankPlan:
+def planned(base: FrozenBase, arm: tuple[str, dict[str, Any]], record: Recorder, seed: int = 0) -> RankPlan:
     part = ArmPart(name="arm", strategy=arm[0], options={**arm[1], "calibration_batches": 2})
     budget = resolve_budget("rank:3", base.outline.modules)
-    practice = Practice(options(), told.bank())
-    return make_plan(base, base.outline.modules, part, budget, ScalingPart(), seed, demo_examples(base, 24), practice)
+    training = PlannedTraining(options(steps=STEPS), record.bank())
+    return make_plan(base, base.outline.modules, part, budget, ScalingPart(), seed, demo_examples(base, 24), training)
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm[0]} {list(arm[1].values())}")
 def test_plans_by_short_runs_are_on_budget_and_say_what_they_cost(
     base: FrozenBase, arm: tuple[str, dict[str, Any]]
 ) -> None:
-    before, told = inner_state(base), Told()
-    plan = planned(base, arm, told)
+    before, record = inner_state(base), Recorder()
+    plan = planned(base, arm, record)
     assert_clean(base, before)
     assert plan.trainable_parameters == plan.budget == 3 * sum(m.params_per_rank for m in base.outline.modules)
     facts = plan.provenance["measured"]
     even = facts.get("race_winner") == "uniform"
     assert (len(set(plan.ranks.values())) == 1) == even and min(plan.ranks.values()) >= 1
-    assert planned(base, arm, Told()).ranks == plan.ranks
-    assert even or planned(base, arm, Told(), seed=1).scores != plan.scores
-    assert facts["short_run_steps"] == arm[1].get("short_run_steps", options().steps)
+    assert planned(base, arm, Recorder()).ranks == plan.ranks
+    assert even or planned(base, arm, Recorder(), seed=1).scores != plan.scores
+    assert facts["short_run_steps"] == arm[1].get("short_run_steps", STEPS)
     if arm[0] == "adalora":
         assert facts["short_run_parameters"] == plan.budget * 4 // 3 + 4 * len(plan.ranks)  # all at rank 4, and Λ
         return
     times = {"marginal-gain": 1}.get(arm[0], arm[1].get("over_rank", 2))
     assert facts["short_run_parameters"] == plan.budget * times
     rounds = arm[1].get("rounds", 1)
-    assert (facts["calibration_records"], facts["short_runs"]) == (8, sum(map(len, told.members[:rounds])))
-    assert facts["short_run_tokens"] == sum(told.tokens[:rounds])
+    assert facts.get("calibration_records", 8) == 8 and facts["short_runs"] == sum(map(len, record.members[:rounds]))
+    assert facts["short_run_tokens"] == sum(record.tokens[:rounds])

@@ -10,7 +10,7 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import STRATEGIES, check_options, coverage_warnings, find_strategy
-from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 
 KINDS = [("attention-only", "attention"), ("mlp-only", "mlp")]

@@ -16,6 +16,7 @@ from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies import STRATEGIES, check_options, find_strategy, registry
 from adaptive_lora.planning.strategies.base import MEASURES, AgreementOptions, GradientOptions, Strategy
 from adaptive_lora.planning.strategies.contract import check_strategy
+from adaptive_lora.planning.strategies.decorators import take_outside
 from adaptive_lora.planning.strategies.registry import all_strategies, load_strategies, pinned
 
 MODULES = [ModuleShape(f"h.{i}.mlp.x", "mlp", i, 32, 32) for i in range(4)]
@@ -32,7 +33,10 @@ def mine(modules, scores, options):
 
 @pytest.fixture(autouse=True)
 def _registries_as_they_were() -> Iterator[None]:
-    kept = [(table, dict(table)) for table in (STRATEGIES, MEASURES, registry.OUTSIDE_MEASURES, registry._PINNED)]
+    kept = [
+        (table, dict(table))
+        for table in (STRATEGIES, MEASURES, registry.OUTSIDE_MEASURES, registry._MEASURE_KEYS, registry._PINNED)
+    ]
     yield
     for table, before in kept:
         table.clear()
@@ -121,39 +125,44 @@ def test_a_measure_in_the_same_file_is_the_files_own(tmp_path: Path) -> None:
 import adaptive_lora
 
 @adaptive_lora.measure("size", effort="data")
-def size(base, modules, batches, seed):
-    return {m.name: FACTOR * (1 + m.depth) * len(batches) + seed for m in modules}
+def size(base, modules, batches):
+    return {m.name: FACTOR * (1 + m.depth) * len(batches) for m in modules}
 
 @adaptive_lora.strategy("mine", needs=["size"])
 def mine(modules, scores, options):
     "By size."
     return {m.name: scores["size"][m.name] + 0.0 for m in modules}
 """
-    from adaptive_lora.planning.strategies.decorators import take_outside
-
     found = [
         load_strategies(write(tmp_path / name, text.replace("FACTOR", factor)))["mine"]
         for name, factor in (("a", "1"), ("b", "7"))
     ]
     (first,), (second,) = (each.needs(each.options()) for each in found)
     assert first != second and "size" not in MEASURES and found[0].basis(found[0].options()) == "data"
-    taken = take_outside(registry.OUTSIDE_MEASURES[second], MODULES, base=None, batches=[[], []], seed=3, options=None)
-    assert list(taken.values()) == [17.0, 31.0, 45.0, 59.0]
+    taken = take_outside(registry.OUTSIDE_MEASURES[second], None, MODULES, [[], []])
+    assert list(taken.values()) == [14.0, 28.0, 42.0, 56.0]
     assert ranks_of(found[0], {first: {m.name: float(1 + m.depth) for m in MODULES}}) == [2, 4, 6, 8]
 
 
-def test_a_measure_must_give_a_number_for_every_module() -> None:
-    from adaptive_lora.planning.strategies.decorators import take_outside
-
+def test_a_measure_of_an_import_is_any_strategys() -> None:
     @measure("half", effort="weights")
+    def half(base: Any, modules: Any) -> dict[str, float]:
+        return {m.name: 0.5 for m in modules}
+
+    (key,) = strategy("by-half", needs=["half"])(lambda modules, scores, options: scores["half"]).needs(None)
+    assert key.startswith("half@") and registry.OUTSIDE_MEASURES[key].function is half
+
+
+def test_a_measure_must_give_a_number_for_every_module() -> None:
     def half(base: Any, modules: Any) -> dict[str, float]:
         return {m.name: 1.0 for m in modules[1:]}
 
-    assert half(None, MODULES)  # still a plain function
+    assert measure("half", effort="weights")(half) is half  # still a plain function
+    key = next(key for key in registry.OUTSIDE_MEASURES if key.startswith("half@"))
     with pytest.raises(
         StrategyError, match=r"half must give a finite number for each of 4 modules, got h\.0\.mlp\.x: N"
     ):
-        take_outside(registry.OUTSIDE_MEASURES["half"], MODULES, base=None)
+        take_outside(registry.OUTSIDE_MEASURES[key], None, MODULES, [])
     with pytest.raises(StrategyError, match=r"effort of 'x' is one of weights, data, gradients, training, got 'much'"):
         measure("x", effort="much")(half)  # type: ignore[arg-type]
     with pytest.raises(StrategyError, match="has a measure called 'stable-rank' of its own"):

@@ -12,7 +12,7 @@ from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.strategies import STRATEGIES, check_options, find_strategy
 from adaptive_lora.planning.strategies.base import Strategy
 from adaptive_lora.planning.strategies.transforms import why_no_source
-from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 
 BOTH = ["inverted", "shuffled"]

@@ -18,10 +18,10 @@ from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.study.ledger import SplitResult, create_or_open, open_to_read
+from adaptive_lora.study.ledger import SplitResult
 from adaptive_lora.study.lock import lock_of
-from adaptive_lora.study.protocol import arms_on_budgets
-from adaptive_lora.study.runs import RunSpec, evaluation_runs, single_rate, tuning_runs
+from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.study_file import Study, parse_study
 
 
@@ -41,6 +41,7 @@ def make_ledger(folder: Path, arms: int = 3, seeds: int = 7) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     maker = bench()
     with contextlib.closing(create_or_open(folder)) as ledger:
+        ledger._db.execute("PRAGMA synchronous = OFF")
         maker.fill(ledger, maker.study_of(maker.Size(arms, 1, seeds)))
         last = [run for run in ledger.runs() if run["arm"] == f"decay-{arms - 1:02d}"][-1]
         ledger.fail(last["run_id"], Status.DIVERGED, "loss is not finite at step 3", 3)
@@ -93,7 +94,7 @@ class Made:
                             seeds=self.seeds, rates=self.rates, primary=primary, controls=self.controls)  # fmt: skip
         return parse_study(text, Path("made.yaml"))
 
-    def result(self, run: RunSpec) -> SplitResult:
+    def result(self, run: Run) -> SplitResult:
         """Losses by record: the records' own, the seed's, the arm's, and what is left."""
         tokens = numpy_stream(0, "tokens").integers(5, 60, 400)
         rank = parse_budget(run.budget)[1]
@@ -109,14 +110,15 @@ class Made:
 def make_study(folder: Path, made: Made, stop_after: int | None = None) -> Path:
     """Its folder with all results, or with those of the first `stop_after` runs and one more under way."""
     folder.mkdir(parents=True, exist_ok=True)
-    maker, spec, rng = bench(), made.study.spec, numpy_stream(0, "made")
-    chosen = {(arm.name, budget): made.best_rate for budget, arm in arms_on_budgets(spec)}
-    chosen = single_rate(spec) or chosen
-    runs = {f"{i:016x}": run for i, run in enumerate([*tuning_runs(spec), *evaluation_runs(spec, chosen)])}
+    maker, rng = bench(), numpy_stream(0, "made")
+    matrix = made.study.matrix
+    chosen = matrix.fixed_rates or {cell.key: made.best_rate for cell in matrix.cells}
+    runs = {f"{i:016x}": run for i, run in enumerate([*matrix.tuning_runs(), *matrix.evaluation_runs(chosen)])}
     facts = maker.facts_of(made.study, len(runs))
     lock = {**lock_of(made.study, facts), "locked": "2026-03-01T10:00:00+00:00"}
     kept = ("locked", "hypotheses", "primary", "controls", "deviations")
     with contextlib.closing(create_or_open(folder)) as ledger:
+        ledger._db.execute("PRAGMA synchronous = OFF")  # nobody kills a test's machine
         ledger.set_facts({**facts, "lock": {name: lock[name] for name in kept}})
         ledger.register(runs)
         for i, (run_id, run) in enumerate(runs.items()):

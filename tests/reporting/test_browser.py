@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_lora.study.ledger import create_or_open
+from adaptive_lora.study.open_ledger import create_or_open
 from tests.reporting.ledgers import make_ledger, make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -13,12 +13,12 @@ import pytest
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.reporting.exported import export_all, open_findings
-from adaptive_lora.reporting.findings import description, verdict_text
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.reporting.html.page import made_tables
 from adaptive_lora.reporting.tables import files_of
+from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import load_results
 from tests.reporting.ledgers import make_ledger
 
@@ -46,9 +46,8 @@ def test_every_table_is_the_same_from_all(study: Path, tmp_path: Path) -> None:
         with open_findings(folder) as found:
             tables = files_of([table for own in made_tables(found).values() for table in own])
             sizes = pd.read_csv(io.StringIO(tables.pop("sizes.csv"))).drop(columns="sd")  # over records: to 1e-6
-            told.append(
-                (sizes.round(6).to_csv(), tables, verdict_text(found), description(found), dict(found.left_out))
-            )
+            said = [render_all(f"comparisons.{name}", found) for name in ("verdicts", "description")]
+            told.append((sizes.round(6).to_csv(), tables, said, dict(found.left_out)))
         pd.testing.assert_frame_equal(load_results(folder), load_results(study), check_dtype=False)
     assert told[0] == told[1] == told[2]
     assert {"stability.csv", "verdicts.csv", "power.csv"} <= told[0][1].keys()

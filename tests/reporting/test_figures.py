@@ -22,22 +22,21 @@ from matplotlib.patches import Rectangle
 
 from adaptive_lora.reporting.figures import all as every
 from adaptive_lora.reporting.figures import axes as shared
-from adaptive_lora.reporting.figures.breaks import break_map
+from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.budgets import far_losses, frozen_fits, loss_by_budget
 from adaptive_lora.reporting.figures.costs import costs
 from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_curves
 from adaptive_lora.reporting.figures.differences import paired_differences
 from adaptive_lora.reporting.figures.looks import CROWD, looks_of
 from adaptive_lora.reporting.figures.ranks import overview, rank_heat_maps
-from adaptive_lora.reporting.figures.rates import rate_curves
+from adaptive_lora.reporting.figures.rates import compared_settings, rate_curves, stability
 from adaptive_lora.reporting.figures.scores import score_against_rank, score_points, spearman
-from adaptive_lora.reporting.figures.stability import compared_settings, stability
 from adaptive_lora.reporting.figures.theme import save, settle, themed, to_svg
 from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.stats.arms import summarise
-from adaptive_lora.stats.breaks import State, courses
+from adaptive_lora.stats.rate_sweeps import State, rate_sweeps
 from adaptive_lora.stats.stability import stability_table
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import COST_COLUMNS, costs_table, left_out
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
@@ -395,8 +394,7 @@ def test_raw_points_are_capped_and_the_caption_says_so(monkeypatch: pytest.Monke
     monkeypatch.setattr(shared, "RAW_POINTS", 9)
     for name, groups in (("differences", 3), ("loss", 4), ("overview", 4)):
         assert len(points(drawn(FIGURES[name](study)), "random|random at rank:8, seed")) == 9 // groups, name
-    assert "the first 3 seeds are shown" in shared.cap_note([6, 6, 6])
-    assert shared.cap_note([3, 3, 3]) == shared.cap_note([]) == ""
+    assert shared.cap([6, 6, 6]) == 3 and shared.cap([3, 3, 3]) is shared.cap([]) is None
 
 
 def drawn_all(found: Any) -> dict[str, tuple[Figure, str]]:
@@ -414,7 +412,7 @@ def test_the_map_frames_what_breaks_and_names_what_diverged(made: MadeStudy) -> 
     figure = break_map(worse, BASELINE, MARGIN, made.chosen)
     assert figure is not None
     frames = [p for ax in figure.axes for p in ax.patches if not p.get_fill()]
-    states = [s for course in courses(worse, BASELINE, MARGIN).values() for s in course.states]
+    states = [s for course in rate_sweeps(worse, BASELINE, MARGIN).values() for s in course.states]
     assert len(frames) == states.count(State.BREAKS) > 0
     words = [text.get_text() for ax in figure.axes for text in ax.texts]
     assert "+0.500" in words and "chosen" in words
@@ -437,6 +435,7 @@ def test_every_figure_has_its_caption(made: MadeStudy) -> None:
         runs=made.runs, ranks=made.ranks, curves=made.curves, costs=made.costs, arms=made.arms, facts=facts,
         stability=stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE), baseline=BASELINE,
         analysis=facts["spec"]["analysis"], left_out=left_out(made.ranks),
+        compared=[arm for arm in made.arms if arm.difference],
     )  # fmt: skip
     figures = drawn_all(found)
     by_budget = [f"{name}-{b}" for b in ("rank-4", "rank-8") for name in ("ranks", "scores", "curves", "seconds")]

@@ -20,9 +20,9 @@ from adaptive_lora.cli.main import app
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.reporting.memory.blocks import markers, put_block
-from adaptive_lora.reporting.memory.memory_bank import PARTS, memory_texts, write_memory_bank
+from adaptive_lora.reporting.memory.memory_bank import TITLES, memory_texts, write_memory_bank
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from tests.reporting.ledgers import Made, make_study
 
 EIGHT = {"uniform": 0.0, "linear-decay": 0.0005, "attention-heavy": 0.03, "empirical": -0.03, "eva": -0.004,
@@ -73,7 +73,7 @@ def folder(finished: Path, tmp_path: Path) -> Path:
 
 def test_seven_files_with_heading_block_and_a_place_for_people(folder: Path) -> None:
     files = sorted((folder / "memory-bank").iterdir())
-    assert [path.stem for path in files] == sorted(part.name for part in PARTS)
+    assert [path.stem for path in files] == sorted(TITLES)
     for path in files:
         text = path.read_text()
         begin, end = markers(path.stem)
@@ -142,7 +142,7 @@ def test_torn_markers_are_refused_and_nothing_is_written(folder: Path, torn: str
     path, other = (folder / "memory-bank" / f"{name}.md" for name in ("progress", "activeContext"))
     path.write_text(f"mine\n{torn}\nmine\n")
     other.unlink()
-    with pytest.raises(StudyFolderError, match=r"progress\.md has torn markers: .*once each.* or delete both"):
+    with pytest.raises(StudyFolderError, match=r"progress\.md has broken markers: .*once each.* or delete both"):
         update(folder)
     assert path.read_text() == f"mine\n{torn}\nmine\n" and not other.exists()
 
@@ -216,7 +216,12 @@ def test_all_seven_are_short_enough_to_be_read_whole(tmp_path: Path) -> None:
 def deviate(folder: Path, reason: str) -> None:
     def edit(facts: dict[str, Any]) -> None:
         facts["lock"]["deviations"] = [
-            {"when": "2026-03-05T08:00:00+00:00", "reason": reason, "differences": ["data.train: 50 locked, 100 now"]}
+            {
+                "when": "2026-03-05T08:00:00+00:00",
+                "reason": reason,
+                "results": 0,
+                "differences": ["data.train: 50 locked, 100 now"],
+            }
         ]
 
     change_facts(folder, edit)
@@ -228,6 +233,7 @@ def test_a_finished_study_tells_verdicts_sizes_and_what_to_do(finished: Path) ->
     assert "- linear-decay is better than uniform." in texts["progress"]
     assert re.search(r"\| linear-decay \| −0\.0\d{3} \(−0\.0\d{3} to −0\.0\d{3}\) better \|", texts["progress"])
     assert "At rank:4 this task can tell ranks apart: half of it, rank:2" in texts["progress"]
+    assert "where there is one.\n\nExploratory:\n\n- No arm breaks" in texts["progress"]
     assert [step.split()[0] for step in steps(texts["activeContext"])] == ["Try"]
     assert "linear-decay at rank:4 on another model or data set" in texts["activeContext"]
     assert "2026-03-01: locked before the first step: 1 comparison, baseline uniform" in texts["decisionLog"]
@@ -253,7 +259,7 @@ CASES: dict[str, tuple[Made, str, str]] = {
     "equivalent at a budget whose half was not trained": (
         Made({"uniform": 0.0, "linear-decay": 0.0}, budgets=("rank:4", "rank:8"), controls="none"),
         "not tested at rank:4",
-        "Add `half` to `controls`: whether this task can tell ranks apart was not tested at rank:4."),
+        "Add `half` to `controls`: whether this task is sensitive to rank was not tested at rank:4."),
     "undecided": (Made({"uniform": 0.0, "linear-decay": 0.005}, spread=0.012), "linear-decay is not decided against",
                   "Decide what is open in a new study with fresh evaluation seeds, more than the 8 here"),
     "worse": (Made({"uniform": 0.0, "linear-decay": 0.03}), "linear-decay is worse than uniform.",
@@ -306,7 +312,7 @@ def test_a_study_that_has_hardly_begun(tmp_path: Path) -> None:
 def test_an_interrupted_study_says_how_to_go_on_and_no_more(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", Made(), stop_after=40)
     texts = texts_of(folder)
-    assert "Unfinished: 40 of 49 runs have a result; 1 stopped under way." in texts["activeContext"]
+    assert "Unfinished: 40 of 49 runs have a result; 1 interrupted." in texts["activeContext"]
     assert "What follows may change." in texts["progress"]
     assert [step.split()[0] for step in steps(texts["activeContext"])] == ["Finish", "Then"]
     running = texts_of(folder, in_use=True)["activeContext"]
@@ -318,10 +324,11 @@ def test_failed_runs_are_told_with_their_reason(folder: Path) -> None:
            Status.FAILED, "out of memory at step 3")  # fmt: skip
     text = texts_of(folder)["activeContext"]
     assert "2 failed (random): out of memory at step 3" in text
-    assert steps(text)[0].startswith("Mend what made 2 runs fail")
-    # A deviation that drops the seeds of the failed runs leaves nothing to repeat.
-    change_facts(folder, lambda facts: facts["spec"]["seeds"].update(evaluation=list(range(2, 8))))
-    change_facts(folder, lambda facts: facts.update(expected_runs={"evaluation": 103 - 2 * 6 - 1}))
+    assert steps(text)[0].startswith("Fix what made 2 runs fail")
+    # A deviation that sets the failed runs aside leaves nothing to repeat.
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        aside = [run["run_id"] for run in ledger.runs() if run["status"] == Status.FAILED]
+    change_facts(folder, lambda facts: facts.update(set_aside=aside, expected_runs={"evaluation": 103 - len(aside)}))
     assert "failed" not in texts_of(folder)["activeContext"]
 
 
@@ -371,11 +378,11 @@ def test_the_verb_shows_and_updates(folder: Path) -> None:
     (folder / "memory-bank" / "progress.md").unlink()
     found = CliRunner().invoke(app, ["memory", str(folder), "--json"])
     told = json.loads(found.stdout)
-    assert told["changed"] == ["progress.md"] and set(told["texts"]) == {part.name for part in PARTS}
+    assert told["changed"] == ["progress.md"] and set(told["texts"]) == set(TITLES)
     assert (folder / "memory-bank" / "progress.md").exists()
     (folder / "memory-bank" / "progress.md").write_text(BEGIN)
     found = CliRunner().invoke(app, ["memory", str(folder)])
-    assert found.exit_code == 2 and "torn markers" in found.stderr and not found.stdout
+    assert found.exit_code == 2 and "broken markers" in found.stderr and not found.stdout
     found = CliRunner().invoke(app, ["memory", str(folder / "memory-bank")])
     assert found.exit_code == 2 and "no study folder" in found.stderr
 
@@ -407,7 +414,7 @@ def test_an_interrupted_run_leaves_a_bank(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lines.PlainWatcher, "begin", interrupt)
+    monkeypatch.setattr(lines.PlainProgress, "begin", interrupt)
     found = CliRunner().invoke(app, ["run", str(study_file()), "--out", str(tmp_path / "out")])
     assert found.exit_code == 130
     assert "Unfinished: 0 of 8 runs" in (tmp_path / "out" / "memory-bank" / "activeContext.md").read_text()

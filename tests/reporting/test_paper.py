@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -24,22 +26,21 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.reporting.escaping import escape_latex
 from adaptive_lora.reporting.exported import export_all, open_findings
-from adaptive_lora.reporting.html.evidence import retreats
-from adaptive_lora.reporting.paper import compiling
+from adaptive_lora.reporting.paper import build, compiling
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
-from adaptive_lora.reporting.paper.beside import open_beside
+from adaptive_lora.reporting.paper.bibliography import read_works, work, works
 from adaptive_lora.reporting.paper.build import write_paper
 from adaptive_lora.reporting.paper.compiling import compile_pdf
 from adaptive_lora.reporting.paper.document import read_blocks
-from adaptive_lora.reporting.paper.exhibits import exhibits
 from adaptive_lora.reporting.paper.facts import Fact, Facts
-from adaptive_lora.reporting.paper.gather import gather
-from adaptive_lora.reporting.paper.latex import render_latex
+from adaptive_lora.reporting.paper.forms import render_latex, render_markdown, render_references
 from adaptive_lora.reporting.paper.manuscript import Author, Manuscript, People
-from adaptive_lora.reporting.paper.markdown import render_markdown
+from adaptive_lora.reporting.paper.other_studies import open_beside
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
-from adaptive_lora.reporting.paper.works import read_works, work, works
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.reporting.paper.study_facts import gather
+from adaptive_lora.reporting.paper.tables import study_tables
+from adaptive_lora.reporting.templating import render_all
+from adaptive_lora.study.open_ledger import open_to_read
 from tests.reporting.ledgers import make_ledger
 
 TEXT = Path(compiling.__file__).parent / "text"
@@ -53,8 +54,6 @@ SOURCES = ["abstract", "introduction", "results", "discussion"]
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study folder and its export in `text`."""
     folder = make_ledger(tmp_path_factory.mktemp("study") / "own", arms=3, seeds=9)
-    with contextlib.closing(create_or_open(folder)) as ledger:
-        ledger.set_facts({"lock": {**ledger.facts()["lock"], "locked": "2026-01-02T03:04:05+00:00"}})
     with contextlib.closing(open_to_read(folder)) as ledger:
         export_all(ledger, folder / "text")
     return folder
@@ -71,10 +70,33 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_command", lambda: None)
 
 
+@pytest.fixture(scope="module")
+def paper(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study's paper, written from its ledger once for all tests, without a PDF."""
+    folder = tmp_path_factory.mktemp("paper")
+    with pytest.MonkeyPatch.context() as patch, open_findings(study) as found:
+        patch.setattr(compiling, "_command", lambda: None)
+        write_paper(found, folder)
+    return folder
+
+
+@pytest.fixture
+def drawn_once(paper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are those of `paper`: drawing them again would be most of a test's time."""
+    files = {f"figures/{path.name}": path.read_bytes() for path in (paper / "figures").iterdir()}
+    monkeypatch.setattr(build, "_pictures", lambda drawn: files)
+
+
+@functools.cache
+def told_of(name: str) -> str:
+    """`told` of committed results, which no test changes."""
+    return told(RESULTS / name)
+
+
 def told(folder: Path) -> str:
     """All prose of a paper, without its tables."""
     with open_findings(folder) as found:
-        account = Account(found, gather(found), list(exhibits(found)), ["overview", "differences"])
+        account = Account(found, gather(found), list(study_tables(found)), ["overview", "differences"])
         blocks = write_blocks(account, "none")
     parts = [block for own in blocks.values() for block in own]
     return "\n".join("".join(span.content for span in item) for block in parts for item in block.items)
@@ -109,14 +131,12 @@ def higher(i: int) -> float:
 
 
 @pytest.mark.usefixtures("uncompiled")
-def test_the_same_bytes_from_ledger_and_export(study: Path, tmp_path: Path) -> None:
-    written = []
-    for name, folder in (("one", study), ("two", study / "text")):
-        with open_findings(folder) as found:
-            write_paper(found, tmp_path / name)
-        written.append({p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*.*")})
-    assert written[0] == written[1]
-    assert {Path("paper.md"), Path("main.tex"), Path("figures/differences.pdf")} <= written[0].keys()
+def test_the_same_bytes_from_ledger_and_export(study: Path, paper: Path, tmp_path: Path) -> None:
+    with open_findings(study / "text") as found:
+        write_paper(found, tmp_path)
+    one, other = ({p.relative_to(top): p.read_bytes() for p in top.rglob("*.*")} for top in (paper, tmp_path))
+    assert one == other
+    assert {Path("paper.md"), Path("main.tex"), Path("figures/differences.pdf")} <= one.keys()
 
 
 def test_a_number_changed_in_the_results_changes_the_text(results: Path) -> None:
@@ -229,7 +249,7 @@ def test_a_plan_that_came_out_as_the_baselines_own_is_said_to_be_so(results: Pat
     set_losses(results, decay_01=lambda i: 0.0 if i else 0.001, decay_02=no_difference)
     with open_findings(results) as found:
         own = next(arm for arm in found.arms if arm.arm == "decay-01")
-        remarks = list(retreats(found))
+        remarks = render_all("comparisons.same_as_baseline", found)
     said = f"On {own.same} of {len(own.differences)} seeds decay-01 plans just what uniform does"
     assert own.same == len(own.differences) - 1 > 0 and said in " ".join(told(results).split())
     assert len(remarks) == 1 and remarks[0].startswith(
@@ -238,7 +258,7 @@ def test_a_plan_that_came_out_as_the_baselines_own_is_said_to_be_so(results: Pat
 
 
 def test_a_control_that_longer_training_harms_is_said_to_flatter() -> None:
-    harmed, helped = (told(RESULTS / name) for name in ("alpaca-babyllama-full", "gsm8k-stories260k"))
+    harmed, helped = (told_of(name) for name in ("alpaca-babyllama-full", "gsm8k-stories260k"))
     assert "is itself worse than at the study's own length (uniform-x1.67 at rank:2 by" in " ".join(harmed.split())
     assert "is itself worse" not in helped
 
@@ -263,7 +283,7 @@ def test_an_assay_that_fails_is_said_beside_equivalence(results: Path, half: flo
 def test_a_budget_without_an_assay_is_not_told_as_one_that_tells() -> None:
     with open_findings(RESULTS / "alpaca-babyllama-full") as found:
         found = replace(found, assays=[assay for assay in found.assays if assay.budget == "rank:2"])
-        account = Account(found, gather(found), list(exhibits(found)), [])
+        account = Account(found, gather(found), list(study_tables(found)), [])
         blocks = write_blocks(account, "none")["body"]
     text = " ".join("".join(span.content for span in item) for block in blocks for item in block.items)
     text = " ".join(text.split())
@@ -275,7 +295,7 @@ def test_a_budget_without_an_assay_is_not_told_as_one_that_tells() -> None:
 
 
 def test_an_equivalence_is_only_as_good_as_the_assay_of_its_own_budget() -> None:
-    text = told(RESULTS / "alpaca-babyllama-full")
+    text = told_of("alpaca-babyllama-full")
     assert "Since at rank:2 the same task does tell half" in text
     assert "not for want of sensitivity that attention-heavy at rank:2 looks like uniform ranks" in text
     assert "At rank:8, however, half of the budget was not shown to be worse by more than the margin" in text
@@ -306,7 +326,7 @@ def test_every_strategy_has_its_formula_and_every_work_its_identifier() -> None:
 
 
 def test_facts_that_are_not_there_are_named() -> None:
-    facts = Facts({"a": Fact(1.5, "s", ".2f")})
+    facts = Facts({"a": Fact(1.5, ".2f", "s")})
     assert facts["a"].text == "1.50 s" and "b" not in facts
     with pytest.raises(PaperError, match="fact `b`"):
         _ = facts["b"]
@@ -322,22 +342,17 @@ def test_foreign_words_command_nothing() -> None:
     assert "<script>" not in markdown and "\\$x\\$" in markdown
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_the_verb_needs_no_torch_and_no_tex(results: Path) -> None:
     code = (
-        "import sys; from pathlib import Path\n"
-        "from adaptive_lora.reporting.exported import open_findings\n"
-        "from adaptive_lora.reporting.paper.build import write_paper\n"
-        "from adaptive_lora.reporting.paper import compiling\n"
-        "compiling._command = lambda: None\n"
-        f"with open_findings(Path({str(results)!r})) as found: write_paper(found, Path({str(results / 'p')!r}))\n"
+        "import sys; from adaptive_lora.cli.main import app\n"
+        f"app(['paper', {str(results)!r}, '--json'], standalone_mode=False)\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
-    result = CliRunner().invoke(app, ["paper", str(results), "--json"])
-    told = json.loads(result.stdout)
-    assert result.exit_code == 0 and told["pdf"] is None and told["figures"] >= 3
-    assert "neither latexmk nor tectonic" in told["complaints"][0]
+    environment = {**os.environ, "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
+    written = json.loads(done.stdout)
+    assert written["pdf"] is None and written["figures"] >= 3
+    assert "neither latexmk nor tectonic" in written["complaints"][0]
 
 
 def test_a_strategy_without_a_formula_of_its_own_is_named(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,18 +372,24 @@ def our_own() -> list[Path]:
     return [RESULTS.parent / path for match in named if match is not None for path in match.group(1).split()]
 
 
-def test_the_committed_paper_is_that_of_the_committed_results(tmp_path: Path) -> None:
+def test_the_committed_paper_is_that_of_the_committed_results() -> None:
     root = RESULTS.parent
     if not (root / "paper" / "paper.md").exists():
         pytest.skip("no paper is committed")
     own, *others = our_own()
-    if (root / "paper" / "authors.txt").exists():
-        shutil.copy(root / "paper" / "authors.txt", tmp_path)
     with open_findings(own) as study, open_beside(others) as beside:
-        written = write_paper(study, tmp_path, beside)
-    assert not written.compiled.pdf or written.compiled.complaints == ()
-    for name in ("paper.md", "main.tex", "main.bbl"):
-        assert (tmp_path / name).read_bytes() == (root / "paper" / name).read_bytes(), name
+        paper, drawn = build.manuscript(study, beside, build.read_people((root / "paper" / "authors.txt").read_text()))
+    made = {
+        "paper.md": render_markdown(paper),
+        "main.tex": render_latex(paper),
+        "main.bbl": render_references(paper.works),
+    }
+    for name, text in made.items():
+        assert text == (root / "paper" / name).read_text(), name
+    assert {block.content for block in paper.blocks if block.kind == "figure"} <= drawn.keys()
+    files = {f"figures/{path.name}": path.read_bytes() for path in (root / "paper" / "figures").glob("*.pdf")}
+    compiled = compile_pdf({**files, **{name: text.encode() for name, text in made.items()}})
+    assert not compiled.pdf or compiled.complaints == ()
 
 
 GOOD = {
@@ -419,7 +440,7 @@ def test_arxiv_wants_people(people: People, says: str) -> None:
     assert says in problem
 
 
-@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.usefixtures("uncompiled", "drawn_once")
 def test_the_archive_is_written_once_its_authors_are_named(results: Path) -> None:
     arguments = ["paper", str(results), "--arxiv"]
     result = CliRunner().invoke(app, arguments)
@@ -437,18 +458,20 @@ def test_the_archive_is_written_once_its_authors_are_named(results: Path) -> Non
     with tarfile.open(fileobj=io.BytesIO(first)) as tar:
         names = tar.getnames()
     assert {"main.tex", "main.bbl", "00README.json"} <= set(names) and not [n for n in names if n.endswith(".svg")]
-    assert CliRunner().invoke(app, arguments).exit_code == 0 and (folder / "arxiv.tar.gz").read_bytes() == first
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+    assert archive(upload_of(files)) == first
     assert archive({"a": b"1", "b": b"2"}) == archive({"b": b"2", "a": b"1"})
     assert "paper.md" not in upload_of({"paper.md": b"", "main.tex": b""})
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("latexmk") is None, reason="no TeX here")
-def test_it_compiles_without_complaints_and_to_the_same_bytes(study: Path, tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        with open_findings(study) as found:
-            assert write_paper(found, tmp_path / folder).compiled.complaints == ()
-    pdf = (tmp_path / "one" / "main.pdf").read_bytes()
-    assert pdf.startswith(b"%PDF") and pdf == (tmp_path / "two" / "main.pdf").read_bytes()
+def test_it_compiles_without_complaints_and_to_the_same_bytes(paper: Path) -> None:
+    files = upload_of({str(path.relative_to(paper)): path.read_bytes() for path in paper.rglob("*.*")})
+    assert compile_pdf(files).complaints == ()
+    head, _, _ = files["main.tex"].partition(b"\\section{")
+    short = {**files, "main.tex": head + b"\\includegraphics{figures/differences.pdf}\n\\end{document}\n"}
+    one, two = (compile_pdf(short).pdf for _ in range(2))
+    assert one is not None and one.startswith(b"%PDF") and one == two
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None or shutil.which("latexmk") is None, reason="no TeX here")

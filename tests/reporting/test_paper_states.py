@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from adaptive_lora.reporting.findings import description, read_findings
-from adaptive_lora.reporting.html.evidence import edge_remarks, stability_remarks
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.reporting.findings import read_findings
+from adaptive_lora.reporting.templating import render, render_all
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from tests.reporting.ledgers import Made, make_study
 from tests.reporting.test_memory_bank import GRID, change, change_facts, texts_of
 from tests.reporting.test_paper import told
@@ -39,14 +39,15 @@ def test_an_arm_that_no_rate_trains_is_named_everywhere(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", Made({"uniform": 0.0, "linear-decay": -0.03, "empirical": 0.0}, rates=GRID))
     without_a_rate(folder, "empirical")
     text = paper_of(folder)
-    assert "No rate looked at trains empirical at rank:4: at each of them a run diverged" in text
+    assert "No rate that was tried trains empirical at rank:4: at each of them a run diverged" in text
     assert "No arm is shown to break" not in text and "no arm does" not in text
     with contextlib.closing(open_to_read(folder)) as ledger:
         found = read_findings(ledger)
-        assert [text for text in edge_remarks(found) if text.startswith("empirical")] == [
+        assert [text for text in [render("rates.at_edge", e) for e in found.edges] if text.startswith("empirical")] == [
             "empirical at rank:4 diverges at every rate: add 0.0003 to `learning_rate`, or write `auto` in it."
         ]
-        assert "No rate looked at trains empirical at rank:4, so that none was chosen." in stability_remarks(found)
+        said = render_all("stability.findings", found.stability_findings)
+        assert "No rate that was tried trains empirical at rank:4, so that none was chosen." in said
     steps = texts_of(folder)["activeContext"]
     assert "no rate trained empirical" in steps and "did best" not in steps
 
@@ -55,7 +56,7 @@ def test_without_tuning_nobody_says_that_validation_chose(tmp_path: Path) -> Non
     folder = make_study(tmp_path / "study", Made())
     change(folder, "UPDATE runs SET status = 'diverged' WHERE arm = 'random' AND phase = 'evaluation' AND seed < 2")
     with contextlib.closing(open_to_read(folder)) as ledger:
-        said = " ".join(stability_remarks(read_findings(ledger)))
+        said = " ".join(render_all("stability.findings", read_findings(ledger).stability_findings))
     text = paper_of(folder)
     assert "That is the study's rate; none was tuned." in said and "alidation chooses" not in said
     assert "At the study's rate, which was tuned for no arm, random at rank:4 does." in text
@@ -94,7 +95,7 @@ def test_one_arm_with_few_seeds_does_not_speak_for_all(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", Made())
     change(folder, "UPDATE runs SET status = 'diverged' WHERE arm = 'random' AND phase = 'evaluation' AND seed < 6")
     with contextlib.closing(open_to_read(folder)) as ledger:
-        said = " ".join(description(read_findings(ledger)))
+        said = " ".join(render_all("comparisons.description", read_findings(ledger)))
     assert said.startswith("Over 2 to 8 seeds, mean differences") and "no exact test can decide" not in said
 
 
@@ -104,5 +105,5 @@ def test_seeds_that_can_decide_nothing_are_those_of_the_plan(tmp_path: Path, pri
     folder = make_study(tmp_path / "study", Made(primary=primary))
     change(folder, "UPDATE runs SET status = 'diverged' WHERE phase = 'evaluation' AND seed < 5")
     with contextlib.closing(open_to_read(folder)) as ledger:
-        said = " ".join(description(read_findings(ledger)))
+        said = " ".join(render_all("comparisons.description", read_findings(ledger)))
     assert said.startswith("Over 3 seeds, ") and ("With 3 seeds no exact test can decide" in said) == decides

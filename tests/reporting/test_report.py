@@ -20,7 +20,7 @@ import pytest
 
 from adaptive_lora.reporting.figures import making
 from adaptive_lora.reporting.html.build import write_report
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import runs_table
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study

@@ -70,7 +70,7 @@ def ends(found: Interval) -> tuple[float, float]:
 
 
 whole = st.lists(st.integers(-5, 5), min_size=1, max_size=9)
-real = st.lists(st.floats(-3, 3), min_size=2, max_size=9)
+real = st.lists(st.floats(-3, 3).map(lambda value: round(value, 9)), min_size=2, max_size=9)
 p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 

@@ -16,7 +16,7 @@ from adaptive_lora.reporting.exported import export_study
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.archive import continue_from, open_recorded, read_archive, write_archive
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.study_file import load_study
@@ -102,7 +102,7 @@ def test_a_study_goes_on_from_its_export(exported: Path, study_file: WriteStudy,
     assert continue_from(exported, study, tmp_path / "second", "more seeds") == 0  # it is there
     watcher = Counting()
     outcome = run_study(study, tmp_path / "second", watcher, deviation="more seeds")
-    assert outcome.whole and outcome.completed == 6
+    assert outcome.finished and outcome.completed == 6
     assert watcher.steps == 2 * 6  # the third seed's alone
     run_study(study, tmp_path / "undisturbed")
     pd.testing.assert_frame_equal(final(tmp_path / "second"), final(tmp_path / "undisturbed"))
@@ -118,7 +118,7 @@ def test_runs_that_are_missing_in_an_export_are_trained_and_others_set_aside(
     with contextlib.closing(create_or_open(tmp_path / "same")) as ledger:
         ledger.fail(lost, Status.FAILED, "lost")
     watcher = Counting()
-    assert run_study(study, tmp_path / "same", watcher).whole and watcher.steps == 6
+    assert run_study(study, tmp_path / "same", watcher).finished and watcher.steps == 6
     pd.testing.assert_frame_equal(final(tmp_path / "same"), final(tmp_path / "gone"))
 
     fewer = load_study(study_file((SMALL[0][0], "[uniform]"), REFERENCE, name="fewer.yaml"))
@@ -148,4 +148,4 @@ def test_what_a_kill_leaves_of_taking_over_is_done_again(
         with pytest.raises(KeyboardInterrupt):
             continue_from(exported, study, tmp_path / "out")
     assert continue_from(exported, study, tmp_path / "out") == 4
-    assert run_study(study, tmp_path / "out", watcher := Counting()).whole and watcher.steps == 0
+    assert run_study(study, tmp_path / "out", watcher := Counting()).finished and watcher.steps == 0

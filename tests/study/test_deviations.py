@@ -12,14 +12,13 @@ import pytest
 from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.reporting.findings import Findings, read_findings
 from adaptive_lora.reporting.html.sections import verdicts
-from adaptive_lora.reporting.memory.decided import decision_log
-from adaptive_lora.reporting.memory.standing import standing_of
-from adaptive_lora.study.learning_rate_search import Outcome
-from adaptive_lora.study.ledger import Ledger, create_or_open, open_to_read
+from adaptive_lora.reporting.memory.memory_bank import memory_texts
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import read_lock
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import costs_table, curves_table, load_results, ranks_table
 from adaptive_lora.study.runner import run_study
-from adaptive_lora.study.status import study_status
+from adaptive_lora.study.status import StudyStatus, study_status
 from adaptive_lora.study.study_file import load_study
 
 WriteStudy = Callable[..., Path]
@@ -33,7 +32,7 @@ TUNED = (
 )
 
 
-def go_on(write: WriteStudy, out: Path, *changes: tuple[str, str]) -> Outcome:
+def go_on(write: WriteStudy, out: Path, *changes: tuple[str, str]) -> StudyStatus:
     return run_study(load_study(write(*changes, name="b.yaml")), out, deviation="it seemed better")
 
 
@@ -41,6 +40,11 @@ def go_on(write: WriteStudy, out: Path, *changes: tuple[str, str]) -> Outcome:
 def opened(out: Path) -> Iterator[Ledger]:
     with contextlib.closing(open_to_read(out)) as ledger:
         yield ledger
+
+
+def decision_log(out: Path) -> str:
+    with opened(out) as ledger:
+        return memory_texts(read_findings(ledger))["decisionLog"]
 
 
 def findings(out: Path) -> Findings:
@@ -53,7 +57,7 @@ def test_after_another_rate_every_seed_counts_once(study_file: WriteStudy, tmp_p
     run_study(load_study(study_file(*JUDGED)), out)
     before = load_results(out)
     outcome = go_on(study_file, out, *JUDGED, ("learning_rate: 1e-2", "learning_rate: 5e-3"))
-    assert outcome.whole and outcome.total == 12
+    assert outcome.finished and outcome.expected == 12
     now, found = load_results(out), findings(out)
     assert set(now["learning_rate"]) == {5e-3} and not set(now["run_id"]) & set(before["run_id"])
     (judgement,) = found.judged.values()
@@ -64,7 +68,7 @@ def test_after_another_rate_every_seed_counts_once(study_file: WriteStudy, tmp_p
         assert set(curves_table(ledger)["run_id"]) == set(now["run_id"])
     assert study_status(out).left == 0
 
-    assert go_on(study_file, out, *JUDGED).whole  # and back: the first runs count again, and none is trained
+    assert go_on(study_file, out, *JUDGED).finished  # and back: the first runs count again, and none is trained
     pd.testing.assert_frame_equal(load_results(out), before)
 
 
@@ -72,7 +76,7 @@ def test_a_rate_is_chosen_from_the_runs_of_the_arm_as_it_is_now(study_file: Writ
     out = tmp_path / "out"
     run_study(load_study(study_file(*TUNED)), out)
     changed = (ARMS[1], "[uniform, {strategy: linear-decay, options: {slope: 0.5}}]")
-    assert go_on(study_file, out, *TUNED, changed).whole
+    assert go_on(study_file, out, *TUNED, changed).finished
     runs = load_results(out).query("arm == 'linear-decay'")
     assert len(runs) == 6 and findings(out).judged == {}
     with opened(out) as ledger:
@@ -87,7 +91,7 @@ def test_a_grid_that_grows_takes_back_runs_of_the_grid_before(study_file: WriteS
     grown = ("learning_rate: 1e-2", "learning_rate: [3e-4, 1e-3, auto]")  # on to what was tried, and beyond
     once = go_on(study_file, out, *tuned, grown)
     again = go_on(study_file, out, *tuned, grown)
-    assert once == again and once.whole
+    assert once == again and once.finished
     assert {3e-4, 1e-3, 3e-3, 1e-2} < set(load_results(out)["learning_rate"])
 
 
@@ -95,7 +99,7 @@ def test_a_twin_is_held_against_the_run_of_its_own_version(study_file: WriteStud
     out = tmp_path / "out"
     twin = ("controls: none", "controls: [twin]")
     run_study(load_study(study_file(*SHORT, twin)), out)
-    assert go_on(study_file, out, *SHORT, twin, ("engine: bank", "engine: bank\nscaling: {reference: 1.0}")).whole
+    assert go_on(study_file, out, *SHORT, twin, ("engine: bank", "engine: bank\nscaling: {reference: 1.0}")).finished
 
 
 def test_an_arm_that_is_renamed_takes_its_runs_along(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -103,7 +107,7 @@ def test_an_arm_that_is_renamed_takes_its_runs_along(study_file: WriteStudy, tmp
     run_study(load_study(study_file(*SHORT)), out)
     before = load_results(out)
     renamed = (ARMS[1], "[uniform, {strategy: linear-decay, name: falling}]")
-    assert go_on(study_file, out, *SHORT, renamed).whole
+    assert go_on(study_file, out, *SHORT, renamed).finished
     now = load_results(out)
     assert set(now["run_id"]) == set(before["run_id"]) and set(now["arm"]) == {"uniform", "falling"}
 
@@ -131,10 +135,10 @@ def test_a_kill_between_lock_and_ledger_is_made_good(
             go_on(study_file, out, *changed)
     with pytest.raises(StudyFolderError, match=r"seeds\.evaluation.*--deviation REASON"):
         run_study(load_study(study_file(*SHORT)), out)  # the lock is the new version's already
-    assert go_on(study_file, out, *changed).whole
+    assert go_on(study_file, out, *changed).finished
     found, lock = findings(out), read_lock(out)
     assert len(found.facts["spec"]["seeds"]["evaluation"]) == 3 and len(load_results(out)) == 6
-    assert "Verdicts rest" not in decision_log(found, standing_of(found))  # there are none
+    assert "Verdicts rest" not in decision_log(out)  # there are none
     assert lock is not None and [d["reason"] for d in lock["deviations"]] == ["it seemed better"]
 
 
@@ -153,7 +157,7 @@ def test_what_was_locked_first_is_told_from_what_was_changed(
     found = findings(out)
     assert found.locked_first is as_locked and found.deviations[0]["results"] == 12
     assert found.facts["lock"]["first"]["analysis"]["margin"] == 0.01
-    told, table = decision_log(found, standing_of(found)), verdicts(found)
+    told, table = decision_log(out), verdicts(found)
     assert "locked before the first step: 1 comparison, baseline uniform, margin 0.01, alpha 0.05, 6 evaluation" in told
     assert ("Verdicts rest on what was changed since" not in told) is as_locked and "lock after 12 results" in told
     assert table is not None and table.caption.startswith("Locked" if as_locked else "Changed when there were results")

@@ -24,7 +24,7 @@ def with_ranks(ranks: str) -> tuple[str, str]:
 
 def test_ranks_of_the_baselines_cost_are_judged(study_file: WriteStudy, tmp_path: Path) -> None:
     path = study_file(with_ranks(RANKS), NAMED, ("evaluation: 2", "evaluation: 6"))
-    assert load_study(path).run(tmp_path / "out").whole
+    assert load_study(path).run(tmp_path / "out").finished
     (row,) = load_results(str(tmp_path / "out")).judge().to_dict("records")
     assert (row["arm"], row["budget"], row["n"], row["family"]) == ("mine", "rank:2", 6, "primary")
     assert row["p"] is not None and row["verdict"]
@@ -44,7 +44,7 @@ def test_ranks_of_another_cost_are_refused_with_both_costs(
 def test_exploratory_ranks_may_cost_what_they_cost(study_file: WriteStudy, tmp_path: Path) -> None:
     arms = ARMS, "arms: [uniform, linear-decay, {name: mine, ranks: {c_attn: 1, c_proj: 1, c_fc: 1}}]"
     path = study_file(arms, ("primary: []", "primary: [linear-decay]"), ("evaluation: 2", "evaluation: 6"))
-    assert load_study(path).run(tmp_path / "out").whole
+    assert load_study(path).run(tmp_path / "out").finished
 
 
 def test_ranks_stand_under_the_first_budget(study_file: WriteStudy) -> None:

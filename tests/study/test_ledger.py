@@ -17,14 +17,24 @@ import pytest
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
 from adaptive_lora.study.folder import StudyPaths, exclusive, is_in_use
-from adaptive_lora.study.ledger import SplitResult, create_or_open, open_to_read
+from adaptive_lora.study.ledger import SplitResult
+from adaptive_lora.study.matrix import Cell, Role, Run, matrix_of
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import curves_table, export, ranks_table, runs_table
-from adaptive_lora.study.runs import RunSpec, count_runs, evaluation_runs, single_rate, tuning_runs
 from adaptive_lora.study.schema import ArmPart, ScalingPart
+from adaptive_lora.study.schema_training import TrainPart
 from adaptive_lora.study.status import study_status
 from adaptive_lora.study.study_file import parse_study
 
-RUN = RunSpec(Phase.EVALUATION, ArmPart(name="uniform", strategy="uniform"), "rank:4", ScalingPart(), 1e-3, 0)
+UNIFORM = ArmPart(name="uniform", strategy="uniform")
+
+
+def cell(arm: ArmPart = UNIFORM, budget: str = "rank:4", rule: str = "constant") -> Cell:
+    training = TrainPart(steps=3, learning_rate=[1e-3])
+    return Cell(arm, budget, Role.ARM, ScalingPart(rule=rule), training, 3)  # type: ignore[arg-type]
+
+
+RUN = Run(Phase.EVALUATION, cell(), 1e-3, 0)
 RESULT = SplitResult(np.array([1.5, 2.5, 6.0]), np.array([1, 2, 5]), np.array([True, False, True]))
 PLAN = {
     "trainable_parameters": 96, "scores": None, "ranks": {"h.0.attn": 4}, "scalings": {"h.0.attn": 2.0},
@@ -100,7 +110,7 @@ def test_folders_without_a_ledger_are_refused(tmp_path: Path) -> None:
     foreign = sqlite3.connect(StudyPaths(tmp_path / "foreign").ledger)
     foreign.execute("CREATE TABLE things (x)")
     foreign.close()
-    with pytest.raises(StudyFolderError, match="no ledger of this version"):
+    with pytest.raises(StudyFolderError, match="unsupported ledger version 0"):
         open_to_read(tmp_path / "foreign")
     StudyPaths(tmp_path).ledger.write_text("this is no database, and it is long enough to be seen as none")
     with pytest.raises(StudyFolderError, match="cannot be read as a ledger"):
@@ -108,7 +118,7 @@ def test_folders_without_a_ledger_are_refused(tmp_path: Path) -> None:
 
 
 def test_run_table_has_the_published_names_and_leaves_missing_empty(tmp_path: Path) -> None:
-    tuning = RunSpec(Phase.TUNING, RUN.arm, "rank:4", ScalingPart(), 1e-3, 1000)
+    tuning = Run(Phase.TUNING, cell(), 1e-3, 1000)
     with contextlib.closing(create_or_open(tmp_path)) as ledger:
         ledger.set_facts(
             {"data": {"exact_answers": True}, "text": "x", "name": "s", "expected_runs": {"evaluation": 3}}
@@ -198,13 +208,13 @@ controls: none
 
 
 def test_the_run_matrix() -> None:
-    spec = parse_study(STUDY, Path("s.yaml")).spec
+    matrix = parse_study(STUDY, Path("s.yaml")).matrix
     arms = 5  # two arms at two budgets; fixed ranks once
-    assert count_runs(spec) == {Phase.TUNING: arms * 2 * 2, Phase.EVALUATION: arms * 3}
-    assert len(list(tuning_runs(spec))) == 20
-    assert single_rate(spec) == {}
+    assert matrix.counts() == {Phase.TUNING: arms * 2 * 2, Phase.EVALUATION: arms * 3}
+    assert len(list(matrix.tuning_runs())) == 20
+    assert matrix.fixed_rates == {}
     chosen = {("uniform", "rank:2"): 1e-3, ("random", "rank:2"): 1e-2}
-    runs = list(evaluation_runs(spec, chosen))
+    runs = list(matrix.evaluation_runs(chosen))
     assert [(r.arm.name, r.learning_rate, r.seed) for r in runs[:2]] == [("uniform", 1e-3, 0), ("random", 1e-2, 0)]
     assert len(runs) == 6
 
@@ -213,21 +223,21 @@ def test_an_arms_scaling_keeps_what_it_does_not_name() -> None:
     """A rule alone must not bring back the default reference: the arms would differ in scale unasked."""
     text = STUDY.replace("arms: [uniform, random,", "arms: [uniform, {strategy: random, scaling: rslora},")
     spec = parse_study(f"{text}scaling: {{rule: constant, reference: 0.5}}\n", Path("s.yaml")).spec
-    by_arm = {run.arm.name: run.scaling for run in tuning_runs(spec)}
+    by_arm = {run.arm.name: run.cell.scaling for run in matrix_of(spec).tuning_runs()}
     assert (by_arm["uniform"].rule, by_arm["uniform"].reference) == ("constant", 0.5)
     assert (by_arm["random"].rule, by_arm["random"].reference) == ("rslora", 0.5)
 
 
 def test_run_ids_are_what_determines_the_result() -> None:
-    renamed = RunSpec(Phase.TUNING, ArmPart(name="other", strategy="uniform"), "rank:4", ScalingPart(), 1e-3, 0)
+    renamed = Run(Phase.TUNING, cell(ArmPart(name="other", strategy="uniform")), 1e-3, 0)
     assert RUN.run_id({"x": 1}) == renamed.run_id({"x": 1})
     others = [
-        RunSpec(Phase.EVALUATION, RUN.arm, "rank:8", ScalingPart(), 1e-3, 0),
-        RunSpec(Phase.EVALUATION, RUN.arm, "rank:4", ScalingPart(rule="rslora"), 1e-3, 0),
-        RunSpec(Phase.EVALUATION, RUN.arm, "rank:4", ScalingPart(), 1e-2, 0),
-        RunSpec(Phase.EVALUATION, RUN.arm, "rank:4", ScalingPart(), 1e-3, 1),
-        RunSpec(Phase.EVALUATION, RUN.arm, "rank:4", ScalingPart(), 1e-3, 0, replica=1),
-        RunSpec(Phase.EVALUATION, ArmPart(name="u", strategy="random"), "rank:4", ScalingPart(), 1e-3, 0),
+        Run(Phase.EVALUATION, cell(budget="rank:8"), 1e-3, 0),
+        Run(Phase.EVALUATION, cell(rule="rslora"), 1e-3, 0),
+        Run(Phase.EVALUATION, cell(), 1e-2, 0),
+        Run(Phase.EVALUATION, cell(), 1e-3, 1),
+        Run(Phase.EVALUATION, cell(), 1e-3, 0, replica=1),
+        Run(Phase.EVALUATION, cell(ArmPart(name="u", strategy="random")), 1e-3, 0),
     ]
     ids = {run.run_id({"x": 1}) for run in [RUN, *others]} | {RUN.run_id({"x": 2})}
     assert len(ids) == len(others) + 2

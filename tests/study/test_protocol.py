@@ -13,14 +13,8 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.run_table import Comparison, Phase
-from adaptive_lora.study.protocol import (
-    arms_on_budgets,
-    assay_budgets,
-    compute_controls,
-    control_arms,
-    primary_comparisons,
-)
-from adaptive_lora.study.runs import count_runs, evaluation_runs, tuning_runs
+from adaptive_lora.study.matrix import matrix_of
+from adaptive_lora.study.protocol import assay_budgets, compute_controls, control_arms, primary_comparisons
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import steps_of, training_of
 from adaptive_lora.study.study_file import load_study
@@ -40,13 +34,13 @@ def controls(text: str) -> tuple[str, str]:
 
 
 def pairs(spec: StudySpec) -> list[tuple[str, str]]:
-    return [(arm.name, budget) for budget, arm in arms_on_budgets(spec)]
+    return [cell.key for cell in matrix_of(spec).cells]
 
 
 def test_without_controls_there_are_the_arms_alone(spec: Callable[..., StudySpec]) -> None:
     own = spec(controls("none"))
     assert pairs(own) == [(arm, "rank:2") for arm in ("uniform", "linear-decay", "empirical", "random")]
-    assert {run.replica for run in evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3))} == {0}
+    assert {run.replica for run in matrix_of(own).evaluation_runs(dict.fromkeys(pairs(own), 1e-3))} == {0}
 
 
 def test_all_controls_stand_beside_the_arms(spec: Callable[..., StudySpec]) -> None:
@@ -55,10 +49,10 @@ def test_all_controls_stand_beside_the_arms(spec: Callable[..., StudySpec]) -> N
         ("uniform", "rank:2"), ("linear-decay", "rank:2"), ("random", "rank:2"), ("shuffled", "rank:2"),
         ("uniform", "rank:1"), ("uniform", "rank:4"),
     ]  # fmt: skip
-    runs = list(evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3)))
+    runs = list(matrix_of(own).evaluation_runs(dict.fromkeys(pairs(own), 1e-3)))
     twins = [run for run in runs if run.replica]
     assert [(t.arm.name, t.budget, t.seed) for t in twins] == [("uniform", "rank:2", own.seeds.evaluation[0])]
-    assert len(runs) == 6 * 2 + 1 == count_runs(own)[Phase.EVALUATION]
+    assert len(runs) == 6 * 2 + 1 == matrix_of(own).counts()[Phase.EVALUATION]
 
 
 FIXED = (
@@ -175,7 +169,7 @@ def test_an_arm_that_trains_first_has_the_baseline_beside_it_for_as_long(spec: C
     assert steps_of(own, found["lora-drop"]) == 200 + 100
     assert steps_of(own, found["mine"]) == 200 + (2 * 3 + 3) * 200
     assert [name for name, _ in pairs(own)][5:] == ["uniform-x1.5", "uniform-x10"]  # one for two that need the same
-    runs = list(evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3)))
+    runs = list(matrix_of(own).evaluation_runs(dict.fromkeys(pairs(own), 1e-3)))
     assert len({run.run_id({}) for run in runs}) == len(runs)  # a longer run is another run
     assert compute_controls(spec(controls("[compute]"))) == {}
 
@@ -190,7 +184,7 @@ def test_what_an_arm_trains_otherwise(spec: Callable[..., StudySpec]) -> None:
     assert (plain.warmup, plain.multipliers.b, plain.multipliers.rank_exponent) == (0.1, 1.0, 0.5)
     assert (warm.warmup, warm.multipliers.b, warm.multipliers.rank_exponent) == (0.2, 16.0, 0.5)
     assert warm.dropout == plain.dropout == 0.1 and steps_of(own, own.arms[1]) == 6
-    ids = {run.arm.name: run.run_id({}) for run in evaluation_runs(own, dict.fromkeys(pairs(own), 1e-3))}
+    ids = {run.arm.name: run.run_id({}) for run in matrix_of(own).evaluation_runs(dict.fromkeys(pairs(own), 1e-3))}
     assert len(set(ids.values())) == 3
     with pytest.raises(StudyFileError, match="the same arm as 'linear-decay'"):
         spec((ARMS, "arms: [uniform, linear-decay, {name: again, strategy: linear-decay}]"))
@@ -200,7 +194,7 @@ def test_a_grid_is_the_same_for_controls(spec: Callable[..., StudySpec]) -> None
     own = spec(controls("all"), ("learning_rate: 1e-2", "learning_rate: [1e-3, 1e-2]"),
                ("seeds: {evaluation: 2}", "seeds: {evaluation: 2, tuning: 2}"))  # fmt: skip
     rates: dict[Any, set[float]] = {}
-    for run in tuning_runs(own):
+    for run in matrix_of(own).tuning_runs():
         rates.setdefault((run.arm.name, run.budget), set()).add(run.learning_rate)
     assert set(rates) == set(pairs(own)) and all(found == {1e-3, 1e-2} for found in rates.values())
 

@@ -18,8 +18,8 @@ from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.recipes import recipe
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.study.folder import StudyPaths, exclusive
-from adaptive_lora.study.ledger import create_or_open, open_to_read
 from adaptive_lora.study.lock import read_lock
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import load_results, ranks_table
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.status import study_status
@@ -40,7 +40,7 @@ def test_a_study_from_file_to_results(study_file: WriteStudy, tmp_path: Path) ->
     outcome = run_study(load_study(study_file()), tmp_path / "out")
     table = load_results(tmp_path / "out")
 
-    assert outcome.whole and outcome.completed == len(table) == 8
+    assert outcome.finished and outcome.completed == len(table) == 8
     assert table["trainable_parameters"].nunique() == 1
     assert (table["test_loss"] < table["base_loss"]).all()
     assert table["run_id"].is_unique
@@ -64,7 +64,7 @@ def test_what_is_done_is_not_done_again(study_file: WriteStudy, tmp_path: Path) 
         def step(self, record: StepRecord) -> None:
             raise AssertionError("a finished run was trained again")
 
-    assert run_study(study, tmp_path / "out", NoStep()).whole
+    assert run_study(study, tmp_path / "out", NoStep()).finished
     pd.testing.assert_frame_equal(load_results(tmp_path / "out"), before[0])
 
 
@@ -86,7 +86,7 @@ def test_a_grid_is_tuned_on_validation_with_other_seeds(study_file: WriteStudy, 
     outcome = run_study(load_study(path), tmp_path / "out")
     table = load_results(tmp_path / "out")
     tuning, evaluation = (table[table["phase"] == phase] for phase in ("tuning", "evaluation"))
-    assert outcome.total == len(table) == 8 + 4
+    assert outcome.expected == len(table) == 8 + 4
     assert tuning["test_loss"].isna().all() and tuning["validation_loss"].notna().all()
     assert set(evaluation["learning_rate"]) == {1e-2}  # the other rate hardly moves
     assert not set(tuning["seed"]) & set(evaluation["seed"])
@@ -101,7 +101,7 @@ def test_a_run_that_diverges_is_recorded_and_leaves_the_others(study_file: Write
     outcome = run_study(load_study(path), tmp_path / "out")
     table = load_results(tmp_path / "out").set_index("arm")
     assert (outcome.completed, outcome.diverged, outcome.failed) == (2, 2, 0)
-    assert outcome.whole
+    assert outcome.finished
     assert (table.loc["random", "status"] == "diverged").all() and table.loc["random", "test_loss"].isna().all()
     assert table.loc["random", "step"].notna().all() and table.loc["random", "error"].str.contains("not finite").all()
 
@@ -117,7 +117,7 @@ def test_a_failure_is_recorded_and_tried_again(
     real = common.save_adapter
     monkeypatch.setattr(common, "save_adapter", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
     outcome = run_study(study, tmp_path / "out")
-    assert (outcome.failed, outcome.whole) == (4, False)
+    assert (outcome.failed, outcome.finished) == (4, False)
     assert load_results(tmp_path / "out")["error"].str.contains("OSError: disk full").all()
 
     monkeypatch.setattr(common, "save_adapter", real)
@@ -136,23 +136,23 @@ def test_an_interrupt_keeps_the_run_and_the_same_call_goes_on(study_file: WriteS
             if self.steps in (4, 15):
                 signal.raise_signal(signal.SIGINT)
 
-    watcher = Interrupt()
+    listener = Interrupt()
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run_study(study, tmp_path / "cut", watcher)
+            run_study(study, tmp_path / "cut", listener)
         assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
-    assert run_study(study, tmp_path / "cut", watcher).whole
-    assert watcher.steps == 8 * 6  # no step was lost or repeated
+    assert run_study(study, tmp_path / "cut", listener).finished
+    assert listener.steps == 8 * 6  # no step was lost or repeated
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
 
 
 KILLED = """\
 import os, signal, sys
 from pathlib import Path
-from adaptive_lora.record.spec import load_study
-from adaptive_lora.record.status import study_status
-from adaptive_lora.runner import Silent, run_study
-from adaptive_lora.telling.report.build import write_report
+from adaptive_lora.study.study_file import load_study
+from adaptive_lora.study.status import study_status
+from adaptive_lora.study.runner import Silent, run_study
+from adaptive_lora.reporting.html.build import write_report
 
 class Kill(Silent):
     steps = 0
@@ -175,7 +175,7 @@ def test_kill_9_and_the_same_command_end_in_the_same_results(
     for step in steps:
         command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cut"), str(step)]
         assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
-    assert run_study(load_study(path), tmp_path / "cut").whole
+    assert run_study(load_study(path), tmp_path / "cut").finished
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
 
 
@@ -185,7 +185,7 @@ def test_a_folder_whose_writer_was_killed_at_its_first_breath_can_be_run(
     (tmp_path / "out").mkdir()
     create_or_open(tmp_path / "out").close()  # tables, and not one fact
     study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]")))
-    assert run_study(study, tmp_path / "out").whole
+    assert run_study(study, tmp_path / "out").finished
 
 
 def test_a_run_cut_while_it_is_evaluated_is_not_trained_again(
@@ -208,11 +208,11 @@ def test_a_run_cut_while_it_is_evaluated_is_not_trained_again(
 
     monkeypatch.setattr(runner, "evaluate", cut)
     study = load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]"), REFERENCE))
-    watcher = Count()
+    listener = Count()
     with pytest.raises(KeyboardInterrupt):
-        run_study(study, tmp_path / "out", watcher)
-    assert run_study(study, tmp_path / "out", watcher).whole
-    assert watcher.steps == 2 * 6
+        run_study(study, tmp_path / "out", listener)
+    assert run_study(study, tmp_path / "out", listener).finished
+    assert listener.steps == 2 * 6
 
 
 def test_a_folder_in_use_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_control_at_which_the_baseline_has_no_plan_is_refused(study_file: Writ
     with pytest.raises(StudyFileError, match=r"line 9, controls: .*baseline at rank:1: .*rank 2 in each of 12 target"):
         run_study(study, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert run_study(load_study(study_file(arm, ("controls: none", "controls: [double]"))), tmp_path / "out").whole
+    assert run_study(load_study(study_file(arm, ("controls: none", "controls: [double]"))), tmp_path / "out").finished
 
 
 def test_all_impossible_budgets_are_named_together(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -300,10 +300,10 @@ def test_nothing_is_chosen_while_a_tuning_run_is_missing(
 
     monkeypatch.setattr(runner, "train", failing)
     first = run_study(study, tmp_path / "out")
-    assert (first.failed, first.whole) == (1, False)
+    assert (first.failed, first.finished) == (1, False)
     evaluated = load_results(tmp_path / "out").query("phase == 'evaluation'")
     assert set(evaluated["arm"]) == {"random"}
-    assert run_study(study, tmp_path / "out").whole
+    assert run_study(study, tmp_path / "out").finished
     evaluated = load_results(tmp_path / "out").query("phase == 'evaluation'")
     assert evaluated.groupby("arm").size().to_dict() == {"uniform": 2, "random": 2}
 
@@ -312,7 +312,7 @@ def test_an_arm_whose_every_rate_diverges_is_decided(study_file: WriteStudy, tmp
     arms = "[uniform, {strategy: random, scaling: {reference: 1e38}}]"
     path = study_file(*GRID[:2], (GRID[2][0], arms), ("dropout: 0.1", "max_grad_norm: null"))
     outcome = run_study(load_study(path), tmp_path / "out")
-    assert outcome.whole and outcome.diverged == 4
+    assert outcome.finished and outcome.diverged == 4
     assert study_status(tmp_path / "out").left == 0
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         page = write_report(ledger, tmp_path / "out").read_text()
@@ -336,7 +336,7 @@ def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
 
     monkeypatch.setattr(runner, "evaluate", broken)
     outcome = run_study(load_study(study_file(REFERENCE)), tmp_path / "out")
-    assert (outcome.diverged, outcome.completed, outcome.whole) == (1, 7, True)
+    assert (outcome.diverged, outcome.completed, outcome.finished) == (1, 7, True)
 
 
 def test_changed_data_under_the_same_study_are_refused(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_a_changed_chat_template_is_refused(
     with pytest.raises(StudyFolderError, match=r"have changed since it began: tokenizer_and_chat_template: '"):
         run_study(study, tmp_path / "out")
     template.write_text("{# the same text #}{% for m in messages %}U: {{ m['content'] }}\nA: {% endfor %}")
-    assert run_study(study, tmp_path / "out").whole
+    assert run_study(study, tmp_path / "out").finished
 
 
 def test_a_folder_below_a_file_is_refused(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -394,7 +394,7 @@ def test_real_model_and_real_records(assets: Path, tmp_path: Path) -> None:
         assert old in text
         text = text.replace(old, new)
     (tmp_path / "study.yaml").write_text(text)
-    assert run_study(load_study(tmp_path / "study.yaml"), tmp_path / "out").whole
+    assert run_study(load_study(tmp_path / "study.yaml"), tmp_path / "out").finished
     table = load_results(tmp_path / "out")
     assert set(table["trainable_parameters"]) == {93_440}
     assert (table["base_loss"] - table["test_loss"] > 0.3).all()
@@ -438,7 +438,7 @@ def test_a_changed_study_is_refused_or_goes_on_as_a_deviation(study_file: WriteS
     with pytest.raises(StudyFolderError, match=r"seeds\.evaluation.*--deviation REASON"):
         run_study(changed, out)
     before = final(out)
-    assert run_study(changed, out, deviation="one seed more").whole
+    assert run_study(changed, out, deviation="one seed more").finished
     merged = final(out).merge(before, on="run_id")
     assert len(merged) == len(before) == 12 and len(final(out)) == 14
     assert (merged["test_loss_x"] == merged["test_loss_y"]).all()
@@ -471,7 +471,7 @@ def test_controls_run_beside_the_arms_and_twins_are_equal(
     study_file: WriteStudy, tmp_path: Path, engine: tuple[tuple[str, str], ...]
 ) -> None:
     path = deciding(study_file, ("controls: none", "controls: all"), ("evaluation: 6", "evaluation: 6"), *engine)
-    assert run_study(load_study(path), tmp_path / "out").whole
+    assert run_study(load_study(path), tmp_path / "out").finished
     table = load_results(tmp_path / "out")
     assert set(table["arm"]) == {"uniform", "linear-decay", "random", "shuffled"}
     assert set(table["budget"]) == {"rank:2", "rank:1", "rank:4"}

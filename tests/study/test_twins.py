@@ -12,8 +12,8 @@ import pytest
 
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.study.ledger import Ledger, SplitResult, create_or_open
-from adaptive_lora.study.runs import evaluation_runs
+from adaptive_lora.study.ledger import Ledger, SplitResult
+from adaptive_lora.study.open_ledger import create_or_open
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.study.twins import check_twins
 
@@ -25,8 +25,8 @@ def result(nll: float) -> SplitResult:
 @pytest.fixture
 def ledger(study_file: Callable[..., Path], tmp_path: Path) -> Ledger:
     """A run of the baseline and its twin, registered."""
-    spec = load_study(study_file(("controls: none", "controls: [twin]"))).spec
-    runs = list(evaluation_runs(spec, {("uniform", "rank:2"): 1e-2}))
+    matrix = load_study(study_file(("controls: none", "controls: [twin]"))).matrix
+    runs = list(matrix.evaluation_runs({("uniform", "rank:2"): 1e-2}))
     own = next(run for run in runs if run.replica == 0)
     (tmp_path / "out").mkdir()
     opened = create_or_open(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What the tests of the bank share: exact models, seven unlike members, the reference's trajectories, comparisons."""
+"""Shared by the tests of the bank: exact models, seven different members, the reference's trajectories, comparisons."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, ModelOutline, find_modules, load_base
 from adaptive_lora.training.checkpoint import StepRecord, read_checkpoint
 from adaptive_lora.training.options import TrainingOptions, rate_factors
-from adaptive_lora.training.reference import Diverged, Keeping, train
+from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 from tests.conftest import mixed_plan
 
 CLOSE = 1e-9
 """Bank and reference, relative to a tensor's largest value, in float64."""
 SAME = 1e-12
-"""An adapter in one company and in another."""
+"""Tolerance between banks with different other members."""
 MOMENTS = {"parameter": "parameter/", "exp_avg": "optimizer/exp_avg/", "exp_avg_sq": "optimizer/exp_avg_sq/"}
 
 
@@ -62,7 +62,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="package", params=["gpt2", "llama"])
 def exact(request: pytest.FixtureRequest, model_folders: dict[str, Path]) -> FrozenBase:
-    """Each tiny model in float64, one for all tests: whoever borrows it gives it back as it was."""
+    """Each tiny model in float64, shared by all tests, which leave it unchanged."""
     return make_exact(load_base(request.param, model_folders[request.param]))
 
 
@@ -73,7 +73,7 @@ def exact_gpt2(model_folders: dict[str, Path]) -> FrozenBase:
 
 
 @pytest.fixture(scope="package")
-def truth(exact: FrozenBase) -> list[Trajectory]:
+def reference_runs(exact: FrozenBase) -> list[Trajectory]:
     """What the reference makes of the seven members."""
     return [by_reference(exact, member) for member in seven_members(exact)]
 
@@ -100,7 +100,7 @@ def demo_examples(base: FrozenBase, count: int = 40) -> list[Example]:
     return list(Encoder(base.tokenizer, 64).encode_all(records))
 
 
-UNLIKE: tuple[tuple[int, str, int, dict[str, Any]], ...] = (
+DIFFERENT: tuple[tuple[int, str, int, dict[str, Any]], ...] = (
     (0, "constant", 0, {"max_grad_norm": 0.05}),
     (1, "alpha-over-r", 1, {"schedule": "cosine", "warmup": 3, "weight_decay": 0.1, "dropout": 0.2, "batch_size": 3}),
     (2, "rslora", 2, {"b_multiplier": 4.0, "learning_rate": 5e-3, "batch_size": 2, "max_grad_norm": 0.1}),
@@ -112,11 +112,11 @@ UNLIKE: tuple[tuple[int, str, int, dict[str, Any]], ...] = (
 """Shift of the ranks, scaling rule, seed, and what is unusual about the training."""
 
 
-def seven_members(base: FrozenBase, steps: int = 20, dropout: bool = True) -> list[Member]:
-    """Seven members with nothing in common but the base; two of them end sooner, one has examples of its own,
+def seven_members(base: FrozenBase, steps: int = 8, dropout: bool = True) -> list[Member]:
+    """Seven members that share the base only; two of them end sooner, one has examples of its own,
     one leaves out the first module."""
     examples, members = demo_examples(base), []
-    for i, (shift, rule, seed, unusual) in enumerate(UNLIKE):
+    for i, (shift, rule, seed, unusual) in enumerate(DIFFERENT):
         own: dict[str, Any] = {"learning_rate": 2e-2, "steps": {3: steps * 3 // 5, 5: max(steps // 4, 1)}.get(i, steps)}
         options = TrainingOptions(**{**own, **unusual, **({} if dropout else {"dropout": 0.0})})
         modules = base.outline.modules[1:] if i == 2 else base.outline.modules
@@ -132,7 +132,7 @@ def like(member: Member, **changes: Any) -> Member:
 
 @dataclass
 class Trajectory:
-    """One member's training: what each step told, and parameters and moments after some of them."""
+    """One member's training: its records, and parameters and moments after some steps."""
 
     records: list[StepRecord]
     states: dict[int, dict[str, Tensor]]
@@ -147,8 +147,8 @@ class Trajectory:
         return Trajectory(self.records[:step], {at: state for at, state in self.states.items() if at <= step})
 
 
-def by_reference(base: FrozenBase, member: Member, after: Iterable[int] = (1, 5, 20)) -> Trajectory:
-    """The member trained alone, by PEFT and torch's AdamW."""
+def by_reference(base: FrozenBase, member: Member, after: Iterable[int] = (1, 4, 8)) -> Trajectory:
+    """The member trained by the reference engine: PEFT and torch's AdamW."""
     wanted, states, options = set(after) | {member.options.steps}, {}, member.options
     with tempfile.TemporaryDirectory() as folder, attached(base, member.plan, member.seed, options.dropout) as model:
         path = Path(folder) / "state"
@@ -157,8 +157,9 @@ def by_reference(base: FrozenBase, member: Member, after: Iterable[int] = (1, 5,
             if steps_done in wanted and (found := read_checkpoint(path, "id")):
                 states[steps_done] = _renamed(found[1], member)
 
-        keeping, factors = Keeping(path, "id", 0.0, note), rate_factors(member.plan, options)
-        progress = train(model.to(base.model.dtype), member.examples, options, member.seed, keeping, factors=factors)
+        seconds = 0.0 if wanted - {options.steps} else 1e9  # the last step is always saved
+        saving, factors = CheckpointConfig(path, "id", seconds, note), rate_factors(member.plan, options)
+        progress = train(model.to(base.model.dtype), member.examples, options, member.seed, saving, factors=factors)
     return Trajectory(list(progress.curve), states)
 
 
@@ -192,7 +193,7 @@ def snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def by_bank(
-    base: FrozenBase, members: Sequence[Member], after: Iterable[int] = (1, 5, 20), steps: int = 1000, **how: Any
+    base: FrozenBase, members: Sequence[Member], after: Iterable[int] = (1, 4, 8), steps: int = 1000, **how: Any
 ) -> list[Trajectory]:
     """The members trained together."""
     wanted, found = set(after), [Trajectory([], {}) for _ in members]
@@ -211,27 +212,27 @@ def by_bank(
     return found
 
 
-def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], room: float = CLOSE) -> None:
-    """The same tensors, each within `room` of its largest value."""
+def assert_close(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], tolerance: float = CLOSE) -> None:
+    """The same tensors, each within `tolerance` of its largest value."""
     assert found.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert found[name].dtype == tensor.dtype
-        apart, size = (found[name] - tensor).abs().max().item(), tensor.abs().max().item()
-        assert apart <= room * size, f"{name}: {apart:.3g} apart, largest value {size:.3g}"
+        error, size = (found[name] - tensor).abs().max().item(), tensor.abs().max().item()
+        assert error <= tolerance * size, f"{name}: off by {error:.3g}, largest value {size:.3g}"
 
 
-def assert_same_records(found: Sequence[StepRecord], wanted: Sequence[StepRecord], room: float = CLOSE) -> None:
-    """The same steps, told alike."""
+def assert_same_records(found: Sequence[StepRecord], wanted: Sequence[StepRecord], tolerance: float = CLOSE) -> None:
+    """The same records of the same steps."""
     assert [(r.step, r.tokens) for r in found] == [(r.step, r.tokens) for r in wanted]
     for field in ("loss", "gradient_norm", "learning_rate"):
         values = [getattr(r, field) for r in wanted]
-        assert [getattr(r, field) for r in found] == pytest.approx(values, rel=room, abs=0), field
+        assert [getattr(r, field) for r in found] == pytest.approx(values, rel=tolerance, abs=0), field
 
 
-def assert_parity(found: Sequence[Trajectory], wanted: Sequence[Trajectory], room: float = CLOSE) -> None:
+def assert_parity(found: Sequence[Trajectory], wanted: Sequence[Trajectory], tolerance: float = CLOSE) -> None:
     """Every member's losses, norms, rates, parameters and moments are the reference's at all steps compared."""
     for ours, theirs in zip(found, wanted, strict=True):
-        assert_same_records(ours.records, theirs.records, room)
+        assert_same_records(ours.records, theirs.records, tolerance)
         assert ours.states.keys() == theirs.states.keys()
         for step, state in theirs.states.items():
-            assert_close(ours.states[step], state, room)
+            assert_close(ours.states[step], state, tolerance)

@@ -21,7 +21,7 @@ from adaptive_lora.training.adapter import (
     weights_of,
 )
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
-from adaptive_lora.training.dropout import Masks
+from adaptive_lora.training.dropout import DropoutMasks
 from adaptive_lora.training.options import initial_a
 from tests.conftest import mixed_plan
 
@@ -48,7 +48,7 @@ def test_an_adapter_begins_as_the_base_with_nested_a(base: FrozenBase) -> None:
             torch.testing.assert_close(layer.lora_A[ADAPTER].weight.detach(), torch.from_numpy(wanted), rtol=0, atol=0)
 
 
-def test_the_base_is_given_back_as_it_was(base: FrozenBase) -> None:
+def test_the_base_is_restored(base: FrozenBase) -> None:
     before = copy.deepcopy(base.model.state_dict())
     modules = [name for name, _ in base.model.named_modules()]
     with attached(base, mixed_plan(base.outline.modules), seed=0) as model:
@@ -124,7 +124,7 @@ def test_dropout_masks_are_functions_of_seed_module_and_step() -> None:
     x = torch.ones(4, 5, 6)
 
     def mask(seed: int, name: str, step: int) -> torch.Tensor:
-        dropout = SeededDropout(Masks(seed, 0.4, {"a": 6, "b": 6}), name).train()
+        dropout = SeededDropout(DropoutMasks(seed, 0.4, {"a": 6, "b": 6}), name).train()
         dropout.step = step
         return dropout(x)
 
@@ -132,6 +132,6 @@ def test_dropout_masks_are_functions_of_seed_module_and_step() -> None:
     for other in (mask(2, "a", 2), mask(1, "b", 2), mask(1, "a", 3)):
         assert not torch.equal(mask(1, "a", 2), other)
     assert mask(1, "a", 2).unique().tolist() == [0.0, pytest.approx(1 / 0.6)]
-    share = (SeededDropout(Masks(0, 0.25, {"a": 200}), "a").train()(torch.ones(200, 200)) == 0).float().mean()
+    share = (SeededDropout(DropoutMasks(0, 0.25, {"a": 200}), "a").train()(torch.ones(200, 200)) == 0).float().mean()
     assert share == pytest.approx(0.25, abs=0.01)
-    assert torch.equal(SeededDropout(Masks(1, 0.4, {"a": 6}), "a").eval()(x), x)
+    assert torch.equal(SeededDropout(DropoutMasks(1, 0.4, {"a": 6}), "a").eval()(x), x)

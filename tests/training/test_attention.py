@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,13 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.training import attention
-from adaptive_lora.training.attention import NotCausalOnly, at_work, current, packed_attention
-from adaptive_lora.training.bank import Bank
-from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.kernel import attention_kernel, forget
+from adaptive_lora.training.attention import NotCausalOnly, packed_attention
+from adaptive_lora.training.current_batch import BankBatch, current_batch
+from adaptive_lora.training.kernels import attention_kernel
 from adaptive_lora.training.packing import Pack, pack
-from tests.training.conftest import by_bank, demo_examples, seven_members
 
 ALL_LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 70)
 CAUSAL = SimpleNamespace(is_causal=True)
@@ -32,16 +26,6 @@ CAUSAL = SimpleNamespace(is_causal=True)
 def kernel() -> None:
     if attention_kernel() is None:
         pytest.skip("no C compiler here: the kernel is not built")
-
-
-@pytest.fixture
-def fresh_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
-    """A machine that has compiled nothing yet, whose environment may be changed."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    forget()
-    yield monkeypatch
-    monkeypatch.undo()
-    forget()
 
 
 def pack_of(lengths: Sequence[int]) -> Pack:
@@ -76,7 +60,7 @@ def written_out(
 def with_gradients(made: list[Tensor], lengths: Sequence[int], **how: Any) -> list[Tensor]:
     """The result of packed attention, and the gradients of query, key and value."""
     leaves = [x.detach().requires_grad_() for x in made[:3]]
-    with at_work(SimpleNamespace(pack=pack_of(lengths))):
+    with current_batch(BankBatch(pack_of(lengths))):
         out, _ = packed_attention(CAUSAL, *leaves, None, **how)  # type: ignore[arg-type]
     return [out.detach(), *torch.autograd.grad(out, leaves, made[3])]
 
@@ -92,11 +76,11 @@ def check(
 ) -> None:
     """Values and gradients to 1e-5 or 1e-13 of the largest, or of 1 where all should be 0."""
     made = inputs(lengths, heads, groups, width, dtype, seed)
-    room = 1e-5 if dtype == torch.float32 else 1e-13
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     found = with_gradients(made, lengths, scaling=0.3, sliding_window=window)
     for ours, theirs in zip(found, expected(made, lengths, 0.3, window), strict=True):
         assert ours.dtype == dtype and ours.shape == theirs.shape
-        assert (ours.double() - theirs).abs().max() <= room * theirs.abs().max().clamp(min=1.0)
+        assert (ours.double() - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1.0)
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 2), (6, 1), (1, 1)])
@@ -107,7 +91,7 @@ def test_the_kernel_is_softmax_written_out(kernel: None, width: int, heads: int,
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([3, 16, 20]), st.integers(0, 99))
-def test_any_lengths_will_do(lengths: list[int], width: int, seed: int) -> None:
+def test_all_lengths_are_supported(lengths: list[int], width: int, seed: int) -> None:
     """By the kernel where there is one, and by torch."""
     check(lengths, 4, 2, width, torch.float32, seed)
     check(lengths, 4, 2, width, torch.float64, seed)
@@ -127,7 +111,7 @@ def test_the_usual_scaling_is_one_over_the_root_of_the_width() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
-def test_what_is_not_finite_stays_in_its_sequence(dtype: torch.dtype, poison: float) -> None:
+def test_values_that_are_not_finite_stay_in_their_sequence(dtype: torch.dtype, poison: float) -> None:
     lengths = (9, 20, 18, 5)
     made = inputs(lengths, 4, 2, 16, dtype)
     clean = with_gradients(made, lengths)
@@ -148,37 +132,15 @@ def test_large_scores_do_not_overflow() -> None:
     assert all(x.isfinite().all() for x in with_gradients(made, (17, 3)))
 
 
-def test_without_the_kernel_torch_serves(base: FrozenBase, fresh_kernel: pytest.MonkeyPatch) -> None:
-    members = seven_members(base, steps=3)[:2]
-    with_it = by_bank(base, members)
-    for name, value in (("ADAPTIVE_LORA_KERNEL", "off"), ("CC", "no-such-compiler"), ("CC", "false")):
-        with fresh_kernel.context() as changed:
-            changed.setenv(name, value)
-            forget()
-            assert attention_kernel() is None
-            without = by_bank(base, members)
-        for ours, theirs in zip(without, with_it, strict=True):
-            assert [r.loss for r in ours.records] == pytest.approx([r.loss for r in theirs.records], rel=1e-5)
-
-
-def test_the_kernel_is_compiled_once_a_machine(kernel: None, fresh_kernel: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert attention_kernel() is not None
-    (library,) = (tmp_path / "adaptive-lora").iterdir()
-    made = library.stat().st_mtime_ns
-    forget()
-    assert attention_kernel() is not None
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "adaptive-lora").iterdir()] == [made]
-
-
 @pytest.mark.parametrize(
     "request_",
     [{"softcap": 30.0}, {"s_aux": torch.zeros(4)}, {"position_bias": torch.zeros(1)},
      {"dropout": 0.1}, {"attention_mask": torch.ones(1, 1, 14, 14)}],
     ids=lambda value: next(iter(value)),
 )  # fmt: skip
-def test_more_than_causality_is_refused(request_: dict[str, Any]) -> None:
+def test_attention_that_is_not_only_causal_is_refused(request_: dict[str, Any]) -> None:
     made = inputs((9, 5), 4, 2, 16, torch.float32)[:3]
-    with at_work(SimpleNamespace(pack=pack_of((9, 5)))):
+    with current_batch(BankBatch(pack_of((9, 5)))):
         mask = request_.pop("attention_mask", None)
         with pytest.raises(NotCausalOnly):
             packed_attention(CAUSAL, *made, mask, **request_)  # type: ignore[arg-type]
@@ -188,7 +150,7 @@ def test_more_than_causality_is_refused(request_: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("window", [1, 2, 8, 69])
-def test_a_window_is_kept_to(window: int, dtype: torch.dtype) -> None:
+def test_a_window_is_applied(window: int, dtype: torch.dtype) -> None:
     check(ALL_LENGTHS, 4, 2, 16, dtype, window=window)
 
 
@@ -203,70 +165,9 @@ def test_values_wider_than_keys_are_right_or_refused(dtype: torch.dtype) -> None
     """As in DeepSeek's latent attention, where the two differ."""
     query, key, _, _ = inputs((9, 5), 4, 2, 16, dtype)
     value = inputs((9, 5), 4, 2, 24, dtype)[2]
-    with at_work(SimpleNamespace(pack=pack_of((9, 5)))):
+    with current_batch(BankBatch(pack_of((9, 5)))):
         try:
             out, _ = packed_attention(CAUSAL, query, key, value, None)  # type: ignore[arg-type]
         except NotCausalOnly:
             return
     torch.testing.assert_close(out.double(), written_out(query, key, value, (9, 5), 0.25), rtol=1e-4, atol=1e-5)
-
-
-def test_nothing_is_at_work_after_two_threads_have_been(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second begins within the first and ends after it; what the first was told must not stay behind."""
-    monkeypatch.setattr(attention, "_AT_WORK", attention._AtWork())
-    began, inside, left = threading.Event(), threading.Event(), threading.Event()
-
-    def first() -> None:
-        with at_work("first"):
-            began.set()
-            inside.wait(10)
-            assert current() == "first"
-        left.set()
-
-    def second() -> None:
-        began.wait(10)
-        with at_work("second"):
-            inside.set()
-            left.wait(10)
-            assert current() == "second"
-
-    threads = [threading.Thread(target=work) for work in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert left.is_set()
-    assert current() is None
-
-
-def test_many_threads_are_told_their_own_work_and_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As often as they can get into each other's way."""
-    monkeypatch.setattr(attention, "_AT_WORK", attention._AtWork())
-    interval, wrong = sys.getswitchinterval(), list[object]()
-
-    def work(thread: int) -> None:
-        try:
-            for i in range(4000):
-                with at_work((thread, i)):
-                    if current() != (thread, i):
-                        wrong.append(current())
-        except Exception as error:
-            wrong.append(error)
-
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(thread,)) for thread in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not wrong and current() is None
-
-
-def test_nothing_is_at_work_after_a_step(gpt2: FrozenBase) -> None:
-    with Bank(gpt2, seven_members(gpt2, steps=2)) as bank:
-        bank.step()
-        bank.evaluate(demo_examples(gpt2)[:3])
-        assert current() is None

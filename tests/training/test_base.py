@@ -83,7 +83,7 @@ def test_weights_in_pickles_are_refused(model_folders: dict[str, Path], tmp_path
         load_base("x", copy)
 
 
-def test_torn_weights_are_refused(model_folders: dict[str, Path], tmp_path: Path) -> None:
+def test_corrupt_weights_are_refused(model_folders: dict[str, Path], tmp_path: Path) -> None:
     copy = shutil.copytree(model_folders["gpt2"], tmp_path / "copy")
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
@@ -109,7 +109,7 @@ ARCHITECTURES = {
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_other_architectures_are_told_apart_by_their_structure(kind: str, tmp_path: Path) -> None:
+def test_kinds_of_modules_are_found_in_other_architectures(kind: str, tmp_path: Path) -> None:
     config = {"model_type": kind, "hidden_size": 32, "vocab_size": 100, "eos_token_id": 1, "bos_token_id": 1}
     (tmp_path / "config.json").write_text(json.dumps({**config, **ARCHITECTURES[kind]}))
     outline = outline_of(kind, tmp_path)

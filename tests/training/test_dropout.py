@@ -1,4 +1,4 @@
-"""Dropout's masks: the share asked for, of the tokens alone, determined by seed, step and module."""
+"""Dropout masks: of the probability asked for, over tokens only, determined by seed, step and module."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptive_lora.training.dropout import Masks, erase_
+from adaptive_lora.training.dropout import DropoutMasks, zero_
 
 WIDTHS = {"first": 16, "second": 48, "third": 16}
 CPU = torch.device("cpu")
 
 
-def masks(seed: int = 0, p: float = 0.2, widths: dict[str, int] | None = None) -> Masks:
-    return Masks(seed, p, widths or WIDTHS)
+def masks(seed: int = 0, p: float = 0.2, widths: dict[str, int] | None = None) -> DropoutMasks:
+    return DropoutMasks(seed, p, widths or WIDTHS)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
@@ -25,8 +25,8 @@ def test_the_share_asked_for_is_dropped_everywhere(p: float) -> None:
         which = found.dropped(name, 3, 4000, CPU)
         hits = torch.zeros(4000 * width).index_fill_(0, which, 1).view(4000, width)
         for part in (hits, hits[:2000], hits[2000:], hits[:, 0], hits[:, -1], hits[:, ::2]):
-            room = 5 * (p * (1 - p) / part.numel()) ** 0.5
-            assert part.mean().item() == pytest.approx(p, abs=room)
+            tolerance = 5 * (p * (1 - p) / part.numel()) ** 0.5
+            assert part.mean().item() == pytest.approx(p, abs=tolerance)
         neighbours = (hits.flatten()[1:] * hits.flatten()[:-1]).mean().item()  # independent of what stands next to it
         assert neighbours == pytest.approx(p * p, abs=6 * (p * p / hits.numel()) ** 0.5)
 
@@ -41,7 +41,7 @@ def test_positions_ascend_and_lie_inside(seed: int, p: float, step: int, tokens:
         assert not len(which) or (which[0] >= 0 and which[-1] < tokens * width)
 
 
-def test_a_mask_follows_from_seed_step_module_and_size_in_whatever_order_it_is_asked_for() -> None:
+def test_a_mask_is_a_function_of_seed_step_module_and_size() -> None:
     one, two = masks(), masks()
     forth = {(step, name): one.dropped(name, step, 30, CPU).clone() for step in range(3) for name in WIDTHS}
     back = {(s, n): two.dropped(n, s, 30, CPU).clone() for s in (2, 0, 1) for n in reversed(WIDTHS)}
@@ -51,8 +51,8 @@ def test_a_mask_follows_from_seed_step_module_and_size_in_whatever_order_it_is_a
         assert not any(torch.equal(other.dropped(name, step, 30, CPU), which) for (step, name), which in forth.items())
 
 
-def test_a_mask_asked_for_twice_and_after_others_is_the_same() -> None:
-    """The way back asks again where activations are recomputed; a step of other length lies between."""
+def test_a_mask_drawn_again_after_others_is_the_same() -> None:
+    """The backward pass draws again where activations are recomputed; a step of other length lies between."""
     found = masks()
     first = found.dropped("second", 4, 30, CPU).clone()
     found.dropped("second", 4, 31, CPU)
@@ -60,7 +60,7 @@ def test_a_mask_asked_for_twice_and_after_others_is_the_same() -> None:
     assert torch.equal(found.dropped("second", 4, 30, CPU), first)
 
 
-def test_nothing_is_dropped_with_probability_nothing() -> None:
+def test_probability_0_drops_no_input() -> None:
     assert len(masks(p=0.0).dropped("first", 0, 100, CPU)) == 0
 
 
@@ -69,5 +69,5 @@ def test_erasing_takes_positions_or_a_mask(tokens: int, width: int, seed: int) -
     x = torch.arange(1.0, 1 + tokens * width).view(tokens, width)
     which = masks(seed, 0.4, {"only": width}).dropped("only", 0, tokens, CPU)
     flags = torch.zeros(tokens * width, dtype=torch.bool).index_fill_(0, which, True)
-    one, two = erase_(x.clone(), which), erase_(x.clone(), flags)
+    one, two = zero_(x.clone(), which), zero_(x.clone(), flags)
     assert torch.equal(one, two) and torch.equal(one, torch.where(flags.view_as(x), 0, x))

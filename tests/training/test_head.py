@@ -10,12 +10,12 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from adaptive_lora.training import head as heads
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.head import Head
-from adaptive_lora.training.lean import lean_layers
 from tests.training.conftest import tiny_config
 
 
-def material(base: FrozenBase, count: int = 23) -> tuple[Tensor, Tensor, Tensor]:
+def head_inputs(base: FrozenBase, count: int = 23) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, targets and weights."""
     generator = torch.Generator().manual_seed(0)
     width = base.model.get_input_embeddings().weight.shape[1]
@@ -42,25 +42,25 @@ def test_the_model_is_not_touched_and_its_logits_are_its_own() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_losses_and_gradients_are_autograds(base: FrozenBase, dtype: torch.dtype) -> None:
     base.model.to(dtype)
-    hidden, targets, weights = material(base)
+    hidden, targets, weights = head_inputs(base)
     found = Head(base.model).losses(hidden, targets, weights)
     leaf = hidden.clone().requires_grad_()
     logits = torch.nn.functional.linear(leaf, base.model.get_output_embeddings().weight)
     exact = logits.float() if dtype == torch.bfloat16 else logits
     nll = cross_entropy(exact, targets, reduction="none")
     (nll * weights.to(nll.dtype)).sum().backward()
-    room = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(found.nll, nll.detach(), rtol=room, atol=room)
-    torch.testing.assert_close(found.gradient, leaf.grad, rtol=room, atol=room)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.nll, nll.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found.gradient, leaf.grad, rtol=tolerance, atol=tolerance)
     assert found.gradient is not None and found.gradient.dtype == dtype
-    assert torch.equal(found.right, logits.argmax(-1) == targets)
+    assert torch.equal(found.correct, logits.argmax(-1) == targets)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 22])
 def test_a_few_positions_at_a_time_give_the_same(
     exact_gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    hidden, targets, weights = material(exact_gpt2)
+    hidden, targets, weights = head_inputs(exact_gpt2)
     head, seen = Head(exact_gpt2.model), []
     targets[::2] = head.logits(hidden).argmax(-1)[::2]
     whole = head.losses(hidden, targets, weights)
@@ -77,18 +77,18 @@ def test_a_few_positions_at_a_time_give_the_same(
     assert len(seen) == -(-23 // at_once)  # no more passes than needed
     for name in ("nll", "gradient"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-13, atol=1e-15)
-    assert torch.equal(parts.right, whole.right) and 12 <= parts.right.sum() < 23
+    assert torch.equal(parts.correct, whole.correct) and 12 <= parts.correct.sum() < 23
     assert not parts.nll.requires_grad
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 15, 22])
-def test_a_row_has_the_same_bits_whatever_stands_beside_it(
+def test_a_row_has_the_same_bits_whatever_the_other_rows(
     gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    """A twin of the baseline stands elsewhere in the bank and must come out bit-equal. Seven rows go at once, so
+    """A twin of the baseline has another slot of the bank and must end bit-equal. Seven rows go at once, so
     that 8, 15 and 22 used to leave a lone one."""
-    hidden, targets, weights = material(gpt2)
-    with lean_layers(gpt2.model):
+    hidden, targets, weights = head_inputs(gpt2)
+    with fused_layers(gpt2.model):
         head = Head(gpt2.model)
         whole = head.losses(hidden, targets, weights)
         monkeypatch.setattr(heads, "LARGEST_LOGITS", 768 * 7)
@@ -99,15 +99,14 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(
 
 
 def test_without_weights_there_is_no_gradient(exact_gpt2: FrozenBase) -> None:
-    hidden, targets, weights = material(exact_gpt2)
+    hidden, targets, weights = head_inputs(exact_gpt2)
     head = Head(exact_gpt2.model)
     found = head.losses(hidden, targets)
     assert found.gradient is None and torch.equal(found.nll, head.losses(hidden, targets, weights).nll)
 
 
-def test_of_nothing_there_are_no_losses(exact_gpt2: FrozenBase) -> None:
-    """A pack of prompts alone."""
-    hidden, targets, weights = material(exact_gpt2, 0)
+def test_a_pack_without_completion_tokens_has_no_losses(exact_gpt2: FrozenBase) -> None:
+    hidden, targets, weights = head_inputs(exact_gpt2, 0)
     found = Head(exact_gpt2.model).losses(hidden, targets, weights)
-    assert found.nll.shape == found.right.shape == (0,)
+    assert found.nll.shape == found.correct.shape == (0,)
     assert found.gradient is not None and found.gradient.shape == hidden.shape

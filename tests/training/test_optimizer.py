@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
-from adaptive_lora.training.optimizer import update_slot
+from adaptive_lora.training.optimizer import adamw_update
 from adaptive_lora.training.options import TrainingOptions, rate_factors
-from adaptive_lora.training.slots import Member, Slot, make_slots
+from adaptive_lora.training.slots import Member, Slot, make_adapters
 
 SHAPES = (
     ModuleShape("h.0.attn.q", "attention", 0, 3, 5, False),
@@ -24,13 +24,13 @@ WIDTHS = {shape.name: shape.d_in for shape in SHAPES}
 
 
 def slot_of(ranks: tuple[int, int, int], options: TrainingOptions, stacked: bool = False) -> Slot:
-    """A fresh adapter in double precision; stacked, in a layout with room for more."""
+    """A fresh adapter in double precision; stacked, in a layout for larger ranks."""
     members = []
     for own in (ranks, (4, 4, 4)):
         plan = RankPlan("ranks", 0, SHAPES, dict(zip(WIDTHS, own, strict=True)), Scaling(reference_rank=3.0))
         members.append(Member(plan=plan, options=options, seed=0, examples=[]))
     modules = {shape.name: shape for shape in SHAPES}
-    return make_slots(members, modules, WIDTHS, torch.device("cpu"), torch.float64, stacked).slots[0]
+    return make_adapters(members, modules, WIDTHS, torch.device("cpu"), torch.float64, stacked).slots[0]
 
 
 OPTIONS = st.fixed_dictionaries(
@@ -60,7 +60,7 @@ def test_every_update_is_torchs(
     slot, generator = slot_of(ranks, options, stacked), torch.Generator().manual_seed(seed)
     factors = rate_factors(slot.member.plan, options)
     pairs, groups = [], []
-    for name, part in slot.parts.items():
+    for name, part in slot.pairs.items():
         for view, gradient, factor in zip(
             (part.a, part.b), (part.a_gradient, part.b_gradient), factors[name], strict=True
         ):
@@ -79,27 +79,27 @@ def test_every_update_is_torchs(
         for group in optimizer.param_groups:
             group["lr"] = options.rate_at(step) * group["factor"]
         optimizer.step()
-        assert update_slot(slot, float(torch.linalg.vector_norm(slot.gradient))) == options.rate_at(step)
+        assert adamw_update(slot, float(torch.linalg.vector_norm(slot.gradient))) == options.rate_at(step)
         assert float(norm) >= 0 and slot.step == step + 1
     kept = slot.tensors()
     for k, (view, _, parameter) in enumerate(pairs):
         torch.testing.assert_close(view, parameter.data, rtol=1e-12, atol=1e-12)
-        name, letter = list(slot.parts)[k // 2], "AB"[k % 2]
+        name, letter = list(slot.pairs)[k // 2], "AB"[k % 2]
         for moment in ("exp_avg", "exp_avg_sq"):
             ours, theirs = kept[f"{moment}/{name}/{letter}"], optimizer.state[parameter][moment]
             torch.testing.assert_close(ours.t() if letter == "B" else ours, theirs, rtol=1e-12, atol=1e-300)
 
 
 @pytest.mark.parametrize("b_multiplier", [1.0, 4.0])
-def test_what_a_stacked_layout_leaves_free_stays_nothing(b_multiplier: float) -> None:
+def test_the_padding_of_a_stacked_layout_remains_0(b_multiplier: float) -> None:
     options = TrainingOptions(learning_rate=0.1, steps=3, weight_decay=0.5, b_multiplier=b_multiplier)
     slot = slot_of((1, 2, 3), options, stacked=True)
-    for part in slot.parts.values():
+    for part in slot.pairs.values():
         part.a_gradient.fill_(1.0), part.b_gradient.fill_(1.0)
     own = torch.zeros_like(slot.parameters)
     own[slot.gradient != 0] = 1
     for _ in range(3):
-        update_slot(slot, 1.0)
+        adamw_update(slot, 1.0)
     assert own.sum() == slot.member.plan.trainable_parameters < own.numel()
-    for vector in (slot.parameters, slot.mean, slot.square):
+    for vector in (slot.parameters, slot.exp_avg, slot.exp_avg_sq):
         assert (vector[own == 0] == 0).all() and (vector[own == 1] != 0).all()

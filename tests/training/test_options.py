@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive_lora.data.encoding import Example
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.streams import derive_seed, numpy_stream, python_stream
+from adaptive_lora.training import options as options_module
 from adaptive_lora.training.options import DataOrder, Schedule, TrainingOptions, initial_a
+from adaptive_lora.training.slots import Member
 
 
 def rates(schedule: Schedule, steps: int, warmup: float) -> list[float]:
@@ -49,6 +54,28 @@ def test_data_order_depends_on_seed_and_epoch() -> None:
     assert list(order.batch(0)) == list(DataOrder(0, 50, 50).batch(0))
     assert list(order.batch(0)) != list(order.batch(1))
     assert list(order.batch(0)) != list(DataOrder(1, 50, 50).batch(0))
+
+
+def test_an_epochs_permutation_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `DataOrder` and by a bank's members; the batches are those of the stream."""
+    drawn = []
+
+    def counted(seed: int, *names: str | int) -> np.random.Generator:
+        drawn.append(names)
+        return numpy_stream(seed, *names)
+
+    modules = (ModuleShape("h.0.attn.q", "attention", 0, 3, 5, False),)
+    plan = RankPlan("ranks", 8, modules, {"h.0.attn.q": 1}, Scaling())
+    examples = [Example((i, 1), 1, False) for i in range(10)]
+    member = Member(plan=plan, options=TrainingOptions(learning_rate=1, steps=9), seed=3, examples=examples)
+    monkeypatch.setattr(options_module, "numpy_stream", counted)
+    found = [[example.ids[0] for example in member.batch(step)] for step in range(9)]
+    assert drawn == [("data", 0), ("data", 1), ("data", 2)]
+    orders = [numpy_stream(3, "data", epoch).permutation(10) for epoch in range(3)]
+    assert found == [list(order[at : at + 4]) for order in orders for at in (0, 4, 8)]
+    order = DataOrder(3, 10, 4)
+    order.batch(0)[:] = 0  # a caller's copy
+    assert [list(order.batch(step)) for step in (8, 0, 1)] == [found[8], found[0], found[1]]
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 40))

@@ -1,4 +1,4 @@
-"""Packs hold what padded batches hold, and chunks lose nobody."""
+"""Packs hold what padded batches hold, and chunks hold every member once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def learnt(batch: Sequence[Example]) -> list[list[tuple[int, int]]]:
 
 
 def check_losses(packed: Pack, batches: Sequence[Sequence[Example]]) -> None:
-    """What is learnt from a pack is what is learnt from its batches, each sequence's in its own adapter's stretch."""
+    """What is learnt from a pack is what is learnt from its batches, each sequence's in its own adapter's segment."""
     found: list[list[tuple[int, int]]] = [[] for _ in packed.counts]
     positions = packed.positions.flatten()
     columns = (packed.keep.tolist(), packed.targets.tolist(), packed.sequence.tolist())
@@ -42,13 +42,13 @@ def check_losses(packed: Pack, batches: Sequence[Sequence[Example]]) -> None:
     for k, batch in enumerate(batches):
         own = [row for row, owner in zip(found, packed.owners, strict=True) if owner == k]
         assert own[: len(batch)] == learnt(batch)
-        assert not any(own[len(batch) :])  # what fills the stretch
+        assert not any(own[len(batch) :])  # what fills the segment
     assert packed.counts == tuple(len(row) for row in found)
     assert packed.tokens == tuple(sum(len(example.ids) for example in batch) for batch in batches)
 
 
-def check_stretches(packed: Pack, batches: Sequence[Sequence[Example]]) -> None:
-    """Adapters' stretches follow one another without a gap, and their tokens are their batches', in order."""
+def check_segments(packed: Pack, batches: Sequence[Sequence[Example]]) -> None:
+    """Adapters' segments follow one another without a gap, and their tokens are their batches', in order."""
     ends = [0, *(end for _, end in packed.segments)]
     assert [begin for begin, _ in packed.segments] == ends[:-1] and ends[-1] == packed.size
     ids, positions = packed.ids.flatten(), packed.positions.flatten()
@@ -62,7 +62,7 @@ def check_stretches(packed: Pack, batches: Sequence[Sequence[Example]]) -> None:
 def test_a_pack_is_the_batches_without_their_padding(batches: list[list[Example]]) -> None:
     packed = pack(batches, "cpu")
     check_losses(packed, batches)
-    check_stretches(packed, batches)
+    check_segments(packed, batches)
     assert packed.mask is None and packed.size == sum(packed.tokens)
     assert packed.lengths == tuple(len(example.ids) for batch in batches for example in batch)
     assert packed.starts.dtype == torch.int64 and packed.starts.device.type == "cpu"
@@ -72,7 +72,7 @@ def test_a_pack_is_the_batches_without_their_padding(batches: list[list[Example]
 def test_padded_rows_are_one_batch_of_all(batches: list[list[Example]]) -> None:
     packed, whole = pack(batches, "cpu", padded=True), collate([example for batch in batches for example in batch])
     check_losses(packed, batches)
-    check_stretches(packed, batches)
+    check_segments(packed, batches)
     assert packed.mask is not None
     assert torch.equal(packed.ids, whole.input_ids) and torch.equal(packed.mask, whole.attention_mask)
     flat = packed.mask.flatten()
@@ -83,12 +83,10 @@ def test_padded_rows_are_one_batch_of_all(batches: list[list[Example]]) -> None:
 
 
 @given(BATCHES, st.sampled_from([2, 5, 8]))
-def test_filled_stretches_are_multiples_and_the_filling_teaches_nothing(
-    batches: list[list[Example]], block: int
-) -> None:
+def test_filled_segments_are_multiples_and_the_filling_has_no_loss(batches: list[list[Example]], block: int) -> None:
     packed = pack(batches, "cpu", block=block)
     check_losses(packed, batches)
-    check_stretches(packed, batches)
+    check_segments(packed, batches)
     for (begin, end), tokens in zip(packed.segments, packed.tokens, strict=True):
         assert begin % block == end % block == 0 and tokens <= end - begin < tokens + block
     assert packed.starts[-1] == packed.size
@@ -98,9 +96,7 @@ SIZES = st.one_of(st.dictionaries(st.integers(0, 99), st.integers(1, most), max_
 
 
 @given(SIZES, st.one_of(st.integers(1, 8), st.integers(1, 400)), st.integers(1, 4))
-def test_chunks_keep_order_lose_nobody_and_stay_within_the_limit(
-    sizes: dict[int, int], limit: int, workers: int
-) -> None:
+def test_chunks_keep_order_are_complete_and_within_the_limit(sizes: dict[int, int], limit: int, workers: int) -> None:
     chunks = chunks_of(sizes, limit, workers)
     assert [member for chunk in chunks for member in chunk] == list(sizes)
     assert all(chunks)

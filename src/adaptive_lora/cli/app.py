@@ -29,7 +29,8 @@ app.add_typer(data_app, name="data")
 out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
 err = Console(stderr=True, highlight=False)
 
-_TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "tokenizers"}
+_TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "tokenizers",
+          "pyarrow"}  # fmt: skip
 """What the extra `train` brings."""
 
 F = TypeVar("F", bound=Callable[..., Any])

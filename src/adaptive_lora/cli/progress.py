@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 
 from rich.console import Console
@@ -9,38 +10,70 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from adaptive_lora.training.checkpoint import StepRecord
 
+_QUIET_SECONDS = 10.0
+"""Between two lines about the same training, where lines are all there is."""
 
-class PlainWatcher:
-    """A line when something begins or ends, and one every ten seconds between."""
+
+class PlainProgress:
+    """A line when something begins or ends, and one every ten seconds between.
+
+    Each line begins with the time since the start and the stage, so that a log says how long things took.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._position = ""
-        self._steps, self._spoke = 0, 0.0
+        self._began = self._spoke = time.monotonic()
+        self._done, self._total = 0, 0
+        self._at_first: tuple[float, int] | None = None
+        self._label, self._steps = "", 0
 
     def stage(self, text: str) -> None:
         self._say(text)
 
-    def planned(self, done: int, total: int) -> None:
-        self._position = f"{done + 1}/{total}"
+    def planning(self, text: str, done: int, total: int) -> None:
+        if self._is_due():
+            self._say(f"planning {done}/{total}: {text}")
+
+    def runs(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
+        if self._at_first is None:
+            self._at_first = time.monotonic(), done
 
     def begin(self, label: str, steps: int) -> None:
-        self._steps, self._spoke = steps, time.monotonic()
+        self._label, self._steps, self._spoke = label, steps, time.monotonic()
+        self._say(f"training {label}, {steps} steps")
 
     def step(self, record: StepRecord) -> None:
-        if time.monotonic() - self._spoke > 10:
-            self._spoke = time.monotonic()
-            self._say(f"[{self._position}] step {record.step + 1}/{self._steps}, loss {record.loss:.4f}")
+        if self._is_due():
+            text = f"{self._label}: step {record.step + 1}/{self._steps}, loss {record.loss:.4f}"
+            self._say(f"{text}; {self._done}/{self._total} runs done{self._left()}")
 
-    def end(self, label: str, outcome: str) -> None:
-        self._say(f"[{self._position}] {label}: {outcome}")
+    def result(self, label: str, outcome: str) -> None:
+        self._say(f"{label}: {outcome}")
+
+    def close(self) -> None:
+        self._label = ""
+
+    def _is_due(self) -> bool:
+        due = time.monotonic() - self._spoke > _QUIET_SECONDS
+        if due:
+            self._spoke = time.monotonic()
+        return due
+
+    def _left(self) -> str:
+        """What the runs that are left will take, by the pace of this session; empty before its first result."""
+        if self._at_first is None or self._done <= self._at_first[1]:
+            return ""
+        pace = (time.monotonic() - self._at_first[0]) / (self._done - self._at_first[1])
+        return f", about {_duration(pace * (self._total - self._done))} left"
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        line = f"[{_duration(time.monotonic() - self._began)}] {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class BarWatcher(PlainWatcher):
-    """Two bars: the study, with the time that is left, and the current run with its loss."""
+class BarProgress(PlainProgress):
+    """Bars: the study with the time that is left, planning, and the current training with its loss."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -54,36 +87,53 @@ class BarWatcher(PlainWatcher):
             transient=True,
         )
         self._study: TaskID | None = None
-        self._run: TaskID | None = None
+        self._now: TaskID | None = None
 
-    def __enter__(self) -> BarWatcher:
+    def __enter__(self) -> BarProgress:
         self._bars.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._bars.stop()
 
-    def planned(self, done: int, total: int) -> None:
-        super().planned(done, total)
+    def planning(self, text: str, done: int, total: int) -> None:
+        if self._now is None:
+            self._now = self._bars.add_task("  planning", total=total, note=text)
+        self._bars.update(self._now, completed=done, total=total, note=text)
+        if done >= total:
+            self.close()
+
+    def runs(self, done: int, total: int) -> None:
+        super().runs(done, total)
         if self._study is None:
             self._study = self._bars.add_task("study", total=total, note="runs")
         self._bars.update(self._study, completed=done, total=total)
 
     def begin(self, label: str, steps: int) -> None:
-        super().begin(label, steps)
-        self._run = self._bars.add_task("  run", total=steps, note=label)
+        self.close()
+        self._label, self._steps = label, steps
+        self._now = self._bars.add_task("  training", total=steps, note=label)
 
     def step(self, record: StepRecord) -> None:
-        if self._run is not None:
-            self._bars.update(self._run, completed=record.step + 1, description=f"  loss {record.loss:.3f}")
+        if self._now is not None:
+            self._bars.update(self._now, completed=record.step + 1, description=f"  loss {record.loss:.3f}")
 
-    def end(self, label: str, outcome: str) -> None:
-        if self._run is not None:
-            self._bars.remove_task(self._run)
-            self._run = None
-        super().end(label, outcome)
+    def close(self) -> None:
+        super().close()
+        if self._now is not None:
+            self._bars.remove_task(self._now)
+            self._now = None
 
 
-def watcher_for(console: Console) -> PlainWatcher | BarWatcher:
+def progress_for(console: Console) -> PlainProgress | BarProgress:
     """Bars on a terminal, lines elsewhere."""
-    return BarWatcher(console) if console.is_terminal else PlainWatcher(console)
+    return BarProgress(console) if console.is_terminal else PlainProgress(console)
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    >>> _duration(75), _duration(7505)
+    ('0:01:15', '2:05:05')
+    """
+    return str(datetime.timedelta(seconds=round(seconds)))

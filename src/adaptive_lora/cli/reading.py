@@ -51,7 +51,7 @@ def memory(
     That of an export is shown, and written where --out says.
     """
     from adaptive_lora.reporting.exported import open_findings
-    from adaptive_lora.reporting.memory.memory_bank import SHOWN, memory_texts, write_memory_bank
+    from adaptive_lora.reporting.memory.memory_bank import SHOWN, TITLES, memory_texts, write_memory_bank
 
     with open_findings(folder) as found:
         texts = memory_texts(found, is_in_use(folder))
@@ -66,7 +66,7 @@ def memory(
     if as_json:
         print_json({"memory_bank": str(place), "changed": changed, "texts": texts})
         return
-    sys.stdout.write("\n\n".join(f"# {title}\n\n{texts[name]}" for name, title in SHOWN.items()) + "\n")
+    sys.stdout.write("\n\n".join(f"# {TITLES[name]}\n\n{texts[name]}" for name in SHOWN) + "\n")
 
 
 @app.command()
@@ -83,8 +83,8 @@ def paper(
 ) -> None:
     """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
     from adaptive_lora.reporting.exported import open_findings
-    from adaptive_lora.reporting.paper.beside import open_beside
     from adaptive_lora.reporting.paper.build import write_paper
+    from adaptive_lora.reporting.paper.other_studies import open_beside
 
     with open_findings(folder) as found, open_beside(beside or []) as others, working("writing the manuscript"):
         written = write_paper(found, to or folder / "paper", others, arxiv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +41,12 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print runs, parameters, memory and time; write nothing.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
-    checkpoint_seconds: Annotated[float, typer.Option(help="How often the current run is kept safe.")] = 30.0,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the accelerator where there is one.")
+    ] = None,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(help="How often a checkpoint is saved; less often where that takes over 5 % of the time.")
+    ] = 30.0,
     deviation: Annotated[
         str | None, typer.Option(help="Why the study file has changed since the folder was locked; the report says so.")
     ] = None,
@@ -55,7 +60,7 @@ def run(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train what is missing of a study. Ctrl-C keeps the current run; the same command goes on."""
+    """Train what is missing of a study. Ctrl-C saves a checkpoint; the same command goes on."""
     if dry_run:
         from adaptive_lora.study.study_file import load_study
 
@@ -67,7 +72,7 @@ def run(
         with working("planning every arm and timing a few steps"):
             found = estimate(prepare(parsed, device), _pilot(pilot) if pilot else ())
         if as_json:
-            print_json({**vars(found), "warnings": list(found.warnings)})
+            print_json(dataclasses.asdict(found))
         else:
             out.print(terminal.estimate_view(found))
         return
@@ -92,28 +97,30 @@ def _pilot(folder: Path) -> list[Any]:
         return list(found.arms)
 
 
-def _run(study_file: Path, folder: Path, device: str, checkpoint_seconds: float, deviation: str | None = None) -> None:
+def _run(
+    study_file: Path, folder: Path, device: str | None, checkpoint_seconds: float, deviation: str | None = None
+) -> None:
     from adaptive_lora.study.study_file import load_study
 
     study = load_study(study_file)  # before torch is imported: what is wrong with the file is said at once
-    from adaptive_lora.cli.progress import BarWatcher, watcher_for
+    from adaptive_lora.cli.progress import BarProgress, progress_for
     from adaptive_lora.study.runner import run_study
 
-    watcher = watcher_for(err)
-    with watcher if isinstance(watcher, BarWatcher) else contextlib.nullcontext():
+    listener = progress_for(err)
+    with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
-            outcome = run_study(study, folder, watcher, device, checkpoint_seconds, deviation)
+            status = run_study(study, folder, listener, device, checkpoint_seconds, deviation)
         except (KeyboardInterrupt, TrainingError):
             remember(folder)
             raise
     remember(folder)
-    diverged = f", {outcome.diverged} diverged" if outcome.diverged else ""
+    diverged = f", {status.diverged} diverged" if status.diverged else ""
     err.print(
-        f"{outcome.completed} of {outcome.total} runs completed{diverged}; next: adaptive-lora report {folder}",
+        f"{status.completed} of {status.expected} runs completed{diverged}; next: adaptive-lora report {folder}",
         markup=False,
     )
-    if not outcome.whole:
+    if not status.finished:
         raise AdaptiveLoraError(
-            f"{outcome.total - outcome.completed - outcome.diverged} runs gave no result; `adaptive-lora status "
+            f"{status.left} runs gave no result; `adaptive-lora status "
             f"{folder}` says why, and the same command tries them again."
         )

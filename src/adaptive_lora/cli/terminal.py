@@ -18,6 +18,8 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import StrategyOptions
 from adaptive_lora.planning.strategies.base import CalibrationOptions
 from adaptive_lora.planning.strategies.registry import all_strategies
+from adaptive_lora.reporting.formatting import interval_ends, percent, signed
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.study.status import StudyStatus
 
@@ -25,18 +27,8 @@ if TYPE_CHECKING:
     from adaptive_lora.study.estimate import Estimate
 
 # Sampled from matplotlib's viridis; the number in each cell carries the value, the colour repeats it.
-_VIRIDIS = (
-    "#440154",
-    "#482878",
-    "#3e4989",
-    "#31688e",
-    "#26828e",
-    "#1f9e89",
-    "#35b779",
-    "#6ece58",
-    "#b5de2b",
-    "#fde725",
-)
+_VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",
+            "#fde725")  # fmt: skip
 
 
 _NONE = "–"
@@ -44,7 +36,15 @@ _NONE = "–"
 
 _BOUNDS = tuple(StrategyOptions.model_fields)
 _MEASURING = tuple(name for name in CalibrationOptions.model_fields if name not in _BOUNDS)
-"""Options that many strategies share, told once for all."""
+"""Options that many strategies share, listed once for all."""
+
+
+def _table(*columns: str, numbers: Sequence[str] = (), **settings: Any) -> Table:
+    """Columns of text, `numbers` to the right of them."""
+    table = Table(title_justify="left", **settings)
+    for name in (*columns, *numbers):
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    return table
 
 
 def coverage_table(plan: RankPlan) -> Table:
@@ -52,15 +52,9 @@ def coverage_table(plan: RankPlan) -> Table:
     targets = [*plan.modules, *plan.left_out]
     stem = _stem([m.name for m in targets])
     within = f", modules of {stem}" if stem else ""
-    table = Table(
-        title=f"{plan.strategy}: {plan.trainable_parameters:,} of {plan.budget:,} parameters{within}",
-        title_justify="left",
-        box=None,
-        collapse_padding=True,
-        pad_edge=False,
-    )
-    for name in ("module", "kind", "shape", "rank", "scaling", "alpha", "parameters"):
-        table.add_column(name, justify="left" if name in ("module", "kind") else "right", overflow="fold")
+    title = f"{plan.strategy}: {plan.trainable_parameters:,} of {plan.budget:,} parameters{within}"
+    table = _table("module", "kind", numbers=("shape", "rank", "scaling", "alpha", "parameters"), title=title, box=None,
+                   collapse_padding=True, pad_edge=False)  # fmt: skip
     for m in targets:
         row = Text(m.name.removeprefix(f"{stem}.")), m.kind, f"{m.d_out}×{m.d_in}"
         if rank := plan.ranks.get(m.name):
@@ -108,9 +102,7 @@ def _cell(rank: int | None, top: int) -> Text:
 
 def planning_cost(facts: Mapping[str, Any]) -> Table:
     """What planning took, and what its measures say of themselves; `facts` as `api.plan_json` has them."""
-    table = Table(box=None, show_header=False, pad_edge=False, title="cost of planning", title_justify="left")
-    table.add_column(style="dim")
-    table.add_column(justify="right")
+    table = _table("what", numbers=("cost",), box=None, show_header=False, pad_edge=False, title="cost of planning")
     table.add_row("in all, loading included", f"{facts['plan_seconds']:.2f} s")
     measured: Mapping[str, Any] = facts["measured"] or {}
     for group, seconds in measured.get("seconds", {}).items():
@@ -130,21 +122,16 @@ def _number(value: float | str) -> Text:
 
 def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
     """Arms with loss, difference to the baseline and parameters."""
-    table = Table(
-        title=f"test loss, nats per token (differences paired by seed against {baseline})",
-        title_justify="left",
-    )
-    for name in ("arm", "budget", "parameters", "rate", "seeds", "test loss", "difference", "95 % interval"):
-        table.add_column(name, justify="left" if name in ("arm", "budget") else "right")
+    title = f"test loss, nats per token (differences paired by seed against {baseline})"
+    numbers = ("parameters", "rate", "seeds", "test loss", "difference", "95 % interval")
+    table = _table("arm", "budget", numbers=numbers, title=title)
     for arm in arms:
         name = arm.arm + (f" ({arm.diverged} diverged)" if arm.diverged else "")
         sizes = " / ".join(f"{n:,}" for n in arm.trainable_parameters)
-        difference = f"{arm.difference.mean:+.4f}" if arm.difference else ""
-        interval = ""
-        if arm.difference and arm.difference.low is not None:
-            interval = f"[{arm.difference.low:+.4f}, {arm.difference.high:+.4f}]"
+        found = arm.difference
+        difference = (signed(found.mean), interval_ends(found, "+.4f")) if found else ("", "")
         table.add_row(Text(name), arm.budget, sizes, f"{arm.learning_rate:g}", str(arm.loss.n if arm.loss else 0),
-                      f"{arm.loss.mean:.4f}" if arm.loss else "", difference, interval)  # fmt: skip
+                      f"{arm.loss.mean:.4f}" if arm.loss else "", *difference)  # fmt: skip
     return table
 
 
@@ -166,11 +153,8 @@ def plain(value: Any) -> Text:
 
 def profile_view(found: DataProfile) -> Group:
     """Facts, histogram and samples of a data set."""
-    facts = Table(box=None, show_header=False)
-    facts.add_column(style="dim")
-    facts.add_column()
+    facts = _table("what", "value", box=None, show_header=False)
     totals = [p + c for p, c in zip(found.prompt_tokens, found.completion_tokens, strict=True)]
-    share = 100 * found.truncated / found.records
     for name, value in (
         ("source", found.source),
         ("form", found.form),
@@ -180,21 +164,16 @@ def profile_view(found: DataProfile) -> Group:
         ("empty completions", f"{found.empty_completions:,}"),
         ("prompt tokens", _quantiles(found.prompt_tokens)),
         ("completion tokens", _quantiles(found.completion_tokens)),
-        (f"cut at {found.max_length} tokens", f"{found.truncated:,} ({share:.1f} %)"),
+        (f"cut at {found.max_length} tokens", f"{found.truncated:,} ({percent(found.truncated / found.records, 1)})"),
         ("no room for a completion", f"{found.without_room:,}"),
     ):
         facts.add_row(name, plain(value))
     counts, edges = np.histogram(totals, bins=12)
-    parts: list[Any] = [
-        facts,
-        Text("\ntokens per record", style="bold"),
-        histogram(counts.tolist(), edges.tolist()),
-    ]
+    parts: list[Any] = [facts, Text("\ntokens per record", "bold"), histogram(counts.tolist(), edges.tolist())]
     for index, sample in enumerate(found.samples, 1):
-        parts.append(Text(f"\nsample {index}: masked (dim), learnt (bold)", style="bold"))
-        parts.append(
-            Text.assemble((plain(sample.masked).plain, "dim"), ("⟦" + plain(sample.learnt).plain + "⟧", "bold green"))
-        )
+        parts.append(Text(f"\nsample {index}: masked (dim), learnt (bold)", "bold"))
+        masked, learnt = plain(sample.masked).plain, plain(sample.learnt).plain
+        parts.append(Text.assemble((masked, "dim"), (f"⟦{learnt}⟧", "bold green")))
     return Group(*parts)
 
 
@@ -205,25 +184,14 @@ def _quantiles(lengths: Sequence[int]) -> str:
 
 def estimate_view(found: Estimate) -> Group:
     """What a study will cost."""
-    runs = Table("phase", "runs", box=None)
+    runs, sizes = Table("phase", "runs", box=None), Table("arm at budget", "trainable parameters", box=None)
     for phase, count in found.runs.items():
         runs.add_row(phase, f"{count:,}")
-    sizes = Table("arm at budget", "trainable parameters", box=None)
     for label, count in found.parameters.items():
         sizes.add_row(Text(label), f"{count:,}")
-    minutes = found.seconds / 60
-    cost = (
-        f"\n{found.steps:,} steps a run; about {found.memory_bytes / 1e6:,.0f} MB of memory for weights, "
-        f"adapters, activations and logits; about {minutes:.1f} minutes in all on this machine"
-    )
-    return Group(
-        runs,
-        Text(),
-        sizes,
-        Text(cost),
-        Text(found.power),
-        *(Text(f"warning: {text}", style="yellow") for text in found.warnings),
-    )
+    power = render("power.outlook", found.power, found.design)
+    warnings = (Text(f"warning: {text}", style="yellow") for text in found.warnings)
+    return Group(runs, Text(), sizes, Text("\n" + render("power.cost", found)), Text(power), *warnings)
 
 
 def status_view(found: StudyStatus) -> Group:
@@ -243,22 +211,17 @@ def status_view(found: StudyStatus) -> Group:
 
 def strategies_rows() -> list[dict[str, Any]]:
     """All strategies: summary, what a plan takes (effort and measures), what it rests on, options, source."""
-    rows = []
-    for strategy in all_strategies()[0].values():
-        defaults = strategy.options()
-        rows.append(
-            {
-                "name": strategy.name,
-                "summary": strategy.summary,
-                "needs": strategy.effort_of(defaults),
-                "measures": list(strategy.needs(defaults)),
-                "rests_on": strategy.rests_on,
-                "covers": strategy.covers or "all",
-                "options": defaults.model_dump(mode="json", exclude={"source_options"}),
-                "source": strategy.source,
-            }
-        )
-    return rows
+    strategies = all_strategies()[0]
+    defaults = {name: strategy.options() for name, strategy in strategies.items()}
+    return [
+        {
+            "name": name, "summary": strategy.summary, "needs": strategy.effort_of(defaults[name]),
+            "measures": list(strategy.needs(defaults[name])), "rests_on": strategy.rests_on,
+            "covers": strategy.covers or "all", "source": strategy.source,
+            "options": defaults[name].model_dump(mode="json", exclude={"source_options"}),
+        }
+        for name, strategy in strategies.items()
+    ]  # fmt: skip
 
 
 def strategies_view() -> Group:

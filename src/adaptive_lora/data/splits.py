@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -35,12 +36,8 @@ class Splits:
     def encoding_hash(self) -> str:
         """Hash of the examples as the model sees them; records alone do not tell of another tokenizer or chat
         template. The pool is in the order of a hash, so that its first records are as good as any."""
-        digest = hashlib.sha256()
-        for split in (self.validation, self.test, self.encoder.encode_all(self.pool[:_HASHED])):
-            for example in split:
-                numbers = np.array([example.prompt_length, len(example.ids), *example.ids], dtype="<i8")
-                digest.update(numbers.tobytes())
-        return digest.hexdigest()
+        pool = self.encoder.encode_all(self.pool[:_HASHED])
+        return hash_examples(itertools.chain(self.validation, self.test, pool))
 
     def training_subset(self, count: int, seed: int) -> tuple[Example, ...]:
         """`count` training examples of this seed, from its stream `subset`.
@@ -61,6 +58,14 @@ class Splits:
                 "Ask for fewer, or raise `max_length`."
             )
         return tuple(found)
+
+
+def hash_examples(examples: Iterable[Example]) -> str:
+    """SHA-256 of the token ids and prompt lengths of examples, in their order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(np.array([example.prompt_length, len(example.ids), *example.ids], dtype="<i8").tobytes())
+    return digest.hexdigest()
 
 
 def make_splits(source: RecordSet, encoder: Encoder, train: int, validation: int, test: int, seed: int = 0) -> Splits:

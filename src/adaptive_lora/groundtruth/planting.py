@@ -88,10 +88,10 @@ def plant(
 
 def open_planted(bank: Bank, planted: Planted, factor: float = 1.0) -> None:
     """Writes the planted update into the only slot of a bank."""
-    for name, part in bank.slots[0].parts.items():
+    for name, pair in bank.slots[0].pairs.items():
         a, b = planted.directions[name]
-        part.a.copy_(a)
-        part.b.copy_(factor * b)
+        pair.a.copy_(a)
+        pair.b.copy_(factor * b)
 
 
 def _member(plan: RankPlan) -> Member:
@@ -109,9 +109,9 @@ def _alone(
         answers = answers_of(bank, 0, probes)
     with StudentBank(base, members, answers) as bank:
         for slot, (m, i) in zip(bank.slots, places, strict=True):
-            part, (a, b) = slot.parts[m.name], directions[m.name]
-            part.a.copy_(a[i : i + 1])
-            part.b.copy_(b[i : i + 1])
+            pair, (a, b) = slot.pairs[m.name], directions[m.name]
+            pair.a.copy_(a[i : i + 1])
+            pair.b.copy_(b[i : i + 1])
         found = divergences(bank, probes, answers)
     effects: dict[str, list[float]] = {m.name: [] for m in plan.modules}
     for (m, _), value in zip(places, found, strict=True):

@@ -1,7 +1,7 @@
-"""What is trained to ask how much of the right plan's gain a strategy recovers, where the right plan is known.
+"""Recovery: how much of the oracle plan's gain a strategy's plan reaches, on models whose right ranks are known.
 
-On one planted model, at equal trainable parameters and the same rate, data, order and beginning, the students of
-uniform, of the oracle, of the floor and of every strategy's plan. `stats.recovery` says what they are worth.
+On one planted model, at equal trainable parameters and the same rate, data, order and initialisation, one student
+is trained for uniform, for the oracle, for the floor and for every strategy's plan. `stats.recovery` compares them.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from adaptive_lora.groundtruth.planting import (
 )
 from adaptive_lora.groundtruth.students import CHUNK, Answers, StudentBank, answer_loss, answers_of, train_students
 from adaptive_lora.groundtruth.truths import truth_ranks
-from adaptive_lora.measures.short_run import Practice, Short, spectrum, train_short
+from adaptive_lora.measures.over_ranked import spectrum
+from adaptive_lora.measures.request import PlannedTraining
+from adaptive_lora.measures.short_run import ShortRun, train_short_runs
 from adaptive_lora.planning.budget import Budget, spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
 from adaptive_lora.planning.strategies.registry import plain_strategy_name
-from adaptive_lora.study.prepare import make_plan
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
@@ -106,12 +108,14 @@ def make_task(setting: Setting, truth: str, seed: int) -> Task:
 def real_directions(setting: Setting, seed: int) -> tuple[RankPlan, Directions]:
     """The largest directions of an over-ranked fine-tuning on real texts, as many as the budget pays for."""
     texts = [replace(e, prompt_length=1) for e in setting.texts]  # a prompt may fill a text and leave nothing to learn
-    short = Short(
-        base=setting.base, modules=setting.modules, examples=texts, practice=Practice(setting.training),
-        steps=2 * setting.training.steps, learning_rate=None, budget=3 * setting.budget.parameters,
-        scaling=setting.scaling, seed=seed,
+    training = PlannedTraining(replace(setting.training, steps=2 * setting.training.steps))
+    short = ShortRun(
+        base=setting.base, modules=setting.modules, examples=texts, training=training,
+        budget=3 * setting.budget.parameters, scaling=setting.scaling, seed=seed,
     )  # fmt: skip
-    (weights,) = train_short(short, [seed])
+    (weights,) = train_short_runs(short, [short.member(seed)])
+    if isinstance(weights, TrainingError):
+        raise weights
     spectra = {name: spectrum(1.0, a, b) for name, (a, b) in weights.items()}
     ranks = pooled(setting.modules, spectra, setting.budget.parameters, min_rank=0, max_rank=None)
     plan = planted_plan(setting.modules, ranks)
@@ -133,7 +137,7 @@ def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) 
     plans: dict[str, RankPlan] = {}
     seconds: dict[str, float] = {}
     facts: dict[str, Any] = {}
-    practice = Practice(
+    training = PlannedTraining(
         setting.training,
         lambda base, members: StudentBank(base, members, task.answers),
         answer_loss(task.answers) if setting.by_answers else label_loss,
@@ -143,7 +147,7 @@ def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) 
         arm = ArmPart(name=name, strategy=strategy)
         try:
             plans[name] = make_plan(
-                setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, practice
+                setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, training
             )
             facts[name] = dict(plans[name].provenance.get("measured", {}))
         except (StrategyError, TrainingError) as error:

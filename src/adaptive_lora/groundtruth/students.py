@@ -15,9 +15,9 @@ from adaptive_lora.data.encoding import Example
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import IGNORED, Batch, Loss
-from adaptive_lora.training.evaluate import batches_of
+from adaptive_lora.training.current_batch import BankBatch
+from adaptive_lora.training.evaluate import batches_by_length
 from adaptive_lora.training.head import TokenLosses
-from adaptive_lora.training.mixes import Work
 from adaptive_lora.training.packing import Pack
 
 Answers = Mapping[Example, Tensor]
@@ -34,15 +34,14 @@ class StudentBank(Bank):
         super().__init__(base, members, chunk_tokens=CHUNK)
         self._answers = answers
 
-    def _work(self, members: Sequence[int], batches: Sequence[Sequence[Example]], training: bool) -> Work:
-        work = super()._work(members, batches, training)
-        answers = [self._answers[example] for batch in batches for example in batch]
-        work.pack.__dict__["answers"] = torch.cat(answers)
-        return work
+    def _batch(self, members: Sequence[int], batches: Sequence[Sequence[Example]], training: bool) -> BankBatch:
+        batch = super()._batch(members, batches, training)
+        answers = [self._answers[example] for examples in batches for example in examples]
+        batch.pack.__dict__["answers"] = torch.cat(answers)
+        return batch
 
     def _losses(self, hidden: Tensor, packed: Pack, weights: Tensor | None) -> TokenLosses:
-        assert self._form is not None
-        return self._form.head.losses(hidden, packed.__dict__["answers"], weights)
+        return self.model.head.losses(hidden, packed.__dict__["answers"], weights)
 
 
 def answer_loss(answers: Answers) -> Loss:
@@ -59,7 +58,7 @@ def answer_loss(answers: Answers) -> Loss:
 def answers_of(bank: Bank, member: int, examples: Sequence[Example]) -> dict[Example, Tensor]:
     """What a member of an open bank answers: its distributions over all completion tokens."""
     found: dict[Example, Tensor] = {}
-    for rows in batches_of(examples, CHUNK):
+    for rows in batches_by_length(examples, CHUNK):
         chosen = [examples[i] for i in rows]
         probabilities = bank.logits(member, chosen).softmax(-1)
         counts = [example.completion_tokens for example in chosen]

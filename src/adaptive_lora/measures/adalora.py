@@ -1,4 +1,4 @@
-"""AdaLoRA through PEFT, for its final allocation alone (arXiv 2303.10512).
+"""`adalora-rank`: AdaLoRA through PEFT, for its final allocation alone (arXiv 2303.10512).
 
 Triplets of P Λ Q are scored by smoothed sensitivity times uncertainty and the lowest masked, by a cubic
 schedule from 1.5 times the budget's uniform rank down to it. What its ranks are worth by themselves is seen
@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.short_run import Short
+from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, no_tick
+from adaptive_lora.measures.request import Measurement
+from adaptive_lora.measures.short_run import INPUTS, ShortRun, short_run_of
 from adaptive_lora.planning.budget import uniform_rank
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.training.base import quiet_libraries
@@ -26,7 +28,7 @@ INITIAL = 1.5
 """The first rank over the last (PEFT's default: 12 over 8)."""
 
 
-def adalora_ranks(short: Short) -> dict[str, float]:
+def adalora_ranks(short: ShortRun, tick: Tick = no_tick) -> dict[str, float]:
     """Module -> rank that AdaLoRA ends with, possibly 0.
 
     Its schedule: a tenth of the steps before anything is masked, six tenths of masking, three tenths after.
@@ -34,26 +36,28 @@ def adalora_ranks(short: Short) -> dict[str, float]:
     """
     if short.steps < 2:
         raise TrainingError(f"AdaLoRA needs at least 2 steps, got {short.steps}. Give it more `short_run_steps`.")
+    options = short.training.options
     with _adalora(short) as model:
         trained = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=short.options.learning_rate, weight_decay=0.0)
-        order = DataOrder(short.seed, len(short.examples), short.options.batch_size)
+        optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.0)
+        order = DataOrder(short.seed, len(short.examples), options.batch_size)
         for step in range(short.steps):
             examples = [short.examples[i] for i in order.batch(step)]
             batch = collate(examples).to(short.base.device)
             # With labels PEFT adds its penalty for factors that are not orthogonal.
             found = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels)
-            if short.practice.loss is label_loss:
+            if short.training.loss is label_loss:
                 loss = found.loss
             else:
                 penalty = found.loss - label_loss(found.logits, batch, examples)
-                loss = penalty + short.practice.loss(found.logits, batch, examples)
+                loss = penalty + short.training.loss(found.logits, batch, examples)
             loss.backward()
             for group in optimizer.param_groups:
-                group["lr"] = short.options.rate_at(step)
+                group["lr"] = options.rate_at(step)
             optimizer.step()
             model.base_model.update_and_allocate(step)  # wants the gradients that zero_grad takes away
             optimizer.zero_grad()
+            tick(step + 1, short.steps)
         ranks = ranks_of(model)
     if set(ranks) != {m.name for m in short.modules}:
         raise TrainingError("AdaLoRA gave no rank to some target modules; this model is not supported by it.")
@@ -65,13 +69,13 @@ def adalora_ranks(short: Short) -> dict[str, float]:
     return ranks
 
 
-def first_rank(short: Short) -> int:
+def first_rank(short: ShortRun) -> int:
     """The rank of every module before anything is masked."""
     rank = uniform_rank(short.modules, short.budget)
     return max(rank + 1, round(INITIAL * rank))
 
 
-def parameters(short: Short) -> int:
+def parameters(short: ShortRun) -> int:
     """What is trained, masked or not: P, Λ and Q of every module at its first rank."""
     return first_rank(short) * sum(m.params_per_rank + 1 for m in short.modules)
 
@@ -96,7 +100,7 @@ def _begin(model: Any, seed: int) -> None:
 
 
 @contextlib.contextmanager
-def _adalora(short: Short) -> Iterator[Any]:
+def _adalora(short: ShortRun) -> Iterator[Any]:
     """The base as PEFT's AdaLoRA model; taken off again at the end."""
     from peft import AdaLoraConfig, get_peft_model
     from peft.tuners.adalora import SVDLinear
@@ -129,3 +133,14 @@ def _adalora(short: Short) -> Iterator[Any]:
         if hasattr(inner, "peft_config"):
             del inner.peft_config
         inner.requires_grad_(False)
+
+
+def _take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
+    (request,) = (measurement.request for measurement in measurements)
+    short = short_run_of(request, request.budget)
+    facts = {**short.facts([short.seed]), "short_run_parameters": parameters(short)}
+    return GroupResult([MeasurementResult(adalora_ranks(short, tick), facts)], {"short_runs": 1})
+
+
+GROUP = MeasureGroup("adalora", {"adalora-rank": ("parameters", *INPUTS)}, _take)
+"""One at a time: PEFT masks and trains one adapter in the model itself."""

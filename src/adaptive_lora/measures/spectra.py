@@ -60,17 +60,17 @@ class Moments:
         mean = _fine(self.total) / self.count
         return self.uncentred() - torch.outer(mean, mean)
 
-    def explained(self, components: int) -> tuple[float, ...]:
-        """Shares of the inputs' variance along the leading principal components, descending; () without inputs.
+    def explained(self, components: int) -> list[float]:
+        """Shares of the inputs' variance along the leading principal components, descending; empty without inputs.
 
         λ_j / Σ λ of the centred covariance, as PEFT's incremental PCA has them.
         """
         if not self.count:
-            return ()
+            return []
         covariance = self.centred()
         values, trace = leading_eigenvalues(covariance, components), covariance.trace()
         shares = (values / trace).clamp(min=0)
-        return (0.0,) * len(values) if trace <= 0 else tuple(shares.tolist())  # what is not finite stays so
+        return [0.0] * len(values) if trace <= 0 else list(shares.tolist())  # what is not finite stays so
 
     def whitened(self, rows: Tensor) -> Tensor:
         """σ² of `rows` (m, d_in) · (C + ridge)^{-1/2}, ascending; zeros may be left out."""

@@ -1,4 +1,4 @@
-"""What the frozen weights say by themselves, without any data."""
+"""Measures of the frozen weights alone, without any data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick
+from adaptive_lora.measures.request import Measurement
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.training.base import FrozenBase
 
@@ -48,3 +50,10 @@ def stable_rank(weight: Tensor) -> float:
         start = torch.ones(min(wide.shape), dtype=torch.float64).numpy()
         largest = float(svds(wide.numpy(), k=1, v0=start, return_singular_vectors=False)[0])
     return float(wide.square().sum()) / largest**2 if largest else 0.0
+
+
+def _take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
+    return GroupResult([MeasurementResult(stable_ranks(m.request.base, m.request.modules), {}) for m in measurements])
+
+
+GROUP = MeasureGroup("weights", {"stable-rank": ()}, _take)

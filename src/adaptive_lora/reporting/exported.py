@@ -17,12 +17,13 @@ import pandas as pd
 from adaptive_lora.files import write_atomically
 from adaptive_lora.reporting.findings import Findings, findings_of, read_findings
 from adaptive_lora.reporting.memory.memory_bank import export_memory_bank
+from adaptive_lora.stats.effect_sizes import OverRecords
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.sizes import OverRecords
 from adaptive_lora.stats.stability import STABILITY_COLUMNS
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import Ledger, open_to_read
+from adaptive_lora.study.ledger import Ledger
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import COST_COLUMNS, export, exported_table, read_export, whole_export
 
 RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "level", "tokens")
@@ -80,8 +81,8 @@ class _OfText:
         return exported_table(self.folder, name, columns)
 
     def _with_ids(self, table: pd.DataFrame) -> pd.DataFrame:
-        keys = ["arm", "budget", "seed"]
-        return table.assign(run_id=table[keys].astype(str).agg("/".join, axis=1) if len(table) else None)
+        arm, budget, seed = (table[key].astype(str) for key in ("arm", "budget", "seed"))
+        return table.assign(run_id=arm + "/" + budget + "/" + seed)
 
     def ranks(self) -> pd.DataFrame:
         return self._with_ids(self.table("ranks", ("phase", "arm", "budget", "seed", "module", "kind", "depth", "rank",

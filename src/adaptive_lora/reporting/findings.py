@@ -1,4 +1,4 @@
-"""What a report tells: the facts of a study, its runs, its arms, and what the lock asked and the runs answered."""
+"""All that is known of a study, read once: its facts, runs and arms, and what statistics find in them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any, Protocol
 import pandas as pd
 
 from adaptive_lora.stats.arms import ArmSummary, summarise
-from adaptive_lora.stats.judge import Assay, assays, judge_primary, verdict_sentences
+from adaptive_lora.stats.assays import Assay, assays
+from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
+from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
-from adaptive_lora.stats.seeds import seeds_needed, smallest_p
-from adaptive_lora.stats.sizes import OverRecords, Size, record_intervals
-from adaptive_lora.stats.sizes import sizes as sizes_of
 from adaptive_lora.stats.stability import stability_table
-from adaptive_lora.stats.verdicts import Judgement
-from adaptive_lora.stats.words import counted, number
+from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
+from adaptive_lora.stats.variants import variants_of
+from adaptive_lora.stats.verdicts import Judgement, judge_primary
+from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
@@ -26,10 +27,10 @@ from adaptive_lora.study.results import costs_table, curves_table, left_out, pla
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that sections are made from, read once."""
+    """A study, as page, paper, memory bank and terminal report it."""
 
     source: Source
-    """For what is not below and is read when it is asked for."""
+    """For what is read when it is asked for."""
     facts: Mapping[str, Any]
     runs: pd.DataFrame
     """`RUN_COLUMNS`, every run."""
@@ -39,7 +40,7 @@ class Findings:
     assays: Sequence[Assay]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What figures rest on, read by now, for a process that has no ledger open."""
+        """With what figures need, for a process that has no ledger open."""
         for name in ("ranks", "curves", "costs", "stability", "left_out"):
             getattr(self, name)
         return {**self.__dict__, "source": None}
@@ -65,14 +66,35 @@ class Findings:
         return self.source.costs()
 
     @functools.cached_property
-    def sizes(self) -> Sequence[Size]:
+    def sizes(self) -> Sequence[EffectSize]:
         """Of every arm that has a difference from the baseline."""
-        return sizes_of(self.over_records, self.runs, self.arms, self.facts)
+        return effect_sizes(self.over_records, self.runs, self.arms, self.facts)
 
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
         """`stability_table` of all runs."""
         return self.source.stability(self)
+
+    @functools.cached_property
+    def stability_findings(self) -> StabilityFindings:
+        """Where arms train and break, and what moves that."""
+        rates = {(arm.arm, arm.budget): arm.learning_rate for arm in self.arms}
+        variants = variants_of(self.facts["spec"])
+        return stability_findings(self.stability, self.baseline, self.analysis["margin"], rates, variants, self.tuned)
+
+    @functools.cached_property
+    def edges(self) -> Sequence[Edge]:
+        """Arms whose best learning rate lies at the edge of the grid."""
+        tuning = self.runs[self.runs["phase"] == Phase.TUNING]
+        losses: TuningLosses = {}
+        columns = ("arm", "budget", "learning_rate", "status", "validation_loss")
+        for arm, budget, rate, status, loss in zip(*(tuning[name] for name in columns), strict=True):
+            if Status(status).is_finished:
+                missing = pd.isna(loss) or status == Status.DIVERGED
+                by_rate = losses.setdefault((arm, budget), {})
+                by_rate.setdefault(float(rate), []).append(None if missing else float(loss))
+        grid = sorted(set(tuning["learning_rate"]))
+        return edges(losses, grid) if len(grid) > 1 else []
 
     @functools.cached_property
     def over_records(self) -> OverRecords:
@@ -101,8 +123,23 @@ class Findings:
         """Whether verdicts rest on what was locked before there was any result: family, margin, alpha and seeds."""
         lock = lock_of(self.facts)
         now = verdicts_rest_on(self.facts["spec"], lock["primary"])
-        late = any(deviation.get("results", 1) for deviation in self.deviations)  # earlier versions do not count them
-        return bool(lock.get("first", None if late else now) == now)
+        return bool(lock.get("first", now) == now)
+
+    @property
+    def design(self) -> Design:
+        """What the study asks of its seeds."""
+        seeds = len(self.facts["spec"]["seeds"]["evaluation"])
+        return Design(seeds, self.analysis["alpha"], max(1, len(self.judged)), self.analysis["margin"])
+
+    @property
+    def tuned(self) -> bool:
+        """Whether learning rates were chosen on validation."""
+        return bool((self.runs["phase"] == Phase.TUNING).any())
+
+    @property
+    def compared(self) -> list[ArmSummary]:
+        """Arms that have a difference from the baseline."""
+        return [arm for arm in self.arms if arm.difference is not None]
 
     @property
     def several_budgets(self) -> bool:
@@ -131,7 +168,7 @@ class Findings:
 
 
 class Source(Protocol):
-    """Where findings come from: a ledger, or the text that was exported from one."""
+    """Where findings are read from: a ledger, or its exported text."""
 
     def ranks(self) -> pd.DataFrame:
         """`ranks_table`."""
@@ -154,7 +191,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class _OfLedger:
-    """A study folder's own record."""
+    """A study folder's ledger."""
 
     ledger: Ledger
 
@@ -182,12 +219,12 @@ class _OfLedger:
 
 
 def read_findings(ledger: Ledger) -> Findings:
-    """Reads a ledger once for all that is told of it."""
+    """From a ledger."""
     return findings_of(ledger.facts(), runs_table(ledger), _OfLedger(ledger))
 
 
 def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Source) -> Findings:
-    """What facts and runs say together, whoever kept them."""
+    """From facts and runs, of a ledger or of an export."""
     facts = _with_plain_names(facts)
     spec = facts["spec"]
     arms = summarise(runs, spec["analysis"]["baseline"])
@@ -202,7 +239,7 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Source) -> Fi
 
 
 def lock_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the ledger keeps of the lock; folders of earlier versions have none."""
+    """The locked decisions; of a study that was never locked, none."""
     return {"primary": [], "deviations": [], **facts.get("lock", {})}
 
 
@@ -217,73 +254,3 @@ def _with_plain_names(facts: dict[str, Any]) -> dict[str, Any]:
     for part in [*lock.get("primary", []), *first["primary"]]:
         part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
     return plain
-
-
-def verdict_text(found: Findings) -> list[str]:
-    """The verdicts in plain words, or why there are none; no claim beyond them."""
-    if not _compared(found):
-        return ["Nothing to compare yet: no arm has finished beside the baseline."]
-    if not found.judged:
-        return [
-            "No verdict: this study named no hypothesis before it began, so everything on this page is exploratory."
-        ]
-    return verdict_sentences(found.judged, found.baseline, found.assays)
-
-
-def description(found: Findings) -> list[str]:
-    """What else the numbers say, in a few plain sentences."""
-    compared = _compared(found)
-    if not compared:
-        return []
-    margin, alpha = found.analysis["margin"], found.analysis["alpha"]
-    best, worst = (choose(compared, key=lambda arm: arm[1]) for choose in (min, max))
-    beyond = [arm for arm, mean, _ in compared if abs(mean) > margin]
-    outside = [found.named(arm.arm, arm.budget) for arm in beyond]
-    seeds = [n for *_, n in compared]
-    inside = (
-        f"outside the margin of {margin:g}: {_some(outside)}." if outside else f"all inside the margin of {margin:g}."
-    )
-    sentences = [
-        f"Over {_range_of(seeds)}, mean differences from {found.baseline} run from {number(best[1], '+.4f')} "
-        f"({best[0].arm}) to {number(worst[1], '+.4f')} ({worst[0].arm}) nats per token; {inside}"
-    ]
-    most = len(found.facts["spec"]["seeds"]["evaluation"]) if found.judged else max(seeds)
-    if smallest_p(most) > alpha:
-        sentences.append(
-            f"With {counted(most, 'seed')} no exact test can decide at {alpha:g} (the smallest p is "
-            f"{smallest_p(most):.3g}): read this as a description, not a verdict."
-        )
-    if diverged := [f"{arm.arm} ({arm.diverged})" for arm in found.arms if arm.diverged]:
-        sentences.append(f"Runs diverged and are missing from the means: {_some(diverged)}.")
-    return sentences
-
-
-def _range_of(seeds: Sequence[int]) -> str:
-    """What arms have, from the fewest to the most.
-
-    >>> _range_of([8, 2, 8]), _range_of([1])
-    ('2 to 8 seeds', '1 seed')
-    """
-    least, most = min(seeds), max(seeds)
-    return counted(most, "seed") if least == most else f"{least} to {counted(most, 'seed')}"
-
-
-def reach(found: Findings) -> str:
-    """What the number of seeds can decide at all."""
-    seeds = len(found.facts["spec"]["seeds"]["evaluation"])
-    alpha, comparisons = found.analysis["alpha"], max(len(found.judged) or len(_compared(found)), 1)
-    return (
-        f"With {counted(seeds, 'seed')} the smallest two-sided p an exact paired test can reach is "
-        f"{smallest_p(seeds):.3g}; to decide {counted(comparisons, 'comparison')} at {alpha:g} takes at least "
-        f"{seeds_needed(alpha, comparisons)} seeds."
-    )
-
-
-def _compared(found: Findings) -> list[tuple[ArmSummary, float, int]]:
-    """(arm, mean difference, seeds) of every arm that has one."""
-    return [(arm, arm.difference.mean, arm.difference.n) for arm in found.arms if arm.difference is not None]
-
-
-def _some(texts: Sequence[str], most: int = 12) -> str:
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + more

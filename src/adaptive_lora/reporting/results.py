@@ -16,8 +16,9 @@ from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.verdicts import Judgement
+from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import Ledger, open_to_read
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.results import load_results as load_runs
 
 LOSS_COLUMNS = ("run_id", "split", "record", "nll", "tokens")
@@ -36,9 +37,6 @@ class Results:
     @functools.cached_property
     def runs(self) -> pd.DataFrame:
         """One row a run: arm, budget, seed, losses in nats per completion token, parameters, seconds, status."""
-        if self._exported:
-            with open_findings(self.folder) as found:
-                return found.runs
         return load_runs(self.folder)
 
     @functools.cached_property
@@ -51,7 +49,7 @@ class Results:
     def curves(self) -> pd.DataFrame:
         """One row per step of every finished evaluation run: training loss, gradient norm, learning rate, tokens.
 
-        An export may have every tenth step only.
+        An export without its archive has every tenth step.
         """
         with open_findings(self.folder) as found:
             return found.curves
@@ -60,11 +58,11 @@ class Results:
     def records(self) -> pd.DataFrame:
         """One row per run, split and record: summed negative log-likelihood in nats and completion tokens.
 
-        Without rows where an export does not have them.
+        Without rows where an export lacks its archive.
         """
-        if self._exported:
+        if (ledger := open_recorded(self.folder)) is None:
             return pd.DataFrame(columns=list(LOSS_COLUMNS))
-        with contextlib.closing(open_to_read(self.folder)) as ledger:
+        with contextlib.closing(ledger):
             return records_table(ledger)
 
     def judge(self) -> pd.DataFrame:
@@ -84,10 +82,6 @@ class Results:
                     )
         return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS)).astype({"seeds_needed": "Int64"})
 
-    @property
-    def _exported(self) -> bool:
-        return not StudyPaths(self.folder).ledger.is_file()
-
 
 def load_results(path: str | Path) -> Results:
     """The results of a study folder, or of one that `results --out` wrote; StudyFolderError where it is neither."""
@@ -102,7 +96,7 @@ def report(path: str | Path, out: str | Path | None = None) -> Path:
     """
     folder = Path(path)
     with open_findings(folder) as found:
-        if out is None and not StudyPaths(folder).ledger.is_file():
+        if out is None and StudyPaths(folder).is_export:
             raise UsageError(f"{folder} is an export, which stays as it is: name a folder for its page with `out`.")
         return write_report(found, folder if out is None else Path(out))
 
@@ -114,10 +108,10 @@ def _judged(comparison: Comparison, judged: Judgement) -> dict[str, Any]:
         "family": "primary",
         "n": judged.n,
         "mean": judged.mean,
-        **_interval(judged.interval95),
+        **_interval(judged.interval),
         "p": judged.p,
         "adjusted_p": judged.adjusted_p,
-        **_interval(judged.interval90, "equivalence_"),
+        **_interval(judged.equivalence_interval, "equivalence_"),
         "equivalence_p": judged.equivalence_p,
         "verdict": str(judged.verdict),
         "seeds_needed": judged.needed,

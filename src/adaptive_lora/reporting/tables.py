@@ -1,23 +1,26 @@
 """A table as one value, written as HTML, CSV, Markdown and LaTeX.
 
-A cell is a text, a number, an `Interval`, or nothing; nothing is an empty cell everywhere. CSV has full precision,
-the others what the column's form says.
+A cell is a text, a number, an `Interval` or None, which is an empty cell everywhere. CSV has full precision, the others
+what the column's form says.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from markupsafe import Markup, escape
+import jinja2
+from markupsafe import Markup
 
 from adaptive_lora.reporting.escaping import escape_latex, escape_markdown, visible
+from adaptive_lora.reporting.formatting import formatted
+from adaptive_lora.reporting.templating import environment
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.words import number
 
 Cell = str | int | float | Interval | None
 MOST_ROWS = 500
@@ -27,18 +30,21 @@ _FORMULA = ("=", "+", "-", "@")
 
 @dataclass(frozen=True)
 class Column:
-    """What stands below one another."""
+    """The name, heading and format of a column."""
 
     name: str
     """An identifier: the heading in CSV, with `_low` and `_high` for the ends of an interval."""
-    title: str
-    """The heading for people."""
+    title: str = ""
+    """The heading for people; the name where it is not given."""
     kind: Literal["text", "number", "interval"] = "number"
     form: str = ""
     """How a number is written, as in Python's `format`."""
     unit: str = ""
     optional: bool = False
     """Left out where no row has a value."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", self.title or self.name.replace("_", " "))
 
     @property
     def heading(self) -> str:
@@ -53,7 +59,7 @@ class Row:
     cells: tuple[Cell, ...]
     arm: str | None = None
     marked: bool = False
-    """Set apart, as the baseline is."""
+    """Highlighted, as the baseline is."""
 
 
 @dataclass(frozen=True)
@@ -137,69 +143,19 @@ def to_latex(table: Table) -> str:
 
 def to_html(table: Table, most: int = MOST_ROWS) -> Markup:
     """A <table> with the first `most` rows, the value to sort by on every cell, the arm on every row that has one."""
-    parts = [Markup("<table>"), Markup("<caption><span>{}</span></caption>").format(_caption(table, most))]
-    heads = [
-        Markup('<th scope="col" data-kind="{}"><span class="name">{}</span>{}</th>').format(
-            column.kind,
-            visible(column.title),
-            Markup('<span class="unit">{}</span>').format(visible(column.unit)) if column.unit else "",
-        )
-        for column in table.columns
-    ]
-    parts.append(Markup("<thead><tr>{}</tr></thead>\n<tbody>\n").format(Markup("").join(heads)))
-    for row in table.rows[:most]:
-        arm = Markup(' data-arm="{}"').format(visible(row.arm)) if row.arm is not None else ""
-        cells = [_html_cell(i, c, cell) for i, (c, cell) in enumerate(zip(table.columns, row.cells, strict=True))]
-        parts.append(
-            Markup("<tr{}{}>{}</tr>\n").format(
-                arm, Markup(' class="marked"') if row.marked else "", Markup("").join(cells)
-            )
-        )
-    return Markup("").join([*parts, Markup("</tbody></table>")])
+    return Markup(_html_template().render(table=table, most=most))
 
 
-def _caption(table: Table, most: int) -> str:
-    cut = len(table.rows) > most
-    note = f" The first {most:,} of {len(table.rows):,} rows; all are in tables/{table.name}.csv." if cut else ""
-    return (visible(table.caption, 2000) or table.title) + note
-
-
-def _html_cell(index: int, column: Column, cell: Cell) -> Markup:
-    tag = Markup('th scope="row"') if index == 0 else Markup("td")
-    key, content = "", escape("")
-    if isinstance(cell, str):
-        content = Markup("<bdi>{}</bdi>").format(visible(cell))
-    elif _there(cell):
-        value = cell.mean if isinstance(cell, Interval) else cell
-        key, content = str(value), escape(number(value, column.form))
-        if isinstance(cell, Interval) and (ends := _ends(cell, column.form)):
-            content += Markup('<span class="range">{}</span>').format(ends)
-    kind = Markup(' class="text"') if column.kind == "text" else ""
-    sort = Markup(' data-sort="{}"').format(key) if key else ""
-    return Markup("<{}{}{}>{}</{}>").format(tag, kind, sort, content, "th" if index == 0 else "td")
+@functools.cache
+def _html_template() -> jinja2.Template:
+    templates = environment("html", autoescape=True)
+    templates.filters["visible"] = visible
+    templates.tests["there"] = _there
+    return templates.get_template("table.html")
 
 
 def _text_of(column: Column, cell: Cell, escaped: Callable[[str], str]) -> str:
-    return escaped(written(visible(cell) if isinstance(cell, str) else cell, column.form)) if _there(cell) else ""
-
-
-def written(cell: Cell, form: str = "") -> str:
-    """A value in a line, with a true minus.
-
-    >>> written(Interval(-0.012, -0.02, 0.001, 9, 0.95), "+.3f"), written(0.25, ".0%"), written(None)
-    ('−0.012 [−0.020, +0.001]', '25 %', '')
-    """
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, Interval):
-        return f"{number(cell.mean, form)} {_ends(cell, form)}".strip()
-    return number(cell, form)
-
-
-def _ends(interval: Interval, form: str) -> str:
-    if interval.low is None or interval.high is None:
-        return ""
-    return f"[{number(interval.low, form)}, {number(interval.high, form)}]"
+    return escaped(formatted(visible(cell) if isinstance(cell, str) else cell, column.form)) if _there(cell) else ""
 
 
 def _there(cell: Cell) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from adaptive_lora.stats.divergence import NOTHING, Lost, lost_seeds
+from adaptive_lora.stats.divergence import NONE_DIVERGED, DivergedPairs, diverged_pairs
 from adaptive_lora.stats.estimators import Interval, mean_interval, perplexity
 from adaptive_lora.stats.run_table import Phase, Status
 
@@ -23,9 +23,9 @@ class ArmSummary:
     learning_rate: float
     is_baseline: bool
     loss: Interval | None
-    """Test loss, nats per completion token; nothing where no run has finished."""
+    """Test loss, nats per completion token; None where no run has finished."""
     difference: Interval | None
-    """Paired by seed, arm minus baseline (negative: the arm is better); nothing for the baseline."""
+    """Paired by seed, arm minus baseline (negative: the arm is better); None for the baseline."""
     differences: tuple[tuple[int, float], ...]
     """(seed, difference) behind it."""
     exact_match: float | None
@@ -36,7 +36,7 @@ class ArmSummary:
     """Medians over runs."""
     diverged: int
     unfinished: int
-    lost: Lost
+    diverged_pairs: DivergedPairs
     """Seeds that `differences` lacks because one of the two diverged."""
 
     @property
@@ -86,13 +86,13 @@ def _summary(runs: pd.DataFrame, arm: str, budget: str, baseline: str) -> ArmSum
         loss=mean_interval(done["test_loss"].tolist()) if len(done) else None,
         difference=mean_interval([d for _, d in differences]) if differences and not is_baseline else None,
         differences=() if is_baseline else differences,
-        exact_match=_median_or_nothing(done["test_exact_match"], mean=True),
+        exact_match=_median(done["test_exact_match"], mean=True),
         trainable_parameters=tuple(sorted({int(n) for n in done["trainable_parameters"]})),
-        plan_seconds=_median_or_nothing(done["plan_seconds"]),
-        train_seconds=_median_or_nothing(done["train_seconds"]),
+        plan_seconds=_median(done["plan_seconds"]),
+        train_seconds=_median(done["train_seconds"]),
         diverged=int((mine["status"] == Status.DIVERGED).sum()),
         unfinished=int((~mine["status"].isin([Status.COMPLETED, Status.DIVERGED])).sum()),
-        lost=NOTHING if is_baseline else lost_seeds(mine, theirs),
+        diverged_pairs=NONE_DIVERGED if is_baseline else diverged_pairs(mine, theirs),
     )
 
 
@@ -100,7 +100,7 @@ def _in_order(values: pd.Series) -> Sequence[str]:
     return list(dict.fromkeys(values))
 
 
-def _median_or_nothing(values: pd.Series, mean: bool = False) -> float | None:
+def _median(values: pd.Series, mean: bool = False) -> float | None:
     present = values.dropna()
     if present.empty:
         return None

@@ -143,9 +143,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def equivalence_interval(differences: Sequence[float], level: float = 0.90) -> Interval:
-    """The t interval that lies within ±margin just where two one-sided tests at (1 - level) / 2 both reject."""
-    return mean_interval(differences, level)
+def equivalence_interval(differences: Sequence[float], alpha: float = 0.05) -> Interval:
+    """The t interval of level 1 - 2 alpha: it lies within ±margin just where two one-sided tests at alpha both reject.
+
+    >>> equivalence_interval([1.0, 2.0, 3.0], alpha=0.05).level
+    0.9
+    """
+    return mean_interval(differences, 1 - 2 * alpha)
 
 
 def equivalence_p(differences: Sequence[float], margin: float) -> float | None:

@@ -1,18 +1,22 @@
-"""How many seeds a comparison needs, and what a number of seeds can tell apart."""
+"""Power: which difference a number of seeds detects, and how many seeds a difference or an equivalence takes."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
 
+from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.estimators import Floats, sign_patterns
 from adaptive_lora.stats.seeds import smallest_p
 from adaptive_lora.streams import numpy_stream
 
+POWER = 0.8
+"""Chance of showing what is there: a difference, or that there is none beyond the margin."""
 LAST_SIMULATED = 12
 """Up to so many seeds the test's steps show, and power is simulated; above, it is a t test's."""
 FINEST = 50
@@ -22,6 +26,48 @@ DRAWS = 20_000
 NODES = 400
 """Points of the t power's integral: right to about 0.0001."""
 MOST = 1000
+"""Seeds beyond which no number is given."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a study asks of its seeds."""
+
+    seeds: int
+    alpha: float
+    comparisons: int
+    """How many share alpha; Holm's first step."""
+    margin: float
+
+
+@dataclass(frozen=True)
+class ArmPower:
+    """Of one arm's comparison with the baseline, were its differences spread as in the pilot."""
+
+    arm: str
+    budget: str
+    sd: float
+    """Of the paired differences by seed, nats per token."""
+    detectable: float | None
+    """The smallest difference found with a power of `POWER`; None where the seeds can decide nothing."""
+    seeds_for_margin: int | None
+    """Seeds that find a difference as large as the margin with that power."""
+    seeds_for_equivalence: int | None
+    """Seeds that show equivalence with that power, were there no difference."""
+
+
+def power_by_arm(pilot: Sequence[ArmSummary], design: Design) -> list[ArmPower]:
+    """One for each arm of the pilot that has differences of two seeds or more."""
+    alpha, comparisons, found = design.alpha, max(1, design.comparisons), []
+    for arm in pilot:
+        if len(arm.differences) < 2:
+            continue
+        sd = float(np.std([difference for _, difference in arm.differences], ddof=1))
+        detectable = smallest_detectable(sd, design.seeds, alpha, comparisons)
+        for_margin = seeds_to_detect(design.margin, sd, alpha, comparisons)
+        for_equivalence = seeds_to_call_equivalent(0.0, sd, design.margin, alpha)
+        found.append(ArmPower(arm.arm, arm.budget, sd, detectable, for_margin, for_equivalence))
+    return found
 
 
 def power_of(difference: float, sd: float, seeds: int, level: float) -> float:
@@ -46,8 +92,8 @@ def power_of(difference: float, sd: float, seeds: int, level: float) -> float:
     return _t_power(shift, seeds, math.ldexp(extreme, 1 - min(seeds, FINEST)))
 
 
-def smallest_detectable(sd: float, seeds: int, alpha: float, comparisons: int, power: float = 0.8) -> float | None:
-    """The difference found with that power at alpha / comparisons, Holm's first step; nothing where 2 / 2^n exceeds it.
+def smallest_detectable(sd: float, seeds: int, alpha: float, comparisons: int, power: float = POWER) -> float | None:
+    """The difference found with that power at alpha / comparisons, Holm's first step; None where 2 / 2^n exceeds it.
 
     >>> smallest_detectable(0.01, seeds=7, alpha=0.05, comparisons=5) is None
     True
@@ -57,9 +103,9 @@ def smallest_detectable(sd: float, seeds: int, alpha: float, comparisons: int, p
 
 
 def seeds_to_detect(
-    difference: float, sd: float, alpha: float, comparisons: int, power: float = 0.8, most: int = MOST
+    difference: float, sd: float, alpha: float, comparisons: int, power: float = POWER, most: int = MOST
 ) -> int | None:
-    """The fewest seeds that find the difference with that power at alpha / comparisons; nothing beyond `most`.
+    """The fewest seeds that find the difference with that power at alpha / comparisons; None beyond `most`.
 
     >>> seeds_to_detect(0.0, 0.01, alpha=0.05, comparisons=1) is None
     True
@@ -68,10 +114,11 @@ def seeds_to_detect(
     return _fewest(lambda seeds: power_of(difference, sd, seeds, level) >= power, 1, most)
 
 
-def equivalence_power(mean: float, sd: float, seeds: int, margin: float) -> float:
-    """Chance that the 90 % t interval lies within ±margin, for normal differences of this true mean and deviation.
+def equivalence_power(mean: float, sd: float, seeds: int, margin: float, alpha: float = 0.05) -> float:
+    """Chance that the t interval of level 1 - 2 alpha lies within ±margin, for normal differences of this true mean and
+    deviation.
 
-    With e = sd / sqrt(n), t = t(0.95, n - 1) and s the estimated over the true deviation, the mean over s of
+    With e = sd / sqrt(n), t = t(1 - alpha, n - 1) and s the estimated over the true deviation, the mean over s of
     Phi((margin - mean) / e - t · s) - Phi(-(margin + mean) / e + t · s), where that is above zero: an interval can be
     wider than the margins, however near its middle is.
 
@@ -81,18 +128,20 @@ def equivalence_power(mean: float, sd: float, seeds: int, margin: float) -> floa
     if sd == 0:
         return float(abs(mean) <= margin)
     error = sd / math.sqrt(seeds)
-    half_widths = special.stdtrit(seeds - 1, 0.95) * _spreads(seeds)
+    half_widths = special.stdtrit(seeds - 1, 1 - alpha) * _spreads(seeds)
     below = special.ndtr((margin - mean) / error - half_widths)
     return float(np.mean(np.maximum(below - special.ndtr(half_widths - (margin + mean) / error), 0.0)))
 
 
-def seeds_to_call_equivalent(mean: float, sd: float, margin: float, power: float = 0.8, most: int = MOST) -> int | None:
-    """The fewest seeds that show an equivalence with that power, for this true mean; nothing beyond `most`.
+def seeds_to_call_equivalent(
+    mean: float, sd: float, margin: float, alpha: float = 0.05, power: float = POWER, most: int = MOST
+) -> int | None:
+    """The fewest seeds that show an equivalence at alpha with that power, for this true mean; None beyond `most`.
 
     >>> seeds_to_call_equivalent(0.0, 0.01, 0.01), seeds_to_call_equivalent(0.02, 0.01, 0.01)
     (11, None)
     """
-    return _fewest(lambda seeds: equivalence_power(mean, sd, seeds, margin) >= power, 2, most)
+    return _fewest(lambda seeds: equivalence_power(mean, sd, seeds, margin, alpha) >= power, 2, most)
 
 
 def _extreme_patterns(seeds: int, level: float) -> int:

@@ -1,4 +1,4 @@
-"""How calmly every run trained: divergence, loss spikes, gradients, clipping, sizes of updates."""
+"""How stably every run trained: divergence, loss spikes, gradients, clipping, sizes of updates."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from adaptive_lora.stats.estimators import Floats, Interval, mean_interval
+from adaptive_lora.stats.loss_spikes import count_spikes, rises, row_medians, spikes
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.stats.spikes import count_spikes, rises, row_medians, spikes
 
 PAIRED_BY = ["phase", "budget", "learning_rate", "seed"]
 """Runs that differ in nothing but the arm."""
@@ -20,7 +20,7 @@ STABILITY_COLUMNS = (
     "largest_spike", "gradient_norm", "largest_gradient_norm", "clipped", "validation_loss", "excess", "update",
     "largest_update",
 )  # fmt: skip
-"""`diverged_at`: the step, from 0. `spikes`: how many, see `stats.spikes`; `largest_spike`: rise of the largest, nats
+"""`diverged_at`: the step, from 0. `spikes`: how many (`stats.loss_spikes`); `largest_spike`: rise of the largest, nats
 per token. `gradient_norm`: median over steps, before clipping. `clipped`: share of steps with a norm above the limit.
 `excess`: validation loss less the baseline's at the same phase, budget, rate and seed, nats per token. `update`: median
 over modules of the update's Frobenius norm over the frozen weight's. What does not exist is empty."""
@@ -36,8 +36,10 @@ class StabilitySummary:
     learning_rate: float
     seeds: int
     diverged: int
+    first_divergence: int | None
+    """The earliest step at which a run diverged, from 0; None where none did or the step is not known."""
     excess: Interval | None
-    """Mean over the seeds that have one, with a 95 % t interval; nothing for the baseline."""
+    """Mean over the seeds that have one, with a 95 % t interval; None for the baseline."""
     clipped: float | None
     """Median share of clipped steps."""
     spikes: float | None
@@ -66,8 +68,8 @@ def stability_table(
     table["diverged_at"] = table["step"].where(table["diverged"]).astype("Int64")
     table["validation_loss"] = _numbers(table["validation_loss"])
     table["excess"] = _excess(table, baseline)
-    told = [_of_curves(table, curves, max_grad_norm), _of_updates(ranks)]
-    table = pd.concat([table, *(part.reindex(table["run_id"]).set_axis(table.index) for part in told)], axis=1)
+    measured = [_of_curves(table, curves, max_grad_norm), _of_updates(ranks)]
+    table = pd.concat([table, *(part.reindex(table["run_id"]).set_axis(table.index) for part in measured)], axis=1)
     return table.astype({"spikes": "Int64"})[list(STABILITY_COLUMNS)]
 
 
@@ -84,7 +86,7 @@ def _as_first_seen(values: pd.Series) -> pd.Series:
 
 def _summary(key: Sequence[object], group: pd.DataFrame) -> StabilitySummary:
     arm, scaling, budget, rate = key
-    excess = group["excess"].dropna().tolist()
+    excess, diverged_at = group["excess"].dropna().tolist(), group["diverged_at"].dropna()
     return StabilitySummary(
         arm=str(arm),
         scaling=str(scaling),
@@ -92,15 +94,16 @@ def _summary(key: Sequence[object], group: pd.DataFrame) -> StabilitySummary:
         learning_rate=float(str(rate)),
         seeds=len(group),
         diverged=int(group["diverged"].sum()),
+        first_divergence=int(diverged_at.min()) if len(diverged_at) else None,
         excess=mean_interval(excess) if excess else None,
-        clipped=_or_nothing(group["clipped"].median()),
-        spikes=_or_nothing(group["spikes"].mean()),
-        gradient_norm=_or_nothing(group["gradient_norm"].median()),
-        largest_update=_or_nothing(group["largest_update"].max()),
+        clipped=_or_none(group["clipped"].median()),
+        spikes=_or_none(group["spikes"].mean()),
+        gradient_norm=_or_none(group["gradient_norm"].median()),
+        largest_update=_or_none(group["largest_update"].max()),
     )
 
 
-def _or_nothing(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if pd.isna(value) else float(value)
 
 
@@ -117,7 +120,7 @@ def _excess(table: pd.DataFrame, baseline: str) -> pd.Series:
 
 
 def _of_curves(table: pd.DataFrame, curves: pd.DataFrame, max_grad_norm: float | None) -> pd.DataFrame:
-    """By run_id, what its curve tells; runs without a curve are not in it."""
+    """By run_id, what is read off its curve; runs without a curve are not in it."""
     mine = curves[curves["run_id"].isin(table["run_id"])]
     losses = mine.pivot(index="run_id", columns="step", values="loss").astype("float64")
     norms = mine.pivot(index="run_id", columns="step", values="gradient_norm").astype("float64").to_numpy()

@@ -1,10 +1,15 @@
-"""Which arms of a study are another one but for scaling or training, and how they differ."""
+"""Arms that are another one but for scaling or training: how they differ, and what that does where training breaks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
+
+import pandas as pd
+
+from adaptive_lora.stats.rate_sweeps import Contrast, RateSweep, State, contrast, rows_at
 
 
 @dataclass(frozen=True)
@@ -13,25 +18,28 @@ class Variant:
 
     of: str
     """The plain arm."""
-    differs: str
-    """In words that begin a sentence: `alpha-over-r scaling`, `LoRA+ (B at 16 times the rate)`, `warm-up of 10 %`."""
-    scaling_alone: bool
-    """Whether nothing but the scaling differs, so that what it moves can be put down to it."""
+    differences: tuple[tuple[str, str | float], ...]
+    """(setting, its value): `scaling`, `rank_exponent`, `b` (LoRA+), `modules`, `warmup`, `longer`; one or more."""
+
+    @property
+    def only_scaling(self) -> bool:
+        """Whether nothing but the scaling rule differs, so that what changes is due to it."""
+        return [setting for setting, _ in self.differences] == ["scaling"]
 
 
 def variants_of(spec: Mapping[str, Any]) -> dict[str, Variant]:
     """Arm -> how it differs from the plain arm of the same strategy and options; `spec` as the ledger has it.
 
     >>> plain = {"name": "a", "strategy": "eva", "options": {}, "scaling": None, "train": None}
-    >>> variants_of({"arms": [plain, {**plain, "name": "b", "scaling": {"rule": "rslora"}}]})["b"].differs
-    'rslora scaling'
+    >>> variants_of({"arms": [plain, {**plain, "name": "b", "scaling": {"rule": "rslora"}}]})["b"].differences
+    (('scaling', 'rslora'),)
     """
     plain: dict[str, str] = {}
     for arm in spec["arms"]:
         if not (arm.get("scaling") or arm.get("train")):
             plain.setdefault(_idea(arm), arm["name"])
     return {
-        arm["name"]: Variant(plain[_idea(arm)], " and ".join(_differences(arm)), _scales_alone(arm))
+        arm["name"]: Variant(plain[_idea(arm)], _differences(arm))
         for arm in spec["arms"]
         if (arm.get("scaling") or arm.get("train")) and _idea(arm) in plain
     }
@@ -41,23 +49,75 @@ def _idea(arm: Mapping[str, Any]) -> str:
     return repr((arm.get("strategy"), arm.get("options"), arm.get("ranks")))
 
 
-def _scales_alone(arm: Mapping[str, Any]) -> bool:
-    return bool(arm.get("scaling")) and len(_differences(arm)) == 1
-
-
-def _differences(arm: Mapping[str, Any]) -> list[str]:
+def _differences(arm: Mapping[str, Any]) -> tuple[tuple[str, str | float], ...]:
     scaling, train = arm.get("scaling") or {}, arm.get("train") or {}
     multipliers = train.get("multipliers") or {}
-    said = [f"{scaling['rule']} scaling"] if scaling else []
-    if multipliers.get("rank_exponent"):
-        said.append(f"rates that fall with rank (exponent {multipliers['rank_exponent']:g})")
-    if multipliers.get("b", 1.0) != 1.0:
-        said.append(f"LoRA+ (B at {multipliers['b']:g} times the rate)")
-    if multipliers.get("modules"):
-        said.append("rates of its own by module")
-    if train.get("warmup") is not None:
-        warmup = train["warmup"]
-        said.append(f"a warm-up of {100 * warmup:g} %" if warmup < 1 else f"a warm-up of {warmup:g} steps")
-    if train.get("longer", 1.0) != 1.0:
-        said.append(f"{train['longer']:g} times the steps")
-    return said
+    settings = {
+        "scaling": (scaling.get("rule"), None),
+        "rank_exponent": (multipliers.get("rank_exponent"), 0.0),
+        "b": (multipliers.get("b"), 1.0),
+        "modules": (len(multipliers.get("modules") or {}), 0),
+        "warmup": (train.get("warmup"), None),
+        "longer": (train.get("longer"), 1.0),
+    }
+    return tuple((name, value) for name, (value, usual) in settings.items() if value is not None and value != usual)
+
+
+class Effect(StrEnum):
+    """What a change does to a plain arm at the lowest rate at which either of the two breaks."""
+
+    NONE = "none shown"
+    REMOVES = "removes the break"
+    """The plain arm breaks, the changed one trains and is shown to be better."""
+    BREAKS = "breaks training"
+    """The other way round."""
+    BETTER = "better"
+    WORSE = "worse"
+
+
+@dataclass(frozen=True)
+class VariantContrast:
+    """A changed arm beside its plain one, at the lowest rate at which either breaks."""
+
+    changed: RateSweep
+    plain: RateSweep
+    variant: Variant
+    learning_rate: float
+    against: Contrast
+    """Changed less plain, validation loss."""
+    effect: Effect
+
+    @property
+    def due_to_scaling(self) -> bool:
+        """Whether the scaling rule alone was changed, and comes out as another rule."""
+        return self.variant.only_scaling and self.changed.cells[0].scaling != self.plain.cells[0].scaling
+
+
+def variant_contrasts(
+    table: pd.DataFrame, sweeps: Mapping[tuple[str, str], RateSweep], variants: Mapping[str, Variant]
+) -> tuple[list[VariantContrast], list[RateSweep]]:
+    """Of a `stability_table`: the changed arms where either arm breaks, and those where neither does."""
+    found, unbroken = [], []
+    for (arm, budget), sweep in sweeps.items():
+        variant = variants.get(arm)
+        plain = sweeps.get((variant.of, budget)) if variant else None
+        if variant is None or plain is None:
+            continue
+        breaks = [cell.learning_rate for s in (plain, sweep) if (cell := s.first_break)]
+        if not breaks:
+            unbroken.append(sweep)
+            continue
+        rate = min(breaks)
+        rows = [rows_at(table, name, budget, rate) for name in (arm, variant.of)]
+        against = contrast(rows[0], rows[1], "validation_loss")
+        effect = _effect(against.direction, (sweep.state_at(rate), plain.state_at(rate)))
+        found.append(VariantContrast(sweep, plain, variant, rate, against, effect))
+    return found, unbroken
+
+
+def _effect(direction: int, states: tuple[State, State]) -> Effect:
+    if direction < 0:
+        return Effect.REMOVES if states == (State.TRAINS, State.BREAKS) else Effect.BETTER
+    if direction > 0:
+        return Effect.BREAKS if states == (State.BREAKS, State.TRAINS) else Effect.WORSE
+    return Effect.NONE

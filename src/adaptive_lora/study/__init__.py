@@ -1,1 +1,1 @@
-"""What is asked and what came of it: study files, run identities, the ledger, tables."""
+"""A study: its file, the matrix of its runs, planning, training, and the ledger that records the results."""

@@ -25,11 +25,13 @@ from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
-from adaptive_lora.study.ledger import Ledger, in_memory, open_to_read
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import differences
+from adaptive_lora.study.open_ledger import in_memory, open_to_read
+from adaptive_lora.study.plan_store import packed, unpacked
 from adaptive_lora.study.study_file import Study, content_of
 
-_TABLES = ("study", "runs", "evaluations", "curves")
+_TABLES = ("study", "runs", "plans", "evaluations", "curves")
 _BLOBS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "evaluations": {
         "nll_by_record": ("<f8", "<f4"),
@@ -44,6 +46,8 @@ _BLOBS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 def write_archive(ledger: Ledger, path: Path) -> None:
     """Writes a ledger as an archive."""
     tables = {table: ledger.rows(table) for table in _TABLES}
+    for row in tables["plans"]:
+        row["plan"] = unpacked(row["plan"])
     arrays = {}
     for table, columns in _BLOBS.items():
         for column, (stored, kept) in columns.items():
@@ -80,6 +84,8 @@ def read_archive(path: Path) -> Ledger:
                         raise ValueError(f"{table}.{column} has another length than its rows say")
                     for row, part in zip(tables[table], parts, strict=True):
                         row[column] = zlib.compress(part.tobytes())
+        for row in tables["plans"]:
+            row["plan"] = packed(row["plan"])
         return in_memory(tables)
     except (
         OSError,

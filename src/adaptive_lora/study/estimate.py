@@ -9,17 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
+from adaptive_lora.measures.groups import MeasurementResult
+from adaptive_lora.measures.measuring import take
+from adaptive_lora.measures.request import MeasurementKey
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.outlook import Question, outlook_text, outlooks
+from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.lock import undecidable
-from adaptive_lora.study.prepare import Material
-from adaptive_lora.study.protocol import arms_on_budgets, baseline_of, primary_comparisons
-from adaptive_lora.study.runs import RunSpec, count_runs
-from adaptive_lora.study.schema import StudySpec
-from adaptive_lora.study.settings import scaling_of, steps_of
+from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.plan_task import collected, needed
+from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
@@ -43,47 +44,77 @@ class Estimate:
     """Updates per run of the baseline."""
     memory_bytes: int
     """About: weights, adapters with gradient and AdamW state, activations (measured), logits."""
+    planning_seconds: float
+    """Of these, what is measured for plans: each distinct measurement once."""
     seconds: float
     """All runs, from timed updates and evaluations on this machine."""
-    power: str
-    """The smallest difference the seeds would find."""
+    design: Design
+    power: tuple[ArmPower, ...] | None
+    """What its seeds would find, by the spread of a pilot's arms; None without a pilot."""
     warnings: tuple[str, ...]
 
 
-def estimate(material: Material, pilot: Sequence[ArmSummary] = ()) -> Estimate:
-    """Plans every arm once and times a few updates by the study's engine; nothing is written.
+def estimate(prepared: PreparedStudy, pilot: Sequence[ArmSummary] = ()) -> Estimate:
+    """Plans every cell once and times a few updates by the study's engine; nothing is written.
 
     What the seeds can tell apart is reckoned from the spread of a `pilot`: another study's arms.
     """
-    spec = material.study.spec
-    seed = spec.seeds.evaluation[0]
-    examples = material.training_examples(seed)
-    parameters, plan_seconds, unspent = {}, 0.0, []
-    members = []
-    for text, arm in arms_on_budgets(spec):
-        run = RunSpec(Phase.EVALUATION, arm, text, scaling_of(spec, arm), spec.train.learning_rate[0], seed)
-        began = time.monotonic()
-        plan = material.plan(run, examples)
-        plan_seconds += time.monotonic() - began
-        members.append(Member(plan=plan, options=material.training_options(run), seed=seed, examples=examples))
-        parameters[f"{arm.name} at {text}"] = plan.trainable_parameters
-        if arm.ranks is None and plan.trainable_parameters < _SPENT * plan.budget:
-            unspent.append(_unspent(f"{arm.name} at {text}", plan))
-    counts = count_runs(spec)
+    spec, matrix = prepared.study.spec, prepared.study.matrix
+    seed, rate = spec.seeds.evaluation[0], spec.train.learning_rate[0]
+    first = [Run(Phase.EVALUATION, cell, rate, seed) for cell in matrix.cells]
+    plans, planning_seconds = _plan_all(prepared, first)
+    examples = prepared.training_examples(seed)
+    members = [
+        Member(plan=plan, options=prepared.training_options(run), seed=seed, examples=examples)
+        for run, plan in zip(first, plans, strict=True)
+    ]
+    parameters = {run.cell.label: plan.trainable_parameters for run, plan in zip(first, plans, strict=True)}
+    unspent = [
+        _unspent(run.cell.label, plan)
+        for run, plan in zip(first, plans, strict=True)
+        if run.arm.ranks is None and plan.trainable_parameters < _SPENT * plan.budget
+    ]
+    counts = matrix.counts()
     total = sum(counts.values())
-    cost = _by_bank(material, members, total) if spec.engine == "bank" else _by_reference(material, members[0])
-    steps = [steps_of(spec, arm) for _, arm in arms_on_budgets(spec)]
+    cost = _by_bank(prepared, members, total) if spec.engine == "bank" else _by_reference(prepared, members[0])
+    steps = [cell.steps for cell in matrix.cells]
     seconds = total * (sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record)
-    seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + total * plan_seconds / len(members)
+    seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + planning_seconds
+    analysis = spec.analysis
+    design = Design(len(spec.seeds.evaluation), analysis.alpha, len(matrix.comparisons), analysis.margin)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
-        steps=steps_of(spec, baseline_of(spec)),
-        memory_bytes=_weights(material) + max(cost.working_bytes, _scoring(material)),
+        steps=matrix.by_key[matrix.baseline.name, spec.budgets[0]].steps,
+        memory_bytes=_weights(prepared) + max(cost.working_bytes, _scoring(prepared)),
+        planning_seconds=planning_seconds,
         seconds=seconds,
-        power=_power(spec, pilot),
-        warnings=(*_warnings(material, parameters), *unspent),
+        design=design,
+        power=tuple(power_by_arm(pilot, design)) if pilot else None,
+        warnings=(*_warnings(prepared, parameters), *unspent),
     )
+
+
+def _plan_all(prepared: PreparedStudy, first: Sequence[Run]) -> tuple[list[RankPlan], float]:
+    """Plans of the cells at one seed, and the seconds that planning the whole study will take.
+
+    Each distinct measurement of the study is counted once, at the price of one of its kind here.
+    """
+    tasks = [prepared.plan_task(run) for run in first]
+    stored: dict[MeasurementKey, MeasurementResult | Exception] = {}
+    price: dict[str, float] = {}
+    for taken in take(m for task in tasks for m in needed(task)):
+        stored |= taken.results
+        for key in taken.results:
+            price[key.measure] = max(price.get(key.measure, 0.0), taken.seconds / len(taken.results))
+    plans = [task if isinstance(task, RankPlan) else task.plan(*collected(task, stored)) for task in tasks]
+    matrix, spec = prepared.study.matrix, prepared.study.spec
+    runs = [
+        *matrix.tuning_runs(),
+        *matrix.evaluation_runs({cell.key: spec.train.learning_rate[0] for cell in matrix.cells}),
+    ]
+    keys = {m.key for run in runs for m in needed(prepared.plan_task(run))}
+    return plans, sum(price[key.measure] for key in keys)
 
 
 @dataclass(frozen=True)
@@ -96,27 +127,27 @@ class _Cost:
     """What training takes besides the base model."""
 
 
-def _by_bank(material: Material, members: Sequence[Member], runs: int) -> _Cost:
+def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _Cost:
     together = list(itertools.islice(itertools.cycle(members), min(runs, 8)))
-    checkpointing = material.study.spec.train.activation_checkpointing
-    with Bank(material.base, together, checkpointing=checkpointing) as bank:
+    checkpointing = prepared.study.spec.train.activation_checkpointing
+    with Bank(prepared.base, together, checkpointing=checkpointing) as bank:
         times = [_seconds(bank.step) for _ in range(4)]
-        some = material.splits.validation[:50]
+        some = prepared.splits.validation[:50]
         record = _seconds(lambda: bank.evaluate(some)) / len(some)
-        batch = sum(bank.tokens.values()) / len(together)
+        batch = sum(bank.tokens.values()) / len(together) / (1 - bank.padding_share)
         positions = min(bank.chunk_tokens, batch * runs) * bank.workers
-        activations = positions * bank.bytes_per_token()
+        activations = positions * bank.bytes_per_position()
     plans = [member.plan for member in members]
-    adapters = min(runs, members_at_once(material.base, plans)) * max(state_bytes(material.base, p) for p in plans)
-    vocabulary = material.base.model.config.get_text_config().vocab_size
+    adapters = min(runs, members_at_once(prepared.base, plans)) * max(state_bytes(prepared.base, p) for p in plans)
+    vocabulary = prepared.base.model.config.get_text_config().vocab_size
     logits = 3 * 4 * min(LARGEST_LOGITS, int(positions) * vocabulary)
     update = sorted(times[1:])[1]  # the first update pays for warming up
     return _Cost(update / len(together), record / len(together), int(adapters + activations + logits))
 
 
-def _by_reference(material: Material, member: Member) -> _Cost:
+def _by_reference(prepared: PreparedStudy, member: Member) -> _Cost:
     options, examples = member.options, member.examples
-    with attached(material.base, member.plan, member.seed, options.dropout) as model:
+    with attached(prepared.base, member.plan, member.seed, options.dropout) as model:
         optimizer = torch.optim.AdamW(trainable(model).values())
         set_training(model, True)
         times = [
@@ -124,23 +155,11 @@ def _by_reference(material: Material, member: Member) -> _Cost:
             for step in range(4)
         ]
         set_training(model, False)
-        some = material.splits.validation[:50]
-        record = _seconds(lambda: evaluate(model, some, material.base.device)) / len(some)
+        some = prepared.splits.validation[:50]
+        record = _seconds(lambda: evaluate(model, some, prepared.base.device)) / len(some)
     longest = max(len(example.ids) for example in examples)
-    logits = 3 * 4 * options.batch_size * longest * material.base.model.config.get_text_config().vocab_size
-    return _Cost(sorted(times[1:])[1], record, state_bytes(material.base, member.plan) + logits)
-
-
-def _power(spec: StudySpec, pilot: Sequence[ArmSummary]) -> str:
-    question = Question(
-        len(spec.seeds.evaluation), spec.analysis.alpha, len(primary_comparisons(spec)), spec.analysis.margin
-    )
-    if pilot:
-        return outlook_text(outlooks(pilot, question), question)
-    return (
-        "Power: not known. Which difference these seeds can find depends on how much runs of one arm differ: name the "
-        "folder of a study like this one with --pilot."
-    )
+    logits = 3 * 4 * options.batch_size * longest * prepared.base.model.config.get_text_config().vocab_size
+    return _Cost(sorted(times[1:])[1], record, state_bytes(prepared.base, member.plan) + logits)
 
 
 def _unspent(label: str, plan: RankPlan) -> str:
@@ -156,31 +175,31 @@ def _seconds(do: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def _weights(material: Material) -> int:
-    return sum(p.numel() * p.element_size() for p in material.base.model.parameters())
+def _weights(prepared: PreparedStudy) -> int:
+    return sum(p.numel() * p.element_size() for p in prepared.base.model.parameters())
 
 
-def _scoring(material: Material) -> int:
+def _scoring(prepared: PreparedStudy) -> int:
     """A gradient for every target weight, where a strategy measures."""
-    arms = [(find_strategy(arm.strategy), arm.options) for arm in material.study.spec.arms if arm.strategy]
+    arms = [(find_strategy(arm.strategy), arm.options) for arm in prepared.study.spec.arms if arm.strategy]
     measures = any(strategy.basis(check_options(strategy, options)) == "data" for strategy, options in arms)
-    return 4 * sum(m.d_in * m.d_out for m in material.modules) if measures else 0
+    return 4 * sum(m.d_in * m.d_out for m in prepared.modules) if measures else 0
 
 
-def _warnings(material: Material, parameters: dict[str, int]) -> list[str]:
-    spec = material.study.spec
+def _warnings(prepared: PreparedStudy, parameters: dict[str, int]) -> list[str]:
+    spec = prepared.study.spec
     found = []
-    if not primary_comparisons(spec):
+    if not prepared.study.matrix.comparisons:
         found.append("no primary comparison: the study describes and gives no verdict.")
-    elif refused := undecidable(spec):
+    elif refused := undecidable(prepared.study):
         found.append(f"`run` will refuse this study: {refused[1]}.")
     if len(spec.train.learning_rate) == 1 and len(spec.arms) > 1:
         found.append("one learning rate for all arms: a difference may be the rate's; give a grid and tuning seeds.")
-    cut = sum(example.truncated for example in material.splits.test)
+    cut = sum(example.truncated for example in prepared.splits.test)
     if cut > 0.2 * spec.data.test:
-        limit = material.splits.encoder.max_length
+        limit = prepared.splits.encoder.max_length
         found.append(f"{cut} of {spec.data.test} test records are cut at {limit} tokens.")
-    found += material.warnings()
+    found += prepared.warnings()
     fixed = {arm.name for arm in spec.arms if arm.ranks is not None}
     sizes = {n for label, n in parameters.items() if label.split(" at ")[0] not in fixed}
     if fixed and len(set(parameters.values())) > len(sizes):

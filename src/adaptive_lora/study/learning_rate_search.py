@@ -1,38 +1,25 @@
-"""Which learning rate an arm is judged at, and how a study stands by that."""
+"""Learning rate search: the grid that is tried, and the rate that each arm is evaluated at.
+
+Rates are chosen on validation with the tuning seeds, for every cell of the study by itself, from a grid that is the
+same for all. Everything here follows from the finished tuning runs alone, whatever the order they finished in.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from adaptive_lora.stats.run_table import Phase, Status
+from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.ledger import Ledger
-from adaptive_lora.study.protocol import arms_on_budgets
-from adaptive_lora.study.runs import count_runs, evaluation_runs, single_rate
-from adaptive_lora.study.schema import StudySpec
+from adaptive_lora.study.matrix import CellKey, Rates, StudyMatrix
 
-TuningLosses = dict[tuple[str, str], dict[float, list[float | None]]]
-"""(arm, budget) -> rate -> validation loss of each tuning seed, nothing where the run diverged."""
+TuningLosses = dict[CellKey, dict[float, list[float | None]]]
+"""(arm, budget) -> rate -> validation loss of each tuning seed, None where the run diverged."""
 
 MOST_WIDENED = 4
 """How often `auto` adds rates at the edges of a grid."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a study stands after `run_study`."""
-
-    completed: int
-    diverged: int
-    failed: int
-    total: int
-
-    @property
-    def whole(self) -> bool:
-        """Whether every run gave a result (a divergence is one)."""
-        return self.completed + self.diverged == self.total
 
 
 @dataclass(frozen=True)
@@ -47,30 +34,72 @@ class Edge:
     trained: bool = True
     """Whether any rate of the grid is a candidate; where every one diverged, `rate` is the smallest."""
 
+
+@dataclass(frozen=True)
+class LearningRateSearch:
+    """How far a study's search has come: a pure function of its matrix and its finished tuning runs."""
+
+    matrix: StudyMatrix
+    finished: Sequence[tuple[CellKey, float, float | None]]
+    """(cell, rate, validation loss) of every finished tuning run; None where it diverged."""
+
+    @functools.cached_property
+    def grid(self) -> tuple[float, ...]:
+        """The rates that are tried: the study file's and, where it says `auto`, those beyond its edges.
+
+        The grid grows while the best rate of a cell lies at an edge, at most `MOST_WIDENED` times, for all alike.
+        """
+        grid = tuple(sorted(self.matrix.spec.train.learning_rate))
+        for _ in range(MOST_WIDENED if self.matrix.spec.train.widen else 0):
+            beyond = {edge.beyond for edge in edges(self.losses(grid), grid)}
+            if not beyond:
+                break
+            grid = tuple(sorted({*grid, *beyond}))
+        return grid
+
+    def losses(self, grid: Sequence[float]) -> TuningLosses:
+        """Losses at the rates of a grid, of the cells whose every tuning run at them is finished."""
+        found: TuningLosses = {}
+        for key, rate, loss in self.finished:
+            if rate in grid:
+                found.setdefault(key, {}).setdefault(rate, []).append(loss)
+        wanted = len(grid) * len(self.matrix.spec.seeds.tuning)
+        return {key: by_rate for key, by_rate in found.items() if sum(map(len, by_rate.values())) == wanted}
+
+    @functools.cached_property
+    def chosen(self) -> Rates:
+        """(arm, budget) -> the rate with the lowest mean validation loss over all tuning seeds.
+
+        A rate that diverged with any seed is no candidate. A cell is left out while one of its tuning runs is missing,
+        so that a choice once made stays, and for good where every rate diverged.
+        """
+        if fixed := self.matrix.fixed_rates:
+            return fixed
+        best = {key: best_rate(by_rate) for key, by_rate in self.losses(self.grid).items()}
+        return {key: rate for key, rate in best.items() if rate is not None}
+
     @property
-    def text(self) -> str:
-        """In plain words, with the remedy."""
-        where = f"does best at {self.rate:g}, the edge of the grid" if self.trained else "diverges at every rate"
-        return f"{self.arm} at {self.budget} {where}: add {self.beyond:g} to `learning_rate`, or write `auto` in it"
+    def untrainable(self) -> set[CellKey]:
+        """Cells that diverged at every rate of the grid, and so are never evaluated."""
+        return set() if self.matrix.fixed_rates else set(self.losses(self.grid)) - set(self.chosen)
+
+    @property
+    def edges(self) -> list[Edge]:
+        """Best rates that lie at the edge of the grid."""
+        return edges(self.losses(self.grid), self.grid)
+
+    def expected_runs(self) -> dict[Phase, int]:
+        """How many runs the study has in the end, by what is known now."""
+        return self.matrix.counts(self.grid, self.untrainable)
 
 
-def grid_of(spec: StudySpec, ledger: Ledger) -> tuple[float, ...]:
-    """The rates that are tried: those of the study file and, where it says `auto`, those beyond its edges.
-
-    The grid grows while the best rate of an arm lies at an edge, at most `MOST_WIDENED` times, for all arms alike.
-    It follows from the tuning runs alone.
-    """
-    grid = tuple(sorted(spec.train.learning_rate))
-    for _ in range(MOST_WIDENED if spec.train.widen else 0):
-        beyond = {edge.beyond for edge in edges(tuning_losses(spec, ledger, grid), grid)}
-        if not beyond:
-            break
-        grid = tuple(sorted({*grid, *beyond}))
-    return grid
+def search_of(matrix: StudyMatrix, ledger: Ledger) -> LearningRateSearch:
+    """The search of a study as its ledger has it now."""
+    return LearningRateSearch(matrix, ledger.tuning_results())
 
 
 def edges(losses: TuningLosses, grid: Sequence[float]) -> list[Edge]:
-    """Arms whose best rate is the smallest or the largest of the grid; where every rate diverged, the smallest is."""
+    """Cells whose best rate is the smallest or the largest of the grid; where every rate diverged, the smallest is."""
     found = []
     for (arm, budget), by_rate in losses.items():
         own = best_rate(by_rate)
@@ -96,65 +125,11 @@ def next_rate(grid: Sequence[float], up: bool) -> float:
     return float(f"{values[-1] * ratio if up else values[0] / ratio:.2g}")
 
 
-def chosen_rates(spec: StudySpec, ledger: Ledger) -> dict[tuple[str, str], float]:
-    """(arm, budget) -> the rate with the lowest mean validation loss over all tuning seeds.
-
-    A rate that diverged with any seed is no candidate. An arm is left out while one of its tuning runs
-    is missing, so that a choice once made stays, and for good where every rate diverged.
-    """
-    if fixed := single_rate(spec):
-        return fixed
-    losses = tuning_losses(spec, ledger, grid_of(spec, ledger))
-    return {key: best for key, by_rate in losses.items() if (best := best_rate(by_rate)) is not None}
-
-
 def best_rate(by_rate: Mapping[float, Sequence[float | None]]) -> float | None:
-    """The rate with the lowest mean of those that never diverged; of equals the smallest, nothing if none is left."""
-    means = {rate: sum(found) / len(found) for rate, losses in by_rate.items() if (found := _whole(losses))}
+    """The rate with the lowest mean loss among those that never diverged; of equals the smallest."""
+    means = {
+        rate: sum(loss for loss in losses if loss is not None) / len(losses)
+        for rate, losses in by_rate.items()
+        if losses and None not in losses
+    }
     return min(means, key=lambda rate: (means[rate], rate)) if means else None
-
-
-def _whole(losses: Sequence[float | None]) -> list[float]:
-    found = [loss for loss in losses if loss is not None]
-    return found if len(found) == len(losses) else []
-
-
-def tuning_losses(spec: StudySpec, ledger: Ledger, grid: Sequence[float]) -> TuningLosses:
-    """(arm, budget) -> rate -> validation losses, nothing where it diverged; arms with all tuning runs finished."""
-    totals = ledger.totals()
-    losses: TuningLosses = {}
-    for run in own_runs(ledger, grid):
-        if run["phase"] == Phase.TUNING and Status(run["status"]).is_finished:
-            total = totals.get((run["run_id"], "validation"))
-            by_rate = losses.setdefault((run["arm"], run["budget"]), {})
-            by_rate.setdefault(run["learning_rate"], []).append(total["nll"] / total["tokens"] if total else None)
-    wanted = len(grid) * len(spec.seeds.tuning)
-    return {key: by_rate for key, by_rate in losses.items() if sum(map(len, by_rate.values())) == wanted}
-
-
-def own_runs(ledger: Ledger, grid: Sequence[float]) -> list[dict[str, Any]]:
-    """The ledger's runs, of tuning those at the rates of a grid."""
-    return [run for run in ledger.runs() if run["phase"] != Phase.TUNING or run["learning_rate"] in grid]
-
-
-def outcome_of(spec: StudySpec, ledger: Ledger) -> Outcome:
-    """Counts of the ledger's runs against what the study asks for."""
-    grid = grid_of(spec, ledger)
-    states = [Status(run["status"]) for run in own_runs(ledger, grid)]
-    return Outcome(
-        completed=states.count(Status.COMPLETED),
-        diverged=states.count(Status.DIVERGED),
-        failed=states.count(Status.FAILED),
-        total=count_runs(spec, grid)[Phase.TUNING] + evaluations_expected(spec, ledger),
-    )
-
-
-def evaluations_expected(spec: StudySpec, ledger: Ledger) -> int:
-    """Evaluation runs there will be in the end: none for an arm whose every rate diverged."""
-    hopeless = set() if single_rate(spec) else _tuned(spec, ledger) - chosen_rates(spec, ledger).keys()
-    hopeful = {(arm.name, budget): 1.0 for budget, arm in arms_on_budgets(spec) if (arm.name, budget) not in hopeless}
-    return sum(1 for _ in evaluation_runs(spec, hopeful))
-
-
-def _tuned(spec: StudySpec, ledger: Ledger) -> set[tuple[str, str]]:
-    return set(tuning_losses(spec, ledger, grid_of(spec, ledger)))

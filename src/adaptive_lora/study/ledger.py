@@ -1,14 +1,12 @@
 """study.db: every run's spec, state, curve and results. SQLite, one writer, readable at any moment.
 
-A result is written in one transaction with the status that says it stands, so that a kill at any
+A result is written in one transaction with the status that makes it count, so that a kill at any
 moment leaves a run either finished with all its numbers or not finished.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sqlite3
 import time
 import zlib
@@ -20,33 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.stats.run_table import Status
-from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.runs import RunSpec
+from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.plan_store import PlanStore, unpacked
 
 BASE = "base"
 """The frozen model's place among the evaluations."""
-
-_SCHEMA = """
-CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE runs (
-    run_id TEXT PRIMARY KEY, phase TEXT NOT NULL, arm TEXT NOT NULL, strategy TEXT NOT NULL,
-    budget TEXT NOT NULL, scaling TEXT NOT NULL, learning_rate REAL NOT NULL, seed INTEGER NOT NULL,
-    replica INTEGER NOT NULL, status TEXT NOT NULL, step INTEGER, steps INTEGER, error TEXT,
-    engine TEXT, device TEXT, plan TEXT, trainable_parameters INTEGER, plan_seconds REAL, train_seconds REAL,
-    started REAL, finished REAL
-);
-CREATE TABLE evaluations (
-    run_id TEXT NOT NULL, split TEXT NOT NULL, nll REAL NOT NULL, tokens INTEGER NOT NULL,
-    exact INTEGER NOT NULL, records INTEGER NOT NULL,
-    nll_by_record BLOB NOT NULL, tokens_by_record BLOB NOT NULL, exact_by_record BLOB NOT NULL,
-    PRIMARY KEY (run_id, split)
-);
-CREATE TABLE curves (run_id TEXT PRIMARY KEY, columns TEXT NOT NULL, points BLOB NOT NULL);
-PRAGMA user_version = 1;
-"""
-_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -64,13 +41,15 @@ class Ledger:
     def __init__(self, connection: sqlite3.Connection) -> None:
         connection.row_factory = sqlite3.Row
         self._db = connection
+        self.planning = PlanStore(connection)
+        """Plans and measurements, kept as soon as they are made."""
 
     def close(self) -> None:
         """Closes; the last writer folds its log into the one file."""
         self._db.close()
 
     def facts(self) -> dict[str, Any]:
-        """What is known of the study as a whole: identity, spec, versions, material."""
+        """What is known of the study as a whole: identity, spec, versions, model, data."""
         if not self._db.execute("PRAGMA user_version").fetchone()[0]:
             return {}
         return {row["key"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM study")}
@@ -90,7 +69,7 @@ class Ledger:
                 "INSERT OR REPLACE INTO study VALUES (?, ?)", [(k, json.dumps(v)) for k, v in facts.items()]
             )
 
-    def register(self, runs: Mapping[str, RunSpec]) -> None:
+    def register(self, runs: Mapping[str, Run]) -> None:
         """Adds runs that are not there yet, as pending; those that are get the labels that they have now.
 
         A run that was for tuning and is now to be evaluated lacks its test, and is to be done again. What is registered
@@ -99,7 +78,7 @@ class Ledger:
         aside = self._set_aside()
         rows = [
             (
-                run_id, run.phase.value, run.arm.name, run.arm.strategy or "ranks", run.budget, run.scaling.rule,
+                run_id, run.phase.value, run.arm.name, run.arm.strategy or "ranks", run.budget, run.cell.scaling.rule,
                 run.learning_rate, run.seed, run.replica, Status.PENDING.value,
             )
             for run_id, run in runs.items()
@@ -123,13 +102,13 @@ class Ledger:
         row = self._db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
         return Status(row["status"]) if row else Status.PENDING
 
-    def begin(self, run_id: str, engine: str, device: str, steps: int) -> None:
-        """Marks a run as running."""
+    def begin(self, run_id: str, engine: str, device: str, steps: int, kernels: str | None = None) -> None:
+        """Marks a run as running; `kernels` says what computes attention and adapters."""
         with self._db:
             self._db.execute(
-                "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, error = NULL, started = ?"
+                "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, kernels = ?, error = NULL, started = ?"
                 " WHERE run_id = ?",
-                (Status.RUNNING.value, engine, device, steps, time.time(), run_id),
+                (Status.RUNNING.value, engine, device, steps, kernels, time.time(), run_id),
             )
 
     def record_step(self, run_id: str, step: int) -> None:
@@ -158,13 +137,14 @@ class Ledger:
         points = np.array([curve[column] for column in columns], dtype=np.float64)
         with self._db:
             self._db.execute(
-                "UPDATE runs SET status = ?, step = steps, error = NULL, plan = ?, trainable_parameters = ?,"
+                "UPDATE runs SET status = ?, step = steps, error = NULL, trainable_parameters = ?,"
                 " plan_seconds = ?, train_seconds = ?, finished = ? WHERE run_id = ?",
                 (
-                    Status.COMPLETED.value, json.dumps(plan), plan["trainable_parameters"], seconds["plan"],
-                    seconds["train"], time.time(), run_id,
+                    Status.COMPLETED.value, plan["trainable_parameters"], seconds["plan"], seconds["train"],
+                    time.time(), run_id,
                 ),
             )  # fmt: skip
+            self.planning.write_plan(run_id, plan, seconds["plan"])
             self._db.execute(
                 "INSERT OR REPLACE INTO curves VALUES (?, ?, ?)",
                 (run_id, json.dumps(columns), zlib.compress(points.tobytes())),
@@ -190,10 +170,30 @@ class Ledger:
         )  # fmt: skip
 
     def runs(self, every: bool = False) -> list[dict[str, Any]]:
-        """The runs in the order they were registered, without plans; `every`: those set aside by a deviation too."""
+        """The runs in the order they were registered; `every`: those set aside by a deviation too."""
         aside = set() if every else self._set_aside()
         rows = self._db.execute("SELECT * FROM runs ORDER BY rowid")
-        return [{k: v for k, v in dict(row).items() if k != "plan"} for row in rows if row["run_id"] not in aside]
+        return [dict(row) for row in rows if row["run_id"] not in aside]
+
+    def statuses(self, every: bool = False) -> dict[str, Status]:
+        """run_id -> status, likewise."""
+        aside = set() if every else self._set_aside()
+        rows = self._db.execute("SELECT run_id, status FROM runs ORDER BY rowid")
+        return {row["run_id"]: Status(row["status"]) for row in rows if row["run_id"] not in aside}
+
+    def tuning_results(self) -> list[tuple[tuple[str, str], float, float | None]]:
+        """((arm, budget), rate, validation loss) of every finished tuning run; None where it diverged."""
+        aside = self._set_aside()
+        rows = self._db.execute(
+            "SELECT runs.run_id, arm, budget, learning_rate, nll, evaluations.tokens AS tokens FROM runs"
+            " LEFT JOIN evaluations ON evaluations.run_id = runs.run_id AND split = 'validation'"
+            " WHERE phase = 'tuning' AND status IN ('completed', 'diverged') ORDER BY runs.rowid"
+        )
+        return [
+            ((row["arm"], row["budget"]), row["learning_rate"], row["nll"] / row["tokens"] if row["tokens"] else None)
+            for row in rows
+            if row["run_id"] not in aside
+        ]
 
     def totals(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(run_id or `base`, split) -> summed nll, tokens, exact answers and records."""
@@ -201,7 +201,7 @@ class Ledger:
         return {(row["run_id"], row["split"]): dict(row) for row in self._db.execute(query)}
 
     def by_record(self, run_id: str, split: str) -> SplitResult | None:
-        """Per-record results, or nothing where there are none."""
+        """Per-record results; None where there are none."""
         row = self._db.execute("SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)).fetchone()
         if row is None:
             return None
@@ -213,13 +213,14 @@ class Ledger:
 
     def plan(self, run_id: str) -> dict[str, Any] | None:
         """The plan of a finished run, as JSON values."""
-        row = self._db.execute("SELECT plan FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        return json.loads(row["plan"]) if row and row["plan"] else None
+        found = self.planning.plan(run_id) if self.status_of(run_id) is Status.COMPLETED else None
+        return found[0] if found else None
 
     def plans(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(run_id, plan) of every finished run, in the order they were registered, one at a time."""
-        for row in self._db.execute("SELECT run_id, plan FROM runs WHERE plan IS NOT NULL ORDER BY rowid"):
-            yield row["run_id"], json.loads(row["plan"])
+        query = "SELECT run_id, plan FROM plans JOIN runs USING (run_id) WHERE status = ? ORDER BY runs.rowid"
+        for row in self._db.execute(query, (Status.COMPLETED.value,)):
+            yield row["run_id"], unpacked(row["plan"])
 
     def curve(self, run_id: str) -> dict[str, list[float]] | None:
         """Column -> value per step of a finished run."""
@@ -237,64 +238,3 @@ def _points(row: sqlite3.Row) -> dict[str, NDArray[np.float64]]:
     columns = json.loads(row["columns"])
     points = np.frombuffer(zlib.decompress(row["points"]), dtype=np.float64).reshape(len(columns), -1)
     return dict(zip(columns, points, strict=True))
-
-
-def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
-    """A ledger of these `rows` that no file holds."""
-    with contextlib.ExitStack() as stack:
-        db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
-        db.executescript(_SCHEMA)
-        for table, rows in tables.items():
-            for row in rows:
-                columns = ", ".join(f":{column}" for column in row)
-                db.execute(f"INSERT INTO {table} ({columns.replace(':', '')}) VALUES ({columns})", dict(row))
-        db.commit()
-        stack.pop_all()
-        return Ledger(db)
-
-
-def open_to_read(folder: Path, begun: bool = True) -> Ledger:
-    """The ledger of a study folder, read only; StudyFolderError where there is none.
-
-    `begun` refuses one without any facts too: its writer was killed before it wrote the first.
-    """
-    path = StudyPaths(folder).ledger
-    if not path.is_file():
-        raise StudyFolderError(f"{folder} is no study folder: it has no {path.name}. `adaptive-lora run` makes one.")
-    log = path.with_name(f"{path.name}-wal")
-    writable = os.access(folder, os.W_OK)
-    if not writable and log.exists() and log.stat().st_size:
-        raise StudyFolderError(
-            f"{folder} cannot be written, and its last results are still in {log.name}; copy it first."
-        )
-    # A folder that cannot be written (a mounted archive) cannot hold WAL's side files either.
-    ledger = _connect(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
-    if begun and not ledger.facts():
-        ledger.close()
-        raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
-    return ledger
-
-
-def create_or_open(folder: Path) -> Ledger:
-    """The ledger of a study folder, to write; call under `exclusive`."""
-    path = StudyPaths(folder).ledger
-    ledger = _connect(path, path.resolve().as_uri())
-    db = ledger._db
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-        db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-    return ledger
-
-
-def _connect(path: Path, uri: str) -> Ledger:
-    try:
-        connection = sqlite3.connect(uri, uri=True, timeout=30)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise StudyFolderError(f"{path} cannot be read as a ledger: {error}.") from None
-    if (version, bool(tables)) not in ((0, False), (_VERSION, True)):
-        connection.close()
-        raise StudyFolderError(f"{path} is no ledger of this version ({version} instead of {_VERSION}).")
-    return Ledger(connection)

@@ -1,4 +1,4 @@
-"""What was decided before the first step: hypotheses, seeds, controls, material. `study.lock.json`.
+"""The lock: what was decided before the first step (hypotheses, seeds, controls, model, data). `study.lock.json`.
 
 A lock is written once. A study file that has changed since is refused with what differs, or goes on as a deviation
 that the lock records and the report prints on top.
@@ -16,15 +16,8 @@ from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.seeds import seeds_needed, smallest_p
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.protocol import (
-    MOST_PRIMARY,
-    arms_on_budgets,
-    assay_budgets,
-    compute_controls,
-    control_arms,
-    primary_comparisons,
-)
-from adaptive_lora.study.schema import StudySpec
+from adaptive_lora.study.matrix import Role
+from adaptive_lora.study.protocol import MOST_PRIMARY
 from adaptive_lora.study.study_file import Study
 from adaptive_lora.study.yaml import Location
 
@@ -33,19 +26,20 @@ FORM = 1
 
 def check_decidable(study: Study) -> None:
     """StudyFileError with what `undecidable` says."""
-    if found := undecidable(study.spec):
+    if found := undecidable(study):
         raise StudyFileError(str(study.path), [study.complaint(*found)])
 
 
-def undecidable(spec: StudySpec) -> tuple[Location, str] | None:
-    """Why a study can never decide its primary comparisons, and where that stands; nothing where it can.
+def undecidable(study: Study) -> tuple[Location, str] | None:
+    """Why a study can never decide its primary comparisons, and the key that is to blame; None where it can.
 
     There may be `MOST_PRIMARY` of them, and the evaluation seeds must allow 2 / 2^n <= alpha / m.
     """
-    comparisons, seeds, alpha = len(primary_comparisons(spec)), len(spec.seeds.evaluation), spec.analysis.alpha
+    spec, comparisons = study.spec, len(study.matrix.comparisons)
+    seeds, alpha = len(spec.seeds.evaluation), spec.analysis.alpha
     if comparisons > MOST_PRIMARY:
         return ("analysis", "primary"), (
-            f"{comparisons} primary comparisons are no hypotheses any more; name at most {MOST_PRIMARY} under "
+            f"too many primary comparisons ({comparisons}; at most {MOST_PRIMARY}): name those that matter under "
             "`analysis.primary`, or `primary: []` for a study without verdicts. The others are shown all the same"
         )
     if comparisons and smallest_p(seeds) > alpha / comparisons:
@@ -59,12 +53,10 @@ def undecidable(spec: StudySpec) -> tuple[Location, str] | None:
 
 
 def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The decisions of a study; `facts` are the ledger's, with versions and material."""
-    spec = study.spec
-    primary = primary_comparisons(spec)
-    every = [{"arm": arm.name, "budget": budget} for budget, arm in arms_on_budgets(spec)]
-    named = [vars(comparison) for comparison in primary]
-    longer = compute_controls(spec) if "compute" in spec.controls else {}
+    """The decisions of a study; `facts` are the ledger's, with versions, model and data."""
+    spec, matrix = study.spec, study.matrix
+    named = [vars(comparison) for comparison in matrix.comparisons]
+    every = [{"arm": cell.arm.name, "budget": cell.budget} for cell in matrix.cells]
     return {
         "form": FORM,
         "locked": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -72,14 +64,14 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
         "hypotheses": [
             f"{c.arm} differs in test loss from {spec.analysis.baseline} at {c.budget}, or is equivalent to it within "
             f"{spec.analysis.margin:g} nats per token"
-            for c in primary
+            for c in matrix.comparisons
         ],
         "primary": named,
         "exploratory": [e for e in every if e not in named and e["arm"] != spec.analysis.baseline],
         "controls": {
-            "arms": {a.name: a.options.get("source") for a in control_arms(spec) if a not in longer.values()},
-            "baseline_alone_at": list(assay_budgets(spec)),
-            "compute": {arm: control.name for arm, control in longer.items()},
+            "arms": {arm.name: arm.options.get("source") for arm in matrix.with_role(Role.CHANCE)},
+            "baseline_alone_at": list(matrix.assay_budgets),
+            "compute": dict(matrix.compute_controls),
             "twin": "twin" in spec.controls,
         },
         "seeds": spec.seeds.model_dump(mode="json"),
@@ -93,7 +85,7 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_lock(folder: Path) -> dict[str, Any] | None:
-    """The lock of a study folder; nothing where there is none, StudyFolderError where it is torn."""
+    """The lock of a study folder; None where there is none, StudyFolderError where it cannot be read."""
     path = StudyPaths(folder).decisions
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -102,8 +94,8 @@ def read_lock(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, TypeError):
         raise StudyFolderError(
-            f"{path} is torn. It says what was decided before the study began and cannot be made again; bring it back "
-            "from a copy, or name a new folder with --out."
+            f"{path}: file is corrupt. It says what was decided before the study began and cannot be made again; "
+            "bring it back from a copy, or name a new folder with --out."
         ) from None
     return found
 

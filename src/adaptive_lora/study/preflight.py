@@ -1,4 +1,4 @@
-"""What a study is refused for once its model is known: budgets and arms that cannot be, and arms that are one."""
+"""Checks of a study once its model is known: budgets that cannot be met, arms without a plan, equal arms."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.plan import fixed_ranks
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.run_table import Phase
-from adaptive_lora.study.protocol import (
-    arms_on_budgets,
-    assay_budgets,
-    baseline_of,
-    control_arms,
-    primary_comparisons,
-)
-from adaptive_lora.study.runs import RunSpec
+from adaptive_lora.study.matrix import Cell, Role, Run
 from adaptive_lora.study.schema import ArmPart
-from adaptive_lora.study.settings import scaling_of
 from adaptive_lora.study.study_file import Study
 from adaptive_lora.study.yaml import Location
 
@@ -28,37 +20,40 @@ from adaptive_lora.study.yaml import Location
 def checked_budgets(study: Study, modules: tuple[ModuleShape, ...]) -> dict[str, Budget]:
     """Every budget resolved and every arm seen to fit it; StudyFileError with all that do not."""
     budgets: dict[str, Budget] = {}
-    complaints: dict[Location, str] = {}
-    alone: list[tuple[Location, str]] = []
-    for text in assay_budgets(study.spec):
-        try:
-            budgets[text] = resolve_budget(text, modules)
-            _try_arm(baseline_of(study.spec), modules, budgets[text])
-        except UsageError as error:
-            alone.append((("controls",), f"the baseline at {text}: {error} Or name the `controls` without it."))
+    complaints: dict[tuple[Location, str], str] = {}
     for index, text in enumerate(study.spec.budgets):
         try:
             budgets[text] = resolve_budget(text, modules)
         except BudgetError as error:
-            complaints["budgets", index] = str(error)
-            continue
-        for position, arm in enumerate((*study.spec.arms, *control_arms(study.spec, text))):
-            try:
-                _try_arm(arm, modules, budgets[text])
-            except BudgetError as error:
-                complaints.setdefault(("budgets", index), str(error))
-            except UsageError as error:
-                at: Location = ("arms", position, *(["ranks"] if arm.ranks is not None else []))
-                if position < len(study.spec.arms):
-                    complaints.setdefault(at, str(error))
-                else:
-                    complaints.setdefault(("controls",), f"{error} Or name the `controls` without {arm.strategy}.")
-    if found := [*alone, *complaints.items()]:
-        raise StudyFileError(str(study.path), [study.complaint(at, message) for at, message in found])
+            complaints[("budgets", index), ""] = str(error)
+    for cell in study.matrix.cells:
+        try:
+            if cell.role is Role.ASSAY:
+                budgets[cell.budget] = resolve_budget(cell.budget, modules)
+            if cell.budget in budgets:
+                _check_fits(cell.arm, modules, budgets[cell.budget])
+        except UsageError as error:
+            at, message = _complaint(study, cell, error)
+            # One cause makes one complaint: a budget too small for ten arms is one, each control is its own.
+            complaints.setdefault((at, cell.label if at == ("controls",) else ""), message)
+    if complaints:
+        raise StudyFileError(str(study.path), [study.complaint(at, text) for (at, _), text in complaints.items()])
     return budgets
 
 
-def _try_arm(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> None:
+def _complaint(study: Study, cell: Cell, error: UsageError) -> tuple[Location, str]:
+    """The key of the study file that is to blame, and what to do."""
+    if cell.role is Role.ASSAY:
+        return ("controls",), f"the baseline at {cell.budget}: {error} Or name the `controls` without it."
+    if isinstance(error, BudgetError):
+        return ("budgets", study.spec.budgets.index(cell.budget)), str(error)
+    if cell.role in (Role.ARM, Role.BASELINE):
+        own = ["ranks"] if cell.arm.ranks is not None else []
+        return ("arms", study.spec.arms.index(cell.arm), *own), str(error)
+    return ("controls",), f"{error} Or name the `controls` without {cell.arm.strategy}."
+
+
+def _check_fits(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> None:
     """UsageError where an arm can have no plan."""
     if arm.ranks is not None:
         fixed_ranks(arm.ranks, modules, f"the arm {arm.name}")
@@ -71,26 +66,24 @@ def _try_arm(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> 
 def check_distinct(study: Study, context: Mapping[str, Any]) -> None:
     """StudyFileError where two arms would be one run: what is written differently can come to the same."""
     seen: dict[str, str] = {}
-    for budget, arm in arms_on_budgets(study.spec):
-        run = RunSpec(Phase.EVALUATION, arm, budget, scaling_of(study.spec, arm), learning_rate=1.0, seed=0)
-        other = seen.setdefault(run.run_id(context), arm.name)
-        if other != arm.name:
-            own = [own.name for own in study.spec.arms]
-            at: Location = ("arms", own.index(arm.name)) if arm.name in own else ("controls",)
-            raise StudyFileError(
-                str(study.path),
-                [study.complaint(at, f"{arm.name!r} at {budget} is the same run as {other!r}; leave one out")],
-            )
+    for cell in study.matrix.cells:
+        run_id = Run(Phase.EVALUATION, cell, learning_rate=1.0, seed=0).run_id(context)
+        name, other = cell.arm.name, seen.setdefault(run_id, cell.arm.name)
+        if other != name:
+            own = [arm.name for arm in study.spec.arms]
+            at: Location = ("arms", own.index(name)) if name in own else ("controls",)
+            message = f"{name!r} at {cell.budget} is the same run as {other!r}; leave one out"
+            raise StudyFileError(str(study.path), [study.complaint(at, message)])
 
 
 def check_equal_cost(study: Study, modules: tuple[ModuleShape, ...], budgets: Mapping[str, Budget]) -> None:
     """StudyFileError where a hypothesis has fixed ranks that do not cost what the baseline costs."""
     spec, found = study.spec, []
     names = [arm.name for arm in spec.arms]
-    for comparison in primary_comparisons(spec):
+    for comparison in study.matrix.comparisons:
         arm = spec.arms[names.index(comparison.arm)]
         if arm.ranks is not None:
-            own, baseline = (_cost(each, modules, budgets[comparison.budget]) for each in (arm, baseline_of(spec)))
+            own, baseline = (_cost(each, modules, budgets[comparison.budget]) for each in (arm, study.matrix.baseline))
             if own != baseline:
                 message = (
                     f"the ranks of {arm.name!r} cost {own:,} trainable parameters and the baseline {baseline:,} at "

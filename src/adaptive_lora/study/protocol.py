@@ -1,7 +1,7 @@
-"""What a study decides, and what stands beside it so that the decision can be trusted.
+"""What a study decides, and the controls that let the decision be trusted.
 
 **Primary comparisons** are the hypotheses: an arm against the baseline at a budget, one family over all budgets.
-Everything else is exploratory. **Controls** ask of the study itself whether it can tell anything:
+Everything else is exploratory. **Controls** check the study itself:
 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;
@@ -12,7 +12,7 @@ Everything else is exploratory. **Controls** ask of the study itself whether it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
@@ -102,19 +102,6 @@ def assay_budgets(spec: StudySpec) -> tuple[str, ...]:
 def baseline_of(spec: StudySpec) -> ArmPart:
     """The arm that all others are compared with."""
     return next(arm for arm in spec.arms if arm.name == spec.analysis.baseline)
-
-
-def arms_on_budgets(spec: StudySpec) -> Iterator[tuple[str, ArmPart]]:
-    """(budget, arm), controls last, then the budgets of the baseline alone.
-
-    Fixed ranks have a size of their own and so stand under the first budget alone.
-    """
-    for index, budget in enumerate(spec.budgets):
-        for arm in (*spec.arms, *control_arms(spec, budget)):
-            if arm.ranks is None or index == 0:
-                yield budget, arm
-    for budget in assay_budgets(spec):
-        yield budget, baseline_of(spec)
 
 
 def primary_comparisons(spec: StudySpec) -> tuple[Comparison, ...]:

@@ -204,6 +204,7 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
         "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
         "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
     }
+    files |= {Path(name).name: text for name, text in facts.get("strategy_files", {}).items()}
     for name, text in files.items():
         write_atomically(folder / name, text)
     archive = StudyPaths(folder).archive

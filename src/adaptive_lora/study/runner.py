@@ -1,4 +1,4 @@
-"""From a study file to results: what is pending is planned, trained, evaluated and recorded.
+"""From a study file to results: what is missing is planned, trained, evaluated and recorded.
 
 Everything a run needs follows from its spec, so that a study that was cut at any moment goes on by the
 same command and ends in the same results.
@@ -15,127 +15,127 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.errors import StudyFolderError, Terminated
 from adaptive_lora.files import write_atomically
-from adaptive_lora.stats.run_table import Phase, Status
-from adaptive_lora.stats.words import counted
-from adaptive_lora.study.engines.bank import BankWorker
-from adaptive_lora.study.engines.engine import Worker
-from adaptive_lora.study.engines.reference import ReferenceWorker
+from adaptive_lora.study.engines.bank import BankEngine
+from adaptive_lora.study.engines.engine import Engine
+from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
-from adaptive_lora.study.engines.watcher import Silent, Watcher
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
-from adaptive_lora.study.learning_rate_search import (
-    Outcome,
-    chosen_rates,
-    edges,
-    evaluations_expected,
-    grid_of,
-    outcome_of,
-    tuning_losses,
-)
-from adaptive_lora.study.ledger import Ledger, create_or_open, open_to_read
+from adaptive_lora.study.learning_rate_search import LearningRateSearch, search_of
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
-from adaptive_lora.study.prepare import Material, prepare
-from adaptive_lora.study.runs import count_runs, evaluation_runs, tuning_runs
-from adaptive_lora.study.schema import StudySpec
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
+from adaptive_lora.study.prepare import PreparedStudy, prepare
+from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.study.set_aside import set_aside
-from adaptive_lora.study.study_file import Study, portable_text
+from adaptive_lora.study.status import StudyStatus, ledger_status
+from adaptive_lora.study.strategy_files import kept_files
+from adaptive_lora.study.study_file import Study, exported_text, portable_text
 from adaptive_lora.study.twins import check_twins
 
-__all__ = ["Silent", "Watcher", "check_folder", "interruptible", "run_study", "study_facts"]
+__all__ = ["ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
 
 _SIDES = ("there", "here")
-_WORKERS: Mapping[str, type[Worker]] = {"bank": BankWorker, "reference": ReferenceWorker}
+_ENGINES: Mapping[str, type[Engine]] = {"bank": BankEngine, "reference": ReferenceEngine}
 
 
 def run_study(
     study: Study,
     out: Path,
-    watcher: Watcher | None = None,
-    device: str = "cpu",
+    listener: ProgressListener | None = None,
+    device: str | None = None,
     checkpoint_seconds: float = 30.0,
     deviation: str | None = None,
-) -> Outcome:
-    """Trains what is missing of `study` in the folder `out`, and says how it stands.
+) -> StudyStatus:
+    """Trains what is missing of `study` in the folder `out`, and returns its status.
 
     What is decided is locked before the first step (`study.lock`). A study file that has changed since is refused,
-    unless `deviation` says why: then the lock records what changed, and the report says so.
+    unless `deviation` says why: then the lock records what changed, and the report says so. `device`: by default the
+    accelerator where there is one, else the CPU.
 
     Raises UsageError before anything is written if the study cannot work or the folder is not its own;
-    KeyboardInterrupt after keeping the current run safe. Runs that fail are recorded and tried again by
-    the next call; the others go on.
+    KeyboardInterrupt after saving a checkpoint. Runs that fail are recorded and tried again by the next
+    call; the others go on.
     """
-    watcher = watcher or Silent()
+    listener = listener or Silent()
     check_decidable(study)
     check_trackers(study)
     check_folder(study, out, deviation=deviation)
-    watcher.stage("loading model and data")
-    material = prepare(study, device)
-    for warning in material.warnings():
-        watcher.stage(f"warning: {warning}")
+    listener.stage("loading model and data")
+    prepared = prepare(study, device)
+    listener.stage(f"on {prepared.base.device}")
+    for warning in prepared.warnings():
+        listener.stage(f"warning: {warning}")
     make_folder(out)
-    with exclusive(out), interruptible(watcher) as stop, contextlib.ExitStack() as stack:
-        check_folder(study, out, material, deviation)  # again: another process may have been here while we loaded
+    with exclusive(out), interruptible(listener) as stop, contextlib.ExitStack() as stack:
+        check_folder(study, out, prepared, deviation)  # again: another process may have been here while we loaded
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
-        _decide(study, material, out, ledger, deviation)
-        _set_aside(study.spec, material, ledger, watcher)
+        # The lock comes first: it must be on disk before there is anything that it could have been fitted to.
+        _lock(study, prepared, out, ledger, deviation)
+        _set_aside(prepared, ledger, listener)
         write_atomically(StudyPaths(out).study_file, portable_text(study))
-        trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", watcher.stage)
-        worker = _WORKERS[study.spec.engine](
-            material, ledger, StudyPaths(out), watcher, stop, checkpoint_seconds, trackers
+        for name, text in kept_files(study.spec).items():
+            write_atomically(out / name, text)
+        trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)
+        engine = _ENGINES[study.spec.engine](
+            prepared, ledger, StudyPaths(out), listener, stop, checkpoint_seconds, trackers
         )
-        worker.evaluate_base()
-        grid = _tune(study.spec, worker)
-        _set_aside(study.spec, material, ledger)  # by the rates that are chosen now
-        chosen = chosen_rates(study.spec, ledger)
-        expected = {**count_runs(study.spec, grid), Phase.EVALUATION: evaluations_expected(study.spec, ledger)}
-        ledger.set_facts({"chosen_rates": [[*key, rate] for key, rate in chosen.items()], "expected_runs": expected})
-        worker.run_all(list(evaluation_runs(study.spec, chosen)))
+        engine.evaluate_base()
+        search = _tune(engine)
+        _set_aside(prepared, ledger)  # by the rates that are chosen now
+        expected = search.expected_runs()
+        ledger.set_facts(
+            {"chosen_rates": [[*key, rate] for key, rate in search.chosen.items()], "expected_runs": expected}
+        )
+        engine.run_all(list(study.matrix.evaluation_runs(search.chosen)), sum(expected.values()))
         check_twins(ledger)
-        return outcome_of(study.spec, ledger)
+        return ledger_status(ledger)
 
 
-def _set_aside(spec: StudySpec, material: Material, ledger: Ledger, watcher: Watcher | None = None) -> None:
-    """After a deviation, the runs that the study does not ask for any more; they are kept, and count nowhere."""
+def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:
+    """After a deviation, sets aside runs that the study does not ask for any more; they are kept and do not count."""
     if ledger.facts()["lock"]["deviations"]:
-        left = set_aside(spec, material.context(), ledger)
-        if left and watcher:
-            watcher.stage(f"{counted(left, 'run')} of the study as it was before the deviation stay and do not count")
+        left = set_aside(prepared.study.matrix, prepared.context, ledger)
+        if left and listener:
+            listener.stage(f"not counted: {left:,} run(s) of the study as it was before the deviation")
 
 
-def _tune(spec: StudySpec, worker: Worker) -> tuple[float, ...]:
-    """Trains the grid of rates, wider while the study lets it grow; says where a best rate lies at its edge."""
+def _tune(engine: Engine) -> LearningRateSearch:
+    """Trains the grid of rates, wider while the study lets it grow; warns where a best rate lies at its edge."""
+    matrix, ledger = engine.prepared.study.matrix, engine.ledger
     done: tuple[float, ...] = ()
-    while (grid := grid_of(spec, worker.ledger)) != done:
+    while (search := search_of(matrix, ledger)).grid != done:
         if done:
-            added = ", ".join(f"{rate:g}" for rate in grid if rate not in done)
-            worker.watcher.stage(f"a best learning rate lies at the edge of the grid: adding {added} for all arms")
-        worker.ledger.set_facts({"expected_runs": count_runs(spec, grid)})
-        worker.run_all(list(tuning_runs(spec, grid)))
-        done = grid
-    for edge in edges(tuning_losses(spec, worker.ledger, grid), grid):
-        worker.watcher.stage(f"warning: {edge.text}")
-    return grid
+            added = ", ".join(f"{rate:g}" for rate in search.grid if rate not in done)
+            engine.listener.stage(f"a best learning rate lies at the edge of the grid: adding {added} for all arms")
+        expected = search.expected_runs()
+        ledger.set_facts({"expected_runs": expected})
+        engine.run_all(list(matrix.tuning_runs(search.grid)), sum(expected.values()))
+        done = search.grid
+    for edge in search.edges:
+        best = f"the best rate, {edge.rate:g}, is at the edge of the grid" if edge.trained else "every rate diverges"
+        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; add {edge.beyond:g} to `learning_rate`")
+    return search
 
 
-def _decide(study: Study, material: Material, out: Path, ledger: Ledger, deviation: str | None) -> None:
+def _lock(study: Study, prepared: PreparedStudy, out: Path, ledger: Ledger, deviation: str | None) -> None:
     """Writes the lock and the ledger's facts, or what has changed since."""
-    before, facts, known = read_lock(out), {**study_facts(study), **material.facts()}, ledger.facts()
+    before, facts, known = read_lock(out), {**study_facts(study), **prepared.facts()}, ledger.facts()
     lock = lock_of(study, facts)
     if before is not None and before["identity"] == study.identity:
         # A kill between lock and ledger leaves the facts of the study before the deviation.
         lock, facts = before, {**facts, **known} if known.get("identity") == study.identity else facts
     elif before is not None:
         if not deviation:
-            apart = "; ".join(differences(before["spec"], study.spec.model_dump(mode="json"), ("locked", "here")))
+            differ = "; ".join(differences(before["spec"], study.spec.model_dump(mode="json"), ("locked", "here")))
             raise StudyFolderError(
-                f"{out} is locked for another version of this study: {apart}. To go on with this one, say why: "
+                f"{out} is locked for another version of this study: {differ}. To go on with this one, say why: "
                 "--deviation REASON; the report will show it."
             )
-        results = sum(Status(run["status"]).is_finished for run in ledger.runs(every=True))
+        results = sum(status.is_finished for status in ledger.statuses(every=True).values())
         lock = with_deviation(before, lock, deviation, results)
-    elif ledger.runs(every=True):
+    elif ledger.statuses(every=True):
         raise StudyFolderError(
             f"{out} has runs but no {StudyPaths(out).decisions.name}, which says what was decided before the first of "
             "them. Bring it back from a copy, or name a new folder with --out."
@@ -146,7 +146,7 @@ def _decide(study: Study, material: Material, out: Path, ledger: Ledger, deviati
     ledger.set_facts({**facts, "lock": {name: lock[name] for name in kept if name in lock}})
 
 
-def check_folder(study: Study, out: Path, material: Material | None = None, deviation: str | None = None) -> None:
+def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None, deviation: str | None = None) -> None:
     """StudyFolderError unless `out` is new, empty, or already this study's, on the same model and data.
 
     With a reason for a `deviation` it may be that of another version of the study.
@@ -161,16 +161,16 @@ def check_folder(study: Study, out: Path, material: Material | None = None, devi
     with contextlib.closing(open_to_read(out, begun=False)) as ledger:
         facts = ledger.facts()
     if facts and facts.get("identity") != study.identity and not deviation:
-        apart = "; ".join(differences(facts["spec"], study.spec.model_dump(mode="json"), _SIDES))
+        differ = "; ".join(differences(facts["spec"], study.spec.model_dump(mode="json"), _SIDES))
         raise StudyFolderError(
-            f"{out} belongs to another study ({facts['name']!r}). It differs from {study.path}: {apart}. "
+            f"{out} belongs to another study ({facts['name']!r}). It differs from {study.path}: {differ}. "
             "Name another folder with --out, or go back to the study file that the folder was made with "
             f"({paths.study_file}). To go on with the change, say why: --deviation REASON; the report will show it."
         )
-    if facts and material is not None and facts["material"] != material.context():
-        apart = "; ".join(differences(facts["material"], material.context(), _SIDES))
+    if facts and prepared is not None and facts["material"] != prepared.context:
+        differ = "; ".join(differences(facts["material"], prepared.context, _SIDES))
         raise StudyFolderError(
-            f"The model or the data of the study in {out} have changed since it began: {apart}. "
+            f"The model or the data of the study in {out} have changed since it began: {differ}. "
             "Results on both would be mixed; name a new folder with --out, or bring the old files back."
         )
 
@@ -182,31 +182,41 @@ def study_facts(study: Study) -> dict[str, Any]:
         "name": study.spec.name,
         "identity": study.identity,
         "spec": study.spec.model_dump(mode="json"),
-        "text": study.text,
+        "text": exported_text(study),
+        **({"strategy_files": files} if (files := kept_files(study.spec)) else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
         },
-        "expected_runs": {phase.value: count for phase, count in count_runs(study.spec).items()},
+        "expected_runs": {phase.value: count for phase, count in study.matrix.counts().items()},
     }
 
 
 @contextlib.contextmanager
-def interruptible(watcher: Watcher) -> Iterator[Callable[[], bool]]:
-    """A question "shall we stop?" that the first Ctrl-C answers with yes; the second stops at once."""
-    asked = threading.Event()
+def interruptible(listener: ProgressListener) -> Iterator[Callable[[], bool]]:
+    """A question "stop now?" that the first Ctrl-C or SIGTERM answers with yes; the second stops at once.
+
+    Raises Terminated instead of KeyboardInterrupt where it was SIGTERM.
+    """
+    asked: list[int] = []
 
     def ask(signum: int, frame: Any) -> None:
-        if asked.is_set():
+        if asked:
             raise KeyboardInterrupt
-        asked.set()
-        watcher.stage("keeping the current run safe; Ctrl-C again stops at once")
+        asked.append(signum)
+        again = "press Ctrl-C again to quit now" if signum == signal.SIGINT else "a second signal quits now"
+        listener.stage(f"saving a checkpoint; {again}")
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield lambda: False
         return
-    before = signal.signal(signal.SIGINT, ask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield lambda: bool(asked)
+    except KeyboardInterrupt as error:
+        if signal.SIGTERM in asked:
+            raise Terminated from error
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -30,7 +30,7 @@ def _with_known_variables(text: str) -> str:
     unset = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
     if unset:
         raise ValueError(
-            f"the environment variable {' and '.join(unset)} is not set; set it to the folder that holds the material"
+            f"the environment variable {' and '.join(unset)} is not set; set it to the folder of the model or the data"
         )
     return text
 

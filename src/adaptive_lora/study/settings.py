@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def scaling_of(spec: StudySpec, arm: ArmPart) -> ScalingPart:
-    """The study's scaling with what the arm says otherwise; a rule alone keeps the study's reference."""
+    """The study's scaling with the arm's own settings; an arm that names a rule alone keeps the study's reference."""
     own = arm.scaling.model_dump(exclude_unset=True) if arm.scaling else {}
     return spec.scaling.model_copy(update=own)
 
 
 def training_of(spec: StudySpec, arm: ArmPart) -> TrainPart:
-    """The study's training with what the arm says otherwise, `longer` apart."""
+    """The study's training with the arm's own settings, all but `longer`."""
     own = own_training(arm)
     return spec.train.model_copy(
         update={
@@ -44,7 +44,7 @@ def warmup_complaints(spec: StudySpec) -> dict[Location, str]:
         warmup, steps = training_of(spec, arm).warmup, steps_of(spec, arm)
         if warmup >= 1 and warmup >= steps:
             at: Location = ("arms", index, "train", "warmup") if "warmup" in own_training(arm) else ("train", "warmup")
-            message = f"`warmup` of {warmup:g} steps leaves nothing of the {steps} that {arm.name!r} is trained for"
+            message = f"`warmup` of {warmup:g} steps leaves none of the {steps} steps that {arm.name!r} is trained for"
             found.setdefault(at, f"{message}; give fewer, or a share of all such as 0.03")
     return found
 

@@ -1,18 +1,22 @@
-"""Where a study stands, from its ledger."""
+"""The status of a study: the one answer that runner, `status`, report and memory bank give."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths, is_in_use
+from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.results import read_export
+
+_SHOWN = ("run_id", "phase", "arm", "budget", "seed", "learning_rate", "status", "step", "steps", "error")
 
 
 @dataclass(frozen=True)
@@ -27,18 +31,44 @@ class StudyStatus:
     counts: dict[str, int]
     """Registered runs by status; a run that was begun and that nobody works on is `interrupted`."""
     current: tuple[dict[str, Any], ...]
-    """Runs begun and not finished, with their last kept step."""
+    """Runs begun and not finished, with their last saved step."""
     troubles: tuple[dict[str, Any], ...]
     """Runs that failed or diverged, with the reason."""
     exported: bool = False
     """Whether the folder is an export, on which no process can work."""
 
     @property
+    def completed(self) -> int:
+        """Runs with losses."""
+        return self.counts.get(Status.COMPLETED, 0)
+
+    @property
+    def diverged(self) -> int:
+        """Runs whose loss or gradient was not finite."""
+        return self.counts.get(Status.DIVERGED, 0)
+
+    @property
+    def failed(self) -> int:
+        """Runs that the next `run` tries again."""
+        return self.counts.get(Status.FAILED, 0)
+
+    @property
+    def done(self) -> int:
+        """Runs with a result; a divergence is one."""
+        return self.completed + self.diverged
+
+    @property
     def left(self) -> int:
         """Runs without a result."""
-        return self.expected - self.counts.get(Status.COMPLETED, 0) - self.counts.get(Status.DIVERGED, 0)
+        return max(self.expected - self.done, self.failed)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every run gave a result."""
+        return self.left == 0
 
     def to_json(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
         return {
             "name": self.name, "in_use": self.in_use, "expected": self.expected, "left": self.left,
             "counts": self.counts, "current": list(self.current), "troubles": list(self.troubles),
@@ -47,25 +77,33 @@ class StudyStatus:
 
 
 def study_status(folder: Path) -> StudyStatus:
-    """Where a study folder or an export stands; StudyFolderError where the folder is neither."""
+    """Reads a study folder or an export; StudyFolderError where the folder is neither."""
     in_use = is_in_use(folder)
-    if (ledger := open_recorded(folder)) is None:
-        facts, table = read_export(folder)
-        runs = [{**run, "steps": None} for run in json.loads(table.to_json(orient="records", double_precision=15))]
-    else:
+    if (ledger := open_recorded(folder)) is not None:
         with contextlib.closing(ledger):
-            facts, runs = ledger.facts(), ledger.runs()
-    for run in runs:
-        if run["status"] == Status.RUNNING and not in_use:
-            run["status"] = "interrupted"
-    keys = ("run_id", "phase", "arm", "budget", "seed", "learning_rate", "status", "step", "steps", "error")
-    short = [{key: run[key] for key in keys} for run in runs]
+            found = status_of(ledger.facts(), ledger.runs(), in_use)
+    else:
+        facts, table = read_export(folder)
+        found = status_of(facts, json.loads(table.to_json(orient="records", double_precision=15)))
+    return replace(found, exported=StudyPaths(folder).is_export)
+
+
+def ledger_status(ledger: Ledger) -> StudyStatus:
+    """Of an open ledger, which its own process works on."""
+    return status_of(ledger.facts(), ledger.runs(), in_use=True)
+
+
+def status_of(facts: Mapping[str, Any], runs: Iterable[Mapping[str, Any]], in_use: bool = False) -> StudyStatus:
+    """From a study's facts and the rows of its runs, whether a ledger has them or an export."""
+    rows = [{key: run.get(key) for key in _SHOWN} for run in runs]
+    for row in rows:
+        if row["status"] == Status.RUNNING and not in_use:
+            row["status"] = "interrupted"
     return StudyStatus(
-        name=str(facts.get("name", folder.name)),
+        name=str(facts["name"]),
         in_use=in_use,
-        expected=sum(facts.get("expected_runs", {}).values()),
-        counts=dict(Counter(str(run["status"]) for run in runs)),
-        current=tuple(run for run in short if run["status"] in (Status.RUNNING, "interrupted")),
-        troubles=tuple(run for run in short if run["status"] in (Status.FAILED, Status.DIVERGED)),
-        exported=StudyPaths(folder).is_export,
+        expected=sum(facts["expected_runs"].values()),
+        counts=dict(Counter(str(row["status"]) for row in rows)),
+        current=tuple(row for row in rows if row["status"] in (Status.RUNNING, "interrupted")),
+        troubles=tuple(row for row in rows if row["status"] in (Status.FAILED, Status.DIVERGED)),
     )

@@ -1,7 +1,8 @@
-"""The study file: what is compared with what, on which data, trained how. Validated once, at the door."""
+"""The study file: what is compared with what, on which data, trained how. Validated once, when it is read."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -14,9 +15,10 @@ from typing import Any
 from adaptive_lora import demo
 from adaptive_lora.errors import StudyFileError
 from adaptive_lora.planning.strategies import Strategy
-from adaptive_lora.planning.strategies.registry import plain_strategy_name, strategy_file
+from adaptive_lora.study.matrix import StudyMatrix, matrix_of
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
+from adaptive_lora.study.strategy_files import portable_strategies, with_located_strategies
 from adaptive_lora.study.validation import complaints_of, cross_complaints
 from adaptive_lora.study.yaml import Location, line_of, placed, read_yaml, with_values
 
@@ -39,6 +41,11 @@ class Study:
     def identity(self) -> str:
         """Hash of the content, whatever the order of keys."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def matrix(self) -> StudyMatrix:
+        """Its cells, comparisons and controls, resolved once."""
+        return matrix_of(self.spec)
 
     def locate(self, text: str) -> str:
         """`text` with `${NAME}` filled in; a relative path is sought beside the study file, then from here."""
@@ -64,19 +71,27 @@ def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def portable_text(study: Study) -> str:
-    """The study file with every path that is relative to it made absolute, to stand in another folder."""
+    """The study file with every path that is relative to it made absolute, to stand in another folder.
+
+    Files of strategies stand beside it there.
+    """
     paths: dict[Location, str] = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
     data = read_yaml(study.text, study.path)[0]
     for index, arm in enumerate(data["arms"]):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
             paths["arms", index, "ranks"] = arm["ranks"]
-    found: dict[Location, str] = {}
+    found = portable_strategies(data)
     for at, text in paths.items():
         located = Path(study.locate(text))
         fixed = text == demo.MODEL or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
         if not fixed and located.exists():
             found[at] = str(located.resolve())
     return with_values(study.text, found)
+
+
+def exported_text(study: Study) -> str:
+    """The study file for an export, where files of strategies stand beside it; other paths stay as they are."""
+    return with_values(study.text, portable_strategies(read_yaml(study.text, study.path)[0]))
 
 
 def load_study(path: Path) -> Study:
@@ -115,7 +130,7 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
         raise StudyFileError(str(path), complaints or ["expected keys and values, such as `name: my-study`"])
     found: list[tuple[Location, str]] = []
     data = _with_rank_files(data, path.parent, found)  # first: files give their arms a name
-    data = _with_strategy_files(data, path.parent)
+    data = with_located_strategies(data, functools.partial(locate, folder=path.parent))
     found += cross_complaints(data)
     try:
         spec = StudySpec(**data)
@@ -153,28 +168,5 @@ def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[
                 why = "does not exist" if isinstance(error, FileNotFoundError) else "is not a JSON object of ranks"
                 complaints.append((at, f"the file {arm['ranks']} {why}"))
                 arm = {"name": Path(arm["ranks"]).stem, **arm, "ranks": {}}
-        read.append(arm)
-    return {**data, "arms": read}
-
-
-def _with_strategy_files(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Finds the files of strategies beside the study file and names their arms; `ArmPart` loads them."""
-
-    def located(text: Any) -> Any:
-        file = strategy_file(text) if isinstance(text, str) else None
-        return text if file is None else locate(file, folder) + text[len(file) :]
-
-    arms = data.get("arms")
-    if not isinstance(arms, list):
-        return data
-    read = []
-    for arm in arms:
-        arm = {"strategy": arm} if isinstance(arm, str) and strategy_file(arm) else arm
-        if isinstance(arm, dict) and isinstance(arm.get("strategy"), str):
-            options = arm.get("options")
-            if isinstance(options, dict) and "source" in options:
-                arm = {**arm, "options": {**options, "source": located(options["source"])}}
-            if strategy_file(arm["strategy"]):
-                arm = {"name": plain_strategy_name(arm["strategy"]), **arm, "strategy": located(arm["strategy"])}
         read.append(arm)
     return {**data, "arms": read}

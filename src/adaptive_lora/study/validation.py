@@ -1,4 +1,4 @@
-"""What is wrong with a study file, in words: where, what arrived, what is allowed, the nearest right name."""
+"""Errors of a study file: where, what arrived, what is allowed, the nearest right name."""
 
 from __future__ import annotations
 

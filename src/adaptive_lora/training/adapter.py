@@ -14,22 +14,22 @@ from torch import Tensor, nn
 
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.training.activation_checkpointing import recomputed_blocks
 from adaptive_lora.training.base import FrozenBase, quiet_libraries
-from adaptive_lora.training.dropout import Masks, erase_
+from adaptive_lora.training.dropout import DropoutMasks, zero_
 from adaptive_lora.training.options import initial_a
 
 ADAPTER = "default"
-"""PEFT's name of the one adapter in place."""
+"""PEFT's name of the adapter."""
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose mask follows from (seed, module, step) and the batch's tokens; see `dropout.Masks`.
+    """Dropout whose mask is a function of (seed, module, step); see `DropoutMasks`.
 
-    `step` and `real`, (B, T) true for tokens (nothing: all are), are set by the training loop before each
-    forward pass.
+    The training loop sets `step` and `real`, (B, T), true for tokens (None: no padding), before each forward pass.
     """
 
-    def __init__(self, masks: Masks, name: str) -> None:
+    def __init__(self, masks: DropoutMasks, name: str) -> None:
         super().__init__()
         self.masks, self.name, self.step = masks, name, 0
         self.real: Tensor | None = None
@@ -37,31 +37,34 @@ class SeededDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.masks.p == 0:
             return x
-        # Some models lay the positions of a batch in one row before a product.
+        # Some models flatten the positions of a batch before a product.
         every = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
         real = every if self.real is None else self.real.reshape(x.shape[:-1])
-        kept = torch.ones_like(x)
-        tokens = kept[real]  # (n, d_in), a copy
-        kept[real] = erase_(tokens, self.masks.dropped(self.name, self.step, len(tokens), x.device))
-        return x * kept / (1 - self.masks.p)
+        mask = torch.ones_like(x)
+        tokens = mask[real]  # (n, d_in), a copy
+        mask[real] = zero_(tokens, self.masks.dropped(self.name, self.step, len(tokens), x.device))
+        return x * mask / (1 - self.masks.p)
 
 
 @contextlib.contextmanager
-def attached(base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0) -> Iterator[Any]:
-    """The base as a PeftModel with a fresh adapter of `plan`; taken off again at the end.
+def attached(
+    base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0, checkpointing: bool = False
+) -> Iterator[Any]:
+    """The base as a PeftModel with a fresh adapter of `plan`; the adapter is removed at the end.
 
     A starts nested (`initial_a`) and B at 0, so that at step 0 the model is the base. Realised ranks
-    and scalings are read back from the built model; TrainingError where they are not the plan's.
+    and scalings are read back from the built model; TrainingError if they are not the plan's. With
+    `checkpointing` activations are recomputed in the backward pass: the same results for less memory.
     """
     from peft import get_peft_model
 
     try:
-        # PEFT initialises with the global generator before we write our own values over it.
+        # PEFT initialises from the global generator; our own values are written over it below.
         with torch.random.fork_rng(devices=[]), quiet_libraries():
             model = get_peft_model(base.model, plan.to_lora_config(dropout))
         layers = lora_layers(model)
         verify(layers, plan)
-        masks = Masks(seed, dropout, {shape.name: shape.d_in for shape in base.outline.modules})
+        masks = DropoutMasks(seed, dropout, {shape.name: shape.d_in for shape in base.outline.modules})
         for name, layer in layers.items():
             a = initial_a(seed, name, plan.ranks[name], layer.in_features)
             weight = layer.lora_A[ADAPTER].weight
@@ -69,12 +72,13 @@ def attached(base: FrozenBase, plan: RankPlan, seed: int, dropout: float = 0.0) 
             layer.lora_B[ADAPTER].weight.data.zero_()
             layer.lora_dropout[ADAPTER] = SeededDropout(masks, name)
         model.eval()
-        yield model
+        with recomputed_blocks(base.model) if checkpointing else contextlib.nullcontext():
+            yield model
     finally:
-        # Also where PEFT gave up halfway: the next run must find the base as it was.
+        # Also where PEFT failed halfway: the next run needs the base unchanged.
         for name, layer in _layers_in(base.model).items():
             base.model.set_submodule(name, layer.get_base_layer())
-        # PEFT leaves its mark on the base, and would warn of a second adapter at the next run.
+        # PEFT leaves this attribute on the base, and would warn of a second adapter at the next run.
         if hasattr(base.model, "peft_config"):
             del base.model.peft_config
         base.model.requires_grad_(False)
@@ -92,7 +96,7 @@ def _layers_in(inner: nn.Module) -> dict[str, Any]:
 
 
 def verify(layers: dict[str, Any], plan: RankPlan) -> None:
-    """TrainingError unless every module of the plan, and no other, has the plan's rank and scaling.
+    """TrainingError unless exactly the modules of the plan have adapters, with the plan's ranks and scalings.
 
     PEFT before 0.21 ignores a pattern key that matches nothing (huggingface/peft#3582).
     """
@@ -118,13 +122,13 @@ def trainable(model: Any) -> dict[str, nn.Parameter]:
 
 
 def set_training(model: Any, on: bool) -> None:
-    """Switches the adapter's dropout; the base stays in evaluation mode, its own dropout off."""
+    """Switches the adapter's dropout; the base stays in evaluation mode, without its own dropout."""
     for layer in lora_layers(model).values():
         layer.lora_dropout[ADAPTER].train(on)
 
 
 def set_step(model: Any, step: int, real: Tensor) -> None:
-    """Tells the dropout streams which update comes next, and which positions of its batch, (B, T), are tokens."""
+    """Sets which update the dropout masks are for, and which positions of its batch, (B, T), are tokens."""
     for layer in lora_layers(model).values():
         layer.lora_dropout[ADAPTER].step = step
         layer.lora_dropout[ADAPTER].real = real
@@ -143,7 +147,7 @@ def save_adapter(
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, readable by `PeftModel.from_pretrained`.
 
-    `weights` as `weights_of` gives them, whichever engine trained them.
+    `weights` as returned by `weights_of` or `Slot.weights`.
     """
     config = plan.to_lora_config(dropout)
     config.base_model_name_or_path = base.location

@@ -1,68 +1,26 @@
-"""Causal attention over sequences that lie end to end: no sequence sees another, no padding where it can be helped.
+"""Causal attention over sequences packed end to end: no sequence attends to another, little or no padding.
 
-Models of transformers look their attention up by name (`AttentionInterface`); `NAME` is ours. Which
-sequences there are stands in the pack that is `at_work` while the model runs.
+Models of transformers look their attention up by name (`AttentionInterface`); `NAME` is ours. Where sequences
+begin and end is in the pack of the current batch.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from adaptive_lora.training.kernel import Arguments, attention_kernel
+from adaptive_lora.training.current_batch import get_current_batch
+from adaptive_lora.training.kernels import AttentionArgs, attention_kernel
 from adaptive_lora.training.packing import Pack
 
 NAME = "adaptive_lora_packed"
 """The attention implementation's name for transformers."""
 
-_WASTE = 1.2
-"""Sequences attend in one call of torch's attention if the longest is at most so many times the shortest."""
-
-
-class _AtWork:
-    """What each thread is working on; where a thread was told nothing, what another one is (an accelerator's
-    backward pass recomputes layers in a thread of its own)."""
-
-    def __init__(self) -> None:
-        self._own, self._all, self._lock = threading.local(), list[Any](), threading.Lock()
-
-    def get(self) -> Any:
-        own = getattr(self._own, "work", None)
-        others = self._all[-1:]
-        return own if own is not None or not others else others[0]
-
-    @contextlib.contextmanager
-    def told(self, work: Any) -> Iterator[None]:
-        before = getattr(self._own, "work", None)
-        self._own.work = work
-        with self._lock:
-            self._all.append(work)
-        try:
-            yield
-        finally:
-            self._own.work = before
-            with self._lock:
-                # By identity: equality of works would compare tensors.
-                del self._all[next(i for i, other in enumerate(self._all) if other is work)]
-
-
-_AT_WORK = _AtWork()
-
-
-def at_work(work: Any) -> contextlib.AbstractContextManager[None]:
-    """Tells attention and adapted layers, called by this thread, what the model is fed."""
-    return _AT_WORK.told(work)
-
-
-def current() -> Any:
-    """What `at_work` was told; nothing outside."""
-    return _AT_WORK.get()
+_MAX_RATIO = 1.2
+"""Largest ratio of the longest to the shortest sequence in one call of torch's attention."""
 
 
 class NotCausalOnly(NotImplementedError):
@@ -83,7 +41,9 @@ def packed_attention(
 
     softmax(scaling q k^T) v over the tokens up to its own of each sequence.
     """
-    pack: Pack = current().pack
+    batch = get_current_batch()
+    assert batch is not None, "packed attention runs inside `current_batch`"
+    pack = batch.pack
     if (
         dropout
         or attention_mask is not None
@@ -94,13 +54,15 @@ def packed_attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = rest.get("sliding_window")
     window = window if window is not None and window < max(pack.lengths) else None
-    plain = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] == value.shape[-1]
-    if plain and window is None and attention_kernel() is not None:
-        return _Kernel.apply(query, key, value, scaling, pack.starts), None
+    fits = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] == value.shape[-1]
+    if fits and window is None and attention_kernel() is not None:
+        batch.kernels.add("compiled attention")
+        return _CompiledAttention.apply(query, key, value, scaling, pack.starts), None
+    batch.kernels.add("torch attention")
     return _grouped(query, key, value, scaling, pack, window), None
 
 
-class _Kernel(torch.autograd.Function):
+class _CompiledAttention(torch.autograd.Function):
     """`attention.c`."""
 
     @staticmethod
@@ -115,29 +77,29 @@ class _Kernel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, starts, out, scales = ctx.saved_tensors
-        given = gradients[0][0].contiguous()
-        made = tuple(torch.empty(x.shape) for x in (q, k, v))
-        _call("attention_backward", (q, k, v, starts, ctx.scaling, out, scales), (given, *made))
-        return (*(x.transpose(0, 1)[None] for x in made), None, None)
+        grad_out = gradients[0][0].contiguous()
+        grads = tuple(torch.empty(x.shape) for x in (q, k, v))
+        _call("attention_backward", (q, k, v, starts, ctx.scaling, out, scales), (grad_out, *grads))
+        return (*(x.transpose(0, 1)[None] for x in grads), None, None)
 
 
 def _call(function: str, tensors: tuple[Any, ...], gradients: tuple[Tensor, ...] = ()) -> None:
     q, k, v, starts, scaling, out, scales = tensors
-    arguments = Arguments(
+    arguments = AttentionArgs(
         q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(),
         q_stride=q.stride(0), k_stride=k.stride(0), v_stride=v.stride(0),
         tokens=q.shape[0], heads=q.shape[1], groups=k.shape[1], width=q.shape[2], sequences=len(starts) - 1,
         starts=starts.data_ptr(), scaling=scaling, out=out.data_ptr(), scales=scales.data_ptr(),
     )  # fmt: skip
-    names = ("out_gradient", "q_gradient", "k_gradient", "v_gradient")
+    names = ("grad_out", "grad_q", "grad_k", "grad_v")
     for name, gradient in zip(names, gradients, strict=False):
         setattr(arguments, name, gradient.data_ptr())
     if getattr(attention_kernel(), function)(arguments):
-        raise MemoryError("no memory for attention's working space")
+        raise MemoryError("out of memory: attention's workspace")
 
 
 def _by_token(x: Tensor) -> Tensor:
-    """(1, H, N, D) to (N, H, D) with the heads of a token next to each other; a copy only if they are not."""
+    """(1, H, N, D) to (N, H, D) with the heads of a token contiguous; a copy only if they are not."""
     x = x[0].transpose(0, 1)
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
@@ -145,56 +107,54 @@ def _by_token(x: Tensor) -> Tensor:
 def _grouped(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, pack: Pack, window: int | None = None
 ) -> Tensor:
-    """Torch's attention on groups of sequences of similar length, each padded to its longest.
+    """Torch's attention on groups of sequences of similar length, each padded to the group's longest.
 
-    A sequence's padding repeats its own last token behind it, where causality hides it. With a window, a
-    query sees its own and the window - 1 tokens before it.
+    Padding repeats a sequence's last token after its end, where the causal mask hides it. With a window, a
+    query attends to its own and the window - 1 tokens before it.
     """
     _, heads, positions, _ = query.shape
-    groups, shared = _groups(pack, query.device), heads // key.shape[1]
+    (groups, inverse), shared = _groups(pack, query.device), heads // key.shape[1]
     outputs = []
-    for index, _ in groups:
+    for index in groups:
         q, k, v = (x[0].transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (B, H or G, T, D)
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-        seen = None
+        mask = None
         if window is not None:
             ones = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=query.device)
-            seen = ones.tril().triu(1 - window)
-        attended = scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, scale=scaling)
+            mask = ones.tril().triu(1 - window)
+        attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
         outputs.append(attended.transpose(1, 2).reshape(-1, heads, value.shape[-1]))
-    places = torch.cat([place for _, place in groups])  # (N,): where each position's output stands in the groups'
-    return torch.cat(outputs)[places].view(1, positions, heads, value.shape[-1])
+    return torch.cat(outputs)[inverse].view(1, positions, heads, value.shape[-1])
 
 
-def _groups(pack: Pack, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Per group the positions of its padded rows, (B, T); the second parts, joined, lead back to the N positions."""
-    known: list[tuple[Tensor, Tensor]] | None = pack.__dict__.get("_groups")
-    if known is not None:
-        return known
+def _groups(pack: Pack, device: torch.device) -> tuple[list[Tensor], Tensor]:
+    """Per group the positions of its padded rows, (B, T); and for every position, (N,), its index in the groups'
+    concatenated rows."""
+    cached: tuple[list[Tensor], Tensor] | None = pack.__dict__.get("_groups")
+    if cached is not None:
+        return cached
     starts, lengths = pack.starts.tolist(), pack.lengths
     rows: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not rows or lengths[rows[-1][0]] > _WASTE * lengths[i] + 8:
+        if not rows or lengths[rows[-1][0]] > _MAX_RATIO * lengths[i] + 8:
             rows.append([])
         rows[-1].append(i)
-    place, at = torch.empty(starts[-1], dtype=torch.long), 0
+    inverse, at = torch.empty(starts[-1], dtype=torch.long), 0
     indices = []
     for group in rows:
         longest = lengths[group[0]]
         steps = torch.arange(longest)
         indices.append(torch.stack([starts[i] + steps.clamp(max=lengths[i] - 1) for i in group]).to(device))
         for i in group:
-            place[starts[i] : starts[i + 1]] = at + torch.arange(lengths[i])
+            inverse[starts[i] : starts[i + 1]] = at + torch.arange(lengths[i])
             at += longest
-    parts = place.to(device).split([len(place), *[0] * (len(indices) - 1)])
-    found = list(zip(indices, parts, strict=True))
-    pack.__dict__["_groups"] = found  # the same for every layer
-    return found
+    pack.__dict__["_groups"] = indices, inverse.to(device)  # shared by all layers
+    return pack.__dict__["_groups"]
 
 
 def register() -> None:
-    """Makes `NAME` known to transformers."""
+    """Registers `NAME` with transformers."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, packed_attention)

@@ -1,4 +1,4 @@
-"""The frozen base model: found on the hub or in a folder, loaded from safetensors alone, never from remote code."""
+"""The frozen base model, from the hub or a folder: safetensors only, no remote code."""
 
 from __future__ import annotations
 
@@ -17,29 +17,15 @@ from torch import nn
 
 from adaptive_lora.errors import ModelError, UsageError
 from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
+from adaptive_lora.planning.outline import ModelOutline
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
 @dataclass(frozen=True)
-class ModelOutline:
-    """What the configuration alone tells of a model; no weights were read."""
-
-    name: str
-    modules: tuple[ModuleShape, ...]
-    """Every weight that can be adapted (the output layer and embeddings are not among them)."""
-    total_parameters: int
-    """All parameters, tied ones counted once."""
-    context: int
-    """The longest sequence, in tokens."""
-    fused_parameters: int = 0
-    """Parameters in stacks of matrices (the experts of most mixtures), which no module of their own holds."""
-
-
-@dataclass(frozen=True)
 class FrozenBase:
-    """A loaded model whose weights never change, with its tokenizer."""
+    """A loaded model with frozen weights, and its tokenizer."""
 
     name: str
     """As the user wrote it."""
@@ -54,9 +40,9 @@ class FrozenBase:
 
 
 def outline_of(name: str, location: str | Path, revision: str | None = None) -> ModelOutline:
-    """Modules and sizes from a model's configuration; milliseconds, and no weights needed.
+    """Modules and sizes from a model's configuration, without its weights; takes milliseconds.
 
-    `location` is a folder or a hub name; `name` is what to call it. Raises ModelError.
+    `location` is a folder or a hub name; `name` is used in messages. Raises ModelError.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -142,14 +128,14 @@ def default_device() -> str:
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """A device that is there; UsageError with those that are otherwise."""
-    there = ["cpu"]
+    """The device if it is available; otherwise UsageError with those that are."""
+    available = ["cpu"]
     if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        available += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
-        there += ["mps"]
-    if str(device) not in there:
-        raise UsageError(f"There is no device {str(device)!r} here; there is: {', '.join(there)}.")
+        available += ["mps"]
+    if str(device) not in available:
+        raise UsageError(f"There is no device {str(device)!r} here; there is: {', '.join(available)}.")
     return torch.device(device)
 
 
@@ -186,7 +172,7 @@ def _outline(name: str, model: Any) -> ModelOutline:
 
 @contextlib.contextmanager
 def _explained(name: str, location: str | Path) -> Iterator[None]:
-    """Turns what the hub libraries raise into one message with a remedy."""
+    """Turns errors of the hub libraries into one ModelError with a remedy."""
     folder = Path(location).expanduser()
     if not folder.exists():
         if str(location).startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(str(location)):
@@ -194,11 +180,11 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
                 f"The model folder {location} does not exist. Give a folder, a hub name owner/name, or `demo`."
             )
     elif not (folder / "config.json").is_file():
-        raise ModelError(f"{location} has no config.json, so it is no Hugging Face model folder.")
+        raise ModelError(f"{location} has no config.json, so it is not a Hugging Face model folder.")
     try:
         yield
     except Exception as error:
-        # Configurations, tokenizers and weights fail in a dozen unrelated classes; all mean "cannot be read".
+        # Configurations, tokenizers and weights fail with a dozen unrelated classes; all mean "cannot be read".
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if "safetensors" in str(error) and not isinstance(error, SafetensorError):
             remedy = (
@@ -206,7 +192,7 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
                 "folder, or name a revision that has them."
             )
         elif folder.exists():
-            remedy = "Check that config.json, tokenizer.json and model.safetensors are whole and fit together."
+            remedy = "Check that config.json, tokenizer.json and model.safetensors are complete and belong together."
         else:
             remedy = "Check the name and the network (`adaptive-lora doctor`), or name a local folder."
         raise ModelError(f"The model {name} could not be loaded: {reason} {remedy}") from error
@@ -214,7 +200,7 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silences loading bars and what the libraries say of each other's future: nothing a user can act on."""
+    """Silences loading bars and the libraries' deprecation warnings of each other: no user can act on them."""
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()

@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptive_lora.data.encoding import Example
 
 IGNORED = -100
-"""The label of positions that are not learnt (torch's own default)."""
+"""The label of positions without a loss (torch's own default)."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Batch:
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """One batch; the mask and the labels come from lengths, so that a pad token equal to the end
-    token (GPT-2) hides nothing."""
+    """One batch; mask and labels come from lengths, so that a pad token equal to the end
+    token (GPT-2) masks no end token."""
     longest = max(len(example.ids) for example in examples)
     input_ids = torch.zeros(len(examples), longest, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
@@ -46,15 +46,15 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 @dataclass(frozen=True)
 class SequenceLosses:
-    """What a batch says of each of its sequences; all (B,)."""
+    """Losses of the sequences of a batch; all (B,)."""
 
     nll: Tensor
     """Summed negative log-likelihood of the completion tokens, nats."""
     tokens: Tensor
     """Number of completion tokens."""
     exact: Tensor
-    """Whether the likeliest token was right at every completion position. Given the same prefix,
-    greedy decoding makes the same choices, so this is exact match without generating."""
+    """Whether the likeliest token was the target at every completion position. Greedy decoding makes the same
+    choices from the same prefix, so this is exact match without generating."""
 
 
 def sequence_losses(logits: Tensor, labels: Tensor) -> SequenceLosses:
@@ -72,7 +72,7 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> SequenceLosses:
 
 
 Loss = Callable[[Tensor, Batch, Sequence[Example]], Tensor]
-"""Logits (B, T, V), the batch and its examples -> the loss that training lowers, nats per completion token."""
+"""Logits (B, T, V), the batch and its examples -> the loss to minimise, nats per completion token."""
 
 
 def label_loss(logits: Tensor, batch: Batch, examples: Sequence[Example]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The state of a run between two updates, in one safetensors file that is replaced whole."""
+"""Checkpoints: the state of a run between two updates, in one safetensors file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adaptive_lora.files import write_atomically
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one update tells."""
+    """One update."""
 
     step: int
     """From 0."""
@@ -40,14 +40,14 @@ class Progress:
 
 
 def write_checkpoint(path: Path, run_id: str, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a run's tensors and progress; the old checkpoint stays until the new one is whole."""
+    """Writes a run's tensors and progress; the old checkpoint is replaced only once the new one is complete."""
     metadata = {"run_id": run_id, "progress": json.dumps(asdict(progress))}
     write_atomically(path, safetensors.torch.save(dict(tensors), metadata))
 
 
 def read_checkpoint(path: Path, run_id: str) -> tuple[Progress, dict[str, Tensor]] | None:
-    """What `write_checkpoint` wrote; nothing where there is no file, one that cannot be read, or another run's:
-    at worst work is repeated."""
+    """What `write_checkpoint` wrote; None if the file is missing, unreadable or another run's: the run then starts
+    over."""
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
@@ -80,7 +80,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, run_id: str, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> Progress:
-    """Restores a run into its parameters and optimizer; a fresh start where there is nothing to restore."""
+    """Restores a run into its parameters and optimizer; a fresh `Progress` where there is no usable checkpoint."""
     found = read_checkpoint(path, run_id)
     if found is None:
         return Progress()
@@ -89,7 +89,7 @@ def load_checkpoint(
         tensors.get(f"parameter/{name}", torch.empty(0)).shape != parameter.shape
         for name, parameter in parameters.items()
     ):
-        return Progress()  # measured again, the plan came out otherwise: its run begins anew
+        return Progress()  # the plan has changed since (its scores were measured again): the run starts over
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[f"parameter/{name}"])
         state = {

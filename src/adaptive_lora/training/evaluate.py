@@ -1,4 +1,4 @@
-"""Losses of a model on examples, one number pair per example, so that any average can be made later."""
+"""Losses of a model on examples: summed loss and token count per example, so that any average can be computed later."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adaptive_lora.training.batches import collate, sequence_losses
 from adaptive_lora.training.memory import is_out_of_memory
 
 _LARGEST_LOGITS = 1 << 26
-"""Most logits at once, positions times vocabulary: 0.27 GB in float32, a few times that while the loss is taken."""
+"""Most logits at once, positions times vocabulary: 0.27 GB in float32, a few times that during the loss."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Evaluation:
 def evaluate(
     model: Any, examples: Sequence[Example], device: torch.device, should_stop: Callable[[], bool] = lambda: False
 ) -> Evaluation:
-    """Evaluates in batches of similar length, few enough that the logits stay in bounds; consumes no randomness.
+    """Evaluates in batches of similar length, with at most _LARGEST_LOGITS logits each; uses no randomness.
 
-    `should_stop` is asked between batches; a yes is raised as KeyboardInterrupt.
+    `should_stop` is called between batches; True raises KeyboardInterrupt.
     """
     tokens = min(4096, _LARGEST_LOGITS // model.config.get_text_config().vocab_size)
-    found = blank(len(examples))
-    for rows in batches_of(examples, tokens):
+    found = empty_evaluation(len(examples))
+    for rows in batches_by_length(examples, tokens):
         if should_stop():
             raise KeyboardInterrupt
         batch = collate([examples[i] for i in rows]).to(device)
@@ -57,13 +57,13 @@ def evaluate(
     return found
 
 
-def blank(count: int) -> Evaluation:
-    """Room for the results of so many examples."""
+def empty_evaluation(count: int) -> Evaluation:
+    """Zeros for `count` examples, to be filled in."""
     return Evaluation(np.zeros(count), np.zeros(count, np.int64), np.zeros(count, np.bool_))
 
 
-def batches_of(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `tokens` positions, shortest first, so that little is padding."""
+def batches_by_length(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `tokens` positions, shortest first, so that there is little padding."""
     rows: list[int] = []
     for i in sorted(range(len(examples)), key=lambda i: len(examples[i].ids)):
         if rows and (len(rows) + 1) * len(examples[i].ids) > tokens:
@@ -74,16 +74,16 @@ def batches_of(examples: Sequence[Example], tokens: int) -> Iterator[list[int]]:
         yield rows
 
 
-Measured = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-"""Summed losses, tokens, and whether all were right; (members, examples) each."""
+LossArrays = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Summed losses, tokens, and whether all were correct; (members, examples) each."""
 
 
-def measured(
-    measure: Callable[[list[int], list[int]], Measured], members: list[int], examples: list[int]
-) -> Iterator[tuple[list[int], list[int], Measured]]:
-    """`measure` of the members on the examples; out of memory, of halves, down to one member on one example."""
+def in_halves(
+    evaluate_some: Callable[[list[int], list[int]], LossArrays], members: list[int], examples: list[int]
+) -> Iterator[tuple[list[int], list[int], LossArrays]]:
+    """`evaluate_some` of the members on the examples; if out of memory, of halves, down to one member and example."""
     try:
-        found = measure(members, examples)
+        found = evaluate_some(members, examples)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(members) == len(examples) == 1:
             raise
@@ -93,5 +93,5 @@ def measured(
     k, n = (len(members) + 1) // 2, len(examples)
     if len(members) == 1:
         n = (n + 1) // 2
-    yield from measured(measure, members[:k], examples[:n])
-    yield from measured(measure, members[k:] or members, examples[n:] or examples)
+    yield from in_halves(evaluate_some, members[:k], examples[:n])
+    yield from in_halves(evaluate_some, members[k:] or members, examples[n:] or examples)

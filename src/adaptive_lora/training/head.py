@@ -1,4 +1,4 @@
-"""From hidden states to losses: the model's output layer on the positions that count, a bounded number at a time."""
+"""From hidden states to losses: the output layer on the positions to be learnt, a bounded number at a time."""
 
 from __future__ import annotations
 
@@ -14,47 +14,46 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LARGEST_LOGITS = 1 << 25
-"""Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that while the loss is taken."""
+"""Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that during the loss."""
 
 
 @dataclass(frozen=True)
 class TokenLosses:
-    """What the completion tokens of a pack cost; all (C,), and the gradient (C, d)."""
+    """Losses of a pack's completion tokens; all (C,), and the gradient (C, d)."""
 
     nll: Tensor
     """Negative log-likelihood, nats."""
-    right: Tensor
-    """Whether the likeliest token was the right one."""
+    correct: Tensor
+    """Whether the likeliest token was the target."""
     gradient: Tensor | None
-    """Of the weighted sum of `nll` by the hidden states."""
+    """Of the weighted sum of `nll` with respect to the hidden states; None without weights."""
 
 
-class _Given(nn.Module):
-    """Stands where the decoder was, and hands on what it is given."""
+class _PassThrough(nn.Module):
+    """Replaces the decoder: returns its input as the last hidden states."""
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
-        return _hidden_alone()(last_hidden_state=inputs_embeds)
+        return _hidden_states_only()(last_hidden_state=inputs_embeds)
 
 
 @functools.cache
-def _hidden_alone() -> Any:
-    """A decoder's output of which the second half of a model may ask anything (routers' logits, states): the rest
-    is None."""
+def _hidden_states_only() -> Any:
+    """A decoder's output in which every other field (router logits, caches) reads as None."""
     from transformers.modeling_outputs import BaseModelOutput
 
-    class HiddenAlone(BaseModelOutput):  # type: ignore[misc]
+    class HiddenStatesOnly(BaseModelOutput):  # type: ignore[misc]
         def __getattr__(self, name: str) -> None:
             if name.startswith("__"):
                 raise AttributeError(name)
 
-    return HiddenAlone
+    return HiddenStatesOnly
 
 
 class Head:
     """A causal language model in two halves: `decoder` up to the hidden states, `losses` from there.
 
-    The second half is the model's own forward pass with its decoder left out, so that whatever it does to
-    its logits (scales, caps) is done.
+    The second half is the model's own forward pass without its decoder, so that whatever the model does to
+    its logits (scaling, soft-capping) is applied.
     """
 
     def __init__(self, model: Any) -> None:
@@ -64,9 +63,9 @@ class Head:
         self._vocabulary = model.config.get_text_config().vocab_size
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(C, d) to (C, V); a row's bits do not depend on its neighbours, nor on whether it has any.
+        """(C, d) to (C, V); a row's bits do not depend on the other rows, nor on whether there are any.
 
-        oneDNN multiplies a lone row by another kernel, whose last bits are others: a lone row is given twice.
+        oneDNN uses another kernel for a single row, with other last bits: a single row is computed twice.
         """
         rows = hidden.expand(2, -1) if len(hidden) == 1 else hidden
         return self._rest(inputs_embeds=rows[None], use_cache=False).logits[0, : len(hidden)]
@@ -74,11 +73,11 @@ class Head:
     def losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> TokenLosses:
         """Losses of the tokens `targets` (C,) that follow `hidden` (C, d); or of distributions over them, (C, V).
 
-        With `weights` (C,) also the gradient of Σ weight · nll by `hidden`, so that the logits of no more
-        than a few positions are ever held. The parts are even, so that none is left with a few rows, for which
-        a processor's kernels may be others.
+        With `weights` (C,) also the gradient of Σ weight · nll with respect to `hidden`: computed part by part,
+        so that never more than LARGEST_LOGITS are held. Parts are even, so that none is left with a few rows, for
+        which other kernels might be used.
         """
-        nll, right, gradients = [], [], []
+        nll, correct, gradients = [], [], []
         for part in _even_parts(len(targets), max(1, LARGEST_LOGITS // self._vocabulary)):
             rows = hidden[part].detach().requires_grad_(weights is not None)
             with torch.set_grad_enabled(weights is not None):
@@ -88,26 +87,25 @@ class Head:
                 if weights is not None:
                     gradients.append(torch.autograd.grad(cost @ weights[part].to(cost.dtype), rows)[0])
             nll.append(cost.detach())
-            wanted = targets[part] if targets.ndim == 1 else targets[part].argmax(-1)
-            right.append(logits.detach().argmax(-1) == wanted)
-        return TokenLosses(torch.cat(nll), torch.cat(right), torch.cat(gradients) if gradients else None)
+            target = targets[part] if targets.ndim == 1 else targets[part].argmax(-1)
+            correct.append(logits.detach().argmax(-1) == target)
+        return TokenLosses(torch.cat(nll), torch.cat(correct), torch.cat(gradients) if gradients else None)
 
 
 def _even_parts(count: int, most: int) -> Iterator[slice]:
-    """As few stretches of at most `most` rows as there can be, their sizes within one of each other; one where
-    there are no rows."""
+    """The fewest slices of at most `most` rows, their sizes within one of each other; one if there are no rows."""
     parts = max(1, -(-count // most))
     edges = [count * k // parts for k in range(parts + 1)]
     return itertools.starmap(slice, itertools.pairwise(edges))
 
 
 def _without(model: nn.Module, path: list[str]) -> nn.Module:
-    """A copy of the model that shares everything but the module at `path`."""
-    twin = copy.copy(model)
+    """A copy of the model that shares everything except the module at `path`."""
+    shallow = copy.copy(model)
     modules = dict(model._modules)
     name, *rest = path
     inner = modules[name]
     assert inner is not None  # `path` came from the model's own modules
-    modules[name] = _without(inner, rest) if rest else _Given()
-    object.__setattr__(twin, "_modules", modules)
-    return twin
+    modules[name] = _without(inner, rest) if rest else _PassThrough()
+    object.__setattr__(shallow, "_modules", modules)
+    return shallow

@@ -1,8 +1,8 @@
-"""How much memory there is, what an adapter and a token take of it, and how many adapters that makes."""
+"""How much memory is free, and how many adapters and positions fit into it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,27 +11,27 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.training.base import FrozenBase
 
 _STATES, _ACTIVATIONS = 0.4, 0.4
-"""Shares of the free memory that adapters and activations may take; the rest is logits, working space, others."""
+"""Shares of the free memory for adapters and for activations; the rest is for logits, workspaces, other programs."""
 
 _VECTORS = 4
-"""Kept of every trainable parameter: itself, its gradient and two moments."""
+"""Per trainable parameter: itself, its gradient and two moments."""
 
 _OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-"""Of torch's allocator on processors, of CUDA outside torch's allocator, of its libraries."""
+"""In messages of torch's CPU allocator, of CUDA outside torch's allocator, of CUDA's libraries."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
+    """Whether an error means out of memory, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on a device without swapping; of a container, what its limit leaves."""
+    """Memory available on a device without swapping; in a container, at most what its limit leaves."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [4 << 30]  # where nothing can be read: what any machine of today has
+    found = [4 << 30]  # where /proc cannot be read: a low guess
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         found = [int(lines["MemAvailable"].split()[0]) * 1024]
@@ -43,15 +43,30 @@ def free_bytes(device: torch.device) -> int:
     return max(0, min(found))
 
 
+def saved_bytes(model: torch.nn.Module, run: Callable[[], object]) -> int:
+    """Bytes that autograd saves for the backward pass while `run` runs, except for the model's own weights."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    return sum(size for address, size in saved.items() if address not in weights)
+
+
 def state_bytes(base: FrozenBase, plan: RankPlan) -> int:
-    """What an adapter takes however small its batches: parameters, gradients, moments."""
+    """Memory of an adapter without activations: parameters, gradients, moments."""
     return _VECTORS * plan.trainable_parameters * (8 if base.model.dtype == torch.float64 else 4)
 
 
 def members_at_once(base: FrozenBase, plans: Sequence[RankPlan]) -> int:
-    """How many adapters the free memory holds at once; at least one, since nothing less can be tried.
+    """How many adapters fit into the free memory; at least one, which is tried whatever the estimate.
 
-    Where an accelerator multiplies all adapters in one call every module is as wide as its largest rank.
+    On accelerators every module is padded to its largest rank, and has a copy in the model's dtype.
     """
     if base.device.type == "cpu":
         each = max(state_bytes(base, plan) for plan in plans)
@@ -65,6 +80,6 @@ def members_at_once(base: FrozenBase, plans: Sequence[RankPlan]) -> int:
     return max(1, min(len(plans), int(_STATES * free_bytes(base.device) / each)))
 
 
-def tokens_at_once(device: torch.device, bytes_per_token: int, passes: int) -> int:
+def positions_at_once(device: torch.device, bytes_per_position: int, passes: int) -> int:
     """How many positions a pass may hold so that `passes` at a time fit."""
-    return max(1, int(_ACTIVATIONS * free_bytes(device) / max(bytes_per_token, 1) / passes))
+    return max(1, int(_ACTIVATIONS * free_bytes(device) / max(bytes_per_position, 1) / passes))

@@ -20,7 +20,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """One run's training, seed apart."""
+    """How one run is trained, except for its seed."""
 
     learning_rate: float
     steps: int
@@ -33,9 +33,9 @@ class TrainingOptions:
     weight_decay: float = 0.0
     """AdamW's decoupled decay, on A and B alike."""
     max_grad_norm: float | None = 1.0
-    """The adapter's whole gradient is scaled down to this 2-norm; nothing: never."""
+    """Clips the 2-norm of the adapter's whole gradient; None: no clipping."""
     dropout: float = 0.0
-    """Share of the adapter's inputs that is dropped, LoRA's own dropout."""
+    """Probability of LoRA dropout, on the adapter's inputs."""
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
     b_multiplier: float = 1.0
@@ -68,15 +68,18 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class DataOrder:
-    """Which training examples each update sees: every epoch a new permutation, the last batch kept short.
+    """Which training examples each update sees: every epoch a new permutation; its last batch may be short.
 
     Depends on (seed, epoch) alone, so that arms sharing a seed see the same batches, and a resumed
-    run needs to remember nothing but its step.
+    run needs no state but its step.
     """
 
     seed: int
     examples: int
     batch_size: int
+    _current: dict[int, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The permutation of the last epoch asked for: drawing it anew for each update of each run costs more than
+    the update where there are many examples."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -85,14 +88,16 @@ class DataOrder:
     def batch(self, step: int) -> NDArray[np.int64]:
         """Indices of the examples of update `step`."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = numpy_stream(self.seed, "data", epoch).permutation(self.examples)
-        return order[within * self.batch_size : (within + 1) * self.batch_size]
+        if epoch not in self._current:
+            self._current.clear()
+            self._current[epoch] = numpy_stream(self.seed, "data", epoch).permutation(self.examples)
+        return self._current[epoch][within * self.batch_size : (within + 1) * self.batch_size].copy()
 
 
 def rate_factors(plan: RankPlan, options: TrainingOptions) -> dict[str, tuple[float, float]]:
-    """By what the rates of A and of B of each module are multiplied; 1 and 1 unless the options say otherwise.
+    """Factors on the learning rates of A and of B, by module; (1, 1) unless the options say otherwise.
 
-    Of several multipliers that name a module the most particular counts: full name, last part, kind.
+    Of several multipliers for a module the most specific counts: full name, last part, kind.
     """
     factors = {}
     for shape in plan.modules:
@@ -103,12 +108,13 @@ def rate_factors(plan: RankPlan, options: TrainingOptions) -> dict[str, tuple[fl
 
 
 def check_multipliers(multipliers: Mapping[str, float], modules: Sequence[ModuleShape]) -> None:
-    """UsageError where a multiplier names nothing among the modules."""
+    """UsageError if a multiplier matches none of the modules."""
     known = {name for shape in modules for name in _names(shape)}
     if unknown := sorted(multipliers.keys() - known):
+        short = ", ".join(sorted({name for shape in modules for name in _names(shape)[1:]}))
         raise UsageError(
-            f"A rate multiplier is given for {unknown[0]!r}, which is no target module, last part of one, or kind. "
-            f"Parts and kinds here: {', '.join(sorted({name for shape in modules for name in _names(shape)[1:]}))}."
+            f"A rate multiplier is given for {unknown[0]!r}, which matches no target module by full name, last part "
+            f"of the name, or kind. Parts and kinds here: {short}."
         )
 
 
@@ -117,7 +123,7 @@ def _names(shape: ModuleShape) -> tuple[str, str, str]:
 
 
 def initial_a(seed: int, name: str, rank: int, d_in: int) -> NDArray[np.float32]:
-    """The first A of a module, (rank, d_in), uniform in ±1/sqrt(d_in) (PEFT's Kaiming bound; B is 0).
+    """The initial A of a module, (rank, d_in), uniform in ±1/sqrt(d_in) (PEFT's Kaiming bound; B is 0).
 
     Filled row by row from one stream of (seed, module): a smaller rank holds the first rows of a larger one.
     """

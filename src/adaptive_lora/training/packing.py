@@ -1,4 +1,4 @@
-"""Batches of several adapters end to end. N positions, S sequences, C completion tokens; no adapter shares a row."""
+"""Batches of several adapters, packed end to end: N positions, S sequences, C completion tokens."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
 
+BLOCK = 64
+"""Positions that are multiplied with one adapter at once, where all adapters share one batched product."""
+
 
 @dataclass(frozen=True)
 class Pack:
     """Sequences of one or more adapters, flattened to N positions.
 
-    `packed` holds the tokens alone. `padded` holds rows of equal length, for models whose attention
-    cannot be told where a sequence ends; an adapter's rows stand together, so that in both forms each
-    adapter owns one stretch of positions.
+    `packed` holds tokens only. `padded` holds rows of equal length, for models whose own attention must be used.
+    Either way the positions of an adapter are contiguous (its segment), so that its inputs are a view and
+    not a gathered copy.
     """
 
     ids: Tensor
     """(1, N) packed, or (S, T) padded on the right."""
     positions: Tensor
-    """As `ids`: each token's place in its own sequence."""
+    """As `ids`: each token's index in its own sequence."""
     mask: Tensor | None
-    """(S, T) 1 for tokens, 0 for padding; nothing where packed."""
+    """(S, T) 1 for tokens, 0 for padding; None if packed."""
     starts: Tensor
-    """(S + 1,) int64 on the CPU: where each sequence begins (packed)."""
+    """(S + 1,) int64 on the CPU: cumulative lengths, where each sequence begins if packed."""
     segments: tuple[tuple[int, int], ...]
-    """Per adapter the stretch of positions that is its own."""
+    """Per adapter its positions, as (begin, end)."""
     real: tuple[Tensor | None, ...]
-    """Per adapter which of its positions hold tokens; nothing where all do."""
+    """Per adapter which of its positions hold tokens; None if all do."""
     tokens: tuple[int, ...]
-    """Per adapter how many tokens it has."""
+    """Per adapter its number of tokens."""
     keep: Tensor
     """(C,) positions whose next token belongs to a completion."""
     targets: Tensor
@@ -46,7 +49,7 @@ class Pack:
     counts: tuple[int, ...]
     """(S,) completion tokens of each sequence."""
     owners: tuple[int, ...]
-    """(S,) the adapter, counted within the pack, that each sequence belongs to."""
+    """(S,) the adapter each sequence belongs to, as an index into `segments`."""
 
     @property
     def size(self) -> int:
@@ -62,11 +65,12 @@ class Pack:
 def pack(
     batches: Sequence[Sequence[Example]], device: torch.device | str, padded: bool = False, block: int = 1
 ) -> Pack:
-    """Lays the batches of several adapters, one batch an adapter, end to end.
+    """Concatenates the batches of several adapters, one batch per adapter.
 
-    With `block`, a sequence that teaches nothing fills each adapter's stretch up to a multiple of it.
+    With `block`, each adapter's segment is filled up to a multiple of it by a sequence without completion tokens.
     """
     tokens = [sum(len(example.ids) for example in batch) for batch in batches]
+    # Behind an adapter's own sequences, so that its tokens are the first of its segment, as dropout masks expect.
     fillers = [Example((0,) * (-n % block), -n % block, False) for n in tokens]
     batches = [[*batch, f] if f.ids else batch for batch, f in zip(batches, fillers, strict=True)]
     filling = {id(f) for f in fillers}
@@ -81,14 +85,15 @@ def pack(
     keep, targets, counts = [], [], []
     for example, at, length in zip(examples, offsets, lengths, strict=True):
         flat_ids[at : at + length] = example.ids
-        # A filler may be longer than the model's context: all of it stands at place 0.
+        # A filler may be longer than the model's context, so all its positions are 0.
         flat_positions[at : at + length] = 0 if id(example) in filling else np.arange(length)
-        first = max(example.prompt_length, 1)  # nothing predicts a sequence's first token
+        first = max(example.prompt_length, 1)  # a sequence's first token is never predicted
+        # In order of position: sums over a sequence's tokens must not depend on the other sequences.
         keep.append(at + np.arange(first - 1, length - 1))
         targets.append(flat_ids[at + first : at + length])
         counts.append(max(length - first, 0))
     owners = [k for k, batch in enumerate(batches) for _ in batch]
-    segments, real = _stretches(batches, lengths, width, starts)
+    segments, real = _segments(batches, lengths, width, starts)
     sequence = np.repeat(np.arange(len(examples)), counts)
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -110,9 +115,18 @@ def pack(
     )
 
 
+def positions_of(batches: Mapping[int, Sequence[Example]], padded: bool = False, block: int = 1) -> dict[int, int]:
+    """Positions of each member's batch in a pass: filled up to `block`, or as rows of the longest sequence of all."""
+    if padded:
+        longest = max((len(example.ids) for batch in batches.values() for example in batch), default=0)
+        return {member: longest * len(batch) for member, batch in batches.items()}
+    tokens = {member: sum(len(example.ids) for example in batch) for member, batch in batches.items()}
+    return {member: n + -n % block for member, n in tokens.items()}
+
+
 def chunks_of(sizes: Mapping[int, int], limit: int, workers: int) -> list[list[int]]:
-    """Members with `sizes` tokens cut into consecutive chunks of at most `limit`, so even and so many that all
-    workers are busy to the end; a member larger than the limit has a chunk of its own.
+    """Members with `sizes` positions, cut into consecutive chunks of at most `limit`, even ones and a multiple of
+    `workers` where possible; a member larger than the limit gets a chunk of its own.
 
     >>> chunks_of({0: 30, 1: 30, 4: 30, 5: 30}, limit=100, workers=2)
     [[0, 1], [4, 5]]
@@ -120,6 +134,7 @@ def chunks_of(sizes: Mapping[int, int], limit: int, workers: int) -> list[list[i
     total = sum(sizes.values())
     passes = math.ceil(total / limit / workers) * workers
     share = total / max(1, min(passes, len(sizes)))
+    # In order, and by sizes only: a resumed bank cuts the same chunks, and so ends in the same bits.
     chunks: list[list[int]] = []
     filled = within = 0
     for member, size in sizes.items():
@@ -131,10 +146,10 @@ def chunks_of(sizes: Mapping[int, int], limit: int, workers: int) -> list[list[i
     return chunks
 
 
-def _stretches(
+def _segments(
     batches: Sequence[Sequence[Example]], lengths: np.ndarray, width: int, starts: np.ndarray
 ) -> tuple[tuple[tuple[int, int], ...], list[np.ndarray | None]]:
-    """Each adapter's stretch of positions, and which of them are tokens (relative to its beginning)."""
+    """Each adapter's (begin, end), and which of its positions are tokens, counted from its begin."""
     segments, real = [], []
     row = 0
     for batch in batches:

@@ -1,13 +1,13 @@
 """The reference engine: one adapter at a time, through PEFT and a plain loop, written to be read.
 
-This is the truth that any faster engine is tested against. Per update, in this order:
+Every faster engine is tested against this one. Per update, in this order:
 
-    batch   the seed's data order decides which examples; padded to the longest of them
+    batch   the examples that the seed's data order names; padded to the longest of them
     loss    Σ nll / Σ completion tokens over the batch
-    grad    of the adapter alone; its 2-norm is recorded, then scaled down to `max_grad_norm`
-    update  AdamW at the rate of this step, decay decoupled
+    grad    of the adapter's parameters only; its 2-norm is recorded, then it is clipped to `max_grad_norm`
+    update  AdamW at the learning rate of this step, decay decoupled
 
-Everything random is a function of (seed, name, step): nothing is drawn from global generators.
+Everything random is a function of (seed, name, step); global generators are never used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from adaptive_lora.training.options import DataOrder, TrainingOptions
 
 
 class Diverged(TrainingError):
-    """A loss or gradient that is not finite; `step` says when."""
+    """The loss or gradient (`what`) of update `step` is not finite."""
 
     def __init__(self, step: int, what: str) -> None:
         self.step, self.what = step, what
@@ -40,13 +40,13 @@ class Diverged(TrainingError):
 
 
 @dataclass(frozen=True)
-class Keeping:
-    """Where and how often a run is kept safe."""
+class CheckpointConfig:
+    """Where and how often a run is saved."""
 
     path: Path
     run_id: str
     every_seconds: float = 30.0
-    on_kept: Callable[[int], None] = lambda steps_done: None
+    on_checkpoint: Callable[[int], None] = lambda steps_done: None
     """Called after each checkpoint."""
 
 
@@ -55,16 +55,16 @@ def train(
     examples: Sequence[Example],
     options: TrainingOptions,
     seed: int,
-    keeping: Keeping | None = None,
+    checkpoints: CheckpointConfig | None = None,
     on_step: Callable[[StepRecord], None] = lambda record: None,
     should_stop: Callable[[], bool] = lambda: False,
     factors: Mapping[str, tuple[float, float]] | None = None,
 ) -> Progress:
-    """Trains the adapter of a PeftModel in place and says how it went.
+    """Trains the adapter of a PeftModel (`adapter.attached`) in place and returns its progress and curve.
 
-    With `keeping`, continues from the checkpoint of the same run and ends as if never interrupted.
-    `should_stop` is asked between updates; a yes is kept safe and raised as KeyboardInterrupt. `factors`
-    (`rate_factors`) multiply the rates of A and B by module. Raises Diverged.
+    With `checkpoints`, continues from the checkpoint of the same run and ends in the same bits as without
+    interruption. `should_stop` is called between updates; True saves the run and raises KeyboardInterrupt.
+    `factors` (`rate_factors`) multiply the learning rates of A and B by module. Raises Diverged.
     """
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(
@@ -74,10 +74,12 @@ def train(
         eps=options.epsilon,
         weight_decay=options.weight_decay,
     )
-    progress = load_checkpoint(keeping.path, keeping.run_id, parameters, optimizer) if keeping else Progress()
+    progress = Progress()
+    if checkpoints:
+        progress = load_checkpoint(checkpoints.path, checkpoints.run_id, parameters, optimizer)
     order = DataOrder(seed, len(examples), options.batch_size)
     set_training(model, True)
-    started = kept = time.monotonic()
+    started = saved = time.monotonic()
     earlier, curve = progress.train_seconds, list(progress.curve)
     while progress.steps_done < options.steps:
         step = progress.steps_done
@@ -86,15 +88,16 @@ def train(
         on_step(curve[-1])
         progress = Progress(step + 1, earlier + time.monotonic() - started)
         stopping = should_stop()
-        trained = progress.steps_done == options.steps  # kept too: evaluating may take long, or be cut
-        if keeping and (stopping or trained or time.monotonic() - kept >= keeping.every_seconds):
-            save_checkpoint(keeping.path, keeping.run_id, _with(progress, curve), parameters, optimizer)
-            keeping.on_kept(progress.steps_done)
-            kept = time.monotonic()
+        trained = progress.steps_done == options.steps  # saved too: the evaluation may be interrupted
+        if checkpoints and (stopping or trained or time.monotonic() - saved >= checkpoints.every_seconds):
+            now = replace(progress, curve=tuple(curve))
+            save_checkpoint(checkpoints.path, checkpoints.run_id, now, parameters, optimizer)
+            checkpoints.on_checkpoint(progress.steps_done)
+            saved = time.monotonic()
         if stopping:
             raise KeyboardInterrupt
     set_training(model, False)
-    return _with(progress, curve)
+    return replace(progress, curve=tuple(curve))
 
 
 def update(
@@ -104,7 +107,7 @@ def update(
     options: TrainingOptions,
     step: int,
 ) -> StepRecord:
-    """One update of the adapter on one batch; raises Diverged before anything non-finite is applied."""
+    """One update of the adapter on one batch; raises Diverged before a non-finite value is applied."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     batch = collate(examples).to(parameters[0].device)
     set_step(model, step, batch.attention_mask.bool())
@@ -129,13 +132,9 @@ def update(
 
 
 def _groups(model: Any, factors: Mapping[str, tuple[float, float]]) -> list[dict[str, Any]]:
-    """The adapter's parameters in groups that share a factor on the rate."""
+    """The adapter's parameters, grouped by their factor on the learning rate."""
     groups: dict[float, list[torch.nn.Parameter]] = {}
     for name, layer in lora_layers(model).items():
         for factor, part in zip(factors[name], (layer.lora_A, layer.lora_B), strict=True):
             groups.setdefault(factor, []).append(part[ADAPTER].weight)
     return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
-
-
-def _with(progress: Progress, curve: list[StepRecord]) -> Progress:
-    return replace(progress, curve=tuple(curve))

@@ -13,10 +13,11 @@ import pytest
 
 from adaptive_lora.errors import StudyFileError
 from adaptive_lora.study.engines import bank as worker
-from adaptive_lora.study.engines.bank import BankWorker
-from adaptive_lora.study.engines.resume import Composition, read_compositions
+from adaptive_lora.study.engines.bank import BankEngine
+from adaptive_lora.study.engines.resume import read_compositions
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
+from adaptive_lora.study.plan_task import PlanTask
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import Silent, run_study
@@ -61,17 +62,17 @@ def test_both_engines_end_in_the_same_losses(study_file: WriteStudy, tmp_path: P
 def test_an_interrupted_bank_goes_on_and_ends_in_the_same_bits(study_file: WriteStudy, tmp_path: Path) -> None:
     study, cut = load_study(study_file()), tmp_path / "cut"
     run_study(study, tmp_path / "whole")
-    watcher = InterruptAt(2, 5)
+    listener = InterruptAt(2, 5)
     for steps in (2, 5):
         with pytest.raises(KeyboardInterrupt):
-            run_study(study, cut, watcher)
+            run_study(study, cut, listener)
         [composition] = read_compositions(StudyPaths(cut).bank)
         assert composition.folder == f"bank-{steps}" and len(composition.members) == 8
         kept = sorted(path.stem for path in (cut / "checkpoints" / composition.folder).iterdir())
         assert kept == sorted(composition.members)
         assert len(list((cut / "checkpoints").glob("bank-*"))) == 1
-    assert run_study(study, cut, watcher).whole
-    assert watcher.seen == 6  # no update was lost or repeated
+    assert run_study(study, cut, listener).finished
+    assert listener.seen == 6  # no update was lost or repeated
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(cut))
     assert not list((cut / "checkpoints").iterdir())
 
@@ -81,20 +82,20 @@ def test_a_bank_cut_while_results_are_kept_goes_on_with_the_rest(
 ) -> None:
     study = load_study(study_file())
     run_study(study, tmp_path / "whole")
-    real, calls = BankWorker.keep, iter(range(100))
+    real, calls = BankEngine.record, iter(range(100))
 
     def cut(*arguments: Any) -> str:
         if next(calls) == 3:
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(BankWorker, "keep", cut)
+    monkeypatch.setattr(BankEngine, "record", cut)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path / "cut")
     assert (load_results(tmp_path / "cut")["status"] == "completed").sum() == 3
-    watcher = InterruptAt()
-    assert run_study(study, tmp_path / "cut", watcher).whole
-    assert watcher.seen == 0  # trained already
+    listener = InterruptAt()
+    assert run_study(study, tmp_path / "cut", listener).finished
+    assert listener.seen == 0  # trained already
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
 
 
@@ -103,7 +104,7 @@ def test_a_torn_composition_costs_work_and_nothing_else(study_file: WriteStudy, 
     with pytest.raises(KeyboardInterrupt):
         run_study(study, cut, InterruptAt(3))
     StudyPaths(cut).bank.write_text('{"members": [')
-    assert run_study(study, cut).whole
+    assert run_study(study, cut).finished
     run_study(study, tmp_path / "whole")
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(cut))
 
@@ -123,7 +124,7 @@ def test_without_room_the_bank_is_halved_and_nothing_is_lost(
             super().__init__(base, members, **options)
 
     monkeypatch.setattr(worker, "Bank", Small)
-    assert run_study(study, tmp_path / "small").whole
+    assert run_study(study, tmp_path / "small").finished
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "small"), rtol=1e-5)
 
@@ -151,7 +152,7 @@ def test_out_of_memory_late_both_halves_go_on_from_the_newest_checkpoint(
     study, small = load_study(study_file()), tmp_path / "small"
     run_study(study, tmp_path / "whole")
     made = failing_at(monkeypatch, MemoryError(), size=8, step=4)
-    assert run_study(study, small, checkpoint_seconds=0.0).whole
+    assert run_study(study, small, checkpoint_seconds=0.0).finished
     assert made == [*((8, step) for step in range(4)), (4, 4), (4, 5), (4, 4), (4, 5)]
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(small))
     assert not list((small / "checkpoints").iterdir())
@@ -174,7 +175,7 @@ def test_a_half_that_waits_keeps_its_checkpoints_through_an_interrupt_and_a_brea
         assert run_study(study, small).failed == 4
     assert made == [(4, 4), (4, 5)]
     made = failing_at(monkeypatch, MemoryError(), size=8, step=0)
-    assert run_study(study, small).whole and made == [(4, 5)]
+    assert run_study(study, small).finished and made == [(4, 5)]
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(small))
     assert not list((small / "checkpoints").iterdir())
 
@@ -182,7 +183,7 @@ def test_a_half_that_waits_keeps_its_checkpoints_through_an_interrupt_and_a_brea
 def test_a_result_that_could_not_be_kept_is_not_trained_again(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, real, calls = load_study(study_file(TWO_ARMS)), BankWorker.keep, iter(range(100))
+    study, real, calls = load_study(study_file(TWO_ARMS)), BankEngine.record, iter(range(100))
 
     def full(*arguments: Any) -> str:
         if next(calls) == 1:
@@ -190,18 +191,11 @@ def test_a_result_that_could_not_be_kept_is_not_trained_again(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BankWorker, "keep", full)
+        patch.setattr(BankEngine, "record", full)
         assert run_study(study, tmp_path / "out").failed == 1
-    watcher = InterruptAt()
-    assert run_study(study, tmp_path / "out", watcher).whole and watcher.seen == 0
+    listener = InterruptAt()
+    assert run_study(study, tmp_path / "out", listener).finished and listener.seen == 0
     assert not list((tmp_path / "out" / "checkpoints").iterdir())
-
-
-def test_the_form_of_earlier_versions_is_read(tmp_path: Path) -> None:
-    """They knew of one bank alone."""
-    path = tmp_path / "bank.json"
-    path.write_text('{"members": ["a", "b"], "chunk_tokens": 512, "folder": "bank-7"}')
-    assert read_compositions(path) == [Composition(("a", "b"), 512, "bank-7")]
 
 
 def test_the_memory_estimate_decides_how_many_go_together(
@@ -214,16 +208,14 @@ def test_the_memory_estimate_decides_how_many_go_together(
             began.append(label)
 
     monkeypatch.setattr(worker, "members_at_once", lambda base, plans: 3)
-    assert run_study(load_study(study_file()), tmp_path / "out", Note()).whole
+    assert run_study(load_study(study_file()), tmp_path / "out", Note()).finished
     assert began == ["3 evaluation runs", "3 evaluation runs", "2 evaluation runs"]
 
 
 def test_a_run_that_cannot_be_planned_leaves_the_others(
     study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from adaptive_lora.study.prepare import Material
-
-    real, calls = Material.plan, iter(range(100))
+    real, calls = PlanTask.plan, iter(range(100))
 
     def failing(*arguments: Any) -> Any:
         if next(calls) == 1:
@@ -231,10 +223,10 @@ def test_a_run_that_cannot_be_planned_leaves_the_others(
         return real(*arguments)
 
     study = load_study(study_file(TWO_ARMS))
-    monkeypatch.setattr(Material, "plan", failing)
+    monkeypatch.setattr(PlanTask, "plan", failing)
     outcome = run_study(study, tmp_path / "out")
-    assert (outcome.completed, outcome.failed, outcome.whole) == (3, 1, False)
-    assert run_study(study, tmp_path / "out").whole
+    assert (outcome.completed, outcome.failed, outcome.finished) == (3, 1, False)
+    assert run_study(study, tmp_path / "out").finished
 
 
 def test_whatever_breaks_a_bank_is_recorded_and_tried_again(
@@ -245,7 +237,7 @@ def test_whatever_breaks_a_bank_is_recorded_and_tried_again(
         patch.setattr(Bank, "step", lambda self: (_ for _ in ()).throw(RuntimeError("the device is lost")))
         assert run_study(study, tmp_path / "out").failed == 4
     assert load_results(tmp_path / "out")["error"].str.contains("the device is lost").all()
-    assert run_study(study, tmp_path / "out").whole
+    assert run_study(study, tmp_path / "out").finished
 
 
 def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
@@ -260,7 +252,7 @@ def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
 
     monkeypatch.setattr(Bank, "evaluate", broken)
     outcome = run_study(load_study(study_file(TWO_ARMS)), tmp_path / "out")
-    assert (outcome.diverged, outcome.completed, outcome.whole) == (1, 3, True)
+    assert (outcome.diverged, outcome.completed, outcome.finished) == (1, 3, True)
 
 
 def test_rate_multipliers_are_part_of_the_study(study_file: WriteStudy, tmp_path: Path) -> None:

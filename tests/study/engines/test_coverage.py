@@ -17,7 +17,7 @@ from adaptive_lora.planning.strategies import STRATEGIES, find_strategy
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.study.estimate import estimate
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import open_to_read
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import export, load_results, ranks_table
 from adaptive_lora.study.runner import run_study
@@ -34,7 +34,7 @@ RANK_5 = ("rank:2", "rank:5")  # attention and MLP alone can spend it to the las
 @pytest.fixture(params=["bank", "reference"])
 def done(request: pytest.FixtureRequest, study_file: WriteStudy, tmp_path: Path) -> Path:
     path = study_file(ARMS, RANK_5, ("engine: bank", f"engine: {request.param}"))
-    assert run_study(load_study(path), tmp_path / "out").whole
+    assert run_study(load_study(path), tmp_path / "out").finished
     return tmp_path / "out"
 
 
@@ -156,7 +156,7 @@ def test_transforms_run_as_arms(study_file: WriteStudy, tmp_path: Path) -> None:
     arms = (
         "[uniform, empirical, inverted, shuffled, {name: turned, strategy: inverted, options: {source: linear-decay}}]"
     )
-    assert run_study(load_study(study_file((ALL, arms))), tmp_path / "out").whole
+    assert run_study(load_study(study_file((ALL, arms))), tmp_path / "out").finished
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         ranks = ranks_table(ledger).pivot_table(index=["arm", "seed"], columns="module", values="rank")
         plans = {(run["arm"], run["seed"]): ledger.plan(run["run_id"]) for run in ledger.runs()}

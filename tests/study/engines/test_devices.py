@@ -49,7 +49,7 @@ def test_another_kind_of_device_is_told_where_there_is_dropout(
         run_study(study, tmp_path / "out", Told(stop_at), checkpoint_seconds=0.0)
     moved(tmp_path / "out", "cuda:1")
     told = Told()
-    assert run_study(study, tmp_path / "out", told).whole
+    assert run_study(study, tmp_path / "out", told).finished
     [warning] = told.warnings
     assert f"{begun} of these runs were trained on cuda, the {left} left go on on cpu: with `dropout: 0.1`" in warning
     assert "--device cuda" in warning
@@ -64,7 +64,7 @@ def test_nothing_is_said_where_it_does_not_matter(
         run_study(study, tmp_path / "out", Told(3), checkpoint_seconds=0.0)
     moved(tmp_path / "out", device)
     told = Told()
-    assert run_study(study, tmp_path / "out", told).whole and not told.warnings
+    assert run_study(study, tmp_path / "out", told).finished and not told.warnings
 
 
 def test_nothing_is_said_of_a_finished_study(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -72,4 +72,4 @@ def test_nothing_is_said_of_a_finished_study(study_file: WriteStudy, tmp_path: P
     run_study(study, tmp_path / "out")
     moved(tmp_path / "out", "cuda")
     told = Told()
-    assert run_study(study, tmp_path / "out", told).whole and not told.warnings
+    assert run_study(study, tmp_path / "out", told).finished and not told.warnings

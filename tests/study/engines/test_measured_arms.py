@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from adaptive_lora.study.ledger import open_to_read
-from adaptive_lora.study.prepare import Material
+from adaptive_lora.measures import adalora
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
@@ -36,8 +36,8 @@ def plans_of(folder: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def test_arms_that_train_before_they_plan_end_alike_in_both_engines(study_file: WriteStudy, tmp_path: Path) -> None:
-    assert run_study(load_study(study_file(ARMS)), tmp_path / "bank").whole
-    assert run_study(load_study(study_file(ARMS, REFERENCE)), tmp_path / "reference").whole
+    assert run_study(load_study(study_file(ARMS)), tmp_path / "bank").finished
+    assert run_study(load_study(study_file(ARMS, REFERENCE)), tmp_path / "reference").finished
     bank, reference = (load_results(tmp_path / name) for name in ("bank", "reference"))
     assert list(bank["arm"]) == list(reference["arm"]) and set(bank["arm"]) == {"uniform", *RUNS}
     assert set(bank["status"]) == {"completed"} and bank["trainable_parameters"].nunique() == 1
@@ -57,16 +57,12 @@ def test_a_short_run_that_breaks_costs_its_own_run_alone(
 ) -> None:
     """The base is as it was for those after it."""
     run_study(load_study(study_file(ARMS)), tmp_path / "whole")
-    real, calls = Material.plan, iter(range(100))
+    real, calls = adalora.ranks_of, iter(range(100))
 
-    def breaking(self: Material, run: Any, examples: Any) -> Any:
-        if run.arm.name == "adalora" and next(calls) == 0:
-            with monkeypatch.context() as patch:
-                patch.setattr("adaptive_lora.measures.adalora.ranks_of", lambda model: 1 / 0)
-                return real(self, run, examples)
-        return real(self, run, examples)
+    def breaking(model: Any) -> Any:
+        return 1 / 0 if next(calls) == 0 else real(model)
 
-    monkeypatch.setattr(Material, "plan", breaking)
+    monkeypatch.setattr(adalora, "ranks_of", breaking)
     run_study(load_study(study_file(ARMS)), tmp_path / "cut")
     whole, cut = (load_results(tmp_path / name).set_index(["arm", "seed"]) for name in ("whole", "cut"))
     failed = cut[cut["status"] != "completed"]

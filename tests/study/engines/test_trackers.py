@@ -47,7 +47,7 @@ def test_trackers_are_no_part_of_the_study(study_file: Callable[..., Path], tmp_
     plain, tracked = load_study(study_file(ARMS)), load_study(study_file(ARMS, TRACKED, name="b.yaml"))
     assert plain.identity == tracked.identity
     run_study(plain, tmp_path / "out")
-    assert run_study(tracked, tmp_path / "out").whole  # nothing left to do, and no deviation
+    assert run_study(tracked, tmp_path / "out").finished  # nothing left to do, and no deviation
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -64,7 +64,7 @@ def test_a_tracker_that_fails_is_said_and_takes_no_run_with_it(
         def stage(self, text: str) -> None:
             heard.append(text)
 
-    assert run_study(load_study(study_file(ARMS, TRACKED)), tmp_path / "out", Hearing()).whole
+    assert run_study(load_study(study_file(ARMS, TRACKED)), tmp_path / "out", Hearing()).finished
     assert sum("tensorboard did not take" in text and "no room on the server" in text for text in heard) == 2
 
 

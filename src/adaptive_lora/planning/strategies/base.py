@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -167,6 +168,11 @@ class Strategy:
     """File or module that it was written in; None for the package's own."""
     digest: str | None = None
     """SHA-256 of the code in `origin`: edited code is another strategy."""
+
+    @property
+    def code(self) -> dict[str, str | None]:
+        """The file it was written in, without its folder, and the hash of that file; for records."""
+        return {"file": self.origin and Path(self.origin).name, "sha256": self.digest}
 
     def covered(self, modules: Sequence[ModuleShape]) -> list[ModuleShape]:
         """The modules that get a rank; StrategyError where none would."""

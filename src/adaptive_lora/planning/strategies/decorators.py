@@ -112,12 +112,11 @@ def strategy(
 
 
 def measure(name: str, *, effort: Effort) -> Callable[[F], F]:
-    """Decorates a function `(base, modules, ...)` that measures something on every module: module -> a number.
+    """Decorates a function `(base, modules)` or `(base, modules, batches)`: module name -> a number.
 
-    `base` has the frozen `model`, its `tokenizer` and `device`. Further parameters are given by name where the function
-    has them: `batches` (lists of encoded training examples), `seed` and `options`. `effort` says what it costs:
-    `weights` (reads the frozen weights; no data), `data` (forward passes), `gradients` or `training`. What costs data
-    is measured anew for every seed of a study. Raises StrategyError.
+    `base` has the frozen `model`, its `tokenizer` and `device`; `batches` are lists of encoded training examples, drawn
+    by the seed. `effort` says what it costs: `weights` (reads the frozen weights; no data), `data` (forward passes),
+    `gradients` or `training`. What costs data is measured anew for every seed of a study. Raises StrategyError.
     """
 
     def decorate(function: F) -> F:
@@ -129,12 +128,14 @@ def measure(name: str, *, effort: Effort) -> Callable[[F], F]:
     return decorate
 
 
-def take_outside(measure: OutsideMeasure, modules: Sequence[ModuleShape], **known: Any) -> dict[str, Any]:
+def take_outside(
+    measure: OutsideMeasure, base: Any, modules: Sequence[ModuleShape], batches: Sequence[Any]
+) -> dict[str, Any]:
     """The values of an outside measure, a finite number for every module (or a sequence of them); StrategyError."""
     path = code_of(measure.function)[0]
-    wanted = inspect.signature(measure.function).parameters
+    given = (base, modules, batches)[: len(inspect.signature(measure.function).parameters)]
     with explained(f"the measure {measure.name} failed", path):
-        found = dict(measure.function(**{k: v for k, v in {"modules": modules, **known}.items() if k in wanted}))
+        found = dict(measure.function(*given))
         values = {m.name: _number(found[m.name]) if m.name in found else None for m in modules}
     if bad := [f"{name}: {found.get(name)!r}" for name, value in values.items() if value is None]:
         raise StrategyError(

@@ -31,13 +31,17 @@ GROUP = "adaptive_lora.strategies"
 STRATEGIES: dict[str, Strategy] = {}
 """The package's own strategies, and what imports have registered."""
 OUTSIDE_MEASURES: dict[str, OutsideMeasure] = {}
-"""Measures from outside, by the name that strategies need them by; `base.MEASURES` has what they cost."""
+"""Measures from outside, by name and hash of their code; `base.MEASURES` has what they cost."""
+_MEASURE_KEYS: dict[str, str] = {}
+"""Name -> `name@hash` of the measures that imports have registered."""
 _PINNED: dict[str, Strategy] = {}
 """`name@hash` -> every strategy from outside that was seen in this process."""
 _LOADING: dict[str, _File] = {}
 """Files that are being loaded, by path."""
 _LOADED: dict[tuple[str, str], dict[str, Strategy]] = {}
 """(path, hash) -> the strategies of a file."""
+_SOURCES: dict[str, str] = {}
+"""Hash -> the content of a file that was loaded."""
 
 _REFERENCE = re.compile(r"(?:(?P<file>.+\.py)(?::|(?=@)|$))?(?P<name>[^:@]*)(?:@(?P<digest>[0-9a-f]{12}))?", re.DOTALL)
 
@@ -80,23 +84,24 @@ def register(strategy: Strategy) -> Strategy:
 
 def register_measure(measure: OutsideMeasure, origin: str, digest: str) -> None:
     """Makes a measure known: to strategies in the same file, and outside of `file.py:name` references to all."""
-    if measure.name in MEASURES and measure.name not in OUTSIDE_MEASURES:
+    if measure.name in MEASURES:
         raise StrategyError(f"The package has a measure called {measure.name!r} of its own. Choose another name.")
-    names = [f"{measure.name}@{digest[:12]}", *([] if origin in _LOADING else [measure.name])]
-    OUTSIDE_MEASURES.update(dict.fromkeys(names, measure))
-    MEASURES.update(dict.fromkeys(names, measure.effort))
+    key = f"{measure.name}@{digest[:12]}"
+    OUTSIDE_MEASURES[key], MEASURES[key] = measure, measure.effort
+    if origin not in _LOADING:
+        _MEASURE_KEYS[measure.name] = key
 
 
 def measure_key(name: str, digest: str) -> str:
-    """The name in `MEASURES` that a strategy from outside means; StrategyError where there is none."""
-    own = f"{name}@{digest[:12]}"
-    if own not in MEASURES and name not in MEASURES:
+    """The key in `MEASURES` that a strategy from outside means; StrategyError where there is none."""
+    keys = (f"{name}@{digest[:12]}", _MEASURE_KEYS.get(name, name), name)
+    if not any(key in MEASURES for key in keys):
         known = [measure for measure in MEASURES if "@" not in measure]
         raise StrategyError(
             f"There is no measure {name!r}{nearest_hint(name, known)}. There are: {', '.join(known)}; one of your own "
             "is defined above the strategy, with @adaptive_lora.measure."
         )
-    return own if own in MEASURES else name
+    return next(key for key in keys if key in MEASURES)
 
 
 def find_strategy(reference: str) -> Strategy:
@@ -206,12 +211,19 @@ def load_strategies(path: Path) -> dict[str, Strategy]:
     _LOADING[str(path)] = file
     try:
         with explained(f"{path.name} cannot be loaded", str(path)):
+            source = content.decode("utf-8")
             exec(compile(content, str(path), "exec"), module.__dict__)
     finally:
         del _LOADING[str(path)]
     if not file.strategies:
         raise StrategyError(f"{path} defines no strategy; decorate a function with @adaptive_lora.strategy('name').")
+    _SOURCES[file.digest[:12]] = source
     return _LOADED.setdefault(known, file.strategies)
+
+
+def source_text(reference: str) -> str:
+    """The content of the file that a reference names; only for references of this process."""
+    return _SOURCES[reference.rpartition("@")[2]]
 
 
 def code_of(function: Callable[..., Any]) -> tuple[str, str]:

@@ -29,16 +29,14 @@ def points_each(groups: int) -> int:
     return max(1, RAW_POINTS // max(1, groups))
 
 
-def cap_note(sizes: Sequence[int], what: str = "seeds") -> str:
-    """For captions: how many raw points of each group are shown where not all are, else nothing.
+def cap(sizes: Sequence[int]) -> int | None:
+    """How many raw points of each group are shown, where that is not all of them.
 
-    >>> cap_note([10, 10]), cap_note([1500, 1500])
-    ('', ' Of each arm the first 1,000 seeds are shown, all are counted.')
+    >>> cap([10, 10]), cap([1500, 1500])
+    (None, 1000)
     """
     most = points_each(len(sizes))
-    if max(sizes, default=0) <= most:
-        return ""
-    return f" Of each arm the first {most:,} {what} are shown, all are counted."
+    return most if max(sizes, default=0) > most else None
 
 
 def side_by_side(count: int, width: float) -> list[float]:

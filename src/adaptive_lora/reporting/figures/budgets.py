@@ -12,7 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import counted, log_ticks, points_each, reach, side_by_side
-from adaptive_lora.reporting.figures.looks import CROWD, Looks, beyond, join, legend, legend_height, seed_points
+from adaptive_lora.reporting.figures.looks import (
+    CROWD,
+    Looks,
+    beyond,
+    interval_mark,
+    join,
+    legend,
+    legend_height,
+    seed_points,
+)
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.stats.arms import ArmSummary, evaluations
 from adaptive_lora.stats.run_table import Status
@@ -65,9 +74,9 @@ def _within(ax: Axes, shown: Sequence[ArmSummary], places: _Places, looks: Looks
         if arm.loss and not low <= arm.loss.mean <= high:
             at = (places[arm.arm, arm.budget], max(low, min(high, arm.loss.mean)))
             beyond(ax, at, "^" if arm.loss.mean > high else "v", arm.arm, looks[arm.arm])
-            told = ax.annotate(f"{arm.loss.mean:.2f}", at, (7, 0), textcoords="offset points", fontsize=7.5,
-                               va="center", annotation_clip=False)  # fmt: skip
-            mark(told, arm.arm)
+            number = ax.annotate(f"{arm.loss.mean:.2f}", at, (7, 0), textcoords="offset points", fontsize=7.5,
+                                 va="center", annotation_clip=False)  # fmt: skip
+            mark(number, arm.arm)
 
 
 def far_losses(arms: Sequence[ArmSummary]) -> bool:
@@ -134,10 +143,8 @@ def _line(
             for seed, value in zip(rows["seed"], rows["test_loss"], strict=True)
         ]
         seed_points(ax, points, arm, look, size=2.6)
-        if loss.low is not None and loss.high is not None:
-            mark(ax.plot([x, x], [loss.low, loss.high], color=look.colour, lw=1.4)[0], arm)
         title = f"{arm} at {found.budget}, {found.trainable_parameters[-1]:,} parameters: mean {loss.mean:.4f}"
-        mark(ax.plot(x, loss.mean, **look.marked(5.5), zorder=4)[0], arm, f"{title} of {loss.n}")
+        interval_mark(ax, x, loss, arm, look, f"{title} of {loss.n}")
 
 
 def _frozen(ax: Axes, runs: pd.DataFrame) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from adaptive_lora.reporting.figures.axes import plain_log, wrapped
-from adaptive_lora.reporting.figures.looks import CROWD, Look, Looks, legend, legend_height
+from adaptive_lora.reporting.figures.looks import CROWD, Look, Looks, arms_in, legend, legend_height, panel_grid
 from adaptive_lora.reporting.figures.theme import mark, themed
 
 _BEHIND = Look("#999999", "-", "", "full")
@@ -36,7 +36,7 @@ def learning_curves(curves: pd.DataFrame, looks: Looks, budget: str, baseline: s
     Many arms get a panel each, with the baseline in grey. Nothing where no run of the budget has finished.
     """
     own = curves[curves["budget"] == budget]
-    courses = {arm: _course(own[own["arm"] == arm]) for arm in looks if (own["arm"] == arm).any()}
+    courses = {arm: _course(own[own["arm"] == arm]) for arm in arms_in(own, looks)}
     return _drawn(courses, looks, baseline, "step")
 
 
@@ -49,7 +49,7 @@ def curves_in_seconds(
     """
     known = runs.loc[runs["train_seconds"].notna(), ["run_id", "train_seconds"]]
     own = curves[curves["budget"] == budget].merge(known, on="run_id")
-    courses = {arm: _course(own[own["arm"] == arm], timed=True) for arm in looks if (own["arm"] == arm).any()}
+    courses = {arm: _course(own[own["arm"] == arm], timed=True) for arm in arms_in(own, looks)}
     return _drawn(courses, looks, baseline, "seconds of training")
 
 
@@ -89,8 +89,8 @@ def _apart(courses: dict[str, _Course], looks: Looks, baseline: str) -> Figure:
     columns = 6
     rows = -(-len(courses) // columns)
     figure = Figure(figsize=(10.4, 0.5 + 1.65 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for place, (ax, (arm, course)) in enumerate(zip(axes.flat, courses.items(), strict=False)):
+    axes = panel_grid(figure, len(courses), columns, sharex=True, sharey=True)
+    for place, (ax, (arm, course)) in enumerate(zip(axes, courses.items(), strict=True)):
         if baseline in courses and arm != baseline:
             _curve(ax, courses[baseline], _BEHIND, baseline)
         _curve(ax, course, looks[arm], arm)
@@ -98,9 +98,7 @@ def _apart(courses: dict[str, _Course], looks: Looks, baseline: str) -> Figure:
         mark(ax, arm)
         # Shared axes label their last row only; above an empty place the labels would be missing.
         ax.xaxis.set_tick_params(labelbottom=place + columns >= len(courses))
-    for ax in axes.flat[len(courses) :]:
-        ax.axis("off")
-    plain_log(axes[0, 0].yaxis)
+    plain_log(axes[0].yaxis)
     return figure
 
 

@@ -10,10 +10,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from adaptive_lora.reporting.figures.axes import points_each, reach
-from adaptive_lora.reporting.figures.looks import Looks, beyond, name_rows, seed_points
+from adaptive_lora.reporting.figures.looks import Looks, interval_mark, name_rows, seed_points
 from adaptive_lora.reporting.figures.theme import mark, themed
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.words import number
 
 CONTROLS = ("random", "shuffled")
 """Strategies without a reason: what they reach, chance reaches."""
@@ -96,19 +96,10 @@ def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most:
         for seed, value in arm.differences[:most]
     ]
     seed_points(ax, points, arm.arm, look)
-    told = number(found.mean, "+.4f")
-    if found.low is not None and found.high is not None:
-        told += f"  [{number(found.low, '+.4f')}, {number(found.high, '+.4f')}]"
-        mark(ax.plot([found.low, found.high], [place - 0.1] * 2, color=look.colour, lw=1.6)[0], arm.arm)
-    (mean,) = ax.plot(found.mean, place - 0.1, **look.marked(5.5))
-    mark(mean, arm.arm, f"{arm.arm} at {arm.budget}, mean of {found.n}: {told}")
-    low, high = ax.get_xlim()
-    if not low <= found.mean <= high:
-        beyond(ax, (max(low, min(high, found.mean)), place - 0.1), ">" if found.mean > high else "<", arm.arm, look)
-    mark(
-        ax.text(1.02, place, told, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center"),
-        arm.arm,
-    )
+    numbers = formatted(found, "+.4f")
+    title = f"{arm.arm} at {arm.budget}, mean of {found.n}: {numbers}"
+    interval_mark(ax, place - 0.1, found, arm.arm, look, title, across=True)
+    mark(ax.text(1.02, place, numbers, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center"), arm.arm)
 
 
 def _keys(margin: float) -> list[Line2D | Patch]:

@@ -1,4 +1,4 @@
-"""What an arm looks like: the same colour, dash and marker in every figure of a study."""
+"""What figures share about arms: one colour, dash and marker each, legends, rows, panels, intervals, raw points."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adaptive_lora.reporting.figures.axes import wrapped
 from adaptive_lora.reporting.figures.theme import COLOURS, DASHES, MARKERS, mark
+from adaptive_lora.stats.estimators import Interval
 
 FILLS = ("full", "open", "half")
 CROWD = 8
-"""More arms than this in one panel cannot be told apart; a figure of lines then has a panel for each."""
+"""More arms than this in one panel cannot be distinguished; a figure of lines then has a panel for each."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,20 @@ def looks_of(arms: Sequence[str]) -> Looks:
     return found
 
 
+def arms_in(table: pd.DataFrame, looks: Looks) -> list[str]:
+    """The arms that a table has rows of, in the order of the study."""
+    present = set(table["arm"])
+    return [arm for arm in looks if arm in present]
+
+
+def panel_grid(figure: Figure, count: int, columns: int, **settings: Any) -> list[Axes]:
+    """So many panels, row by row; places left over stay blank."""
+    axes = list(figure.subplots(-(-count // columns), columns, squeeze=False, **settings).flat)
+    for ax in axes[count:]:
+        ax.axis("off")
+    return axes[:count]
+
+
 def legend(figure: Figure, looks: Looks, arms: Sequence[str]) -> None:
     """The arms beside the figure, never over its data."""
     handles = [Line2D([], [], label=wrapped(arm, _LEGEND_WIDTH), **looks[arm].lined()) for arm in arms]
@@ -115,6 +131,18 @@ def beyond(ax: Axes, place: tuple[float, float], marker: str, arm: str, look: Lo
     """An arrow at the edge, for a mean that lies further out than the axis goes."""
     (sign,) = ax.plot(*place, ls="none", marker=marker, ms=6.5, color=look.colour, clip_on=False, zorder=5)
     mark(sign, arm)
+
+
+def interval_mark(ax: Axes, at: float, found: Interval, arm: str, look: Look, title: str, across: bool = False) -> None:
+    """A mean with its interval, upright at x = `at` or across at y = `at`; an arrow where the mean is off the axis."""
+    low, high = ax.get_xlim() if across else ax.get_ylim()
+    ends = [end for end in (found.low, found.high) if end is not None]
+    mark(ax.plot(*((ends, [at] * len(ends))[:: 1 if across else -1]), color=look.colour, lw=1.6)[0], arm)
+    place = (found.mean, at) if across else (at, found.mean)
+    mark(ax.plot(*place, **look.marked(5.5), zorder=4)[0], arm, title)
+    if not low <= found.mean <= high and not (ax.get_autoscalex_on() if across else ax.get_autoscaley_on()):
+        edge, sign = (high, ">^") if found.mean > high else (low, "<v")
+        beyond(ax, (edge, at) if across else (at, edge), sign[0 if across else 1], arm, look)
 
 
 def seed_points(ax: Axes, points: Sequence[tuple[float, float, str]], arm: str, look: Look, size: float = 3.2) -> None:

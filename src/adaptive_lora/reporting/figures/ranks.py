@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.reporting.figures.axes import points_each, side_by_side, wrapped
 from adaptive_lora.reporting.figures.differences import difference_limits
-from adaptive_lora.reporting.figures.looks import CROWD, Looks, beyond, seed_points
+from adaptive_lora.reporting.figures.looks import CROWD, Looks, interval_mark, panel_grid, seed_points
 from adaptive_lora.reporting.figures.theme import LEFT_OUT_COLOUR, RANK_COLOURS, mark, themed
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.run_table import Phase
@@ -46,8 +46,8 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
     with themed():
         labels = 0.65 * (1 + (len(grids) % columns > 0))  # named below each column, whichever row it ends in
         figure = Figure(figsize=(1.1 + columns * width, 0.1 + labels + rows * height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for place, (ax, (arm, grid)) in enumerate(zip(axes.flat, grids.items(), strict=False)):
+        axes = panel_grid(figure, len(grids), columns)
+        for place, (ax, (arm, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
             image = _heat_map(ax, grid, roles, highest, numbers=not many)
             ax.set_title(wrapped(arm, width), fontsize=8.5 if many else 9.5)
             ax.invert_yaxis()
@@ -56,10 +56,8 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
                 ax.set_xticklabels([])
             if place % columns:
                 ax.set_yticklabels([])
-        for ax in axes.flat[len(grids) :]:
-            ax.axis("off")
-        for ax in axes[:, 0]:
-            ax.set_ylabel("block")
+            else:
+                ax.set_ylabel("block")
         _colour_bar(figure, image, axes, "mean rank", min(1.0, 2.6 / (rows * height)))
     return figure
 
@@ -166,13 +164,8 @@ def _differences_below(ax: Axes, arm: ArmSummary, looks: Looks, margin: float, m
          for x, (seed, value) in zip(side_by_side(len(shown), 0.5), shown, strict=True)],
         arm.arm, look, size=4,
     )  # fmt: skip
-    if arm.difference:
-        if arm.difference.low is not None and arm.difference.high is not None:
-            ax.plot([0.5, 0.5], [arm.difference.low, arm.difference.high], color=look.colour, lw=1.6)
-        mean, (low, high) = arm.difference.mean, ax.get_ylim()
-        ax.plot(0.5, mean, **look.marked(6))
-        if not low <= mean <= high:
-            beyond(ax, (0.5, max(low, min(high, mean))), "^" if mean > high else "v", arm.arm, look)
+    if found := arm.difference:
+        interval_mark(ax, 0.5, found, arm.arm, look, f"{arm.arm} at {arm.budget}, mean of {found.n}: {found.mean:+.4f}")
     if arm.is_baseline:
         ax.text(0.5, 0.0, "baseline\n", transform=ax.get_yaxis_transform(), fontsize=8, ha="center", va="center")
     loss = f"{arm.loss.mean:.4f}" if arm.loss else ""

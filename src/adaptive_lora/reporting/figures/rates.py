@@ -1,4 +1,4 @@
-"""How the choice of a learning rate came about: validation loss over tuning seeds."""
+"""Means over learning rates: the choice of a rate on validation, and how stably arms train at each."""
 
 from __future__ import annotations
 
@@ -10,24 +10,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import plain_log, rate_axis, short
-from adaptive_lora.reporting.figures.looks import CROWD, Looks, diverged_cross, join, legend, legend_height
+from adaptive_lora.reporting.figures.looks import (
+    CROWD,
+    Looks,
+    arms_in,
+    diverged_cross,
+    join,
+    legend,
+    legend_height,
+)
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.stats.run_table import Phase, Status
 
 _LONE = 3
 """Panels of a single arm in a row."""
+_MEASURES = {
+    "excess": "validation loss minus\nthe baseline's, nats per token",
+    "clipped": "share of clipped steps",
+    "gradient_norm": "gradient norm\n(median of a run)",
+}
+Chosen = Mapping[tuple[str, str], float]
 
 
-def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Mapping[tuple[str, str], float]) -> Figure | None:
+def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Chosen) -> Figure | None:
     """Mean validation loss over tuning seeds against learning rate, one line an arm, one panel a budget.
 
     Where many arms stand beside each other a panel takes the whole width, one with a single arm a third of it.
 
     Bars are the range over seeds; a ring is the rate in `chosen`, (arm, budget) -> rate; a cross at the top edge
-    a rate that diverged with some seed, which is no candidate and has no mean. Nothing where nothing was tuned.
+    a rate that diverged with some seed, which is no candidate and has no mean. None where nothing was tuned.
     """
     tuned = runs[(runs["phase"] == Phase.TUNING) & runs["status"].isin([Status.COMPLETED, Status.DIVERGED])]
-    names = [arm for arm in looks if (tuned["arm"] == arm).any()]
+    tuned = tuned.assign(diverged=tuned["status"] == Status.DIVERGED)
+    names = arms_in(tuned, looks)
     if not names:
         return None
     wide = len(names) > CROWD
@@ -37,9 +52,9 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Mapping[tuple[str, str
         figure = Figure(figsize=(10.4 if wide else 2.2 + 3.6 * len(places[0]), height), layout="constrained")
         axes = figure.subplot_mosaic(places, sharey=True, empty_sentinel="")
         for budget, ax in axes.items():
-            _panel(ax, tuned[tuned["budget"] == budget], looks, budget, chosen)
-            ax.set_xlabel("learning rate")
-            ax.set_title(budget)
+            own = {arm: rate for (arm, at), rate in chosen.items() if at == budget}
+            _by_rate(ax, tuned[tuned["budget"] == budget], "validation_loss", looks, own)
+            ax.set(xlabel="learning rate", title=budget)
             ax.margins(y=0.12)  # crosses stand above the data
         for row in places:
             axes[row[0]].set_ylabel("validation loss, nats per token")
@@ -62,32 +77,77 @@ def _rows(budgets: list[str], columns: int) -> list[list[Any]]:
     return [padded[start : start + columns] for start in range(0, len(padded), columns)]
 
 
-def _panel(ax: Axes, tuned: pd.DataFrame, looks: Looks, budget: str, chosen: Mapping[tuple[str, str], float]) -> None:
-    names = [arm for arm in looks if (tuned["arm"] == arm).any()]
-    for name, shift in zip(names, rate_axis(ax, tuned["learning_rate"].tolist(), len(names)), strict=True):
-        _arm(ax, tuned[tuned["arm"] == name], looks, shift, len(names), chosen.get((name, budget)))
+def stability(table: pd.DataFrame, looks: Looks) -> Figure | None:
+    """Over learning rates, mean and range over runs: excess loss, share of clipped steps, median gradient norm (log).
+
+    `table` is a `stability_table`. One column of panels a budget, and a scaling where there are several; where one arm
+    trained alone there is nothing to compare and no panel, unless that is so everywhere. A cross at the top edge is a
+    rate at which some run diverged; its mean is over the others. None where there are no runs.
+    """
+    table = table[table["arm"].isin(list(looks))].assign(diverged=table["diverged"].astype(bool))
+    names = arms_in(table, looks)
+    if not names:
+        return None
+    settings = compared_settings(table)
+    scalings = table["scaling"].nunique() > 1
+    with themed():
+        # Many arms need the whole width for their points to stand beside each other.
+        stacked = len(names) > CROWD
+        size = (10.4, 6.4 * len(settings)) if stacked else (1.8 + 3.2 * len(settings), 6.6)
+        figure = Figure(figsize=(size[0], max(size[1], legend_height(len(names)))), layout="constrained")
+        if stacked:
+            panels = list(figure.subplots(3 * len(settings), 1, squeeze=False).reshape(len(settings), 3))
+        else:
+            panels = list(figure.subplots(3, len(settings), squeeze=False, sharex="col", sharey="row").T)
+        for column, (budget, scaling) in zip(panels, settings, strict=True):
+            own = table[(table["budget"] == budget) & (table["scaling"] == scaling)]
+            for ax, measure in zip(column, _MEASURES, strict=True):
+                _by_rate(ax, own, measure, looks)
+            column[0].set_title(f"{budget}, {scaling}" if scalings else budget)
+            column[-1].set_xlabel("learning rate")
+        for column in panels if stacked else panels[:1]:
+            for ax, (measure, label) in zip(column, _MEASURES.items(), strict=True):
+                ax.set_ylabel(label)
+                if measure == "gradient_norm" and (table[measure] > 0).any():
+                    plain_log(ax.yaxis)
+        legend(figure, looks, names)
+    return figure
 
 
-def _arm(ax: Axes, own: pd.DataFrame, looks: Looks, shift: float, crowd: int, chosen: float | None) -> None:
-    arm = str(own["arm"].iloc[0])
-    look = looks[arm]
-    xs, ys = [], []
-    for rate in sorted(set(own["learning_rate"].astype(float))):
-        runs = own[own["learning_rate"] == rate]
-        x, losses = rate * shift, runs["validation_loss"].astype(float)
-        if (runs["status"] == Status.DIVERGED).any():
-            count = int((runs["status"] == Status.DIVERGED).sum())
-            diverged_cross(ax, x, arm, look, f"{arm}, rate {short(rate)}: {count} of {len(runs)} seeds diverged")
+def compared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """(budget, scaling) at which several arms trained; all where they did so nowhere."""
+    arms = table.groupby(["budget", "scaling"], sort=False)["arm"].nunique()
+    return [(str(budget), str(scaling)) for budget, scaling in arms.index[(arms > 1) | (arms.max() == 1)]]
+
+
+def _by_rate(
+    ax: Axes, runs: pd.DataFrame, measure: str, looks: Looks, chosen: Mapping[str, float] | None = None
+) -> None:
+    """Mean and range of a measure by arm and rate; with `chosen`, a rate with a diverged run has no mean."""
+    names = arms_in(runs, looks)
+    shifts = rate_axis(ax, runs["learning_rate"].tolist(), len(names))
+    if measure == "excess":
+        ax.margins(y=0.15)  # crosses stand above the data
+        ax.axhline(0, color="black", lw=0.8)
+    for arm, shift in zip(names, shifts, strict=True):
+        look, xs, ys = looks[arm], list[float](), list[float]()
+        for rate, here in runs[runs["arm"] == arm].groupby(runs["learning_rate"].astype(float)):
+            x, diverged = float(str(rate)) * shift, int(here["diverged"].sum())
+            values = here.loc[~here["diverged"], measure].dropna().astype(float)
+            label = f"{arm}, rate {short(float(str(rate)))}"
+            if diverged and measure in ("excess", "validation_loss"):
+                what = "runs" if chosen is None else "seeds"
+                diverged_cross(ax, x, arm, look, f"{label}: {diverged} of {len(here)} {what} diverged")
+            drawn = len(values) > 0 and not (diverged and chosen is not None)
             xs.append(x)
-            ys.append(float("nan"))  # the line is broken here
-            continue
-        mean = float(losses.mean())
-        mark(ax.plot([x, x], [losses.min(), losses.max()], color=look.colour, lw=1.3)[0], arm)
-        title = f"{arm}, rate {short(rate)}: mean {mean:.4f} of {len(runs)}"
-        mark(ax.plot(x, mean, **look.marked(5), zorder=4)[0], arm, title)
-        if chosen is not None and abs(rate - chosen) <= 1e-9 * chosen:
-            (ring,) = ax.plot(x, mean, "o", ms=11, mfc="none", mec=look.colour, mew=1.2, zorder=5)
-            mark(ring, arm, f"{title}, chosen")
-        xs.append(x)
-        ys.append(mean)
-    join(ax, xs, ys, arm, looks, crowd)
+            ys.append(float(values.mean()) if drawn else float("nan"))  # the line is broken here
+            if drawn:
+                mark(ax.plot([x, x], [values.min(), values.max()], color=look.colour, lw=1.3)[0], arm)
+                label += f": mean {ys[-1]:.4g} of {len(values)}"
+                mark(ax.plot(x, ys[-1], **look.marked(4.5), zorder=4)[0], arm, label)
+            if drawn and chosen and abs(float(str(rate)) - chosen.get(arm, 0.0)) <= 1e-9 * chosen.get(arm, 0.0):
+                (ring,) = ax.plot(x, ys[-1], "o", ms=11, mfc="none", mec=look.colour, mew=1.2, zorder=5)
+                mark(ring, arm, f"{label}, chosen")
+        join(ax, xs, ys, arm, looks, len(names))
+    if measure == "clipped":
+        ax.set_ylim(-0.04, 1.04)

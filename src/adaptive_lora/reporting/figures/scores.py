@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adaptive_lora.reporting.figures.axes import plain_log, points_each, wrapped
-from adaptive_lora.reporting.figures.looks import Looks
+from adaptive_lora.reporting.figures.looks import Looks, arms_in, panel_grid
 from adaptive_lora.reporting.figures.theme import COLOURS, mark, themed
+from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.run_table import Phase
-from adaptive_lora.stats.words import number
 
 KINDS = {"attention": (COLOURS[0], "o"), "mlp": (COLOURS[1], "s"), "other": (COLOURS[2], "^")}
 _WIDE = 10.0
@@ -24,19 +24,15 @@ def score_against_rank(ranks: pd.DataFrame, looks: Looks, budget: str) -> Figure
     The title has Spearman's correlation of the points. Nothing where no arm of the budget measured anything.
     """
     by_module = score_points(ranks, budget)
-    names = [arm for arm in looks if (by_module["arm"] == arm).any()]
+    names = arms_in(by_module, looks)
     if not names:
         return None
     columns = min(4, len(names))
     rows = -(-len(names) // columns)
     with themed():
         figure = Figure(figsize=(0.6 + 2.25 * max(columns, 2), 0.7 + 2.2 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for ax, arm in zip(axes.flat, names, strict=False):
-            own = by_module[by_module["arm"] == arm]
-            _panel(ax, own, arm, points_each(len(names)))
-        for ax in axes.flat[len(names) :]:
-            ax.axis("off")
+        for ax, arm in zip(panel_grid(figure, len(names), columns), names, strict=True):
+            _panel(ax, by_module[by_module["arm"] == arm], arm, points_each(len(names)))
         figure.supxlabel("rank (mean over seeds)", fontsize=9)
         figure.supylabel("score (mean over seeds)", fontsize=9)
         kinds = [kind for kind in KINDS if (by_module["kind"] == kind).any()]
@@ -67,8 +63,7 @@ def _panel(ax: Axes, own: pd.DataFrame, arm: str, most: int) -> None:
         mark(point, arm, f"{arm}, {module}: rank {rank:g}, score {score:.3g}")
     mark(ax, arm)
     correlation = spearman(own)
-    told = number(correlation, "+.2f") if correlation is not None else "–"
-    ax.set_title(f"{wrapped(arm, 2.1)}\nSpearman {told}", fontsize=8.5)
+    ax.set_title(f"{wrapped(arm, 2.1)}\nSpearman {formatted(correlation, '+.2f') or '–'}", fontsize=8.5)
     if own["score"].min() > 0 and own["score"].max() > _WIDE * own["score"].min():
         plain_log(ax.yaxis)
     else:

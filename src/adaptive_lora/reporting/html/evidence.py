@@ -1,138 +1,89 @@
-"""Exploratory tables of the report: sizes of differences, what they are worth, power, stability."""
+"""The report's exploratory tables: effect sizes, parameter and compute equivalents, power, stability.
+
+Each is a function `(Findings) -> Table | None`, None where it has no row; its caption is the macro of its name in
+`templates/captions.txt`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import pandas as pd
+from collections.abc import Callable, Iterable, Mapping
 
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.reporting.tables import Column, Row, Table
-from adaptive_lora.stats.causes import findings
-from adaptive_lora.stats.matching import at_equal_compute, baseline_curve, matches
-from adaptive_lora.stats.outlook import POWER, Question, outlooks
-from adaptive_lora.stats.run_table import Phase, Status
+from adaptive_lora.reporting.tables import Cell, Column, Row, Table
+from adaptive_lora.reporting.templating import render
+from adaptive_lora.stats.cost_equivalents import at_equal_compute, parameter_equivalents
+from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.stability import summaries
-from adaptive_lora.stats.variants import variants_of
-from adaptive_lora.stats.words import counted
-from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
 
 NATS = "nats per token"
-ARM = (Column("arm", "arm", "text"), Column("budget", "budget", "text"))
-"""What nearly every row is about."""
+ARM = (Column("arm", kind="text"), Column("budget", kind="text"))
+
+
+def captioned(
+    found: Findings,
+    macro: str,
+    names: tuple[str, str],
+    columns: tuple[Column, ...],
+    cells: Iterable[tuple[Cell, ...]],
+    marked: Callable[[tuple[Cell, ...]], bool] = lambda row: False,
+) -> Table | None:
+    """A table of (name of its files, title), whose rows begin with their arm; None where there are none."""
+    rows = tuple(Row(row, arm=str(row[0]), marked=marked(row)) for row in cells)
+    return Table(*names, columns, rows, render(f"captions.{macro}", found)) if rows else None
 
 
 def sizes(found: Findings) -> Table | None:
     """How large each difference is, in several units, and over what it varies."""
-    rows = [
-        Row(
-            (
-                size.arm, size.budget, size.over_seeds, size.over_records, size.effect.perplexity_percent,
-                _percent(size.effect.share_of_gain), size.effect.bits_per_byte, size.improvement, size.sd,
-            ),
-            arm=size.arm,
-        )
-        for size in found.sizes
-    ]  # fmt: skip
-    if not rows:
-        return None
     columns = (
         *ARM,
         Column("difference", f"minus {found.baseline}, over seeds", "interval", "+.4f", NATS),
         Column("over_records", "the same, over test records", "interval", "+.4f", NATS),
         Column("perplexity_percent", "perplexity", form="+.2f", unit="%"),
         Column("share_of_gain", "share of the gain", form="+.2f", unit="%", optional=True),
-        Column("bits_per_byte", "bits per byte", form="+.5f", optional=True),
+        Column("bits_per_byte", form="+.5f", optional=True),
         Column("improvement", "seeds with the lower loss", "interval", ".2f"),
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
     )
-    caption = (
-        "Every interval is a 95 % one. Over seeds: what new seeds would give on the same test records (t; BCa "
-        "bootstrap from 20 seeds). Over test records: what new records would give with the same seeds. Share of the "
-        f"gain: of what {found.baseline} gains over the frozen model, positive is better. Seeds with the lower loss: "
-        "ties count half, Clopper-Pearson."
-    )
-    return Table("sizes", "Sizes of differences", columns, tuple(rows), caption)
+    cells = (
+        (s.arm, s.budget, s.over_seeds, s.over_records, s.effect.perplexity_percent, _percent(s.effect.share_of_gain),
+         s.effect.bits_per_byte, s.improvement, s.sd)
+        for s in found.sizes
+    )  # fmt: skip
+    return captioned(found, "sizes", ("sizes", "Sizes of differences"), columns, cells)
 
 
 def worth(found: Findings) -> Table | None:
-    """How many parameters uniform ranks need for the same loss."""
-    rows = [
-        Row((m.arm, m.budget, m.percent, m.low, m.high, "" if None not in (m.low, m.high) else m.text), arm=m.arm)
-        for m in matches(found.arms)
-    ]
-    if not rows:
-        return None
+    """How many parameters the baseline needs for the same loss."""
     columns = (
         *ARM,
         Column("percent", f"{found.baseline} needs so many more", form="+.0f", unit="%"),
         Column("percent_low", "from", form="+.0f", unit="%"),
         Column("percent_high", "to", form="+.0f", unit="%"),
-        Column("note", "note", "text", optional=True),
+        Column("note", kind="text", optional=True),
     )
-    curve = baseline_curve(found.arms)
-    caption = (
-        f"Trainable parameters that {found.baseline} needs for the arm's loss, against the budget: read off its own "
-        f"loss at {len(curve.parameters)} budgets ({curve.parameters[0]:,} to {curve.parameters[-1]:,} parameters), "
-        "linear between their logarithms. From and to: for the ends of the difference's 95 % interval over seeds, the "
-        "curve taken as it is; empty beyond its ends."
-    )
-    return Table("worth", "Worth in parameters", columns, tuple(rows), caption)
-
-
-def retreats(found: Findings) -> Sequence[str]:
-    """Arms whose plans came out as the baseline's own: no difference is no news of these."""
-    return [
-        f"On {arm.same} of {counted(len(arm.differences), 'seed')} {arm.arm} at {arm.budget} plans just what "
-        f"{found.baseline} does, and its run is the same to the last bit."
-        for arm in found.arms
-        if arm.same
-    ]
-
-
-def worth_remarks(found: Findings) -> Sequence[str]:
-    """Why there is no such table, where there could be one."""
-    curve = baseline_curve(found.arms)
-    if len(curve.parameters) > 1 and not curve.falls:
-        return [
-            f"The loss of {found.baseline} does not fall with every budget, so that no difference is worth parameters."
-        ]
-    return []
+    cells = (
+        (m.arm, m.budget, m.percent, m.low, m.high,
+         "" if None not in (m.low, m.high) else render("comparisons.parameter_equivalent", m))
+        for m in parameter_equivalents(found.arms)
+    )  # fmt: skip
+    return captioned(found, "worth", ("worth", "Worth in parameters"), columns, cells)
 
 
 def compute(found: Findings) -> Table | None:
     """Arms that train before they have a plan, beside the baseline at equal total compute."""
-    controls: Mapping[str, str] = found.facts.get("lock", {}).get("controls", {}).get("compute", {})
-    rows = [
-        Row((equal.arm, equal.budget, equal.control, equal.difference, equal.difference.n), arm=equal.arm)
-        for equal in at_equal_compute(found.runs, controls)
-    ]
-    if not rows:
-        return None
     columns = (
         *ARM,
         Column("control", "against", "text"),
         Column("difference", "difference, 95 % interval", "interval", "+.4f", NATS),
-        Column("seeds", "seeds"),
+        Column("seeds"),
     )
-    caption = (
-        f"These arms train before they have a plan. Against: {found.baseline} trained for as many updates in all. "
-        "Differences paired by seed; negative: the arm is better for the same compute."
-    )
-    return Table("equal-compute", "At equal compute", columns, tuple(rows), caption)
+    controls: Mapping[str, str] = found.facts.get("lock", {}).get("controls", {}).get("compute", {})
+    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n) for e in at_equal_compute(found.runs, controls))
+    return captioned(found, "compute", ("equal-compute", "At equal compute"), columns, cells)
 
 
 def power(found: Findings) -> Table | None:
-    """What the seeds could tell apart, by the spread they had."""
-    spec, asked = found.facts["spec"], max(1, len(found.judged))
-    seeds = len(spec["seeds"]["evaluation"])
-    question = Question(seeds, found.analysis["alpha"], asked, found.analysis["margin"])
-    rows = [
-        Row((o.arm, o.budget, o.sd, o.detectable, o.seeds_for_margin, o.seeds_for_equivalence), arm=o.arm)
-        for o in outlooks(found.arms, question)
-    ]
-    if not rows:
-        return None
+    """What the seeds could detect, by the spread they had."""
     columns = (
         *ARM,
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
@@ -140,75 +91,33 @@ def power(found: Findings) -> Table | None:
         Column("seeds_for_margin", "seeds to find the margin", form=",d", optional=True),
         Column("seeds_for_equivalence", "seeds to show equivalence", form=",d", optional=True),
     )
-    caption = (
-        f"Smallest detectable: the difference that {seeds} seeds find in {100 * POWER:.0f} % of studies at Holm's "
-        f"first step over {counted(asked, 'comparison')}; empty where they can decide nothing. Seeds to find the "
-        f"margin: so many find a difference of {question.margin:g} as often. Seeds to show equivalence: so many show "
-        "it as often, were there no difference. All from the spread in this study."
+    cells = (
+        (p.arm, p.budget, p.sd, p.detectable, p.seeds_for_margin, p.seeds_for_equivalence)
+        for p in power_by_arm(found.arms, found.design)
     )
-    return Table("power", "Power", columns, tuple(rows), caption)
-
-
-def rates_at_the_edge(found: Findings) -> list[Edge]:
-    """Arms whose best rate lies at the edge of the grid."""
-    tuning = found.runs[found.runs["phase"] == Phase.TUNING]
-    losses: TuningLosses = {}
-    for arm, budget, rate, status, loss in zip(
-        *(tuning[name] for name in ("arm", "budget", "learning_rate", "status", "validation_loss")), strict=True
-    ):
-        if Status(status).is_finished:
-            by_rate = losses.setdefault((arm, budget), {})
-            lost = pd.isna(loss) or status == Status.DIVERGED
-            by_rate.setdefault(float(rate), []).append(None if lost else float(loss))
-    grid = sorted(set(tuning["learning_rate"]))
-    return edges(losses, grid) if len(grid) > 1 else []
-
-
-def edge_remarks(found: Findings) -> Sequence[str]:
-    """`rates_at_the_edge` in words."""
-    return [f"{edge.text}." for edge in rates_at_the_edge(found)]
+    return captioned(found, "power", ("power", "Power"), columns, cells)
 
 
 def stability(found: Findings) -> Table | None:
     """How training went, by arm, budget and rate."""
-    rows = [
-        Row(
-            (
-                s.arm, s.budget, s.scaling, s.learning_rate, s.seeds, s.diverged, s.excess, _percent(s.clipped),
-                s.gradient_norm, s.spikes, _percent(s.largest_update),
-            ),
-            arm=s.arm,
-        )
-        for s in summaries(found.stability)
-    ]  # fmt: skip
-    if not rows:
-        return None
     columns = (
         *ARM,
-        Column("scaling", "scaling", "text"),
-        Column("learning_rate", "learning rate", form="g"),
-        Column("runs", "runs"),
-        Column("diverged", "diverged"),
+        Column("scaling", kind="text"),
+        Column("learning_rate", form="g"),
+        Column("runs"),
+        Column("diverged"),
         Column("excess", f"validation loss minus {found.baseline}, 95 % interval", "interval", "+.4f", NATS),
         Column("clipped", "steps clipped", form=".0f", unit="%", optional=True),
-        Column("gradient_norm", "gradient norm", form=".3g"),
+        Column("gradient_norm", form=".3g"),
         Column("spikes", "spikes a run", form=".2f"),
-        Column("largest_update", "largest update", form=".1f", unit="% of the weight", optional=True),
+        Column("largest_update", form=".1f", unit="% of the weight", optional=True),
     )
-    caption = (
-        "Every run, tuning and evaluation. Validation loss against the baseline at the same budget, rate and seed; "
-        "steps clipped, gradient norm (before clipping) and spikes: medians or means over runs; largest update: "
-        "Frobenius norm of a module's update over that of its frozen weight."
-    )
-    return Table("stability", "Stability", columns, tuple(rows), caption)
-
-
-def stability_remarks(found: Findings) -> Sequence[str]:
-    """What breaks training, as far as these runs show."""
-    chosen = {(arm.arm, arm.budget): arm.learning_rate for arm in found.arms}
-    tuned = bool((found.runs["phase"] == Phase.TUNING).any())
-    variants = variants_of(found.facts["spec"])
-    return findings(found.stability, found.baseline, found.analysis["margin"], chosen, variants, tuned)
+    cells = (
+        (s.arm, s.budget, s.scaling, s.learning_rate, s.seeds, s.diverged, s.excess, _percent(s.clipped),
+         s.gradient_norm, s.spikes, _percent(s.largest_update))
+        for s in summaries(found.stability)
+    )  # fmt: skip
+    return captioned(found, "stability", ("stability", "Stability"), columns, cells)
 
 
 def _percent(share: float | None) -> float | None:

@@ -19,9 +19,10 @@ import jinja2
 from markupsafe import Markup, escape
 
 from adaptive_lora.reporting.escaping import visible
-from adaptive_lora.reporting.findings import Findings, description, verdict_text
+from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html.sections import SECTIONS, sorted_into
 from adaptive_lora.reporting.tables import Table, to_html
+from adaptive_lora.reporting.templating import environment, render_all
 
 FOLDED = 24
 """Rows beyond which a table of details is folded: a screenful."""
@@ -38,11 +39,9 @@ class Drawing:
 
 def render(found: Findings, tables: Mapping[str, Sequence[Table]], drawings: Sequence[Drawing]) -> str:
     """The whole page; `tables` by section."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printed
-    )
-    environment.filters["foreign"] = lambda value: Markup("<bdi>{}</bdi>").format(visible(str(value)))
-    environment.filters["html"] = to_html
+    templates = environment("html", autoescape=True, finalize=_printed)
+    templates.filters["foreign"] = lambda value: Markup("<bdi>{}</bdi>").format(visible(str(value)))
+    templates.filters["html"] = to_html
     style, script = (_part(name) for name in ("report.css", "report.js"))
     by_name = {drawing.name: drawing for drawing in drawings}
     sections = [
@@ -53,13 +52,13 @@ def render(found: Findings, tables: Mapping[str, Sequence[Table]], drawings: Seq
         }
         for section, names in sorted_into(list(by_name))
     ]  # fmt: skip
-    return environment.from_string(_part("report.html")).render(
+    return templates.get_template("report.html").render(
         found=found,
         facts=found.facts,
         spec=found.facts["spec"],
         names=list(dict.fromkeys(found.runs["arm"])),
-        verdict=verdict_text(found),
-        description=description(found),
+        verdict=render_all("comparisons.verdicts", found),
+        description=render_all("comparisons.description", found),
         licence=licence_text(found.facts),
         sections=[s for s in sections if s["tables"] or s["figures"] or s["remarks"]],
         style=Markup(style),

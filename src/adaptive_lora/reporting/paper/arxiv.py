@@ -7,7 +7,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from adaptive_lora.reporting.paper.manuscript import People
 
@@ -86,8 +86,3 @@ def archive(files: Mapping[str, bytes]) -> bytes:
             entry.size, entry.mode = len(files[name]), 0o644
             tar.addfile(entry, io.BytesIO(files[name]))
     return gzip.compress(plain.getvalue(), mtime=0)
-
-
-def complaint(problems: Sequence[str]) -> str:
-    """What is to be mended before the paper can be sent, one a line."""
-    return "\n".join(["The paper is not ready for arXiv:", *(f"  - {problem}" for problem in problems)])

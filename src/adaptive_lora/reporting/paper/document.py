@@ -1,8 +1,9 @@
 """A document as a value: sections of paragraphs, equations, lists, tables and figures, before any form of writing.
 
-The text it is read from knows, beside plain words: `$math$`, `` `code` ``, `*emphasis*`, `[@key; @key]` and `@key` for
-works, `[[table:name]]` and `[[figure:name]]`; a line of its own `# heading`, `## heading`, `- item`, `::table name`,
-`::figure name`, and `$$` around an equation. What stands between `LITERAL` marks, as all facts do, is words alone.
+The text it is read from knows, beside plain words: `$math$`, `` `code` ``, `*emphasis*`, `!!missing!!`, `[@key; @key]`
+and `@key` for works, `[[table:name]]` and `[[figure:name]]`; a line of its own `# heading`, `## heading`, `- item`,
+`::table name`, `::figure name`, and `$$` around an equation. What stands between `LITERAL` marks, as all facts do, is
+words alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LITERAL = ("\x02", "\x03")
 class Span:
     """A run of words of one nature."""
 
-    kind: Literal["text", "math", "code", "emphasis", "cite", "cite-text", "table", "figure"]
+    kind: Literal["text", "math", "code", "emphasis", "missing", "cite", "cite-text", "table", "figure"]
     content: str
     """For citations: keys, separated by commas."""
 
@@ -36,7 +37,7 @@ class Block:
 
 
 _INLINE = re.compile(
-    r"\x02(?P<text>[^\x03]*)\x03|\$(?P<math>[^$]+)\$|`(?P<code>[^`]+)`|\*(?P<emphasis>[^*\s][^*]*)\*"
+    r"\x02(?P<text>[^\x03]*)\x03|\$(?P<math>[^$]+)\$|`(?P<code>[^`]+)`|\*(?P<emphasis>[^*\s][^*]*)\*|!!(?P<missing>.+?)!!"
     r"|\[(?P<cite>@[\w-]+(?:; @[\w-]+)*)\]|(?<!\w)@(?P<citetext>[\w-]+)|\[\[(?P<ref>(?:table|figure):[\w-]+)\]\]"
 )
 
@@ -74,19 +75,13 @@ def read_spans(text: str) -> tuple[Span, ...]:
     """
     flat, spans, end = re.sub(r"\s+", " ", text).strip(), [], 0
     for found in _INLINE.finditer(flat):
-        if found.start() > end:
-            spans.append(Span("text", flat[end : found.start()]))
-        spans.append(_span(found))
+        spans += [Span("text", flat[end : found.start()]), _span(str(found.lastgroup), found[str(found.lastgroup)])]
         end = found.end()
-    if end < len(flat):
-        spans.append(Span("text", flat[end:]))
-    return tuple(spans)
+    return tuple(span for span in (*spans, Span("text", flat[end:])) if span.content)
 
 
-def _span(found: re.Match[str]) -> Span:
-    kind = str(found.lastgroup)
-    content = found.group(kind)
-    match kind:
+def _span(group: str, content: str) -> Span:
+    match group:
         case "ref":
             what, _, name = content.partition(":")
             return Span("table" if what == "table" else "figure", name)
@@ -94,8 +89,8 @@ def _span(found: re.Match[str]) -> Span:
             return Span("cite", content.replace("@", "").replace("; ", ","))
         case "citetext":
             return Span("cite-text", content)
-        case "math" | "code" | "emphasis":
-            return Span(kind, _without_literals(content))
+        case "math" | "code" | "emphasis" | "missing":
+            return Span(group, _without_literals(content))
         case _:
             return Span("text", content)
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from adaptive_lora.reporting.paper.bibliography import Work
 from adaptive_lora.reporting.paper.document import Block
-from adaptive_lora.reporting.paper.works import Work
 from adaptive_lora.reporting.tables import Table
-
-AUTHORS_MISSING = "AUTHORS MISSING: name them in authors.txt, complete and in order"
-TOOLS_MISSING = (
-    "STATEMENT MISSING: say in authors.txt which generative tools were used for this manuscript, and for what"
-)
 
 
 @dataclass(frozen=True)
@@ -62,12 +57,3 @@ def read_people(text: str) -> People:
         elif key.strip() == "tools":
             tools = value.strip()
     return People(tuple(authors), tools)
-
-
-PEOPLE_FILE = """\
-# What only a human can say; arXiv asks for it, and the manuscript says loudly what is missing.
-# One line an author, complete and in order, without titles:
-#   author: NAME | AFFILIATION
-# Which generative tools were used for this manuscript, and for what; authors answer for every word:
-#   tools: STATEMENT
-"""

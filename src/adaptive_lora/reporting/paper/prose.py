@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 import jinja2
@@ -18,56 +17,29 @@ import jinja2
 from adaptive_lora.errors import PaperError, StrategyError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
-from adaptive_lora.reporting.escaping import visible
 from adaptive_lora.reporting.findings import Findings, lock_of
-from adaptive_lora.reporting.html.evidence import edge_remarks, worth_remarks
+from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.html.page import licence_text
-from adaptive_lora.reporting.paper.beside import label_of
-from adaptive_lora.reporting.paper.document import LITERAL, Block, read_blocks
+from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
-from adaptive_lora.reporting.paper.gather import contenders
-from adaptive_lora.reporting.paper.manuscript import TOOLS_MISSING
-from adaptive_lora.reporting.paper.training import training_of
-from adaptive_lora.reporting.tables import written
-from adaptive_lora.stats.judge import untested_budgets
-from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.stats.seeds import smallest_p
+from adaptive_lora.reporting.paper.other_studies import label_of
+from adaptive_lora.reporting.paper.study_facts import contenders, winners
+from adaptive_lora.reporting.paper.templates import Ours, text_environment
+from adaptive_lora.reporting.templating import render, render_all
+from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.variants import variants_of
-from adaptive_lora.stats.verdicts import Judgement, Verdict
-from adaptive_lora.stats.words import listed
+from adaptive_lora.stats.verdicts import Verdict
 
 PARTS = (
     "introduction", "related", "method", "protocol", "setup", "results", "stability", "further", "planted",
     "discussion", "limitations", "statements", "appendix",
 )  # fmt: skip
-
-
 Blocks = dict[str, list[Block]]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A primary comparison as sentences name it."""
-
-    key: str
-    """Of its facts: `ARM@BUDGET.verdict`."""
-    arm: str
-    budget: str
-    name: str
-    """The arm, with its budget where there are several."""
-    size: str
-    """Of the difference, as written in a list."""
-    won: str
-    """`2 of 10`: seeds with the lower loss."""
-    significant: bool
-    """Whether the mean differs from zero by the adjusted test, whatever its size."""
-    lost: str
-    """`diverged on 4 of 12 seeds`; empty where no seed is lost to one of the two alone."""
-
-
-@dataclass(frozen=True)
 class Account:
-    """A study as the text can tell it."""
+    """A study as the text can describe it."""
 
     found: Findings
     facts: Facts
@@ -77,24 +49,26 @@ class Account:
 
     def context(self) -> dict[str, Any]:
         """What templates know of it."""
-        return {**_context(self.found, self.facts), "tables": self.tables, "figures": self.figures}
+        return {
+            **self.facts.for_templates(), **_judged(self.found), **_setup(self.found, self.facts),
+            **_controls(self.found), "tables": self.tables, "figures": self.figures,
+        }  # fmt: skip
 
 
 def write_blocks(
     own: Account, tools: str, beside: Sequence[Account] = (), planted: Mapping[str, Any] | None = None
 ) -> Blocks:
     """`title`, `abstract`, and all else under `body`; `planted` as `planted_context` gives it."""
-    environment = _environment()
-    main = own.context()
-    others = [{**account.context(), "own": _Markup(label_of(account.found)), "main": main} for account in beside]
+    main, template = own.context(), text_environment().get_template
+    others = [{**account.context(), "own": Ours(label_of(account.found)), "main": main} for account in beside]
     models = list(dict.fromkeys([account.facts["model"].text for account in (own, *beside)]))
-    elsewhere = [f"{c.name} in {other['n']('study')}" for other in others for c in other["better"]]
+    elsewhere = [f"{c['name']} in {other['n']('study')}" for other in others for c in other["better"]]
     wider = {"others": others, "better_elsewhere": elsewhere, "models": models, "planted": planted, "tools": tools}
     context = {**main, **wider}
     try:
         for other in others:
-            other["text"] = _Markup(_owned(environment.get_template("other.txt").render(other), other["own"]))
-        text = {name: environment.get_template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
+            other["text"] = Ours(_owned(template("other.txt").render(other), other["own"]))
+        text = {name: template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
     except jinja2.UndefinedError as error:
         raise PaperError(f"The text needs what the study does not have: {error}.") from None
     return {
@@ -104,178 +78,136 @@ def write_blocks(
     }
 
 
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template), undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        block_start_string="<%", block_end_string="%>", variable_start_string="<<", variable_end_string=">>",
-        comment_start_string="<#", comment_end_string="#>", finalize=_literal, autoescape=False,
-    )  # fmt: skip
-
-
-def _template(name: str) -> str | None:
-    path = resources.files(__package__).joinpath("text").joinpath(*name.split("/"))
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-class _Markup(str):
-    """Text that a template of ours has made, markup and all."""
-
-
 def _owned(text: str, label: str) -> str:
     """`[[table:OWN-arms]]` and `::table OWN-arms` of a study beside the paper's own."""
     return re.sub(r"((?:\[\[|^::)(?:table|figure)[: ])OWN-", rf"\g<1>{label}-", text, flags=re.M)
 
 
-def _literal(value: Any) -> str:
-    """What an expression prints: words in which nothing is markup."""
-    if isinstance(value, _Markup):
-        return value
-    return f"{LITERAL[0]}{visible(str(value), 2000)}{LITERAL[1]}"
-
-
-def _context(found: Findings, facts: Facts) -> dict[str, Any]:
-    spec = found.facts["spec"]
-    several = len(spec["budgets"]) > 1
+def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
+    """What was planned, on what it was trained, and what else is known of it."""
+    spec, own = found.facts["spec"], contenders(found)
     judged = {comparison.arm for comparison in found.judged}
-    outcomes = [_outcome(comparison, judged, several) for comparison, judged in found.judged.items()]
-    lock = lock_of(found.facts)
-    names = [arm["strategy"] for arm in spec["arms"]]
-    controls: Mapping[str, Any] = lock.get("controls", {})
-    strategies = [name for name in dict.fromkeys(filter(None, names)) if name in STRATEGIES]
+    model, data = (str(found.facts[part][name]).lower() for part, name in (("model", "name"), ("data", "source")))
+    strategies = [name for name in dict.fromkeys(arm["strategy"] for arm in spec["arms"]) if name in STRATEGIES]
     return {
-        "n": lambda name: facts[name].text,
-        "has": lambda name: name in facts,
-        "count": lambda name: facts[name].value,
         "listed": listed,
-        "primary": outcomes,
-        **_by_verdict(found, outcomes),
-        "several_budgets": several,
-        "named": lambda key: _named(key, several),
+        "found": found,
         "budgets": list(spec["budgets"]),
         "strategies": strategies,
-        "measuring": [name for name in strategies if _measures(name)],
+        "measuring": [name for name in strategies if name not in ("shuffled", "inverted")
+                      and STRATEGIES[name].needs(STRATEGIES[name].options())],
         "summary": lambda name: STRATEGIES[name].summary,
         "options_of": functools.partial(_options_of, spec["arms"]),
-        "arms": [arm["name"] for arm in spec["arms"]],
-        "contenders": contenders(found),
+        "contenders": own,
+        # Fixed ranks that are a hypothesis cost what the baseline costs; the others have a size of their own.
         "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None and arm["name"] not in judged],
-        "retreats": [f"{a.arm}@{a.budget}" for a in found.arms if a.same and a.arm in contenders(found)],
-        "every": [f"{arm.arm}@{arm.budget}" for arm in found.arms],
-        "controls": list(controls.get("arms", {})),
-        "compute": [f"compute.{arm}@{b}" for arm in controls.get("compute", {}) for b in spec["budgets"]],
-        "overtrained": _overtrained(found, set(controls.get("compute", {}).values())),
-        "twins": bool(controls.get("twin")),
-        "assays": found.assays,
-        "chance": _beside_chance(found, list(controls.get("arms", {}))),
+        "retreats": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.same and arm.arm in own],
+        "winners": winners(found, spec["budgets"][0], own),
         "tuned": facts["runs.tuning"].value != 0,
-        "deviations": found.deviations,
-        "locked_first": found.locked_first,
-        "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
-        "edges": list(edge_remarks(found)),
-        "worth_remarks": list(worth_remarks(found)),
+        "edges": [render("rates.at_edge", edge) for edge in found.edges],
+        "worth_remarks": render_all("comparisons.no_parameter_equivalents", found),
         "licence": licence_text(found.facts).rstrip("."),
-        "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
-        "gsm8k": "gsm8k" in str(found.facts["data"]["source"]).lower(),
-        "dialogpt": "dialogpt" in str(found.facts["model"]["name"]).lower(),
+        "alpaca": "alpaca" in data,
+        "gsm8k": "gsm8k" in data,
+        "dialogpt": "dialogpt" in model,
+        "stories": "stories" in model or "babyllama" in model,
         "variants": bool(variants_of(spec)),
-        "training": training_of(found),
-        "stories": any(word in str(found.facts["model"]["name"]).lower() for word in ("stories", "babyllama")),
-        "tools_missing": TOOLS_MISSING,
-        "smallest": smallest_p(len(spec["seeds"]["evaluation"])),
-        "alpha": spec["analysis"]["alpha"],
-        "best_key": _best(found),
-        "in_bank": "bank" in str(facts["engine"].value),
+        "training": _training(found),
+        "in_bank": any("bank" in str(engine) for engine in found.runs["engine"].dropna()),
         "scaling": spec["scaling"]["rule"],
+    }  # fmt: skip
+
+
+def _training(found: Findings) -> Mapping[str, Any]:
+    """Arms that break at some rate, those with a training of their own separately, and what changes do there."""
+    seen, own_way = found.stability_findings, {arm["name"] for arm in found.facts["spec"]["arms"] if arm.get("train")}
+    hit = [b.sweep for b in seen.breaks if b.at_chosen]
+    effects: dict[str, list[str]] = {}
+    for c in seen.variants:
+        changed = f"{render('stability.differences', c.variant)} of {c.variant.of} at {c.changed.budget}"
+        effects.setdefault(render("stability.effect", c), []).append(changed)
+    return {
+        "breaking": [b.sweep.label for b in seen.breaks if not b.untrainable],
+        "untrained": [b.sweep.label for b in seen.breaks if b.untrainable],
+        "at_chosen": [sweep.label for sweep in hit if sweep.arm not in own_way],
+        "changed": [sweep.label for sweep in hit if sweep.arm in own_way],
+        "baseline": [b.budget for b in seen.baseline_breaks if b.against is not None],
+        "effects": effects,
     }
 
 
-def _by_verdict(found: Findings, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def _judged(found: Findings) -> dict[str, Any]:
     """Comparisons by their verdict; equivalent ones by what the assay of their budget says, open ones by why."""
-    judged = list(zip(outcomes, found.judged.values(), strict=True))
-    same = [c for c, j in judged if j.verdict is Verdict.EQUIVALENT]
-    open_ = [(c.name, j) for c, j in judged if j.verdict is Verdict.UNDECIDED]
-    telling = [assay.budget for assay in found.assays if assay.tells]
-    blind = [assay.budget for assay in found.assays if assay.tells is False]
+    budgets = found.facts["spec"]["budgets"]
+    named = functools.partial(_named, several=len(budgets) > 1)
+    outcomes: list[dict[str, Any]] = [
+        {"key": f"{c.arm}@{c.budget}.verdict", "name": named(f"{c.arm}@{c.budget}"), "budget": c.budget, "judged": j,
+         "verdict": str(j.verdict), "diverged": render("comparisons.diverged", j.diverged_pairs)}
+        for c, j in found.judged.items()
+    ]  # fmt: skip
+    by_verdict = {str(verdict): [o for o in outcomes if o["verdict"] == verdict] for verdict in Verdict}
+    same, undecided = by_verdict[Verdict.EQUIVALENT], by_verdict[Verdict.UNDECIDED]
+    tells, blind, unknown = ([a.budget for a in found.assays if a.sensitive is known] for known in (True, False, None))
     return {
-        **{str(kind): [c for c, j in judged if j.verdict is kind] for kind in Verdict},
-        "unsettled": [name for name, j in open_ if j.interval90 and not j.lost.text],
-        "survivors": [name for name, j in open_ if j.lost.text],
-        "tells": telling,
+        **by_verdict,
+        "primary": outcomes,
+        "several_budgets": len(budgets) > 1,
+        "named": named,
+        "assays": found.assays,
+        "unsettled": [o["name"] for o in undecided if o["judged"].equivalence_interval and not o["diverged"]],
+        "survivors": [o["name"] for o in undecided if o["diverged"]],
+        "tells": tells,
         "cannot_tell": blind,
-        "unknown": [assay.budget for assay in found.assays if assay.tells is None],
-        "untested": untested_budgets(list(found.facts["spec"]["budgets"]), found.assays),
-        "sensed": [c.name for c in same if c.budget in telling],
-        "unsensed": [c.name for c in same if c.budget in blind],
-        "unsure": [c.name for c in same if c.budget not in telling + blind],
+        "unknown": unknown,
+        "untested": untested_budgets(list(budgets), found.assays),
+        "sensed": [o["name"] for o in same if o["budget"] in tells],
+        "unsensed": [o["name"] for o in same if o["budget"] in blind],
+        "unsure": [o["name"] for o in same if o["budget"] not in tells + blind],
+    }
+
+
+def _controls(found: Findings) -> dict[str, Any]:
+    controls: Mapping[str, Any] = lock_of(found.facts).get("controls", {})
+    by_chance, compute = list(controls.get("arms", {})), controls.get("compute", {})
+    longer = [arm for arm in found.compared if arm.arm in compute.values()]
+    return {
+        "controls": by_chance,
+        "compute": [f"compute.{arm}@{budget}" for arm in compute for budget in found.facts["spec"]["budgets"]],
+        # Longer trained baselines that are worse for it, with the whole 95 % interval.
+        "overtrained": [f"{a.arm}@{a.budget}" for a in longer if a.difference and (a.difference.low or 0.0) > 0],
+        "twins": bool(controls.get("twin")),
+        "chance": _beside_chance(found, by_chance),
     }
 
 
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
     """Own arms whose whole 95 % interval lies above, or below, those of every control by chance at the same budget."""
     seen: dict[str, list[str]] = {"above": [], "below": []}
-    for budget in found.facts["spec"]["budgets"]:
-        here = [arm for arm in found.arms if arm.budget == budget and arm.difference and arm.difference.low is not None]
-        ends = [(a.difference.low, a.difference.high) for a in here if a.arm in controls and a.difference]
-        for arm in here if ends else ():
-            if arm.arm in contenders(found) and arm.difference:
-                name = found.named(arm.arm, budget)
-                if (arm.difference.low or 0.0) > max(high or 0.0 for _, high in ends):
-                    seen["above"].append(name)
-                if (arm.difference.high or 0.0) < min(low or 0.0 for low, _ in ends):
-                    seen["below"].append(name)
+    ends = {(a.arm, a.budget): (a.difference.low, a.difference.high) for a in found.compared
+            if a.difference and a.difference.low is not None and a.difference.high is not None}  # fmt: skip
+    for (name, budget), (low, high) in ends.items():
+        others = [ends[control, budget] for control in controls if (control, budget) in ends]
+        if others and name in contenders(found):
+            seen["above"] += [found.named(name, budget)] * (low > max(end for _, end in others))
+            seen["below"] += [found.named(name, budget)] * (high < min(end for end, _ in others))
     return seen
 
 
-def _overtrained(found: Findings, controls: Set[str]) -> list[str]:
-    """ARM@BUDGET of longer trained baselines that are worse for it, with the whole 95 % interval."""
-    longer = [arm for arm in found.arms if arm.arm in controls and arm.difference]
-    return [f"{arm.arm}@{arm.budget}" for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0]
-
-
-def _best(found: Findings) -> str:
-    compared = [arm for arm in found.arms if arm.difference and arm.arm in contenders(found)]
-    best = min(compared, key=lambda arm: arm.difference.mean if arm.difference else 0.0, default=None)
-    return f"{best.arm}@{best.budget}" if best else ""
-
-
-def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> list[str]:
-    """`linear-decay: slope 1.0` for every arm of a strategy that has options of its own."""
-    found = []
+def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str, Mapping[str, Any]]:
+    """Arm -> option -> value, for every arm of a strategy that has options of its own."""
+    found = {}
     for arm in arms:
         if arm["strategy"] == strategy:
             try:
                 options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
             except StrategyError:  # the source is a file of the study's author, which reading does not load
                 options = arm["options"]
-            told = [
-                f"{name.replace('_', ' ')} {_shown(value)}" for name, value in options.items() if _tells(name, value)
-            ]
-            found += [f"{arm['name']}: {', '.join(told)}"] if told else []
+            hidden = {"seed", "source_options", *({"min_rank"} if options.get("min_rank") == 1 else ())}
+            if shown := {k: v for k, v in options.items() if v is not None and k not in hidden}:
+                found[arm["name"]] = shown
     return found
 
 
-def _tells(name: str, value: Any) -> bool:
-    return value is not None and name not in ("seed", "source_options") and (name, value) != ("min_rank", 1)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _measures(name: str) -> bool:
-    strategy = STRATEGIES[name]
-    return bool(strategy.needs(strategy.options())) if name not in ("shuffled", "inverted") else False
-
-
 def _named(key: str, several: bool) -> str:
-    """ARM@BUDGET in words; `several` is of budgets asked for, since those of controls are told by their names."""
+    """ARM@BUDGET in words; `several` is of budgets asked for, since controls are known by their names."""
     return key.replace("@", " at ") if several else key.split("@")[0]
-
-
-def _outcome(comparison: Comparison, judged: Judgement, several: bool) -> Outcome:
-    name = _named(f"{comparison.arm}@{comparison.budget}", several)
-    significant = judged.adjusted_p is not None and judged.adjusted_p <= judged.alpha
-    key = f"{comparison.arm}@{comparison.budget}.verdict"
-    size = "" if judged.mean is None else written(abs(judged.mean), ".4f")
-    won = f"{judged.improvement.mean * judged.n:g} of {judged.n}" if judged.improvement else ""
-    return Outcome(key, comparison.arm, comparison.budget, name, size, won, significant, judged.lost.text)

@@ -1,1 +1,1 @@
-"""Those who do a study's runs: one by one through the reference engine, or many at a time in a bank."""
+"""Engines that train a study's runs: one after another through PEFT, or many at a time in a bank."""

@@ -1,4 +1,4 @@
-"""What every worker does alike: the frozen model's own losses, what is pending, how a result is kept."""
+"""What both engines share: the frozen model's own losses, plans from the ledger, how a result is recorded."""
 
 from __future__ import annotations
 
@@ -10,44 +10,69 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.stats.run_table import Phase, Status
+from adaptive_lora.study.engines.devices import warn_of_other_devices
 from adaptive_lora.study.engines.trackers import Trackers
-from adaptive_lora.study.engines.watcher import Watcher
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.learning_rate_search import outcome_of
 from adaptive_lora.study.ledger import BASE, Ledger, SplitResult
-from adaptive_lora.study.prepare import Material
-from adaptive_lora.study.runs import RunSpec
+from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.planning import plan_runs
+from adaptive_lora.study.prepare import PreparedStudy
+from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.training.adapter import save_adapter
 from adaptive_lora.training.checkpoint import Progress
 from adaptive_lora.training.evaluate import Evaluation, evaluate
 from adaptive_lora.training.reference import Diverged
 
 
-@dataclass(frozen=True)
-class Worker:
-    """One process at work on one study."""
+@dataclass
+class Tally:
+    """How many of the study's runs have a result; counted here, so that no run makes anyone read the ledger."""
 
-    material: Material
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One process that trains the runs of one study."""
+
+    prepared: PreparedStudy
     ledger: Ledger
     paths: StudyPaths
-    watcher: Watcher
+    listener: ProgressListener
     should_stop: Callable[[], bool]
     checkpoint_seconds: float
     trackers: Trackers = field(default_factory=Trackers)
+    tally: Tally = field(default_factory=Tally)
 
-    def run_all(self, runs: Sequence[RunSpec]) -> None:
-        """Trains what is not finished among `runs`, all of one phase."""
+    def run_all(self, runs: Sequence[Run], expected: int) -> None:
+        """Plans and trains what is not finished among `runs`, all of one phase of a study of `expected` runs."""
+        context = self.prepared.context
+        by_id = {run.run_id(context): run for run in runs}
+        self.ledger.register(by_id)
+        statuses = self.ledger.statuses()
+        self.tally.done, self.tally.total = sum(status.is_finished for status in statuses.values()), expected
+        pending = {run_id: run for run_id, run in by_id.items() if not statuses[run_id].is_finished}
+        warn_of_other_devices(self.prepared, self.ledger, by_id, self.listener.stage)
+        self.listener.runs(self.tally.done, self.tally.total)
+        for run_id, error in plan_runs(self.prepared, self.ledger, pending, self.listener, self.should_stop).items():
+            self.failed(run_id, pending.pop(run_id), error)
+        self.train(pending)
+
+    def train(self, pending: Mapping[str, Run]) -> None:
+        """Trains planned runs by id."""
         raise NotImplementedError
 
     def evaluate_base(self) -> None:
         """The frozen model on both splits, once a study."""
         if (BASE, "test") in self.ledger.totals():
             return
-        self.watcher.stage("evaluating the frozen model")
-        base = self.material.base
-        splits = {"validation": self.material.splits.validation, "test": self.material.splits.test}
+        self.listener.stage("evaluating the frozen model")
+        base = self.prepared.base
+        splits = {"validation": self.prepared.splits.validation, "test": self.prepared.splits.test}
         self.ledger.store_base(
             {
                 name: _result(evaluate(base.model, examples, base.device, self.should_stop))
@@ -55,68 +80,69 @@ class Worker:
             }
         )
 
-    def register(self, runs: Sequence[RunSpec]) -> dict[str, RunSpec]:
-        """Makes the runs known to the ledger; all of them by id."""
-        context = self.material.context()
-        by_id = {run.run_id(context): run for run in runs}
-        self.ledger.register(by_id)
-        return by_id
-
-    def tell_planned(self) -> None:
-        """Tells the watcher how many runs stand; KeyboardInterrupt if the study shall stop."""
-        outcome = outcome_of(self.material.study.spec, self.ledger)
-        self.watcher.planned(outcome.completed + outcome.diverged, outcome.total)
+    def plan_of(self, run_id: str) -> tuple[RankPlan, float]:
+        """The plan that the ledger keeps of a run, and the seconds that it took."""
+        found = self.ledger.planning.plan(run_id)
+        if found is None:
+            raise TrainingError(f"The ledger has no plan of run {run_id}; run the study again.")
+        return RankPlan.from_json(found[0]), found[1]
 
     def splits_of(self, phase: Phase) -> dict[str, tuple[Example, ...]]:
         """Validation always; test for evaluation runs alone, so that nothing is ever tuned on it."""
-        splits = {"validation": tuple(self.material.splits.validation)}
+        splits = {"validation": tuple(self.prepared.splits.validation)}
         if phase == Phase.EVALUATION:
-            splits["test"] = tuple(self.material.splits.test)
+            splits["test"] = tuple(self.prepared.splits.test)
         return splits
 
-    def diverged(self, run_id: str, error: Diverged) -> str:
-        """Records a run that gave no result; says so in a few words."""
+    def diverged(self, run_id: str, run: Run, error: Diverged) -> None:
+        """Records a run whose loss or gradient was not finite."""
         self.ledger.fail(run_id, Status.DIVERGED, str(error), error.step)
-        return f"diverged at step {error.step}"
+        self.finished(run, f"diverged at step {error.step}")
 
-    def failed(self, run_id: str, error: Exception) -> str:
-        """Records a run that could not be done; says so in a few words."""
+    def failed(self, run_id: str, run: Run, error: Exception) -> None:
+        """Records a run that could not be done; the next call tries it again."""
         reason = f"{type(error).__name__}: {error}"
         self.ledger.fail(run_id, Status.FAILED, reason)
-        return f"failed: {reason}"
+        self.listener.result(run.label, f"failed: {reason}")
 
-    def keep(
+    def record(
         self,
         run_id: str,
-        run: RunSpec,
-        plan: RankPlan,
+        run: Run,
+        plan: tuple[RankPlan, float],
         weights: Mapping[str, tuple[Tensor, Tensor]],
         progress: Progress,
         results: Mapping[str, Evaluation],
-        plan_seconds: float,
-    ) -> str:
-        """The adapter to its folder and everything else to the ledger; says the losses. Raises Diverged."""
+    ) -> None:
+        """Saves the adapter and records everything else in the ledger; `plan` with its seconds. Raises Diverged."""
         for split, result in results.items():
             if not math.isfinite(result.loss):
                 raise Diverged(progress.steps_done, f"{split} loss")
-        self._keep_adapter(run_id, plan, weights)
+        self._save_adapter(run_id, plan[0], weights)
         names = ("step", "loss", "gradient_norm", "learning_rate", "tokens")
         self.ledger.complete(
             run_id,
-            {**plan.to_json(), "updates": update_sizes(weights, plan, self.material.weight_norms)},
+            {**plan[0].to_json(), "updates": update_sizes(weights, plan[0], self.prepared.weight_norms)},
             {name: [float(getattr(record, name)) for record in progress.curve] for name in names},
             {split: _result(result) for split, result in results.items()},
-            {"plan": plan_seconds, "train": progress.train_seconds},
+            {"plan": plan[1], "train": progress.train_seconds},
         )
-        self.trackers.tell(run, label_of(run), progress.curve, {name: found.loss for name, found in results.items()})
-        return ", ".join(f"{split} loss {result.loss:.4f}" for split, result in results.items())
+        self.trackers.log(run, progress.curve, {name: found.loss for name, found in results.items()})
+        self.finished(run, ", ".join(f"{split} loss {result.loss:.4f}" for split, result in results.items()))
 
-    def _keep_adapter(self, run_id: str, plan: RankPlan, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    def finished(self, run: Run, outcome: str) -> None:
+        """Counts a run that has a result, and says so."""
+        self.tally.done += 1
+        self.listener.result(run.label, outcome)
+        self.listener.runs(self.tally.done, self.tally.total)
+
+    def _save_adapter(self, run_id: str, plan: RankPlan, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         folder = self.paths.adapter(run_id)
         temporary = folder.with_name(f".{run_id}")
         shutil.rmtree(temporary, ignore_errors=True)
-        save_adapter(weights, plan, temporary, self.material.base, self.material.study.spec.train.dropout)
+        save_adapter(weights, plan, temporary, self.prepared.base, self.prepared.study.spec.train.dropout)
         plan.save(temporary / "plan.json")
+        # The new folder is whole before the old one goes, so that a kill leaves one of them.
         shutil.rmtree(folder, ignore_errors=True)
         temporary.replace(folder)
 
@@ -136,11 +162,6 @@ def update_sizes(
         squared = float(((b.t() @ b) * (a @ a.t())).sum())
         sizes[name] = plan.scaling_of(name) * math.sqrt(max(squared, 0.0)) / norms[name]
     return sizes
-
-
-def label_of(run: RunSpec) -> str:
-    """A run in a line: `evaluation uniform rank:8 seed 0 rate 0.001`."""
-    return f"{run.phase} {run.arm.name} {run.budget} seed {run.seed} rate {run.learning_rate:g}"
 
 
 def _result(evaluation: Evaluation) -> SplitResult:

@@ -1,66 +1,57 @@
-"""Runs one after another, through PEFT and the plain loop."""
+"""Trains runs one after another, through PEFT and the plain loop."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 
-from adaptive_lora.study.engines.devices import warn_of_other_devices
-from adaptive_lora.study.engines.engine import Worker, label_of
-from adaptive_lora.study.runs import RunSpec
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.study.engines.engine import Engine
+from adaptive_lora.study.matrix import Run
 from adaptive_lora.training.adapter import attached, weights_of
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import rate_factors
-from adaptive_lora.training.reference import Diverged, Keeping, train
+from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 
 
-class ReferenceWorker(Worker):
+class ReferenceEngine(Engine):
     """`engine: reference`."""
 
-    def run_all(self, runs: Sequence[RunSpec]) -> None:
-        by_id = self.register(runs)
-        warn_of_other_devices(self, by_id)
-        for run_id, run in by_id.items():
-            self.tell_planned()
-            if not self.ledger.status_of(run_id).is_finished:
-                if self.should_stop():
-                    raise KeyboardInterrupt
-                self._run(run_id, run)
-        self.tell_planned()
+    def train(self, pending: Mapping[str, Run]) -> None:
+        for run_id, run in pending.items():
+            if self.should_stop():
+                raise KeyboardInterrupt
+            steps = self.prepared.training_options(run).steps
+            self.ledger.begin(run_id, "reference", str(self.prepared.base.device), steps, "torch")
+            self.listener.begin(run.label, steps)
+            try:
+                self._train(run_id, run, self.plan_of(run_id))
+            except Diverged as error:
+                self.diverged(run_id, run, error)
+                self.paths.checkpoint(run_id).unlink(missing_ok=True)
+            except Exception as error:
+                # One bad run must not take the others with it; the ledger has the reason.
+                self.failed(run_id, run, error)
+            finally:
+                self.listener.close()
 
-    def _run(self, run_id: str, run: RunSpec) -> None:
-        options = self.material.training_options(run)
-        self.ledger.begin(run_id, "reference", str(self.material.base.device), options.steps)
-        self.watcher.begin(label_of(run), options.steps)
-        try:
-            outcome = self._train(run_id, run)
-        except Diverged as error:
-            outcome = self.diverged(run_id, error)
-            self.paths.checkpoint(run_id).unlink(missing_ok=True)
-        except Exception as error:
-            # One bad run must not take the others with it; the reason stands in the ledger.
-            outcome = self.failed(run_id, error)
-        self.watcher.end(label_of(run), outcome)
-
-    def _train(self, run_id: str, run: RunSpec) -> str:
-        examples = self.material.training_examples(run.seed)
-        began = time.monotonic()
-        plan = self.material.plan(run, examples)
-        plan_seconds = time.monotonic() - began
-        options = self.material.training_options(run)
+    def _train(self, run_id: str, run: Run, planned: tuple[RankPlan, float]) -> None:
+        plan, _ = planned
+        examples = self.prepared.training_examples(run.seed)
+        options = self.prepared.training_options(run)
         checkpoint = self.paths.checkpoint(run_id)
-        keeping = Keeping(checkpoint, run_id, self.checkpoint_seconds, self._tell_ledger(run_id))
+
+        def on_checkpoint(steps_done: int) -> None:
+            self.ledger.record_step(run_id, steps_done)
+
+        saving = CheckpointConfig(checkpoint, run_id, self.checkpoint_seconds, on_checkpoint)
         factors = rate_factors(plan, options)
-        base = self.material.base
-        with attached(base, plan, run.seed, options.dropout) as model:
-            progress = train(model, examples, options, run.seed, keeping, self.watcher.step, self.should_stop, factors)
+        base = self.prepared.base
+        checkpointing = self.prepared.study.spec.train.activation_checkpointing
+        with attached(base, plan, run.seed, options.dropout, checkpointing) as model:
+            progress = train(model, examples, options, run.seed, saving, self.listener.step, self.should_stop, factors)
             results = {
                 split: evaluate(model, records, base.device, self.should_stop)
                 for split, records in self.splits_of(run.phase).items()
             }
-            outcome = self.keep(run_id, run, plan, weights_of(model), progress, results, plan_seconds)
+            self.record(run_id, run, planned, weights_of(model), progress, results)
         checkpoint.unlink(missing_ok=True)
-        return outcome
-
-    def _tell_ledger(self, run_id: str) -> Callable[[int], None]:
-        return lambda steps_done: self.ledger.record_step(run_id, steps_done)

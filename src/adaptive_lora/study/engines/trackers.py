@@ -1,4 +1,4 @@
-"""Finished runs told to the experiment trackers that a study names, through accelerate's.
+"""Finished runs, logged to the experiment trackers that a study names, through accelerate's.
 
 The ledger is the record; a tracker is a courtesy, and one that fails takes no run with it.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import StudyFileError
-from adaptive_lora.study.runs import RunSpec
+from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.study_file import Study
 from adaptive_lora.training.checkpoint import StepRecord
 
@@ -30,32 +30,30 @@ def check_trackers(study: Study) -> None:
 
 @dataclass(frozen=True)
 class Trackers:
-    """Where finished runs are told; nowhere by default."""
+    """Where finished runs are logged; nowhere by default."""
 
     names: Sequence[str] = ()
     study: str = ""
     folder: Path = Path()
     """For trackers that write files."""
-    say: Callable[[str], None] = print
-    """Who is told of a tracker that failed."""
+    warn: Callable[[str], None] = print
+    """Called where a tracker failed."""
 
-    def tell(self, run: RunSpec, label: str, curve: Sequence[StepRecord], losses: Mapping[str, float]) -> None:
+    def log(self, run: Run, curve: Sequence[StepRecord], losses: Mapping[str, float]) -> None:
         """One tracked run: its settings, training loss and gradient norm by step, and its losses by split."""
         for name in self.names:
             try:
-                self._tell(name, run, label, curve, losses)
-            except Exception as error:  # whatever a tracker does, the run stands in the ledger
-                self.say(f"warning: {name} did not take {label}: {type(error).__name__}: {error}")
+                self._log(name, run, curve, losses)
+            except Exception as error:  # whatever a tracker does, the ledger has the run
+                self.warn(f"warning: {name} did not take {run.label}: {type(error).__name__}: {error}")
 
-    def _tell(
-        self, name: str, run: RunSpec, label: str, curve: Sequence[StepRecord], losses: Mapping[str, float]
-    ) -> None:
-        tracker = self._opened(name, label)
+    def _log(self, name: str, run: Run, curve: Sequence[StepRecord], losses: Mapping[str, float]) -> None:
+        tracker = self._opened(name, run.label)
         try:
             tracker.store_init_configuration(
                 {
                     "arm": run.arm.name, "strategy": run.arm.strategy or "ranks", "budget": run.budget,
-                    "scaling": run.scaling.rule, "learning_rate": run.learning_rate, "seed": run.seed,
+                    "scaling": run.cell.scaling.rule, "learning_rate": run.learning_rate, "seed": run.seed,
                     "phase": run.phase.value, "replica": run.replica,
                 }
             )  # fmt: skip

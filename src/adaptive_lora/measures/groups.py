@@ -1,0 +1,121 @@
+"""What a group of measures is: names, the inputs they depend on, and the function that takes them together."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from adaptive_lora.errors import TrainingError
+from adaptive_lora.measures.request import Measurement, Request
+
+Value = float | list[float]
+"""Of one module: a number, or a spectrum in descending order."""
+
+Tick = Callable[[int, int], None]
+"""Called after step k of n (a batch of a pass, an update of short runs); raises KeyboardInterrupt to stop."""
+
+
+def no_tick(step: int, steps: int) -> None:
+    """Neither progress nor a stop."""
+
+
+@dataclass(frozen=True)
+class MeasurementResult:
+    """The values of one measurement, and what it cost. JSON keeps both exactly."""
+
+    values: Mapping[str, Value]
+    """Module -> value."""
+    facts: Mapping[str, Any]
+    """Seconds by group, calibration records, what short runs cost, and what else a measure reports."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; `MeasurementResult(**...)` reads them back."""
+        return {"values": dict(self.values), "facts": dict(self.facts)}
+
+
+@dataclass(frozen=True)
+class GroupResult:
+    """What a group found in one go."""
+
+    results: Sequence[MeasurementResult | Exception]
+    """One for each measurement, in their order; an error where one of them failed by itself."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """`gradient_passes` and `forward_passes` over calibration batches, `short_runs` trained, each counted once."""
+    share: float = 1.0
+    """Share of the seconds that one measurement accounts for: 1 / n where n runs were trained side by side."""
+
+
+MeasureFn = Callable[[Sequence[Measurement], Tick], GroupResult]
+"""Takes measurements together: all of one base, one set of modules, one bank and loss."""
+
+
+@dataclass(frozen=True)
+class MeasureGroup:
+    """Measures that come from the same pass or the same training."""
+
+    name: str
+    inputs: Mapping[str, tuple[str, ...]]
+    """Measure -> the inputs (`request.INPUTS`) that its value depends on, besides base and modules."""
+    take: MeasureFn
+    together: Callable[[Measurement], Hashable] = lambda measurement: measurement.key
+    """Measurements with equal values are given to `take` at once; by default each by itself."""
+    at_once: int = 32
+    """Most measurements given to `take` at once."""
+    version: str = ""
+    """Hash of the code, for measures from outside the package: edited code is another measure."""
+
+
+def plain_group(
+    measure: str,
+    function: Callable[..., Mapping[str, Any]],
+    version: str = "",
+    call: Callable[..., Mapping[str, Any]] | None = None,
+) -> MeasureGroup:
+    """A group of one measure given as a plain function, as one from outside the package is.
+
+    Of `base`, `modules`, `batches` (of calibration), `seed` and `options` it gets those that are its parameters, and
+    its values depend on no others. `version` is a hash of its code; `call` is used in the place of the function and
+    gets everything.
+    """
+    parameters = inspect.signature(function).parameters
+    by_parameter = {"batches": "calibration", "seed": "seed", "options": "options"}
+
+    def take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
+        (request,) = (measurement.request for measurement in measurements)
+        known: dict[str, Any] = {"base": request.base, "modules": request.modules, "seed": request.seed,
+                                 "options": request.options}  # fmt: skip
+        facts: dict[str, Any] = {}
+        if "batches" in parameters:
+            known["batches"], facts = request.batches, calibration_facts(request)
+        found = call(**known) if call else function(**{name: known[name] for name in parameters if name in known})
+        return GroupResult([MeasurementResult({name: _plain(value) for name, value in found.items()}, facts)])
+
+    inputs = tuple(own for parameter, own in by_parameter.items() if parameter in parameters)
+    return MeasureGroup(measure, {measure: inputs}, take, version=version)
+
+
+def calibration_facts(request: Request) -> dict[str, Any]:
+    """How many records and tokens were used, and which: their hash."""
+    records = [example for batch in request.batches for example in batch]
+    return {
+        "calibration_records": len(records),
+        "calibration_tokens": sum(len(example.ids) for example in records),
+        "calibration_hash": request.calibration_hash,
+    }
+
+
+def check_values(measure: str, values: Mapping[str, Value]) -> TrainingError | None:
+    """An error where values are not finite, or all 0: no ranks follow from them."""
+    sums = {name: value if isinstance(value, float) else math.fsum(value) for name, value in values.items()}
+    if bad := [name for name, value in sums.items() if not math.isfinite(value)]:
+        return TrainingError(f"The score {measure} of {bad[0]} is not finite; use float32 for the base model.")
+    if not any(sums.values()):
+        return TrainingError(f"The score {measure} is 0 everywhere; use float32 for the base model.")
+    return None
+
+
+def _plain(value: Any) -> Value:
+    return float(value) if isinstance(value, int | float) else [float(x) for x in value]

@@ -1,0 +1,97 @@
+"""What a model's configuration says of it: its modules and sizes. Needs no torch for the families known here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What a model's configuration says of it; needs no weights."""
+
+    name: str
+    modules: tuple[ModuleShape, ...]
+    """Every weight that can be adapted (the output layer and embeddings are not among them)."""
+    total_parameters: int
+    """All parameters, tied ones counted once."""
+    context: int
+    """The longest sequence, in tokens."""
+    fused_parameters: int = 0
+    """Parameters in stacked matrices (the experts of most mixtures), which are not modules of their own."""
+
+
+def outline_from_config(name: str, folder: Path) -> ModelOutline | None:
+    """The outline of a model folder by its `config.json` alone; None for other families, and where a size is not there.
+
+    The rest is for `training.base.outline_of`, which asks transformers.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if "quantization_config" in config:
+            return None
+        modules, others, context = _FAMILIES[config["model_type"]](config)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return ModelOutline(name, modules, sum(m.d_in * m.d_out for m in modules) + others, context)
+
+
+Found = tuple[tuple[ModuleShape, ...], int, int]
+"""Modules, parameters beside their weights, and context."""
+
+
+def _gpt2(config: Mapping[str, Any]) -> Found:
+    width, blocks, words, context = (int(config[k]) for k in ("n_embd", "n_layer", "vocab_size", "n_positions"))
+    if config.get("add_cross_attention"):
+        raise KeyError("cross attention")
+    inner = config.get("n_inner") or 4 * width
+    sizes = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width),
+             "mlp.c_fc": (width, inner), "mlp.c_proj": (inner, width)}  # fmt: skip
+    modules = tuple(_shapes("transformer.h", blocks, sizes, fan_in_fan_out=True))
+    biases, norms = sum(d_out for _, d_out in sizes.values()), 4 * width
+    heads = 1 if config.get("tie_word_embeddings", True) else 2
+    return modules, blocks * (biases + norms) + 2 * width + (heads * words + context) * width, context
+
+
+def _llama(config: Mapping[str, Any], qkv_bias: bool = False) -> Found:
+    width, inner, blocks, heads, words, context = (
+        int(config[k])
+        for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+                  "max_position_embeddings")
+    )  # fmt: skip
+    head = int(config.get("head_dim") or width // heads)
+    queries, keys = heads * head, int(config["num_key_value_heads"]) * head
+    attention = {"self_attn.q_proj": (width, queries), "self_attn.k_proj": (width, keys),
+                 "self_attn.v_proj": (width, keys), "self_attn.o_proj": (queries, width)}  # fmt: skip
+    mlp = {"mlp.gate_proj": (width, inner), "mlp.up_proj": (width, inner), "mlp.down_proj": (inner, width)}
+    biases = queries + 2 * keys if qkv_bias else 0
+    if config["model_type"] == "llama":
+        biases += sum(d_out for _, d_out in attention.values()) if config.get("attention_bias") else 0
+        biases += sum(d_out for _, d_out in mlp.values()) if config.get("mlp_bias") else 0
+    modules = tuple(_shapes("model.layers", blocks, {**attention, **mlp}))
+    ends = 1 if config["tie_word_embeddings"] else 2
+    return modules, blocks * (biases + 2 * width) + width + ends * words * width, context
+
+
+def _qwen2(config: Mapping[str, Any]) -> Found:
+    return _llama(config, qkv_bias=True)
+
+
+_FAMILIES: Mapping[str, Callable[[Mapping[str, Any]], Found]] = {
+    "gpt2": _gpt2, "llama": _llama, "mistral": _llama, "qwen2": _qwen2,
+}  # fmt: skip
+"""`model_type` -> what its configuration comes to; all others are built by transformers, without their weights."""
+
+
+def _shapes(
+    stem: str, blocks: int, sizes: Mapping[str, tuple[int, int]], fan_in_fan_out: bool = False
+) -> Iterator[ModuleShape]:
+    for block in range(blocks):
+        for role, (d_in, d_out) in sizes.items():
+            name = f"{stem}.{block}.{role}"
+            yield ModuleShape(name, kind_of(name), depth_of(name), d_in, d_out, fan_in_fan_out)

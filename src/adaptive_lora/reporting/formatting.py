@@ -1,0 +1,126 @@
+"""How numbers, intervals, counts and lists are written in sentences, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jinja2.runtime import LoopContext
+
+from adaptive_lora.stats.estimators import Interval
+
+
+def formatted(value: str | float | Interval | None, form: str = "") -> str:
+    """A value as `format` writes it, with a true minus and a space before %; an interval with its ends; "" for None.
+
+    >>> formatted(Interval(-0.012, -0.02, 0.001, 9, 0.95), "+.3f"), formatted(0.25, ".0%"), formatted(None)
+    ('−0.012 [−0.020, +0.001]', '25 %', '')
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, Interval):
+        return f"{formatted(value.mean, form)} {interval_ends(value, form)}".strip()
+    return format(value, form).replace("-", "−").replace("%", " %")
+
+
+def interval_ends(interval: Interval, form: str = "") -> str:
+    """`[low, high]`; empty for an interval without ends.
+
+    >>> interval_ends(Interval(0.0, -0.02, 0.02, 9, 0.95), "+.2f")
+    '[−0.02, +0.02]'
+    """
+    if interval.low is None or interval.high is None:
+        return ""
+    return f"[{formatted(interval.low, form)}, {formatted(interval.high, form)}]"
+
+
+def signed(value: float | None, places: int = 4) -> str:
+    """With its sign, a true minus for negative numbers; "" for None.
+
+    >>> signed(-0.0035), signed(2.0, 1)
+    ('−0.0035', '+2.0')
+    """
+    return formatted(value, f"+.{places}f")
+
+
+def magnitude(value: float | None) -> str:
+    """The size of a difference without its sign: four places, or one digit where these would be zeros; "" for None.
+
+    >>> magnitude(-0.012), magnitude(-2e-6)
+    ('0.0120', '2e-06')
+    """
+    if value is None:
+        return ""
+    return f"{abs(value):.4f}" if abs(value) >= 5e-5 else f"{abs(value):.0e}"
+
+
+def percent(share: float | None, places: int = 0) -> str:
+    """A share as percent; "" for None.
+
+    >>> percent(0.8), percent(0.1234, 1)
+    ('80 %', '12.3 %')
+    """
+    return formatted(share, f".{places}%")
+
+
+def rate(value: float | None) -> str:
+    """A learning rate, a margin or a level in as few digits as it takes; "" for None.
+
+    >>> rate(3e-4), rate(0.05)
+    ('0.0003', '0.05')
+    """
+    return formatted(value, "g")
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """A number and its noun, in the plural where it is not one.
+
+    >>> counted(1, "seed"), counted(3000, "seed"), counted(2, "loss", "losses")
+    ('1 seed', '3,000 seeds', '2 losses')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def agreeing(subject: int | Sequence[object], one: str, several: str) -> str:
+    """The word that agrees with a number, or with how many a list has.
+
+    >>> agreeing(1, "is", "are"), agreeing(["a", "b"], "is", "are")
+    ('is', 'are')
+    """
+    return one if (subject if isinstance(subject, int) else len(subject)) == 1 else several
+
+
+def listed(names: Sequence[str], most: int | None = None) -> str:
+    """a; a and b; a, b and c; of more than `most`, the first ones and how many more.
+
+    >>> listed(["a", "b", "c"]), listed(["a", "b", "c"], most=2)
+    ('a, b and c', 'a, b and 1 more')
+    """
+    if most is not None and len(names) > most:
+        names = [*names[:most], f"{len(names) - most:,} more"]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def comma(loop: LoopContext, every: int | None = None) -> str:
+    """What stands after an entry of a list that a template writes in a loop; `every`: how many there are in all.
+
+    `{% for x in xs[:8] %}{{ x }}{{ loop | comma(xs | length) }}{% endfor %}` is `xs | listed(8)`.
+    """
+    more = (every or loop.length) - loop.length
+    if loop.last:
+        return f" and {more:,} more" if more else ""
+    return " and " if loop.revindex == 2 and not more else ", "
+
+
+def number_range(values: Sequence[int], noun: str) -> str:
+    """From the smallest to the largest of some counts, with their noun.
+
+    >>> number_range([8, 2, 8], "seed"), number_range([1], "seed")
+    ('2 to 8 seeds', '1 seed')
+    """
+    least, most = min(values), max(values)
+    return counted(most, noun) if least == most else f"{least:,} to {counted(most, noun)}"
+
+
+_WRITERS = (formatted, interval_ends, signed, magnitude, percent, rate, counted, agreeing, listed, comma, number_range)
+FILTERS: Mapping[str, Callable[..., str]] = {writer.__name__: writer for writer in _WRITERS}
+"""Name -> filter of every template: `{{ 3 | counted("seed") }}`."""

@@ -1,0 +1,130 @@
+"""The tables of a paper: those of the report, narrowed to what a page can hold, and those of other studies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from adaptive_lora.reporting.findings import Findings
+from adaptive_lora.reporting.html import evidence, sections
+from adaptive_lora.reporting.paper.study_facts import contenders
+from adaptive_lora.reporting.tables import Cell, Column, Row, Table
+from adaptive_lora.reporting.templating import render
+from adaptive_lora.stats.estimators import Interval
+
+_SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], ...] = (
+    (sections.verdicts, "verdicts", ("arm", "budget", "verdict", "seeds", "difference", "p", "holm_p")),
+    (sections.arms, "arms", ("arm", "budget", "test_loss", "difference", "perplexity", "seeds")),
+    (sections.arms, "every-arm", ("arm", "budget", "exact_match", "trainable_parameters", "learning_rate",
+                                  "plan_seconds", "train_seconds", "notes")),
+    (evidence.sizes, "sizes", ("arm", "budget", "over_records", "perplexity_percent", "share_of_gain", "improvement",
+                               "sd")),
+    (evidence.compute, "equal-compute", ("arm", "budget", "control", "difference", "seeds")),
+    (evidence.worth, "worth", ("arm", "budget", "percent", "percent_low", "percent_high")),
+    (evidence.power, "power", ("arm", "budget", "sd", "detectable", "seeds_for_margin", "seeds_for_equivalence")),
+    (sections.rates, "learning-rates", ("arm", "budget", "learning_rate", "validation_loss", "seeds", "chosen")),
+    (evidence.stability, "stability", ("arm", "budget", "learning_rate", "runs", "diverged", "excess", "clipped",
+                                       "spikes")),
+    (sections.troubles, "runs-without-result", ("arm", "budget", "phase", "seed", "learning_rate", "status")),
+)  # fmt: skip
+_TITLES = {"arms": "Test losses", "every-arm": "Size, rate and time of every arm"}
+
+
+def study_tables(found: Findings) -> dict[str, Table]:
+    """Name -> table, of those that have something to show."""
+    made = {}
+    one_budget = found.runs["budget"].nunique() == 1
+    for maker, name, columns in _SHOWN:
+        if (table := maker(found)) is not None:
+            caption = render("paper.every_arm") if name == "every-arm" else table.caption
+            named = replace(table, name=name, title=_TITLES.get(name, table.title), caption=caption)
+            made[name] = narrowed(named, tuple(c for c in columns if c != "budget" or not one_budget))
+    return made
+
+
+def narrowed(table: Table, names: tuple[str, ...]) -> Table:
+    """The table with these columns, of those it has."""
+    kept = [i for i, column in enumerate(table.columns) if column.name in names]
+    rows = tuple(replace(row, cells=tuple(row.cells[i] for i in kept)) for row in table.rows)
+    caption = table.caption.replace("on this page ", "")
+    return replace(table, columns=tuple(table.columns[i] for i in kept), rows=rows, caption=caption)
+
+
+def tables_of_other(found: Findings, main: Findings) -> dict[str, Table]:
+    """Name -> table, of a study that a paper reports beside its own."""
+    made = (conclusions(found), side_by_side(found, main), changes_of_training(found))
+    return {table.name: table for table in made if table is not None}
+
+
+def changes_of_training(found: Findings) -> Table | None:
+    """What each change of scaling or training does where training breaks with it or without it."""
+    every = found.stability_findings.variants
+    columns = (
+        *(Column(name, name, "text") for name in ("change", "of", "budget")),
+        Column("learning_rate", "at rate", form="g"),
+        Column("difference", "loss less that without", "interval", "+.3f"),
+        Column("effect", "effect", "text"),
+    )
+    cells: list[tuple[Cell, ...]] = [
+        (render("stability.differences", c.variant), c.variant.of, c.changed.budget, c.learning_rate,
+         c.against.difference, render("stability.effect", c))
+        for c in every
+    ]  # fmt: skip
+    rows = tuple(Row(own, arm=c.changed.arm) for own, c in zip(cells, every, strict=True))
+    caption = render("paper.changes", len(every))
+    return Table("changes", "What moves a break", columns, rows, caption) if every else None
+
+
+def conclusions(found: Findings) -> Table:
+    """What a study says of every arm, in one table."""
+    verdicts = {(c.arm, c.budget): render("comparisons.verdict", j) for c, j in found.judged.items()}
+    columns = (
+        Column("arm", "arm", "text"),
+        Column("budget", "budget", "text", optional=True),
+        Column("parameters", "parameters", form=",d"),
+        Column("learning_rate", "rate", form="g"),
+        Column("test_loss", "test loss", form=".4f"),
+        Column("difference", f"minus {found.baseline}", "interval", "+.4f"),
+        Column("verdict", "verdict", "text", optional=True),
+    )
+    cells: list[tuple[Cell, ...]] = [
+        (arm.arm, arm.budget if found.several_budgets else None, max(arm.trainable_parameters, default=None),
+         arm.learning_rate, arm.loss.mean if arm.loss else None, arm.difference, verdicts.get((arm.arm, arm.budget)))
+        for arm in found.arms
+    ]  # fmt: skip
+    rows = tuple(Row(own, arm=arm.arm, marked=arm.is_baseline) for own, arm in zip(cells, found.arms, strict=True))
+    caption = render("paper.conclusions", len(found.facts["spec"]["seeds"]["evaluation"]))
+    return Table("conclusions", f"The study {found.facts['name']}", columns, rows, caption)
+
+
+def side_by_side(found: Findings, main: Findings) -> Table | None:
+    """Arms that two studies of one model and one source of data share, by name; None where there are none, or where the
+    other study has several budgets, so that a name is not one arm.
+    """
+    names = set(contenders(found)) & set(contenders(main))
+    shared = [size for size in found.sizes if size.arm in names]
+    tasks = [(*map(f.facts["model"].get, ("name", "revision")), f.facts["data"]["source"]) for f in (found, main)]
+    if not shared or found.several_budgets or tasks[0] != tasks[1]:
+        return None
+    differences = {(arm.arm, arm.budget): arm.difference for arm in main.arms}
+    verdicts = {(c.arm, c.budget): str(j.verdict) for c, j in main.judged.items()}
+    budgets = main.facts["spec"]["budgets"]
+    rows = []
+    for size in shared:
+        n = size.over_seeds.n
+        own = (size.arm, Interval(size.over_seeds.mean, None, None, n, 0.95), f"{size.improvement.mean * n:g} of {n}")
+        here = [cell for b in budgets for cell in (differences.get((size.arm, b)), verdicts.get((size.arm, b)))]
+        rows.append(Row((*own, *here), arm=size.arm))
+    columns = [
+        Column("arm", "arm", "text"),
+        Column("difference", f"{found.facts['name']}: mean", "interval", "+.4f"),
+        Column("wins", "seeds lower", "text"),
+    ]
+    for budget in budgets:
+        suffix = f"_{budget.replace(':', '_')}"
+        columns += [
+            Column(f"difference{suffix}", f"{main.facts['name']}, {budget}", "interval", "+.4f"),
+            Column(f"verdict{suffix}", "verdict", "text", optional=True),
+        ]
+    caption = render("paper.side_by_side", found, main)
+    return Table("against", "The same arms in two studies", tuple(columns), tuple(rows), caption)

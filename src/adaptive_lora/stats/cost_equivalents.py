@@ -1,0 +1,109 @@
+"""Arms at equal cost: the parameters that the baseline needs for an arm's loss, and the baseline at equal compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from adaptive_lora.stats.arms import ArmSummary, evaluations
+from adaptive_lora.stats.estimators import Interval, interval_of
+from adaptive_lora.stats.run_table import Status
+
+
+@dataclass(frozen=True)
+class LossCurve:
+    """The baseline's mean test loss by trainable parameters, from few to many."""
+
+    parameters: tuple[int, ...]
+    losses: tuple[float, ...]
+
+    @property
+    def falls(self) -> bool:
+        """Whether every budget is better than the smaller ones: without that, a loss names no size."""
+        return len(self.losses) > 1 and all(a > b for a, b in zip(self.losses, self.losses[1:], strict=False))
+
+    def parameters_at(self, loss: float) -> float | None:
+        """The size at which the baseline has this loss, linear between log sizes; None beyond the curve's ends."""
+        if not self.losses[-1] <= loss <= self.losses[0]:
+            return None
+        logs = np.log(np.asarray(self.parameters, dtype=np.float64))
+        return float(math.exp(np.interp(-loss, -np.asarray(self.losses), logs)))
+
+
+@dataclass(frozen=True)
+class ParameterEquivalent:
+    """How many parameters more the baseline needs to be as good as an arm; negative: how many fewer."""
+
+    arm: str
+    budget: str
+    percent: float | None
+    """None beyond the curve's ends."""
+    low: float | None
+    high: float | None
+    """For the ends of the difference's 95 % interval over seeds; the curve is taken as it is."""
+    ends: tuple[float, float]
+    """What the curve covers, in percent around the budget."""
+
+
+def baseline_curve(arms: Sequence[ArmSummary]) -> LossCurve:
+    """All budgets that the baseline was trained at, those of the controls among them."""
+    points = {arm.trainable_parameters[0]: arm.loss.mean for arm in arms if arm.is_baseline and arm.loss}
+    ordered = sorted(points.items())
+    return LossCurve(tuple(size for size, _ in ordered), tuple(loss for _, loss in ordered))
+
+
+def parameter_equivalents(arms: Sequence[ArmSummary]) -> list[ParameterEquivalent]:
+    """One for each arm whose difference has an interval; none where the curve does not fall."""
+    curve = baseline_curve(arms)
+    if not curve.falls:
+        return []
+    own = {arm.budget: arm for arm in arms if arm.is_baseline}
+    found = []
+    for arm in arms:
+        base = own.get(arm.budget)
+        if arm.difference is None or arm.difference.low is None or base is None or base.loss is None:
+            continue
+        size, loss = base.trainable_parameters[0], base.loss.mean
+
+        def percent(difference: float | None, loss: float = loss, size: int = size) -> float | None:
+            at = None if difference is None else curve.parameters_at(loss + difference)
+            return None if at is None else 100 * (at / size - 1)
+
+        ends = 100 * (curve.parameters[0] / size - 1), 100 * (curve.parameters[-1] / size - 1)
+        # A lower loss is worth more parameters, so that the interval turns round.
+        low, high = percent(arm.difference.high), percent(arm.difference.low)
+        found.append(ParameterEquivalent(arm.arm, arm.budget, percent(arm.difference.mean), low, high, ends))
+    return found
+
+
+@dataclass(frozen=True)
+class AtEqualCompute:
+    """An arm that trains before it has a plan, against the baseline trained for as many updates in all."""
+
+    arm: str
+    budget: str
+    control: str
+    difference: Interval
+    """Paired by seed, arm minus the longer baseline; negative: the arm is better for the same compute."""
+
+
+def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str]) -> list[AtEqualCompute]:
+    """`controls` names the longer baseline of each such arm, as the lock has it."""
+    done = evaluations(runs)
+    done = done[done["status"] == Status.COMPLETED]
+    found = []
+    for arm, control in controls.items():
+        own = done[done["arm"] == arm]
+        for budget in dict.fromkeys(own["budget"]):
+            losses = {
+                name: done[(done["arm"] == name) & (done["budget"] == budget)].set_index("seed")["test_loss"]
+                for name in (arm, control)
+            }
+            differences = (losses[arm] - losses[control]).dropna().tolist()
+            if differences:
+                found.append(AtEqualCompute(arm, str(budget), control, interval_of(differences)))
+    return found

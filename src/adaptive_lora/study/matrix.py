@@ -1,0 +1,217 @@
+"""Every run of a study as one value: which arms at which budgets, resolved once, and the runs that they make.
+
+The matrix follows from the study file alone; runner, estimate, status, lock and reports read it, and nobody derives it
+again. Two things are known only as the study goes on, and are arguments: the grid of learning rates, which may grow,
+and the rate chosen for each cell.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from adaptive_lora.stats.run_table import Comparison, Phase
+from adaptive_lora.study.protocol import (
+    assay_budgets,
+    baseline_of,
+    compute_controls,
+    control_arms,
+    primary_comparisons,
+)
+from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
+from adaptive_lora.study.schema_training import TrainPart
+from adaptive_lora.study.settings import own_training, scaling_of, steps_of, training_of
+
+CellKey = tuple[str, str]
+"""(name of the arm, budget)."""
+Rates = Mapping[CellKey, float]
+"""The learning rate that each cell is evaluated at; cells without one are left out."""
+
+
+class Role(StrEnum):
+    """What a cell is for."""
+
+    BASELINE = "baseline"
+    ARM = "arm"
+    CHANCE = "chance control"
+    """`random` or `shuffled`."""
+    COMPUTE = "compute control"
+    """The baseline trained for as many updates as an arm that trains before it has a plan."""
+    ASSAY = "assay"
+    """The baseline at half or twice a budget: can this task tell ranks apart?"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm at a budget, with everything that the study file leaves to defaults resolved."""
+
+    arm: ArmPart
+    budget: str
+    role: Role
+    scaling: ScalingPart
+    training: TrainPart
+    steps: int
+    """Updates of a run."""
+
+    @property
+    def key(self) -> CellKey:
+        """(name of the arm, budget)."""
+        return self.arm.name, self.budget
+
+    @property
+    def label(self) -> str:
+        """As it is written in sentences: `uniform at rank:8`."""
+        return f"{self.arm.name} at {self.budget}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One adapter to train: a cell with a learning rate and a seed."""
+
+    phase: Phase
+    cell: Cell
+    learning_rate: float
+    seed: int
+    replica: int = 0
+    """Twins of a run differ in it alone; it enters no random stream."""
+
+    @property
+    def arm(self) -> ArmPart:
+        """The cell's arm."""
+        return self.cell.arm
+
+    @property
+    def budget(self) -> str:
+        """The cell's budget, as the study file writes it."""
+        return self.cell.budget
+
+    @property
+    def label(self) -> str:
+        """In a line: `evaluation uniform rank:8 seed 0 rate 0.001`."""
+        return f"{self.phase} {self.arm.name} {self.budget} seed {self.seed} rate {self.learning_rate:g}"
+
+    def run_id(self, context: Mapping[str, Any]) -> str:
+        """Hash of what determines the result: the study's model, data and training (`context`) and this run.
+
+        The arm's name and the phase are labels and do not enter.
+        """
+        identity = {
+            "context": context,
+            "arm": self.arm.model_dump(mode="json", exclude={"name", "scaling", "train"}),
+            **({"train": own} if (own := own_training(self.arm)) else {}),
+            "budget": self.budget,
+            "scaling": self.cell.scaling.model_dump(mode="json"),
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "replica": self.replica,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class StudyMatrix:
+    """Cells, comparisons and controls of a study, and the runs they make; see `matrix_of`."""
+
+    spec: StudySpec
+    cells: tuple[Cell, ...]
+    """Budget by budget: arms, then controls; at the end the baseline at other budgets."""
+    comparisons: tuple[Comparison, ...]
+    """The primary ones, judged as one family."""
+    compute_controls: Mapping[str, str]
+    """Arm that trains before it has a plan -> the control at equal compute."""
+
+    @functools.cached_property
+    def baseline(self) -> ArmPart:
+        """The arm that all others are compared with."""
+        return baseline_of(self.spec)
+
+    @functools.cached_property
+    def by_key(self) -> Mapping[CellKey, Cell]:
+        """Every cell by (name of the arm, budget)."""
+        return {cell.key: cell for cell in self.cells}
+
+    @property
+    def assay_budgets(self) -> tuple[str, ...]:
+        """Budgets at which the baseline alone is trained."""
+        return tuple(cell.budget for cell in self.cells if cell.role is Role.ASSAY)
+
+    def with_role(self, role: Role) -> tuple[ArmPart, ...]:
+        """The arms with a role, each once."""
+        return tuple({cell.arm.name: cell.arm for cell in self.cells if cell.role is role}.values())
+
+    @functools.cached_property
+    def fixed_rates(self) -> Rates:
+        """The one learning rate of a study that tunes none; empty where there is a grid to choose from."""
+        rates, widen = self.spec.train.learning_rate, self.spec.train.widen
+        return {} if len(rates) > 1 or widen else {cell.key: rates[0] for cell in self.cells}
+
+    def tuning_runs(self, grid: Sequence[float] | None = None) -> Iterator[Run]:
+        """Every cell at every rate of the grid (by default the study file's), with every tuning seed; none where there
+        is one rate and so no choice."""
+        if not self.fixed_rates:
+            for cell in self.cells:
+                for rate in grid or self.spec.train.learning_rate:
+                    for seed in self.spec.seeds.tuning:
+                        yield Run(Phase.TUNING, cell, rate, seed)
+
+    def evaluation_runs(self, rates: Rates) -> Iterator[Run]:
+        """Every cell that has a rate with every evaluation seed, seed by seed; the first has the baseline's twins."""
+        for seed in self.spec.seeds.evaluation:
+            for cell in self.cells:
+                if (rate := rates.get(cell.key)) is not None:
+                    yield Run(Phase.EVALUATION, cell, rate, seed)
+                    if self._has_twin(cell, seed):
+                        yield Run(Phase.EVALUATION, cell, rate, seed, replica=1)
+
+    def _has_twin(self, cell: Cell, seed: int) -> bool:
+        first = self.spec.seeds.evaluation[0]
+        return "twin" in self.spec.controls and cell.role is Role.BASELINE and seed == first
+
+    def possible_runs(self, rates: Iterable[float]) -> Iterator[Run]:
+        """Every run that the study could ask for at some rates, twins of every evaluation run included."""
+        seeds = {Phase.TUNING: self.spec.seeds.tuning, Phase.EVALUATION: self.spec.seeds.evaluation}
+        for cell in self.cells:
+            for rate in rates:
+                for phase, own in seeds.items():
+                    for seed in own:
+                        yield Run(phase, cell, rate, seed)
+                        if phase is Phase.EVALUATION:
+                            yield Run(phase, cell, rate, seed, replica=1)
+
+    def counts(self, grid: Sequence[float] | None = None, without: Container[CellKey] = ()) -> dict[Phase, int]:
+        """How many runs each phase has in the end, with this grid; `without` cells that will have no rate."""
+        rates = {cell.key: 1.0 for cell in self.cells if cell.key not in without}
+        return {
+            Phase.TUNING: sum(1 for _ in self.tuning_runs(grid)),
+            Phase.EVALUATION: sum(1 for _ in self.evaluation_runs(rates)),
+        }
+
+
+def matrix_of(spec: StudySpec) -> StudyMatrix:
+    """The matrix of a study.
+
+    Fixed ranks have a size of their own and so stand under the first budget alone.
+    """
+    longer = compute_controls(spec) if "compute" in spec.controls else {}
+    computing = {arm.name for arm in longer.values()}
+    baseline = baseline_of(spec)
+    cells = []
+    for index, budget in enumerate(spec.budgets):
+        for arm in spec.arms:
+            if arm.ranks is None or index == 0:
+                cells.append(_cell(spec, arm, budget, Role.BASELINE if arm == baseline else Role.ARM))
+        for arm in control_arms(spec, budget):
+            if arm.ranks is None or index == 0:
+                cells.append(_cell(spec, arm, budget, Role.COMPUTE if arm.name in computing else Role.CHANCE))
+    cells += [_cell(spec, baseline, budget, Role.ASSAY) for budget in assay_budgets(spec)]
+    names = {arm: control.name for arm, control in longer.items()}
+    return StudyMatrix(spec, tuple(cells), primary_comparisons(spec), names)
+
+
+def _cell(spec: StudySpec, arm: ArmPart, budget: str, role: Role) -> Cell:
+    return Cell(arm, budget, role, scaling_of(spec, arm), training_of(spec, arm), steps_of(spec, arm))

@@ -1,0 +1,162 @@
+"""Fused replacements for frozen layers: fewer passes over memory, same values.
+
+Frozen weights need no gradient, so the backward pass computes the input's only. Layers are recognised by class and
+then compared with their replacement on random numbers: a layer that computes anything else is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
+
+# oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
+# of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
+# update, by 5 MB each for a model of a million parameters.
+for _variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_variable, "32")
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x weight^T + bias; x (N, d_in), weight (d_out, d_in), any strides.
+
+    On the CPU in float32 through oneDNN, which torch itself uses for other types only: on processors
+    that MKL is not tuned for it is about twice as fast, on others as fast. In float64 by `lora.c`: in MKL's
+    products a row's last bit depends on its index.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and _one_dnn():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if x.device.type == "cpu" and x.dtype == torch.float64 and (kernel := lora_kernel(x.dtype)) is not None:
+        return _compiled_product(kernel, x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+def _compiled_product(kernel: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    x, weight = x.contiguous(), weight.contiguous()
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    rows = LoraSegment(0, x.shape[0], weight.shape[0], weight.data_ptr())
+    arguments = LoraArgs(x.shape[1], y.shape[1], 1, ctypes.addressof(rows), x.data_ptr(), y.data_ptr())
+    if kernel.lora_product(arguments):
+        raise MemoryError("out of memory: workspace of a product")
+    return y if bias is None else y.add_(bias)
+
+
+def _one_dnn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return frozen_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return frozen_linear(gradients[0], ctx.weight.t()), None, None
+
+
+class FusedLinear(nn.Module):
+    """A frozen `nn.Linear` or `Conv1D`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The view is made outside the function: models may modify the result in place.
+        flat = _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return flat.view(*x.shape[:-1], self.weight.shape[0])
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # (..., 1)
+        ctx.save_for_backward(x, inverse)
+        ctx.weight = weight
+        return (x * inverse).mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, inverse = ctx.saved_tensors
+        weighted = gradients[0] * ctx.weight
+        along = (weighted * x).sum(-1, keepdim=True).mul_(inverse**3).div_(-x.shape[-1])
+        return weighted.mul_(inverse).addcmul_(x, along), None, None
+
+
+class FusedRMSNorm(nn.Module):
+    """A frozen RMS norm: w x / sqrt(mean(x^2) + epsilon)."""
+
+    def __init__(self, weight: Tensor, epsilon: float) -> None:
+        super().__init__()
+        self.weight, self.epsilon = weight.detach(), epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.epsilon)
+
+
+def fused_linear(module: nn.Module) -> FusedLinear | None:
+    """The fused form of a plain linear layer; None for any other kind, such as quantised ones."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+        return None
+    if type(module) is nn.Linear:
+        return FusedLinear(weight, module.bias)
+    if type(module).__name__ == "Conv1D" and weight.ndim == 2:
+        return FusedLinear(weight.t(), module.bias)  # type: ignore[arg-type]
+    return None
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    """A candidate to replace a layer; None for most."""
+    name, weight = type(module).__name__, getattr(module, "weight", None)
+    if name.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and weight.dtype in (torch.float32, torch.float64):
+        epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        return FusedRMSNorm(weight, float(epsilon)) if epsilon is not None else None
+    if name == "NewGELUActivation":
+        return nn.GELU(approximate="tanh")
+    return fused_linear(module)
+
+
+def _width(module: nn.Module) -> int:
+    weight: Any = getattr(module, "weight", None)
+    if weight is None:
+        return 16
+    return int(weight.shape[-1] if type(module).__name__ != "Conv1D" else weight.shape[0])
+
+
+@torch.no_grad()
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two layers agree on a few random rows, up to rounding."""
+    weight = next(iter(one.parameters()), torch.zeros(()))
+    rows = torch.randn(3, _width(one), generator=torch.Generator().manual_seed(0))
+    rows = rows.to(weight.device, weight.dtype)
+    a, b = one(rows[None]), other(rows[None])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(a.dtype, 3e-2)
+    return bool(a.shape == b.shape and ((a - b).abs().max() <= tolerance * a.abs().max()))
+
+
+@contextlib.contextmanager
+def fused_layers(model: nn.Module) -> Iterator[None]:
+    """The model with fused layers where there are some; restored at the end."""
+    replaced: dict[str, nn.Module] = {}
+    try:
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            fused = _replacement(module)
+            if fused is not None and name and _same(module, fused):
+                replaced[name] = module
+                model.set_submodule(name, fused)
+        yield
+    finally:
+        for name, module in replaced.items():
+            model.set_submodule(name, module)

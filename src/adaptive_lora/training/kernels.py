@@ -1,0 +1,155 @@
+"""C kernels for the CPU: `attention.c` and `lora.c`, compiled on first use where there is a C compiler, and cached."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+_SOURCES = Path(__file__).parent
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
+_FUNCTIONS = {"attention": ("forward", "backward"), "lora": ("forward", "backward", "product")}
+_REALS = {torch.float32: "float", torch.float64: "double"}
+
+
+def _fields(pointers: str = "", sizes: str = "") -> list[tuple[str, type]]:
+    return [(name, ctypes.c_void_p) for name in pointers.split()] + [(name, ctypes.c_int64) for name in sizes.split()]
+
+
+class AttentionArgs(ctypes.Structure):
+    """`attention_args` of attention.c."""
+
+    _fields_ = [
+        *_fields("q k v", "q_stride k_stride v_stride tokens heads groups width sequences"),
+        *_fields("starts"),
+        ("scaling", ctypes.c_float),
+        *_fields("out scales grad_out grad_q grad_k grad_v"),
+    ]
+
+
+class LoraSegment(ctypes.Structure):
+    """`segment` of lora.c."""
+
+    _fields_ = [
+        *_fields(sizes="begin end rank"),
+        *_fields("a b a_gradient b_gradient dropped", "drops"),
+        ("scaling", ctypes.c_double),
+    ]
+
+
+class LoraArgs(ctypes.Structure):
+    """`lora_args` of lora.c."""
+
+    MIN_WIDTH: ClassVar = 16
+    """Fewest inputs or outputs of a layer that lora.c supports: one vector register."""
+    _fields_ = [*_fields(sizes="d_in d_out segments"), *_fields("segment x y u grad_x")]
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A loaded library, or the reason why there is none."""
+
+    library: ctypes.CDLL | None
+    reason: str = ""
+
+
+def attention_kernel() -> ctypes.CDLL | None:
+    """The library with `attention_forward` and `attention_backward`; None where it cannot be compiled.
+
+    ADAPTIVE_LORA_KERNEL=off disables all kernels.
+    """
+    return _loaded("attention", AttentionArgs).library
+
+
+def lora_kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
+    """The library with `lora_forward`, `lora_backward` and `lora_product` for a dtype; None where there is none."""
+    real = _REALS.get(dtype)
+    return None if real is None else _loaded("lora", LoraArgs, f"-DREAL={real}").library
+
+
+def kernel_status() -> dict[str, str]:
+    """By kernel, `compiled`, or `torch (REASON)` where torch's own operations stand in for it."""
+    kernels = {"attention": _loaded("attention", AttentionArgs), "lora": _loaded("lora", LoraArgs, "-DREAL=float")}
+    return {name: "compiled" if kernel.library else f"torch ({kernel.reason})" for name, kernel in kernels.items()}
+
+
+def forget_kernels() -> None:
+    """Makes the next call look for a compiler and the cache again."""
+    _loaded.cache_clear()
+
+
+@functools.cache
+def _loaded(name: str, arguments: type[ctypes.Structure], *flags: str) -> _Kernel:
+    if os.environ.get("ADAPTIVE_LORA_KERNEL") == "off":
+        return _Kernel(None, "ADAPTIVE_LORA_KERNEL=off")
+    try:
+        compiler = _compiler()
+        if not compiler or os.name != "posix":
+            return _Kernel(None, "no C compiler: install cc, gcc or clang, or set CC")
+        library = _opened(name, compiler, flags)
+    except subprocess.CalledProcessError as error:
+        first = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]
+        return _Kernel(None, f"{shlex.join(compiler)} failed: {first}")
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+        return _Kernel(None, f"{type(error).__name__}: {error}")
+    for function in _FUNCTIONS[name]:
+        found = getattr(library, f"{name}_{function}")
+        found.argtypes, found.restype = [ctypes.POINTER(arguments)], ctypes.c_int
+    return _Kernel(library)
+
+
+def _compiler() -> list[str]:
+    """The compiler's command, which may have arguments (CC="ccache gcc"); empty where there is none."""
+    if named := os.environ.get("CC"):
+        return shlex.split(named)
+    found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return [found] if found else []
+
+
+def _opened(name: str, compiler: list[str], flags: tuple[str, ...]) -> ctypes.CDLL:
+    """The shared library, from the user's cache if this source was compiled for this processor before."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-lora"
+    cached = folder / f"{name}-{_cache_key(name, compiler, flags)}.so"
+    if cached.exists():
+        with contextlib.suppress(OSError):  # a corrupt file is compiled again
+            return ctypes.CDLL(str(cached))
+    with tempfile.TemporaryDirectory(prefix="adaptive-lora-") as private:
+        built = Path(private) / cached.name
+        command = [*compiler, *_FLAGS, *flags, "-o", str(built), str(_SOURCES / f"{name}.c"), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Renamed once complete: another process may be looking for it.
+            partial = folder / f".{os.getpid()}-{cached.name}"
+            shutil.copyfile(built, partial)
+            partial.replace(cached)
+        except OSError:
+            return ctypes.CDLL(str(built))  # the cache is not writable; an open library outlives its file
+    return ctypes.CDLL(str(cached))
+
+
+def _cache_key(name: str, compiler: list[str], flags: tuple[str, ...]) -> str:
+    source = (_SOURCES / f"{name}.c").read_text()
+    identity = "\0".join([source, *compiler, *_FLAGS, *flags, _processor()])
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+    except OSError:
+        return platform.platform() + platform.processor()

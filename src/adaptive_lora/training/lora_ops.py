@@ -1,0 +1,257 @@
+"""Forward and backward pass of all adapters of a pack in one layer.
+
+    u = x A^T;   y += s u B;   backward: i = s g B^T;   dB += s u^T g;   dA += i^T x;   dx += i A
+
+x (N, d_in), y and its gradient g (N, d_out), A (r, d_in), B transposed (r, d_out), u and i (n, r), each adapter on
+its own n rows of x. Three implementations: `lora.c` on the CPU, torch adapter by adapter, and torch's batched
+products for accelerators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from adaptive_lora.training.current_batch import BankBatch
+from adaptive_lora.training.dropout import zero_
+from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
+from adaptive_lora.training.packing import BLOCK
+from adaptive_lora.training.slots import LoraPair, Slot
+
+
+class LoraOp(Protocol):
+    """The adapters of one layer on one pack."""
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """Adds every adapter's update to y; returns the tensors to save for the backward pass."""
+
+    def backward(self, x: Tensor, saved: list[Tensor], grad_output: Tensor, grad_input: Tensor | None) -> None:
+        """Adds to the gradients of A and B and, where it is wanted, to `grad_input`."""
+
+
+def lora_op(name: str, batch: BankBatch, x: Tensor, y: Tensor) -> LoraOp:
+    """The implementation that suits device and dtype."""
+    if batch.stacks:
+        batch.kernels.add("batched lora")
+        return BatchedBmm(name, batch)
+    if (
+        x.device.type == "cpu"
+        and min(x.shape[1], y.shape[1]) >= LoraArgs.MIN_WIDTH
+        and all(x.dtype == y.dtype == slot.parameters.dtype for slot in batch.slots)
+        and lora_kernel(x.dtype) is not None
+    ):
+        batch.kernels.add("compiled lora")
+        return FusedCpu(name, batch)
+    batch.kernels.add("torch lora")
+    return PerAdapter(name, batch)
+
+
+class FusedCpu:
+    """`lora.c`: all adapters in one call, each on its own segment at its own rank."""
+
+    def __init__(self, name: str, batch: BankBatch) -> None:
+        self._dropped: list[Tensor] = []  # keeps alive what `lora.c` has the addresses of
+        self._u_size, segments = 0, []
+        for slot, (begin, end), tokens, real in zip(
+            batch.slots, batch.pack.segments, batch.pack.tokens, batch.pack.real, strict=False
+        ):
+            if (pair := slot.pairs.get(name)) is None:
+                continue
+            dropping = batch.training and slot.masks.p > 0
+            dropped = _own_dropped(name, slot, tokens, real, pair.a.shape[1]) if dropping else torch.empty(0)
+            self._dropped.append(dropped)
+            self._u_size += (end - begin) * pair.a.shape[0]
+            scaling = pair.scaling / (1 - slot.masks.p if batch.training else 1)
+            segments.append(LoraSegment(begin, end, *pair.addresses, dropped.data_ptr(), dropped.numel(), scaling))
+        self._segments = (LoraSegment * len(segments))(*segments)
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """See `LoraOp.forward`."""
+        u = x.new_empty(self._u_size)
+        self._call("lora_forward", x, y, u, None)
+        return [u]
+
+    def backward(self, x: Tensor, saved: list[Tensor], grad_output: Tensor, grad_input: Tensor | None) -> None:
+        """See `LoraOp.backward`."""
+        self._call("lora_backward", x, grad_output.contiguous(), saved[0], grad_input)
+
+    def _call(self, function: str, x: Tensor, y: Tensor, u: Tensor, grad_x: Tensor | None) -> None:
+        arguments = LoraArgs(
+            x.shape[1], y.shape[1], len(self._segments), ctypes.addressof(self._segments),
+            x.data_ptr(), y.data_ptr(), u.data_ptr(), None if grad_x is None else grad_x.data_ptr(),
+        )  # fmt: skip
+        if getattr(lora_kernel(x.dtype), function)(arguments):
+            raise MemoryError("out of memory: LoRA workspace")
+
+
+class PerAdapter:
+    """Torch's products, one adapter at a time on its own segment at its own rank; for CPUs without a compiler."""
+
+    def __init__(self, name: str, batch: BankBatch) -> None:
+        self.name, self.batch = name, batch
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """See `LoraOp.forward`."""
+        dropped = _dropped(self.name, self.batch, x)
+        saved = [] if dropped is None else [dropped]
+        with _zeroed(x, dropped) as masked:
+            for pair, begin, end, scaling in self._pairs():
+                u = masked[begin:end].to(pair.a.dtype) @ pair.a.t()
+                saved.append(u)
+                if y.dtype == u.dtype:
+                    y[begin:end].addmm_(u, pair.b, alpha=scaling)
+                else:
+                    y[begin:end] = (y[begin:end].to(u.dtype)).addmm_(u, pair.b, alpha=scaling).to(y.dtype)
+        return saved
+
+    def backward(self, x: Tensor, saved: list[Tensor], grad_output: Tensor, grad_input: Tensor | None) -> None:
+        """See `LoraOp.backward`."""
+        dropped = saved.pop(0) if _has_dropout(self.batch) else None
+        # Dropped inputs get the gradient through the base weights only: it is restored after the adapters' is added.
+        base_grad = None if dropped is None or grad_input is None else grad_input.view(-1)[dropped]
+        with _zeroed(x, dropped) as masked:
+            for u, (pair, begin, end, scaling) in zip(saved, self._pairs(), strict=True):
+                own_grad = grad_output[begin:end].to(u.dtype)
+                inner = torch.addmm(u, own_grad, pair.b.t(), beta=0, alpha=scaling)  # dL/du (n, r)
+                pair.b_gradient.addmm_(u.t(), own_grad, alpha=scaling)
+                pair.a_gradient.addmm_(inner.t(), masked[begin:end].to(u.dtype))
+                if grad_input is None:
+                    continue
+                if grad_input.dtype == u.dtype:
+                    grad_input[begin:end].addmm_(inner, pair.a)
+                else:
+                    grad_input[begin:end] += (inner @ pair.a).to(grad_input.dtype)
+        if base_grad is not None and grad_input is not None and dropped is not None:
+            grad_input.view(-1)[dropped] = base_grad
+
+    def _pairs(self) -> Iterator[tuple[LoraPair, int, int, float]]:
+        # A pack that only tries the base model has no slots.
+        for slot, (begin, end) in zip(self.batch.slots, self.batch.pack.segments, strict=False):
+            if (pair := slot.pairs.get(self.name)) is not None:
+                keep_share = 1 - slot.masks.p if self.batch.training else 1.0
+                yield pair, begin, end, pair.scaling / keep_share
+
+
+class BatchedBmm:
+    """Torch's batched products: positions in blocks, each block multiplied with its adapter's A and B.
+
+    Ranks are padded with zeros to the module's largest. For accelerators, where launching a call costs more
+    than its arithmetic.
+    """
+
+    def __init__(self, name: str, batch: BankBatch) -> None:
+        self.name, self.batch = name, batch
+        self.stack = batch.stacks.get(name)
+
+    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
+        """See `LoraOp.forward`."""
+        if self.stack is None:
+            return []
+        dropped = _dropped(self.name, self.batch, x)
+        masked = x if dropped is None else zero_(x.clone(), dropped)
+        rows, scaling = self._per_block(x.device)
+        u = torch.bmm(_blocks(masked), self.stack.a_compute[rows].transpose(1, 2))  # (blocks, BLOCK, R)
+        u *= scaling[:, None, None].to(u.dtype)
+        _blocks(y).baddbmm_(u, self.stack.b_compute[rows])
+        return [u] if dropped is None else [u, dropped]
+
+    def backward(self, x: Tensor, saved: list[Tensor], grad_output: Tensor, grad_input: Tensor | None) -> None:
+        """See `LoraOp.backward`."""
+        if self.stack is None:
+            return
+        u, dropped = saved[0], saved[1] if len(saved) > 1 else None
+        rows, scaling = self._per_block(x.device)
+        a, b = self.stack.a_compute[rows], self.stack.b_compute[rows]
+        block_grads = _blocks(grad_output.contiguous())
+        inner = torch.bmm(block_grads, b.transpose(1, 2)) * scaling[:, None, None].to(block_grads.dtype)
+        masked = x if dropped is None else zero_(x.clone(), dropped)
+        adapters, lengths = self._per_adapter(x.device)
+        for total, blocks in (
+            (self.stack.b_gradient, torch.bmm(u.transpose(1, 2), block_grads)),
+            (self.stack.a_gradient, torch.bmm(inner.transpose(1, 2), _blocks(masked))),
+        ):
+            # Blocks are summed by segment, in order, and not by an atomic add: the same bits every time.
+            summed = torch.segment_reduce(blocks.to(total.dtype), "sum", lengths=lengths, axis=0, unsafe=True)
+            total.index_add_(0, adapters, summed)  # every row occurs once
+        if grad_input is None:
+            return
+        if dropped is None:
+            _blocks(grad_input).baddbmm_(inner, a)
+        else:
+            grad_input += zero_(torch.bmm(inner, a).view_as(x), dropped)
+
+    def _per_block(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Each block's adapter, as a row of the stack, and the scaling of its update in this module."""
+        assert self.stack is not None
+        counts = torch.tensor([(end - begin) // BLOCK for begin, end in self.batch.pack.segments])
+        rows = torch.tensor([slot.row for slot in self.batch.slots]).repeat_interleave(counts).to(device)
+        share = [1 - slot.masks.p if self.batch.training else 1.0 for slot in self.batch.slots]
+        factors = torch.tensor(share, dtype=self.stack.scaling.dtype).repeat_interleave(counts).to(device)
+        return rows, self.stack.scaling[rows] / factors
+
+    def _per_adapter(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Each adapter's row of the stack and its number of blocks."""
+        rows = torch.tensor([slot.row for slot in self.batch.slots], device=device)
+        lengths = [(end - begin) // BLOCK for begin, end in self.batch.pack.segments]
+        return rows, torch.tensor(lengths, device=device)
+
+
+@contextlib.contextmanager
+def _zeroed(x: Tensor, dropped: Tensor | None) -> Iterator[Tensor]:
+    """x with 0 at the dropped entries. On the CPU x itself, for the duration of the block: a few entries are
+    overwritten and restored instead of copying everything."""
+    if dropped is None or not len(dropped):
+        yield x
+    elif dropped.dtype == torch.bool:
+        yield zero_(x.clone(), dropped)
+    else:
+        flat = x.data.view(-1)  # `data`: not a change in autograd's eyes, since it is undone
+        before = flat[dropped]
+        flat[dropped] = 0
+        try:
+            yield x
+        finally:
+            flat[dropped] = before
+
+
+def _has_dropout(batch: BankBatch) -> bool:
+    return batch.training and any(slot.masks.p for slot in batch.slots)
+
+
+def _dropped(name: str, batch: BankBatch, x: Tensor) -> Tensor | None:
+    """Dropped entries of a module's input, for all adapters; None in a batch without dropout."""
+    if not _has_dropout(batch):
+        return None
+    width = x.shape[1]
+    mask = torch.zeros(x.shape, dtype=torch.bool, device=x.device) if x.device.type != "cpu" else None
+    indices = []
+    for slot, tokens, (begin, _), real in zip(
+        batch.slots, batch.pack.tokens, batch.pack.segments, batch.pack.real, strict=True
+    ):
+        if not slot.masks.p or name not in slot.pairs:
+            continue
+        if mask is not None:
+            rows = begin + (torch.arange(tokens, device=x.device) if real is None else real)
+            mask[rows] = slot.masks.dropped(name, slot.step, tokens, x.device).view(tokens, width)
+        else:
+            indices.append(_own_dropped(name, slot, tokens, real, width) + begin * width)
+    if mask is not None:
+        return mask.view(-1)
+    return torch.cat(indices) if indices else torch.zeros(0, dtype=torch.long)
+
+
+def _own_dropped(name: str, slot: Slot, tokens: int, real: Tensor | None, width: int) -> Tensor:
+    """Indices of the dropped entries of an adapter's own segment, flattened, ascending; on the CPU."""
+    # Masks cover tokens only, so that they do not depend on padding: here they are spread over the padded rows.
+    dropped = slot.masks.dropped(name, slot.step, tokens, torch.device("cpu"))
+    return dropped if real is None else real[dropped // width] * width + dropped % width
+
+
+def _blocks(x: Tensor) -> Tensor:
+    """(N, d) as (N / BLOCK, BLOCK, d)."""
+    return x.view(-1, BLOCK, x.shape[-1])

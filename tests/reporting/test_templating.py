@@ -1,0 +1,228 @@
+"""Filters, environments and the sentences of `templates/`: what is said of each kind of result."""
+
+from __future__ import annotations
+
+import doctest
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+import pytest
+
+from adaptive_lora.reporting import formatting, templating
+from adaptive_lora.reporting.findings import Findings, findings_of
+from adaptive_lora.reporting.formatting import FILTERS, counted, formatted, listed, magnitude, signed
+from adaptive_lora.reporting.templating import environment, render, render_all
+from adaptive_lora.stats.assays import Assay
+from adaptive_lora.stats.cost_equivalents import ParameterEquivalent
+from adaptive_lora.stats.divergence import DivergedPairs
+from adaptive_lora.stats.estimators import Interval
+from adaptive_lora.stats.power import ArmPower, Design
+from adaptive_lora.stats.verdicts import judge_family
+from adaptive_lora.study.learning_rate_search import Edge
+from tests.stats.tables import ANALYSIS, BASE, diverge, moved, table
+
+TEMPLATES = Path(templating.__file__).parent / "templates"
+
+
+def test_every_filter_says_in_an_example_what_it_does() -> None:
+    for module in (formatting, templating):
+        done = doctest.testmod(module)
+        assert not done.failed and done.attempted
+    undocumented = [name for name, filter_ in FILTERS.items() if ">>>" not in (filter_.__doc__ or "")]
+    assert not undocumented
+
+
+@pytest.mark.parametrize(
+    "template, text",
+    [
+        ("{{ 1 | counted('seed') }}, {{ 1200 | counted('seed') }}", "1 seed, 1,200 seeds"),
+        ("{{ ['a', 'b', 'c'] | listed }}; {{ ['a', 'b', 'c'] | listed(2) }}", "a, b and c; a, b and 1 more"),
+        ("{{ -0.0035 | signed }} {{ 0.5 | percent }} {{ 0.0003 | rate }}", "−0.0035 50 % 0.0003"),
+        ("{{ ['a'] | agreeing('is', 'are') }} {{ 2 | agreeing('is', 'are') }}", "is are"),
+        ("{{ [8, 2] | number_range('seed') }} {{ -2e-6 | magnitude }}", "2 to 8 seeds 2e-06"),
+        ("{{ i | formatted('+.2f') }}, {{ i | interval_ends('.1f') }}", "−1.00 [−2.00, +0.50], [−2.0, 0.5]"),
+        ("{{ none | formatted('.2f') }}{{ none | signed }}{{ none | percent }}{{ none | rate }}", ""),
+    ],
+)
+def test_filters_stand_in_every_environment(template: str, text: str) -> None:
+    made = environment("templates", autoescape=False)
+    assert made.from_string(template).render(i=Interval(-1.0, -2.0, 0.5, 3, 0.95)) == text
+
+
+def test_python_and_templates_write_alike() -> None:
+    assert (counted(2, "loss", "losses"), listed(["a"]), signed(-1.5, 1)) == ("2 losses", "a", "−1.5")
+    assert (magnitude(None), formatted("as it is")) == ("", "as it is")
+
+
+def test_what_a_template_is_not_given_is_an_error() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="nobody"):
+        environment("templates", autoescape=False).from_string("{{ nobody }}").render()
+
+
+def test_the_caller_chooses_escaping_and_delimiters() -> None:
+    assert environment("html", autoescape=True).from_string("{{ '<b>' }}").render() == "&lt;b&gt;"
+    other = environment("paper/text", autoescape=False, variable_start_string="<<", variable_end_string=">>")
+    assert other.from_string("<< 1 | counted('run') >> {{ x }}").render() == "1 run {{ x }}"
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.txt")), ids=lambda path: path.name)
+def test_sentence_files_hold_macros_and_nothing_else(path: Path) -> None:
+    assert str(templating._sentences().get_template(path.name).module).strip() == ""
+
+
+def verdict(*differences: float, diverged: DivergedPairs | None = None) -> str:
+    pairs = {"arm": diverged} if diverged else None
+    return render("comparisons.verdict", judge_family({"arm": differences}, 0.01, 0.05, pairs)["arm"])
+
+
+BETTER = (-0.021, -0.022, -0.023, -0.021, -0.022, -0.023)
+
+
+def test_a_verdict_in_a_cell() -> None:
+    assert verdict(*BETTER) == "better by 0.0220"
+    assert verdict(*(-d for d in BETTER)) == "worse by 0.0220"
+    assert verdict(0.001, -0.001, 0.0005) == "equivalent"
+    assert verdict(*(0.0005 + 1e-5 * i for i in range(6))) == "equivalent (higher by 0.0005)"
+    assert verdict(*(-2e-6 - 1e-9 * i for i in range(6))) == "equivalent (lower by 2e-06)"
+    assert verdict(0.1) == "undecided (fewer than 2 seeds)"
+    assert verdict(0.03, -0.01, 0.02) == "undecided (about 22 seeds would decide)"
+    assert verdict(1.0, -1.0) == "undecided (more than 1,000 seeds would be needed)"
+
+
+def test_a_verdict_names_the_pairs_that_diverged() -> None:
+    assert verdict(*BETTER, diverged=DivergedPairs(1, 0, 7)) == "undecided (diverged on 1 of 7 seeds)"
+    told = verdict(*BETTER, diverged=DivergedPairs(0, 2, 8))
+    assert told == "better by 0.0220 (the baseline diverged on 2 of 8 seeds)"
+    both = render("comparisons.diverged", DivergedPairs(1, 2, 9))
+    assert both == "diverged on 1 of 9 seeds, the baseline diverged on 2 of 9 seeds"
+    assert render("comparisons.diverged", DivergedPairs(seeds=9)) == ""
+
+
+@pytest.mark.parametrize(
+    "interval, says",
+    [
+        (None, "Too few seeds at rank:4 to know"),
+        ((0.05, 0.03, 0.07), "can tell ranks apart: half of it, rank:4, is worse (+0.0500 nats per token, [0.0300,"),
+        ((0.005, -0.01, 0.02), "cannot tell ranks apart: half of it, rank:4, is not shown to be worse (+0.0050"),
+        ((0.005, 0.004, 0.006), "cannot tell ranks apart by more than the margin of 0.01: half of it,"),
+        ((0.008, 0.004, 0.012), "it is not known whether this task can tell ranks apart"),
+    ],
+)
+def test_an_assay(interval: tuple[float, float, float] | None, says: str) -> None:
+    loss = Interval(*interval, 8, 0.95) if interval else None
+    assert says in render("comparisons.assay", Assay("rank:8", "rank:4", loss, 0.01))
+
+
+def test_a_rate_at_the_edge_of_its_grid() -> None:
+    one = Edge("a", "rank:8", 1e-3, 3e-3)
+    assert render("rates.at_edge", one) == (
+        "a at rank:8 does best at 0.001, the edge of the grid: add 0.003 to `learning_rate`, or write `auto` in it."
+    )
+    assert "diverges at every rate: add 0.0003" in render("rates.at_edge", Edge("a", "rank:8", 1e-3, 3e-4, False))
+
+
+def test_the_outlook_on_power() -> None:
+    design = Design(seeds=8, alpha=0.05, comparisons=2, margin=0.01)
+    assert "not known" in render("power.outlook", None, design) and "--pilot" in render("power.outlook", None, design)
+    assert "says nothing of power" in render("power.outlook", (), design)
+    blind = ArmPower("a", "rank:8", 0.01, None, None, None)
+    assert render("power.outlook", (blind,), design) == "Power: none; 8 seeds can never decide 2 comparisons at 0.05."
+    seen = (ArmPower("a", "rank:8", 0.01, 0.015, 12, 11), ArmPower("b", "rank:8", 0.02, 0.03, None, 40))
+    assert render("power.outlook", seen, design) == (
+        "Power: with 8 seeds and 2 primary comparisons a difference of 0.0300 nats per token is found in 80 % of "
+        "studies (median spread of the pilot, 0.0200); of the widest, b at rank:8, 0.0300. To find one as large as the "
+        "margin of 0.01 as often takes more than 1,000 seeds; to show equivalence as often, were there no difference, "
+        "40 seeds."
+    )
+
+
+def test_paragraphs_are_lines_without_their_marks() -> None:
+    lines = render_all("comparisons.diverged", DivergedPairs(1, 0, 9))
+    assert lines == ["diverged on 1 of 9 seeds"]
+
+
+def test_a_difference_in_parameters_as_far_as_the_curve_goes() -> None:
+    ends = (-50.0, 100.0)
+    for found, says in (
+        (ParameterEquivalent("a", "rank:8", 12.0, -3.0, None, ends), "+12 % [−3 %, above +100 %]"),
+        (ParameterEquivalent("a", "rank:8", -40.0, None, 0.0, ends), "−40 % [below −50 %, +0 %]"),
+        (ParameterEquivalent("a", "rank:8", None, None, None, ends), "beyond the curve"),
+    ):
+        assert render("comparisons.parameter_equivalent", found) == says
+
+
+def findings(losses: Mapping[tuple[str, str], Sequence[float]], *primary: tuple[str, str]) -> Findings:
+    """Of a table of runs, with these hypotheses."""
+    return findings_with(table(losses), *primary)
+
+
+def findings_with(runs: pd.DataFrame, *primary: tuple[str, str]) -> Findings:
+    spec = {"budgets": sorted(set(runs["budget"])), "arms": [], "seeds": {"evaluation": list(range(8))}}
+    lock = {"primary": [{"arm": arm, "budget": budget} for arm, budget in primary], "deviations": []}
+    facts = {"spec": {**spec, "analysis": {**ANALYSIS, "baseline": "uniform"}}, "lock": lock}
+    return findings_of(facts, runs, None)  # type: ignore[arg-type]
+
+
+def verdicts(found: Findings) -> list[str]:
+    return render_all("comparisons.verdicts", found)
+
+
+def test_verdicts_of_one_kind_share_a_sentence() -> None:
+    noisy = [loss + 0.1 * w for loss, w in zip(BASE, [1, -1, 2, -2, 1, -1, 1, -2], strict=True)]
+    losses = {("uniform", "rank:8"): BASE, ("a", "rank:8"): moved(-0.05), ("b", "rank:8"): moved(-0.06),
+              ("c", "rank:8"): moved(-0.07), ("d", "rank:8"): noisy}  # fmt: skip
+    found = findings(losses, *((arm, "rank:8") for arm in "abcd"))
+    assert verdicts(found) == ["a, b and c are better than uniform.", "d is not decided against uniform."]
+
+
+def test_without_runs_or_hypotheses_the_page_says_why_there_is_no_verdict() -> None:
+    assert verdicts(findings({("uniform", "rank:8"): BASE}))[0].startswith("Nothing to compare yet")
+    assert "everything on this page is exploratory" in verdicts(
+        findings({("uniform", "rank:8"): BASE, ("a", "rank:8"): BASE})
+    )[0]  # fmt: skip
+
+
+def test_verdicts_name_diverged_pairs() -> None:
+    runs = table({("uniform", "rank:8"): BASE, ("low", "rank:8"): moved(-0.05), ("high", "rank:8"): moved(0.05)})
+    diverge(runs, "low", [0, 1])
+    diverge(runs, "high", [0])
+    assert verdicts(findings_with(runs, ("low", "rank:8"), ("high", "rank:8"))) == [
+        "high (diverged on 1 of 8 seeds) is worse than uniform.",
+        "low (diverged on 2 of 8 seeds) is not decided against uniform.",
+    ]
+
+
+def test_equivalence_is_said_with_what_it_rests_on() -> None:
+    blunt = {("uniform", "rank:8"): BASE, ("uniform", "rank:4"): moved(0.0), ("a", "rank:8"): moved(0.0)}
+    said = verdicts(findings(blunt, ("a", "rank:8")))
+    assert said[0] == "a is equivalent to uniform." and "cannot tell ranks apart" in said[1] and len(said) == 2
+    sharp = {(arm, budget): moved(by) for budget, by in (("rank:8", 0.0), ("rank:4", 0.1), ("rank:2", 0.2))
+             for arm in ("uniform", "a")}  # fmt: skip
+    said = verdicts(findings(sharp, ("a", "rank:2"), ("a", "rank:4")))
+    assert said[0] == "a at rank:2 and a at rank:4 are equivalent to uniform."
+    assert said[1:] == ["Whether this task can tell ranks apart was not tested at rank:2 (`controls: [half]`)."]
+
+
+def test_the_description_has_ranges_and_what_is_missing() -> None:
+    runs = table({("uniform", "rank:8"): BASE, ("low", "rank:8"): moved(-0.05), ("high", "rank:8"): moved(0.002)})
+    diverge(runs, "high", [0, 1])
+    said = render_all("comparisons.description", findings_with(runs))
+    assert said == [
+        "Over 6 to 8 seeds, mean differences from uniform run from −0.0500 (low) to +0.0020 (high) nats per token; "
+        "outside the margin of 0.01: low.",
+        "Runs diverged and are missing from the means: high (2).",
+    ]
+    few = render_all("comparisons.description", findings({("uniform", "rank:8"): BASE[:3], ("a", "rank:8"): BASE[:3]}))
+    assert few[0].endswith("all inside the margin of 0.01.")
+    assert few[1].startswith("With 3 seeds no exact test can decide at 0.05 (the smallest p is 0.25)")
+    assert render_all("comparisons.description", findings({("uniform", "rank:8"): BASE})) == []
+
+
+def test_the_reach_of_the_seeds() -> None:
+    found = findings({("uniform", "rank:8"): BASE, ("a", "rank:8"): BASE}, ("a", "rank:8"))
+    assert render("comparisons.reach", found) == (
+        "With 8 seeds the smallest two-sided p an exact paired test can reach is 0.00781; to decide 1 comparison at "
+        "0.05 takes at least 6 seeds."
+    )

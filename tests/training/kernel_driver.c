@@ -1,0 +1,202 @@
+/* Runs a C kernel on many shapes against plain loops; built with sanitizers by test_sanitizers.py, once a kernel.
+
+   KERNEL is the path of attention.c or lora.c, in quotes; -DATTENTION says which, -DREAL=... the type of lora.c.
+   Every array has an allocation of its own, of exactly its size, so that each access beyond it is seen. */
+
+#include KERNEL
+#include <stdio.h>
+
+static uint64_t state = 1;
+
+static double uniform(void) { /* in (-1, 1) */
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (double)(state >> 11) / (double)(1ull << 52) - 1;
+}
+
+static int failures = 0;
+
+static void check(const char *what, double found, double wanted, double tolerance) {
+    double error = found > wanted ? found - wanted : wanted - found;
+    double size = wanted > 0 ? wanted : -wanted;
+    if (!(error <= tolerance * (1 + size)) && failures++ < 5) printf("%s is %.9g, not %.9g\n", what, found, wanted);
+}
+
+#ifdef ATTENTION
+
+static float *random_floats(int64_t n) {
+    float *x = malloc(sizeof(float) * n);
+    for (int64_t i = 0; i < n; i++) x[i] = 2 * uniform();
+    return x;
+}
+
+/* One sequence's head by the definition: out, and the gradients of q, k and v, added. */
+static void plain(const attention_args *a, int64_t begin, int64_t length, int64_t h, double *out, double *gq,
+                  double *gk, double *gv) {
+    int64_t w = a->width, g = h / (a->heads / a->groups);
+    for (int64_t i = 0; i < length; i++) {
+        double p[64], slope[64], sum = 0, mean = 0, top = -1e300;
+        const float *q = a->q + (begin + i) * a->q_stride + h * w, *go = a->grad_out + ((begin + i) * a->heads + h) * w;
+        for (int64_t j = 0; j <= i; j++) {
+            p[j] = 0;
+            for (int64_t d = 0; d < w; d++) p[j] += (double)q[d] * a->k[(begin + j) * a->k_stride + g * w + d];
+            p[j] *= a->scaling;
+            top = p[j] > top ? p[j] : top;
+        }
+        for (int64_t j = 0; j <= i; j++) sum += p[j] = exp(p[j] - top);
+        for (int64_t j = 0; j <= i; j++) {
+            p[j] /= sum;
+            slope[j] = 0;
+            for (int64_t d = 0; d < w; d++) {
+                double v = a->v[(begin + j) * a->v_stride + g * w + d];
+                out[((begin + i) * a->heads + h) * w + d] += p[j] * v;
+                slope[j] += go[d] * v;
+                gv[((begin + j) * a->groups + g) * w + d] += p[j] * go[d];
+            }
+            mean += p[j] * slope[j];
+        }
+        for (int64_t j = 0; j <= i; j++)
+            for (int64_t d = 0; d < w; d++) {
+                double s = a->scaling * p[j] * (slope[j] - mean);
+                gq[((begin + i) * a->heads + h) * w + d] += s * a->k[(begin + j) * a->k_stride + g * w + d];
+                gk[((begin + j) * a->groups + g) * w + d] += s * q[d];
+            }
+    }
+}
+
+/* `extra` floats lie between the tokens of q, k and v, as they do in a fused projection; none after the last. */
+static void run(const int64_t *lengths, int64_t sequences, int64_t heads, int64_t groups, int64_t width,
+                int64_t extra) {
+    int64_t *starts = malloc(sizeof(int64_t) * (sequences + 1)), n = 0;
+    for (int64_t s = 0; s <= sequences; s++) {
+        starts[s] = n;
+        if (s < sequences) n += lengths[s];
+    }
+    int64_t qs = heads * width + extra, ks = groups * width + extra, qn = n * heads * width, kn = n * groups * width;
+    float *q = random_floats(n * qs - extra), *k = random_floats(n * ks - extra), *v = random_floats(n * ks - extra);
+    float *go = random_floats(qn), *out = malloc(sizeof(float) * qn), *scales = malloc(sizeof(float) * 2 * heads * n);
+    float *gq = malloc(sizeof(float) * qn), *gk = malloc(sizeof(float) * kn), *gv = malloc(sizeof(float) * kn);
+    double *wanted = calloc(2 * qn + 2 * kn, sizeof(double));
+    attention_args a = {q,  k,   v,      qs, ks, ks, n, heads, groups, width, sequences, starts, 0.3f,
+                        out, scales, go, gq, gk, gv};
+    if (attention_forward(&a) || attention_backward(&a)) exit(2);
+    for (int64_t s = 0; s < sequences; s++)
+        for (int64_t h = 0; h < heads; h++)
+            plain(&a, starts[s], lengths[s], h, wanted, wanted + qn, wanted + 2 * qn, wanted + 2 * qn + kn);
+    for (int64_t i = 0; i < qn; i++) check("out", out[i], wanted[i], 1e-5);
+    for (int64_t i = 0; i < qn; i++) check("grad q", gq[i], wanted[qn + i], 1e-5);
+    for (int64_t i = 0; i < kn; i++) check("grad k", gk[i], wanted[2 * qn + i], 1e-5);
+    for (int64_t i = 0; i < kn; i++) check("grad v", gv[i], wanted[2 * qn + kn + i], 1e-5);
+    float *all[] = {q, k, v, go, out, scales, gq, gk, gv};
+    for (int i = 0; i < 9; i++) free(all[i]);
+    free(wanted), free(starts);
+}
+
+int main(void) {
+    const int64_t lengths[] = {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 2, 40}, shapes[][2] = {{1, 1}, {4, 2}, {3, 3}};
+    const int64_t widths[] = {1, 5, 16, 17, 24, 32};
+    for (int w = 0; w < 6; w++)
+        for (int h = 0; h < 3; h++) {
+            run(lengths, 12, shapes[h][0], shapes[h][1], widths[w], 0);
+            run(lengths + w, 1, shapes[h][0], shapes[h][1], widths[w], 3);
+        }
+    run(lengths, 0, 2, 1, 8, 0); /* no sequence at all */
+    return failures > 0;
+}
+
+#else
+
+#define TOLERANCE (sizeof(REAL) == 4 ? 1e-4 : 1e-12)
+
+static REAL *random_reals(int64_t n) {
+    REAL *x = malloc(sizeof(REAL) * n);
+    for (int64_t i = 0; i < n; i++) x[i] = uniform();
+    return x;
+}
+
+static double dot(const REAL *x, int64_t dx, const REAL *y, int64_t dy, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i * dx] * y[i * dy];
+    return sum;
+}
+
+/* Forward and backward pass of `count` adapters; with `drops`, about half of their inputs are dropped. */
+static void run(int64_t count, const int64_t *rows, const int64_t *ranks, int64_t d_in, int64_t d_out, int drops) {
+    segment *s = calloc(count, sizeof(segment));
+    int64_t total = 0, inner = 0;
+    for (int64_t k = 0; k < count; k++) {
+        int64_t a = ranks[k] * d_in, b = ranks[k] * d_out;
+        s[k] = (segment){total, total + rows[k], ranks[k], random_reals(a), random_reals(b),
+                         calloc(a, sizeof(REAL)), calloc(b, sizeof(REAL)), 0, 0, 0.5 + k};
+        int64_t *dropped = malloc(sizeof(int64_t) * rows[k] * d_in), n = 0;
+        for (int64_t i = 0; i < rows[k] * d_in; i++)
+            if (drops && uniform() < 0) dropped[n++] = i;
+        s[k].dropped = realloc(dropped, sizeof(int64_t) * (n ? n : 1));
+        s[k].drops = n;
+        total += rows[k], inner += rows[k] * ranks[k];
+    }
+    REAL *x = random_reals(total * d_in), *y = calloc(total * d_out, sizeof(REAL)), *g = random_reals(total * d_out);
+    REAL *u = malloc(sizeof(REAL) * inner), *gx = calloc(total * d_in, sizeof(REAL));
+    REAL *kept = malloc(sizeof(REAL) * total * d_in);
+    lora_args forward = {d_in, d_out, count, s, x, y, u, 0}, backward = {d_in, d_out, count, s, x, g, u, gx};
+    memcpy(kept, x, sizeof(REAL) * total * d_in);
+    if (lora_forward(&forward) || lora_backward(&backward)) exit(2);
+    if (memcmp(kept, x, sizeof(REAL) * total * d_in)) check("x after the call", 1, 0, 0);
+    for (int64_t k = 0; k < count; k++)
+        for (int64_t i = 0; i < s[k].drops; i++) kept[s[k].begin * d_in + s[k].dropped[i]] = 0;
+    for (int64_t k = 0; k < count; k++) {
+        int64_t n = rows[k], r = ranks[k], b = s[k].begin;
+        REAL *own = kept + b * d_in, *og = g + b * d_out;
+        REAL *xa = malloc(sizeof(REAL) * n * r), *gb = malloc(sizeof(REAL) * n * r);
+        double scaling = s[k].scaling;
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < r; j++) {
+                xa[i * r + j] = dot(own + i * d_in, 1, s[k].a + j * d_in, 1, d_in);
+                gb[i * r + j] = scaling * dot(og + i * d_out, 1, s[k].b + j * d_out, 1, d_out);
+            }
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t d = 0; d < d_out; d++)
+                check("y", y[(b + i) * d_out + d], scaling * dot(xa + i * r, 1, s[k].b + d, d_out, r), TOLERANCE);
+        for (int64_t j = 0; j < r; j++)
+            for (int64_t d = 0; d < d_out; d++)
+                check("grad b", s[k].b_gradient[j * d_out + d], scaling * dot(xa + j, r, og + d, d_out, n), TOLERANCE);
+        for (int64_t j = 0; j < r; j++)
+            for (int64_t d = 0; d < d_in; d++)
+                check("grad a", s[k].a_gradient[j * d_in + d], dot(gb + j, r, own + d, d_in, n), TOLERANCE);
+        for (int64_t i = 0, next = 0; i < n * d_in; i++) {
+            int gone = next < s[k].drops && s[k].dropped[next] == i;
+            next += gone;
+            double wanted = gone ? 0 : dot(gb + i / d_in * r, 1, s[k].a + i % d_in, d_in, r);
+            check("grad x", gx[b * d_in + i], wanted, TOLERANCE);
+        }
+        free(xa), free(gb), free(s[k].a), free(s[k].b), free(s[k].a_gradient), free(s[k].b_gradient);
+        free((void *)s[k].dropped);
+    }
+    free(s), free(x), free(y), free(g), free(u), free(gx), free(kept);
+}
+
+/* A plain product takes any widths, those narrower than a vector too. */
+static void run_product(int64_t n, int64_t d_in, int64_t d_out) {
+    REAL *x = random_reals(n * d_in), *w = random_reals(d_out * d_in), *y = malloc(sizeof(REAL) * n * d_out);
+    segment s = {0, n, d_out, w, 0, 0, 0, 0, 0, 1};
+    lora_args a = {d_in, d_out, 1, &s, x, y, 0, 0};
+    if (lora_product(&a)) exit(2);
+    for (int64_t i = 0; i < n * d_out; i++)
+        check("product", y[i], dot(x + i / d_out * d_in, 1, w + i % d_out * d_in, 1, d_in), TOLERANCE);
+    free(x), free(w), free(y);
+}
+
+int main(void) {
+    const int64_t rows[] = {1, 3, 9, 21}, ranks[] = {1, 5, 17, 33};
+    const int64_t widths[][2] = {{16, 16}, {17, 31}, {31, 17}, {64, 80}, {129, 23}};
+    for (int w = 0; w < 5; w++)
+        for (int drops = 0; drops < 2; drops++) {
+            run(4, rows, ranks, widths[w][0], widths[w][1], drops);
+            run(1, rows + drops, ranks + 3 - drops, widths[w][0], widths[w][1], drops);
+        }
+    run(0, rows, ranks, 16, 16, 0); /* no adapter at all */
+    for (int64_t n = 1; n < 20; n += 6)
+        for (int64_t d = 1; d < 40; d += 12) run_product(n, d, 41 - d), run_product(n, d, 1);
+    return failures > 0;
+}
+
+#endif

@@ -1,0 +1,56 @@
+"""The C kernels under AddressSanitizer and UndefinedBehaviorSanitizer, against plain loops."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from adaptive_lora.training import kernels
+
+DRIVER = Path(__file__).with_name("kernel_driver.c")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+KERNELS = {
+    "attention": ("-DATTENTION",),
+    "lora float": ("-DREAL=float",),
+    "lora double": ("-DREAL=double",),
+}
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A compiler whose sanitizers work."""
+    found = shutil.which("gcc") or shutil.which("clang") or shutil.which("cc")
+    if found is None:
+        pytest.skip("no C compiler here")
+    folder = tmp_path_factory.mktemp("sanitizers")
+    (folder / "empty.c").write_text("int main(void) { return 0; }\n")
+    command = [found, *SANITIZERS, "-o", str(folder / "empty"), str(folder / "empty.c")]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if built.returncode or subprocess.run([folder / "empty"], check=False).returncode:
+        pytest.skip(f"the compiler has no sanitizers here: {built.stderr.strip()[-200:]}")
+    return found
+
+
+def run(compiler: str, source: Path, flags: tuple[str, ...], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Compiles the driver with a kernel and runs it; leaks count."""
+    program = folder / "driver"
+    options = ("-O0", "-g", "-march=native", "-w", *SANITIZERS, f'-DKERNEL="{source}"')
+    subprocess.run([compiler, *options, *flags, "-o", str(program), str(DRIVER), "-lm"], check=True)
+    return subprocess.run([program], capture_output=True, text=True, check=False, timeout=60)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_stays_in_its_arrays_and_computes_what_it_should(compiler: str, kernel: str, tmp_path: Path) -> None:
+    done = run(compiler, kernels._SOURCES / f"{kernel.split()[0]}.c", KERNELS[kernel], tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_an_access_out_of_bounds_is_detected(compiler: str, tmp_path: Path) -> None:
+    text, old = (kernels._SOURCES / "attention.c").read_text(), "d < width; d++) out[d]"
+    assert old in text
+    (tmp_path / "attention.c").write_text(text.replace(old, "d <= width; d++) out[d]"))
+    done = run(compiler, tmp_path / "attention.c", KERNELS["attention"], tmp_path)
+    assert done.returncode and "AddressSanitizer: heap-buffer-overflow" in done.stderr
