@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 
 from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.formatting import counted, listed
-from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.memory.standing import Standing, diverged
 from adaptive_lora.reporting.memory.words import bullets, code, day, few, grouped, safe
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.stats.seeds import smallest_p
 from adaptive_lora.study.lock import verdicts_rest_on
@@ -81,6 +81,7 @@ def product_context(found: Findings, standing: Standing) -> str:
     """Who would use an answer, and what each verdict means to them."""
     base, margin, alpha = found.baseline, found.analysis["margin"], found.analysis["alpha"]
     verdicts = Counter(str(judgement.verdict) for judgement in found.judged.values())
+    licence = render("study.licence", found.facts["data"])
     here = listed([f"{number} {name}" for name, number in verdicts.items()]) if verdicts else "no verdict"
     return "\n\n".join(
         [
@@ -97,7 +98,7 @@ def product_context(found: Findings, standing: Standing) -> str:
                 ]
             ),
             "All of it holds for this model, these data and this length of training.",
-            f"Licence of the data: {safe(licence_text(found.facts), 300).removesuffix('.')}.",
+            f"Licence of the data: {safe(licence, 300).removesuffix('.')}.",
         ]
     )
 

@@ -20,7 +20,6 @@ from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.reporting.escaping import visible
 from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.formatting import formatted, listed
-from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.paper.beside import label_of
 from adaptive_lora.reporting.paper.document import LITERAL, Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
@@ -160,7 +159,7 @@ def _context(found: Findings, facts: Facts) -> dict[str, Any]:
         "baseline_keys": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.is_baseline],
         "edges": [render("rates.at_edge", edge) for edge in found.edges],
         "worth_remarks": render_all("comparisons.no_parameter_equivalents", found),
-        "licence": licence_text(found.facts).rstrip("."),
+        "licence": render("study.licence", found.facts["data"]).rstrip("."),
         "alpaca": "alpaca" in str(found.facts["data"]["source"]).lower(),
         "gsm8k": "gsm8k" in str(found.facts["data"]["source"]).lower(),
         "dialogpt": "dialogpt" in str(found.facts["model"]["name"]).lower(),
