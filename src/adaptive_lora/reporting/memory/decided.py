@@ -59,8 +59,8 @@ def _rule(found: Findings) -> str:
         return "Described by: mean differences paired by seed, with 95 % intervals; nothing is tested."
     return (
         f"Decided by: exact sign-flip tests over paired seeds, Holm at {found.analysis['alpha']:g} (smallest p with "
-        f"{counted(seeds, 'seed')}: {smallest_p(seeds):.3g}); equivalent where the 90 % interval lies within the "
-        "margin."
+        f"{counted(seeds, 'seed')}: {smallest_p(seeds):.3g}); equivalent where the "
+        f"{100 - 200 * found.analysis['alpha']:g} % interval lies within the margin."
     )
 
 
