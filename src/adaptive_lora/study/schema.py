@@ -207,7 +207,7 @@ class AnalysisPart(Part):
     metric: Literal["test_loss"] = "test_loss"
     margin: Annotated[float, Field(gt=0)] = 0.01
     """Differences within it do not matter, nats per token; 0.01 is about 1 % of perplexity."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
 
 
 Control = Literal["random", "shuffled", "twin", "half", "double", "compute"]
