@@ -27,9 +27,9 @@ ROWS_A_PAGE = 44
 
 def render_markdown(paper: Manuscript) -> str:
     """The whole manuscript, its figures beside it in `figures/`."""
-    numbers = {f"{kind}s": _numbered(paper, kind) for kind in ("table", "figure")}
-    text = _escaping(escape_markdown).get_template("paper.md").render(paper=paper, table=_markdown_table, **numbers)
-    return text.strip() + "\n"
+    known: dict[str, Any] = {f"{kind}s": _numbered(paper, kind) for kind in ("table", "figure")}
+    known["table"] = lambda table: Markup(to_markdown(table).strip())
+    return _escaping(escape_markdown).get_template("paper.md").render(paper=paper, **known).strip() + "\n"
 
 
 def render_latex(paper: Manuscript) -> str:
@@ -59,10 +59,6 @@ def _escaping(escape: Callable[[str], str]) -> jinja2.Environment:
 def _numbered(paper: Manuscript, kind: str) -> dict[str, int]:
     names = [block.content for block in paper.blocks if block.kind == kind]
     return {name: i for i, name in enumerate(dict.fromkeys(names), start=1)}
-
-
-def _markdown_table(table: Table) -> Markup:
-    return Markup(to_markdown(table).strip())
 
 
 def _latex_table(table: Table) -> Markup:

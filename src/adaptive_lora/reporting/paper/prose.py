@@ -33,7 +33,8 @@ PARTS = (
     "introduction", "related", "method", "protocol", "setup", "results", "stability", "further", "planted",
     "discussion", "limitations", "statements", "appendix",
 )  # fmt: skip
-Blocks = dict[str, list[Block]]
+_OWN = re.compile(r"((?:\[\[|^::)(?:table|figure)[: ])OWN-", re.M)
+"""`[[table:OWN-arms]]` and `::table OWN-arms` of a study beside the paper's own."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Account:
 
 def write_blocks(
     own: Account, tools: str, beside: Sequence[Account] = (), planted: Mapping[str, Any] | None = None
-) -> Blocks:
+) -> dict[str, list[Block]]:
     """`title`, `abstract`, and all else under `body`; `planted` as `planted_context` gives it."""
     main, template = own.context(), text_environment().get_template
     others = [{**account.context(), "own": Ours(label_of(account.found)), "main": main} for account in beside]
@@ -66,7 +67,7 @@ def write_blocks(
     context = {**main, **wider}
     try:
         for other in others:
-            other["text"] = Ours(_owned(template("other.txt").render(other), other["own"]))
+            other["text"] = Ours(_OWN.sub(rf"\g<1>{other['own']}-", template("other.txt").render(other)))
         text = {name: template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
     except jinja2.UndefinedError as error:
         raise PaperError(f"The text needs what the study does not have: {error}.") from None
@@ -75,11 +76,6 @@ def write_blocks(
         "abstract": read_blocks(text["abstract"]),
         "body": [block for name in PARTS for block in read_blocks(text[name])],
     }
-
-
-def _owned(text: str, label: str) -> str:
-    """`[[table:OWN-arms]]` and `::table OWN-arms` of a study beside the paper's own."""
-    return re.sub(r"((?:\[\[|^::)(?:table|figure)[: ])OWN-", rf"\g<1>{label}-", text, flags=re.M)
 
 
 def _setup(found: Findings, facts: Facts) -> dict[str, Any]:

@@ -157,14 +157,13 @@ def _extremes(found: Findings) -> Entries:
         difference = differences[size.arm, size.budget]
         yield {f"{name}.arm": size.arm, f"{name}.budget": size.budget, f"{name}.difference": (difference, "+.4f", NATS)}
     effect, margin = own[0].effect, found.analysis["margin"]
-    share = None if effect.share_of_gain is None else 100 * effect.share_of_gain
-    frozen = found.base_loss is not None
+    share, frozen = effect.share_of_gain, found.base_loss is not None
     yield {
         "compared": (len(own), "d"), "inside": (sum(abs(size.over_seeds.mean) <= margin for size in own), "d"),
         "spread.median": (float(np.median(spreads)) if spreads else None, ".4f", NATS),
         "spread.largest": (max(spreads, default=None), ".4f", NATS),
         "best.perplexity_percent": (effect.perplexity_percent if frozen else None, "+.2f", "%"),
-        "best.share_of_gain": (share, "+.2f", "%"),
+        "best.share_of_gain": (None if share is None else 100 * share, "+.2f", "%"),
     }  # fmt: skip
 
 
