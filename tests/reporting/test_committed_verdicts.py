@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_lora.reporting.exported import read_exported
+from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.stats.estimators import Interval
 
@@ -62,7 +62,8 @@ def test_every_committed_study_is_in_the_snapshot() -> None:
 
 @pytest.mark.parametrize("study", EXPECTED)
 def test_numbers_are_the_same_to_the_digit(study: str) -> None:
-    found, expected = flat(numbers(read_exported(RESULTS / study))), flat(EXPECTED[study])
+    with open_findings(RESULTS / study) as findings:
+        found, expected = flat(numbers(findings)), flat(EXPECTED[study])
     assert found.keys() == expected.keys()
     for path, value in expected.items():
         # Twelve digits: sums may be ordered otherwise on another processor.

@@ -40,6 +40,7 @@ from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import study_tables
 from adaptive_lora.reporting.templating import render_all
+from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.open_ledger import open_to_read
 from tests.reporting.ledgers import make_ledger
 
@@ -59,10 +60,17 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def tables_of(study: Path, to: Path) -> Path:
+    """The export of a study without its archive, so that what its tables say is what counts."""
+    folder = Path(shutil.copytree(study / "text", to))
+    StudyPaths(folder).archive.unlink()
+    return folder
+
+
 @pytest.fixture
 def results(study: Path, tmp_path: Path) -> Path:
-    """A copy of the export, to be changed."""
-    return Path(shutil.copytree(study / "text", tmp_path / "results"))
+    """A copy of the export's tables, to be changed."""
+    return tables_of(study, tmp_path / "results")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from adaptive_lora.reporting.paper.build import manuscript
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People
 from adaptive_lora.reporting.paper.other_studies import open_beside
 from adaptive_lora.reporting.paper.study_facts import winners
-from tests.reporting.test_paper import higher, lower, no_difference, set_losses, study, uncompiled
+from tests.reporting.test_paper import higher, lower, no_difference, set_losses, study, tables_of, uncompiled
 
 __all__ = ["study", "uncompiled"]  # fixtures
 BENCH = Path(__file__).parents[2] / "results" / "bench"
@@ -29,7 +28,7 @@ BENCH = Path(__file__).parents[2] / "results" / "bench"
 @pytest.fixture
 def folders(study: Path, tmp_path: Path) -> tuple[Path, Path]:
     """Two exports, the second under another name."""
-    one, other = (Path(shutil.copytree(study / "text", tmp_path / name)) for name in ("one", "other"))
+    one, other = (tables_of(study, tmp_path / name) for name in ("one", "other"))
     change(other, name="second")
     return one, other
 

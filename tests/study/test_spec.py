@@ -117,7 +117,7 @@ extra: 1
         ),
         ('["rank:4", "params:50_000"]', '["rank:4", "rank:4"]', "budgets: each value once"),
         ("[1e-4, 3e-4]", "[1e-4, 1e-4]", "train.learning_rate: each value once"),
-        ("epochs: 3,", "steps: 6, warmup: 500,", "`warmup` of 500 steps leaves nothing"),
+        ("epochs: 3,", "steps: 6, warmup: 500,", "`warmup` of 500 steps leaves none"),
         ("evaluation: 3", "evaluation: 20000", "seeds.evaluation: expected"),
         ("train: 20", 'train: "20"', r"data.train: expected integer, got '20'"),
         (
@@ -138,9 +138,17 @@ def test_single_faults(old: str, new: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("train", "arm", "message"),
     [
-        ("epochs: 1, warmup: 500", "", r"line 1\d, train\.warmup: .*500 steps leaves nothing of the 5 that 'uniform'"),
-        ("epochs: 1", "warmup: 5", r"line \d, arms\[1\]\.train\.warmup: .*5 steps leaves nothing of the 5 that 'own'"),
-        ("epochs: 2, warmup: 5", "longer: 0.5", r"train\.warmup: .*5 steps leaves nothing of the 5 that 'own'"),
+        (
+            "epochs: 1, warmup: 500",
+            "",
+            r"line 1\d, train\.warmup: .*500 steps leaves none of the 5 steps that 'uniform'",
+        ),
+        (
+            "epochs: 1",
+            "warmup: 5",
+            r"line \d, arms\[1\]\.train\.warmup: .*5 steps leaves none of the 5 steps that 'own'",
+        ),
+        ("epochs: 2, warmup: 5", "longer: 0.5", r"train\.warmup: .*5 steps leaves none of the 5 steps that 'own'"),
         ("epochs: 1, warmup: 4", "warmup: 0.9", ""),
         ("steps: 1, warmup: 0.5", "longer: 6, warmup: 5", ""),
     ],

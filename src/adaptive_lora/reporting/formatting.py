@@ -103,7 +103,11 @@ def listed(names: Sequence[str], most: int | None = None) -> str:
 def comma(loop: LoopContext, every: int | None = None) -> str:
     """What stands after an entry of a list that a template writes in a loop; `every`: how many there are in all.
 
-    `{% for x in xs[:8] %}{{ x }}{{ loop | comma(xs | length) }}{% endfor %}` is `xs | listed(8)`.
+    Of `xs` with five entries, this is `xs | listed(2)`:
+
+    >>> loop = LoopContext("ab", "", lambda *_: "")
+    >>> "".join(f"{x}{comma(state, 5)}" for x, state in loop)
+    'a, b and 3 more'
     """
     more = (every or loop.length) - loop.length
     if loop.last:
