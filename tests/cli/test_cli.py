@@ -278,7 +278,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(study_file: WriteStud
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if "runs together" in line:
+            if "training 4 evaluation runs" in line:
                 process.send_signal(signal.SIGINT)
                 break
         rest = process.stderr.read()

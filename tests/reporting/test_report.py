@@ -114,7 +114,7 @@ def test_the_reading_wing_needs_no_torch(done: Path) -> None:
         "    def find_spec(self, name, *a):\n"
         "        if name.split('.')[0] in ('torch', 'transformers', 'peft'): raise ImportError(name)\n"
         "sys.meta_path.insert(0, Block())\n"
-        "from adaptive_lora.study.ledger import open_to_read\n"
+        "from adaptive_lora.study.open_ledger import open_to_read\n"
         "from adaptive_lora.reporting.html.build import write_report\n"
         "from adaptive_lora.study.status import study_status\n"
         "from adaptive_lora.study.results import export\n"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from adaptive_lora.training.checkpoint import StepRecord
+if TYPE_CHECKING:  # whoever starts a study listens, and may do so before torch is imported
+    from adaptive_lora.training.checkpoint import StepRecord
 
 
 class ProgressListener(Protocol):

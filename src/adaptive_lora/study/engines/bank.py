@@ -101,7 +101,6 @@ class BankEngine(Engine):
 
     def _train(self, runs: Sequence[BankRun], checkpoints: BankCheckpoints) -> None:
         phase, steps = runs[0].run.phase, max(run.member.options.steps for run in runs)
-        self.listener.begin(f"{len(runs)} {phase} runs", steps)
         bank = Bank(
             self.prepared.base,
             [run.member for run in runs],
@@ -113,6 +112,7 @@ class BankEngine(Engine):
                 # The size of the bank is recorded with the run: its seconds are a share of the bank's.
                 name, device = f"bank of {len(runs)}", str(self.prepared.base.device)
                 self.ledger.begin(run.run_id, name, device, run.member.options.steps, bank.kernels)
+            self.listener.begin(f"{len(runs)} {phase} runs", steps)
             for run, slot in zip(runs, bank.slots, strict=True):
                 self._restore(run, slot, checkpoints.composition)
             while bank.running:
