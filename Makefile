@@ -1,5 +1,6 @@
 # make demo   the embedded study, start to report, offline        make test   the test suite
 # make paper  the manuscript from committed results           make studies  all its studies, from where they stopped
+# make pages  the report of every committed study, into runs/pages
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
 # make docs   the documentation, into build/site
 PYTHON ?= python3
@@ -11,7 +12,7 @@ STUDY  ?= results/alpaca-babyllama-full
 BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
           results/bench/recovery-babyllama.json
 
-.PHONY: setup demo studies paper docs test check bench clean
+.PHONY: setup demo studies pages paper docs test check bench clean
 
 setup: $(READY)
 
@@ -26,6 +27,9 @@ demo: $(READY)
 
 studies: $(READY)
 	$(BIN)/python scripts/studies.py
+
+pages: $(READY)
+	$(BIN)/python scripts/pages.py
 
 paper: $(READY)
 	$(BIN)/adaptive-lora paper $(STUDY) $(addprefix --with ,$(BESIDE)) --out paper

@@ -37,6 +37,9 @@ def examine() -> Iterator[Check]:
     for name, (check, remedy) in CHECKS.items():
         try:
             state, found = check()
+        except ModuleNotFoundError as error:
+            state, found = "note", f"{error.name} is not installed: this installation reads studies and plans by shape"
+            remedy = "For the rest, pip install 'adaptive-lora[train]'."
         except Exception as error:
             state, found = "failed", f"{type(error).__name__}: {error}"
         yield Check(name, state, found, "" if state == "ok" else remedy)

@@ -326,13 +326,14 @@ def test_a_pilot_tells_the_power_of_a_dry_run(study_file: Callable[..., Path], t
     call("run", str(pilot), "--out", str(tmp_path / "out"))
     call("results", str(tmp_path / "out"), "--out", str(tmp_path / "text"))
     study = str(study_file(("primary: []", "primary: [linear-decay]"), ("evaluation: 2", "evaluation: 10")))
-    texts = {
-        name: json.loads(call("run", study, "--dry-run", "--json", "--pilot", str(tmp_path / name)).stdout)["power"]
-        for name in ("out", "text")
-    }
-    assert texts["out"].startswith("Power: with 10 seeds and 1 primary comparison a difference of 0.")
-    assert texts["text"] == texts["out"]  # exported results do as well
-    assert "--pilot" in json.loads(call("run", study, "--dry-run", "--json").stdout)["power"]
+    dry = ("run", study, "--dry-run")
+    found = {name: json.loads(call(*dry, "--json", "--pilot", str(tmp_path / name)).stdout) for name in ("out", "text")}
+    (power,) = found["out"]["power"]
+    assert power["arm"] == "linear-decay" and power["detectable"] > 0 and found["out"]["design"]["seeds"] == 10
+    assert found["text"]["power"] == found["out"]["power"]  # exported results do as well
+    said = " ".join(call(*dry, "--pilot", str(tmp_path / "out")).stdout.split())
+    assert f"1 primary comparison a difference of {power['detectable']:.4f} nats per token is found in 80 %" in said
+    assert json.loads(call(*dry, "--json").stdout)["power"] is None and "--pilot" in call(*dry).stdout
 
 
 def test_a_demo_in_a_folder_that_is_not_its_own_says_what_to_do(tmp_path: Path) -> None:

@@ -104,6 +104,16 @@ def test_reading_needs_the_base_dependencies_alone(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "page").iterdir()} == {"report.html", "figures", "tables"}
 
 
+def test_doctor_says_what_an_installation_without_the_extra_can_do() -> None:
+    ((code, text, _, raised),) = without_train(["doctor", "--json"])
+    checks = {check["name"]: check for check in json.loads(text)}
+    assert code == 0, raised
+    for name in ("Python and torch", "forward and backward", "bank", "PEFT rank pattern"):
+        assert checks[name]["state"] == "note" and "is not installed: this installation reads" in checks[name]["found"]
+        assert "adaptive-lora[train]" in checks[name]["remedy"]
+    assert checks["ledger"]["state"] == "ok"
+
+
 def test_what_needs_the_extra_says_so(tmp_path: Path) -> None:
     verbs: list[list[object]] = [
         ["run", "studies/demo.yaml", "--out", tmp_path / "out"], ["run", "studies/demo.yaml", "--dry-run"],

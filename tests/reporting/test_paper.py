@@ -32,7 +32,7 @@ from adaptive_lora.reporting.paper.bibliography import read_works, work, works
 from adaptive_lora.reporting.paper.build import write_paper
 from adaptive_lora.reporting.paper.compiling import compile_pdf
 from adaptive_lora.reporting.paper.document import read_blocks
-from adaptive_lora.reporting.paper.facts import Fact, Facts
+from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown, render_references
 from adaptive_lora.reporting.paper.manuscript import Author, Manuscript, People
 from adaptive_lora.reporting.paper.other_studies import open_beside
@@ -326,7 +326,7 @@ def test_every_strategy_has_its_formula_and_every_work_its_identifier() -> None:
 
 
 def test_facts_that_are_not_there_are_named() -> None:
-    facts = Facts({"a": Fact(1.5, ".2f", "s")})
+    facts = Facts({"a": (1.5, ".2f", "s")})
     assert facts["a"].text == "1.50 s" and "b" not in facts
     with pytest.raises(PaperError, match="fact `b`"):
         _ = facts["b"]

@@ -146,6 +146,7 @@ def test_run_table_has_the_published_names_and_leaves_missing_empty(tmp_path: Pa
     assert {path.name for path in files} == {
         "study.yaml",
         "facts.json",
+        "ledger.npz",
         "runs.csv",
         "runs.jsonl",
         "ranks.csv",

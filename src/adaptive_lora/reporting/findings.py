@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from adaptive_lora.stats.arms import ArmSummary, summarise
+from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.power import Design
@@ -163,8 +163,7 @@ class Findings:
     @property
     def base_loss(self) -> float | None:
         """The frozen model's test loss."""
-        found = self.runs.loc[self.runs["phase"] == Phase.EVALUATION, "base_loss"].dropna()
-        return None if found.empty else float(found.iloc[0])
+        return frozen_loss(self.runs)
 
 
 class Source(Protocol):

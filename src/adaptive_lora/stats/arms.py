@@ -60,9 +60,16 @@ def summarise(runs: pd.DataFrame, baseline: str) -> list[ArmSummary]:
     ]
 
 
-def evaluations(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that count; twins are a check and not a sample."""
-    return runs[(runs["phase"] == Phase.EVALUATION) & (runs["replica"] == 0)]
+def evaluations(runs: pd.DataFrame, completed: bool = False) -> pd.DataFrame:
+    """The runs that count, or those with a loss; twins are a check and not a sample."""
+    counting = runs[(runs["phase"] == Phase.EVALUATION) & (runs["replica"] == 0)]
+    return counting[counting["status"] == Status.COMPLETED] if completed else counting
+
+
+def frozen_loss(runs: pd.DataFrame) -> float | None:
+    """The frozen model's test loss; None where it is not known."""
+    found = evaluations(runs)["base_loss"].dropna()
+    return None if found.empty else float(found.iloc[0])
 
 
 def _summary(runs: pd.DataFrame, arm: str, budget: str, baseline: str) -> ArmSummary:

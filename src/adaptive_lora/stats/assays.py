@@ -11,7 +11,6 @@ import pandas as pd
 from adaptive_lora.planning.budget_text import halved
 from adaptive_lora.stats.arms import evaluations
 from adaptive_lora.stats.estimators import Interval, interval_of
-from adaptive_lora.stats.run_table import Status
 
 
 class AssayResult(StrEnum):
@@ -59,9 +58,8 @@ class Assay:
 
 def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str], margin: float) -> list[Assay]:
     """Of every budget at half of which the baseline was trained too."""
-    counting = evaluations(runs)
-    done = counting[(counting["status"] == Status.COMPLETED) & (counting["arm"] == baseline)]
-    losses = done.pivot_table(index="seed", columns="budget", values="test_loss")
+    done = evaluations(runs, completed=True)
+    losses = done[done["arm"] == baseline].pivot_table(index="seed", columns="budget", values="test_loss")
     found = []
     for budget in budgets:
         half = halved(budget)

@@ -11,7 +11,6 @@ import pandas as pd
 
 from adaptive_lora.stats.arms import ArmSummary, evaluations
 from adaptive_lora.stats.estimators import Interval, interval_of
-from adaptive_lora.stats.run_table import Status
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ class AtEqualCompute:
 
 def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str]) -> list[AtEqualCompute]:
     """`controls` names the longer baseline of each such arm, as the lock has it."""
-    done = evaluations(runs)
-    done = done[done["status"] == Status.COMPLETED]
+    done = evaluations(runs, completed=True)
     found = []
     for arm, control in controls.items():
         own = done[done["arm"] == arm]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from adaptive_lora.stats.arms import ArmSummary, evaluations
+from adaptive_lora.stats.arms import ArmSummary, evaluations, frozen_loss
 from adaptive_lora.stats.estimators import (
     Effect,
     Floats,
@@ -23,7 +23,6 @@ from adaptive_lora.stats.estimators import (
     interval_of,
     record_interval,
 )
-from adaptive_lora.stats.run_table import Status
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def effect_sizes(
     over_records: OverRecords, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts: Mapping[str, Any]
 ) -> list[EffectSize]:
     """Every arm that has a difference from the baseline; `facts` are the ledger's."""
-    frozen = next((loss for loss in evaluations(runs)["base_loss"] if pd.notna(loss)), None)
+    frozen, size = frozen_loss(runs), facts.get("data", {}).get("test_bytes")
     losses = {arm.budget: arm.loss.mean for arm in arms if arm.is_baseline and arm.loss}
     found = []
     for arm in arms:
@@ -63,9 +62,7 @@ def effect_sizes(
             EffectSize(
                 arm=arm.arm,
                 budget=arm.budget,
-                effect=effects(
-                    arm.difference.mean, losses[arm.budget], frozen, tokens, facts.get("data", {}).get("test_bytes")
-                ),
+                effect=effects(arm.difference.mean, losses[arm.budget], frozen, tokens, size),
                 over_seeds=interval_of(differences),
                 over_records=interval,
                 improvement=improvement_probability(differences),
@@ -103,9 +100,9 @@ def _over_records(
     by_record: ByRecord, runs: pd.DataFrame, arm: ArmSummary, baseline: str
 ) -> tuple[Interval | None, int | None]:
     """The interval over test records, and how many tokens they have."""
-    done = evaluations(runs)
-    done = done[(done["budget"] == arm.budget) & (done["status"] == Status.COMPLETED)]
-    ids = {name: dict(zip(own["seed"], own["run_id"], strict=True)) for name, own in done.groupby("arm")}
+    done = evaluations(runs, completed=True)
+    here = done[done["budget"] == arm.budget].groupby("arm")
+    ids = {name: dict(zip(own["seed"], own["run_id"], strict=True)) for name, own in here}
     differences: list[Floats] = []
     tokens = None
     for seed, _ in arm.differences:

@@ -29,7 +29,7 @@ TIE = 1e-12
 
 
 def perplexity(loss: float | None) -> float | None:
-    """exp(loss); nothing where there is no loss, or one so large that its exp is no number.
+    """exp(loss); None where there is no loss, or one too large for its exp to be a float.
 
     >>> perplexity(0.0), perplexity(None), perplexity(1e4)
     (1.0, None, None)
@@ -43,7 +43,7 @@ class Interval:
 
     mean: float
     low: float | None
-    """Nothing with fewer than two values."""
+    """None with fewer than two values."""
     high: float | None
     n: int
     level: float
@@ -155,7 +155,7 @@ def equivalence_interval(differences: Sequence[float], alpha: float = 0.05) -> I
 def equivalence_p(differences: Sequence[float], margin: float) -> float | None:
     """Two one-sided t tests (Schuirmann 1987): the larger p of mean <= -margin and mean >= margin.
 
-    That is 1 - F((margin - |mean|) · sqrt(n) / s) with t's F at n - 1 degrees of freedom; nothing with fewer
+    That is 1 - F((margin - |mean|) · sqrt(n) / s) with t's F at n - 1 degrees of freedom; None with fewer
     than two differences.
     """
     n, mean, error = _mean_and_error(_finite(differences))
@@ -196,11 +196,11 @@ class Effect:
 
     nats_per_token: float
     perplexity_percent: float | None
-    """Nothing where it is too large for a number."""
+    """None where it is too large for a number."""
     share_of_gain: float | None
-    """Of what the baseline gains over the frozen model; positive is better, nothing without a gain."""
+    """Of what the baseline gains over the frozen model; positive is better; None without a gain."""
     bits_per_byte: float | None
-    """Nothing where the bytes are not known."""
+    """None where the bytes are not known."""
 
 
 def effects(

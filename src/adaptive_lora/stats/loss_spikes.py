@@ -1,4 +1,4 @@
-"""Loss spikes: sudden rises of a training loss that are not the batch's doing."""
+"""Loss spikes: sudden rises of a training loss that the batch does not explain."""
 
 from __future__ import annotations
 
@@ -80,23 +80,12 @@ def count_spikes(spiking: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def row_medians(values: Floats) -> Floats:
-    """Medians of the rows over what is there; missing where nothing is.
+    """Medians of the rows over what is there; NaN for a row without values.
 
     >>> row_medians(np.array([[3.0, np.nan, 1.0], [np.nan] * 3])).tolist()
     [2.0, nan]
     """
-    ordered = np.sort(values, axis=1)  # missing values come last
-    there = (~np.isnan(values)).sum(axis=1)
-    return _middle(ordered, there)
-
-
-def _middle(ordered: Floats, there: NDArray[np.int64]) -> Floats:
-    if ordered.shape[1] == 0:
-        return np.full(len(ordered), np.nan)
-    low, high = np.maximum(there - 1, 0) // 2, np.minimum(there // 2, ordered.shape[1] - 1)
-    rows = np.arange(len(ordered))
-    found: Floats = (ordered[rows, low] + ordered[rows, high]) / 2
-    return found
+    return pd.DataFrame(values).median(axis=1).to_numpy(dtype=np.float64)
 
 
 def _without_batches(losses: Floats) -> Floats:

@@ -20,7 +20,7 @@ POWER = 0.8
 LAST_SIMULATED = 12
 """Up to so many seeds the test's steps show, and power is simulated; above, it is a t test's."""
 FINEST = 50
-"""With so many seeds the steps of the test's level are finer than floats tell apart."""
+"""With so many seeds the steps of the test's level are finer than floats can distinguish."""
 DRAWS = 20_000
 """Simulated studies: a standard error of 0.003 at a power of 0.8."""
 NODES = 400

@@ -47,12 +47,12 @@ def summary(results: Sequence[Mapping[str, Any]], concentrated: Sequence[str]) -
 def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: float | None) -> dict[str, Any]:
     table = {}
     for name in own[0]["divergence"]:
-        apart = [r["divergence"]["uniform"] - r["divergence"][name] for r in own]
+        differences = [r["divergence"]["uniform"] - r["divergence"][name] for r in own]
         if own[0]["truth"] == "uniform":
-            # Not -a: what equals uniform has an excess of 0, not of -0.
-            figure = {"excess": _interval([(0.0 - a) / unit for a in apart] if unit else [])}
+            # Not -d: what equals uniform has an excess of 0, not of -0.
+            figure = {"excess": _interval([(0.0 - d) / unit for d in differences] if unit else [])}
         else:
-            figure = {"share_of_oracle_gain": _interval(shares_by_seed(apart, gains))}
+            figure = {"share_of_oracle_gain": _interval(shares_by_seed(differences, gains))}
         known = [r["correlation"][name] for r in own if r["correlation"][name] is not None]
         table[name] = {
             **figure,
@@ -71,11 +71,11 @@ def _of_truth(own: Sequence[Mapping[str, Any]], gains: Sequence[float], unit: fl
     }
 
 
-def shares_by_seed(apart: Sequence[float], gains: Sequence[float]) -> list[float]:
-    """What each seed says of the share Σ apart / Σ gains: values whose mean is the share, whose spread is its error.
+def shares_by_seed(differences: Sequence[float], gains: Sequence[float]) -> list[float]:
+    """The share by seed, Σ differences / Σ gains: values whose mean is the share, whose spread is its error.
 
-    share + (apart_i - share · gain_i) / mean gain, the linearised ratio (Cochran 1977, section 2.11). A mean of the
-    seeds' own ratios would be led by the seed on which the oracle gains nearly nothing.
+    share + (difference_i - share · gain_i) / mean gain, the linearised ratio (Cochran 1977, section 2.11). The mean of
+    the seeds' own ratios would be led by the seed on which the oracle gains nearly nothing.
 
     >>> shares_by_seed([1.0, 3.0], [2.0, 2.0])
     [0.5, 1.5]
@@ -83,12 +83,12 @@ def shares_by_seed(apart: Sequence[float], gains: Sequence[float]) -> list[float
     gain = sum(gains) / len(gains)
     if not gain:
         return []
-    share = sum(apart) / sum(gains)
-    return [share + (a - share * g) / gain for a, g in zip(apart, gains, strict=True)]
+    share = sum(differences) / sum(gains)
+    return [share + (a - share * g) / gain for a, g in zip(differences, gains, strict=True)]
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % t interval; nothing of no values, and nothing where a student diverged."""
+    """Mean and 95 % t interval; None without values, or where a student diverged."""
     if not values or not all(map(math.isfinite, values)):
         return {"mean": None, "low": None, "high": None}
     found = mean_interval(values)

@@ -65,24 +65,12 @@ class BudgetOverview:
     """Whether an arm is shown to break at the lowest rate."""
     excess_possible: bool
     """Whether an interval up to `trained_to` reaches above the margin."""
-    unbroken: tuple[RateSweep, ...]
-    """Arms other than the baseline that are not shown to break at any rate."""
-    margin: float
-
-    @property
-    def sound(self) -> list[str]:
-        """Of `unbroken`, arms with enough seeds at every rate."""
-        return [sweep.arm for sweep in self.unbroken if State.UNKNOWN not in sweep.states]
-
-    @property
-    def unknown(self) -> list[str]:
-        """Of `unbroken`, arms with too few seeds at some rate."""
-        return [sweep.arm for sweep in self.unbroken if State.UNKNOWN in sweep.states]
-
-    @property
-    def unbroken_excess_possible(self) -> bool:
-        """Whether an interval of a sound arm reaches above the margin."""
-        return any(s.arm in self.sound and reaches(cell.excess, self.margin) for s in self.unbroken for cell in s.cells)
+    sound: tuple[str, ...]
+    """Arms other than the baseline that are not shown to break, with enough seeds at every rate."""
+    unknown: tuple[str, ...]
+    """The same with too few seeds at some rate."""
+    sound_excess_possible: bool
+    """Whether an interval of a sound arm reaches above the margin."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +179,8 @@ def _overview(budget: str, here: Sequence[RateSweep], baseline: str, margin: flo
         if states != {State.TRAINS}:
             break
         trained_to = rate
+    unbroken = [sweep for sweep in here if sweep.arm != baseline and sweep.first_break is None]
+    sound = [sweep for sweep in unbroken if State.UNKNOWN not in sweep.states]
     below = [cell for sweep in here for cell in sweep.cells if cell.learning_rate <= (trained_to or 0.0)]
     return BudgetOverview(
         budget=budget,
@@ -199,8 +189,9 @@ def _overview(budget: str, here: Sequence[RateSweep], baseline: str, margin: flo
         is_highest=trained_to == rates[-1],
         breaks_at_lowest=trained_to is None and State.BREAKS in states,
         excess_possible=any(reaches(cell.excess, margin) for cell in below),
-        unbroken=tuple(sweep for sweep in here if sweep.arm != baseline and sweep.first_break is None),
-        margin=margin,
+        sound=tuple(sweep.arm for sweep in sound),
+        unknown=tuple(sweep.arm for sweep in unbroken if sweep not in sound),
+        sound_excess_possible=any(reaches(cell.excess, margin) for sweep in sound for cell in sweep.cells),
     )
 
 

@@ -188,7 +188,7 @@ class AnalysisPart(Part):
     """What is compared: mean negative log-likelihood per completion token of the test records, in nats."""
     margin: Annotated[float, Field(gt=0)] = 0.01
     """Differences within it do not matter, nats per token; 0.01 is about 1 % of perplexity."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance of any false verdict over all primary comparisons, by Holm's procedure."""
 
 

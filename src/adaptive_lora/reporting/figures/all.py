@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import cap, points_each
 from adaptive_lora.reporting.figures.break_map import break_map
-from adaptive_lora.reporting.figures.budgets import far_losses, frozen_fits, frozen_loss, loss_by_budget
+from adaptive_lora.reporting.figures.budgets import far_losses, frozen_fits, loss_by_budget
 from adaptive_lora.reporting.figures.costs import costs
 from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_curves
 from adaptive_lora.reporting.figures.differences import difference_limits, paired_differences
@@ -72,7 +72,7 @@ def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     yield Wanted(
         "loss-by-budget",
         lambda: loss_by_budget(runs, arms, looks),
-        _caption("budget_figure", far_losses(arms), frozen_loss(runs), frozen_fits(runs), cap(seeds)),
+        _caption("budget_figure", far_losses(arms), found.base_loss, frozen_fits(runs), cap(seeds)),
     )
 
 

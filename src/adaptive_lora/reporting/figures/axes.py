@@ -96,10 +96,10 @@ def log_ticks(ax: Axes, values: Sequence[float], labels: Sequence[str]) -> None:
 def rate_axis(ax: Axes, rates: Sequence[float], arms: int) -> list[float]:
     """A log x axis of learning rates; factors by which arms of one rate stand beside it."""
     rates = sorted(set(rates))
-    apart = min((b / a for a, b in itertools.pairwise(rates)), default=2.0)
-    ax.set_xlim(rates[0] / apart**0.6, rates[-1] * apart**0.6)
+    step = min((b / a for a, b in itertools.pairwise(rates)), default=2.0)
+    ax.set_xlim(rates[0] / step**0.6, rates[-1] * step**0.6)
     log_ticks(ax, rates, [short(rate) for rate in rates])
-    return [apart**shift for shift in side_by_side(arms, min(0.75, 0.07 * arms))]
+    return [step**shift for shift in side_by_side(arms, min(0.75, 0.07 * arms))]
 
 
 def short(value: float) -> str:

@@ -11,6 +11,7 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from adaptive_lora.reporting.figures.looks import cell_text
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.rate_sweeps import RateSweep, State, contrast, rate_sweeps, rows_at
@@ -27,7 +28,7 @@ def break_map(
 
     `table` is a `stability_table`. Framed: the arm breaks there (`stats.rate_sweeps.State`); bold: the rate that
     validation chooses. The baseline's own row has its loss less that at its chosen rate; budgets at which it trained
-    alone are left out. Nothing where no arm has an excess at two rates.
+    alone are left out. None where no arm has an excess at two rates.
     """
     found = rate_sweeps(table, baseline, margin)
     budgets = list(dict.fromkeys(budget for arm, budget in found if arm != baseline))
@@ -64,15 +65,11 @@ def _panel(
     norm = SymLogNorm(linthresh=0.02, vmin=-_STRONGEST, vmax=_STRONGEST, clip=True)
     ax.pcolormesh(grid, cmap=_COLOURS, norm=norm, edgecolor="white", lw=0.8)
     for row, column, arm, cell, state in cells:
-        rate_is_chosen = chosen[arm] == cell.learning_rate
         text = f"{cell.diverged} of {cell.seeds} diverged" if cell.diverged else ""
         if cell.excess is not None and not cell.diverged:
             text = formatted(cell.excess.mean, "+.3f")
         strong = cell.excess is not None and abs(float(norm(cell.excess.mean)) - 0.5) > 0.38
-        ax.text(
-            column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.8,
-            fontweight="bold" if rate_is_chosen else "normal", color="white" if strong else "black",
-        )  # fmt: skip
+        cell_text(ax, row, column, text, 6.8, bold=chosen[arm] == cell.learning_rate, light=strong)
         if state is State.BREAKS:
             ax.add_patch(Rectangle((column + 0.04, row + 0.06), 0.92, 0.88, fill=False, ec="black", lw=1.1))
     ax.set_xticks(np.arange(len(rates)) + 0.5, [f"{rate:g}" for rate in rates])
@@ -94,9 +91,7 @@ def _baseline_row(
         return
     best = rows_at(table, *key, chosen[key])
     for column, rate in enumerate(rates):
-        apart = contrast(rows_at(table, *key, rate), best, "validation_loss")
-        if apart.difference is not None:
+        difference = contrast(rows_at(table, *key, rate), best, "validation_loss").difference
+        if difference is not None:
             bold = rate == chosen[key]
-            text = "chosen" if bold else formatted(apart.difference.mean, "+.3f")
-            ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=6.8,
-                    fontweight="bold" if bold else "normal")  # fmt: skip
+            cell_text(ax, row, column, "chosen" if bold else formatted(difference.mean, "+.3f"), 6.8, bold=bold)

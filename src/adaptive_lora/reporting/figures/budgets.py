@@ -23,8 +23,7 @@ from adaptive_lora.reporting.figures.looks import (
     seed_points,
 )
 from adaptive_lora.reporting.figures.theme import mark, themed
-from adaptive_lora.stats.arms import ArmSummary, evaluations
-from adaptive_lora.stats.run_table import Status
+from adaptive_lora.stats.arms import ArmSummary, evaluations, frozen_loss
 
 _STEP, _SPREAD = 0.07, 0.75
 """From one arm to the next, and of all arms at most, as a share of the way to the next size on the log axis."""
@@ -35,17 +34,17 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
     """Mean test loss against trainable parameters (log axis), one line an arm over its budgets.
 
     Bars are 95 % t intervals over seeds, faint points seeds. Budgets that the baseline alone was trained at are
-    on its line. Arms of one size stand side by side. Nothing where no run has finished.
+    on its line. Arms of one size stand side by side. None where no run has finished.
     """
     shown = [arm for arm in arms if arm.loss is not None and arm.trainable_parameters]
     names = [arm for arm in looks if any(found.arm == arm for found in shown)]
     if not names:
         return None
-    done = _done(runs)
+    done = evaluations(runs, completed=True)
     sizes = sorted({_size(arm) for arm in shown})
-    apart = min((b / a for a, b in itertools.pairwise(sizes) if b / a > 1.2), default=2.0)
-    places = _places(shown, names, apart)
-    beside = apart ** -(0.35 * min(_STEP, _SPREAD / len(names)))  # seeds stand left of their interval
+    step = min((b / a for a, b in itertools.pairwise(sizes) if b / a > 1.2), default=2.0)
+    places = _places(shown, names, step)
+    beside = step ** -(0.35 * min(_STEP, _SPREAD / len(names)))  # seeds stand left of their interval
     with themed():
         figure = Figure(figsize=(7.2 if len(names) <= CROWD else 10.4, max(4.2, legend_height(len(names)))),
                         layout="constrained")  # fmt: skip
@@ -56,7 +55,7 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
             join(ax, [places[arm, s.budget] for s in own], [s.loss.mean for s in own if s.loss], arm, looks, len(names))
         _within(ax, shown, places, looks)
         _frozen(ax, runs)
-        ax.set_xlim(sizes[0] / apart**0.5, sizes[-1] * apart**0.5)
+        ax.set_xlim(sizes[0] / step**0.5, sizes[-1] * step**0.5)
         log_ticks(ax, sizes, [counted(size) for size in sizes])
         ax.set_xlabel("trainable parameters")
         ax.set_ylabel("test loss, nats per token")
@@ -94,15 +93,9 @@ def _limits(arms: Sequence[ArmSummary]) -> tuple[float, float]:
     return low - 0.1 * (high - low), high + 0.1 * (high - low)
 
 
-def frozen_loss(runs: pd.DataFrame) -> float | None:
-    """The frozen model's own test loss; nothing where it is not known."""
-    found = evaluations(runs)["base_loss"].dropna()
-    return float(found.iloc[0]) if len(found) else None
-
-
 def frozen_fits(runs: pd.DataFrame) -> bool:
     """Whether the frozen model's loss is near enough to nearly all others to stand beside them."""
-    losses, frozen = _done(runs)["test_loss"].astype(float), frozen_loss(runs)
+    losses, frozen = evaluations(runs, completed=True)["test_loss"].astype(float), frozen_loss(runs)
     if frozen is None or losses.empty:
         return False
     low, high = losses.quantile([0.05, 0.95])
@@ -113,20 +106,15 @@ def _size(arm: ArmSummary) -> float:
     return float(np.mean(arm.trainable_parameters))
 
 
-def _places(shown: Sequence[ArmSummary], names: Sequence[str], apart: float) -> _Places:
+def _places(shown: Sequence[ArmSummary], names: Sequence[str], step: float) -> _Places:
     """Where an arm stands at a budget: at its size, or beside it where several arms have about that size."""
     places = {}
     for here in shown:
-        near = [arm for arm in shown if abs(math.log(_size(arm) / _size(here))) < 0.1 * math.log(apart)]
+        near = [arm for arm in shown if abs(math.log(_size(arm) / _size(here))) < 0.1 * math.log(step)]
         beside = sorted({arm.arm for arm in near}, key=names.index)
         shifts = side_by_side(len(beside), min(_SPREAD, _STEP * len(beside)))
-        places[here.arm, here.budget] = _size(here) * apart ** shifts[beside.index(here.arm)]
+        places[here.arm, here.budget] = _size(here) * step ** shifts[beside.index(here.arm)]
     return places
-
-
-def _done(runs: pd.DataFrame) -> pd.DataFrame:
-    own = evaluations(runs)
-    return own[(own["status"] == Status.COMPLETED) & own["test_loss"].notna()]
 
 
 def _line(

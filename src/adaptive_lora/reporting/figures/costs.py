@@ -25,7 +25,7 @@ def costs(table: pd.DataFrame, looks: Looks) -> Figure | None:
     """Seconds of planning and training an arm, medians over runs, one row of panels a budget; beside it score memory.
 
     `table` is `costs_table`'s. Where times span a factor of 100 they are points on a log axis, else bars that add.
-    What is not known is not drawn. Nothing where no time is known.
+    What is not known is not drawn. None where no time is known.
     """
     medians = median_costs(table)
     medians = medians[medians["arm"].isin(list(looks)) & medians["train_seconds"].notna()]
@@ -69,8 +69,8 @@ def _times(ax: Axes, group: pd.DataFrame, looks: Looks, log: bool) -> None:
     for place, cost in enumerate(group.to_dict("records")):
         arm, planning, training = str(cost["arm"]), float(cost["plan_seconds"]), float(cost["train_seconds"])
         look, known = looks[arm], not math.isnan(planning)
-        told = f"{_seconds(planning) if known else '?'} + {_seconds(training)} s"
-        title = f"{arm} at {cost['budget']}, median of {cost['n']}: planning + training {told}"
+        label = f"{_seconds(planning) if known else '?'} + {_seconds(training)} s"
+        title = f"{arm} at {cost['budget']}, median of {cost['n']}: planning + training {label}"
         if log:
             drawn = [*ax.plot(training, place, "o", color=look.colour, ms=5)]
             if known and planning > 0:
@@ -82,7 +82,7 @@ def _times(ax: Axes, group: pd.DataFrame, looks: Looks, log: bool) -> None:
                 drawn += ax.barh(place, planning, 0.62, color=look.colour, ec=look.colour, lw=0.8)
         for artist in drawn:
             mark(artist, arm, title)
-        mark(ax.text(1.01, place, told, transform=ax.get_yaxis_transform(), fontsize=7, va="center"), arm)
+        mark(ax.text(1.01, place, label, transform=ax.get_yaxis_transform(), fontsize=7, va="center"), arm)
     name_rows(ax, range(len(group)), group["arm"].tolist())
     ax.set_ylim(len(group) - 0.4, -0.6)
 

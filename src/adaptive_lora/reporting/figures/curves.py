@@ -33,7 +33,7 @@ class _Course:
 def learning_curves(curves: pd.DataFrame, looks: Looks, budget: str, baseline: str) -> Figure | None:
     """Training loss by step on a log scale, running mean over a tenth of the run, mean over seeds with their range.
 
-    Many arms get a panel each, with the baseline in grey. Nothing where no run of the budget has finished.
+    Many arms get a panel each, with the baseline in grey. None where no run of the budget has finished.
     """
     own = curves[curves["budget"] == budget]
     courses = {arm: _course(own[own["arm"] == arm]) for arm in arms_in(own, looks)}
@@ -45,7 +45,7 @@ def curves_in_seconds(
 ) -> Figure | None:
     """`learning_curves` against seconds: share of the run's steps · its `train_seconds`, mean over seeds.
 
-    Runs whose time is not known are left out. Nothing where there are none.
+    Runs whose time is not known are left out. None where there are none.
     """
     known = runs.loc[runs["train_seconds"].notna(), ["run_id", "train_seconds"]]
     own = curves[curves["budget"] == budget].merge(known, on="run_id")

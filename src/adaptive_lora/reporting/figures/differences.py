@@ -23,8 +23,8 @@ _GREY = "#666666"
 def paired_differences(arms: Sequence[ArmSummary], looks: Looks, baseline: str, margin: float) -> Figure | None:
     """Test loss minus the baseline's at the same seed: every seed, the mean and its 95 % t interval.
 
-    One panel a budget; controls stand last and apart. The band is the margin within which differences do not
-    matter. An arm far beyond all others is an arrow at the edge. Nothing where there is nothing to compare.
+    One panel a budget; controls stand last. The band is the margin within which differences do not
+    matter. An arm far beyond all others is an arrow at the edge. None where no arm has a difference.
     """
     shown = [arm for arm in arms if arm.difference is not None]
     if not shown:

@@ -145,6 +145,12 @@ def interval_mark(ax: Axes, at: float, found: Interval, arm: str, look: Look, ti
         beyond(ax, (edge, at) if across else (at, edge), sign[0 if across else 1], arm, look)
 
 
+def cell_text(ax: Axes, row: int, column: int, text: str, size: float, bold: bool = False, light: bool = False) -> None:
+    """A number in a cell of a heat map, light on dark colours."""
+    weight, colour = "bold" if bold else "normal", "white" if light else "black"
+    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=size, fontweight=weight, color=colour)
+
+
 def seed_points(ax: Axes, points: Sequence[tuple[float, float, str]], arm: str, look: Look, size: float = 3.2) -> None:
     """Faint raw points (x, y, what it is), each with its own title for pages that show it."""
     for x, y, title in points:

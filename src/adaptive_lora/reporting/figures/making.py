@@ -50,8 +50,8 @@ def drawing(found: Findings, folder: Path) -> Iterator[Callable[[], list[Wanted]
 
         def finish() -> list[Wanted]:
             drawn = {place: _write(wanted[place], folder) for place in _claimed(range(len(wanted)), Path(name))}
-            told = [line.split() for line in helper.communicate()[0].splitlines()]
-            drawn |= {int(place): answer == _DRAWN for place, answer in told}
+            answers = [line.split() for line in helper.communicate()[0].splitlines()]
+            drawn |= {int(place): answer == _DRAWN for place, answer in answers}
             return [w for place, w in enumerate(wanted) if (drawn[place] if place in drawn else _write(w, folder))]
 
         yield finish

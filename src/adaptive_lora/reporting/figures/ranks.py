@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.reporting.figures.axes import points_each, side_by_side, wrapped
 from adaptive_lora.reporting.figures.differences import difference_limits
-from adaptive_lora.reporting.figures.looks import CROWD, Looks, interval_mark, panel_grid, seed_points
+from adaptive_lora.reporting.figures.looks import CROWD, Looks, cell_text, interval_mark, panel_grid, seed_points
 from adaptive_lora.reporting.figures.theme import LEFT_OUT_COLOUR, RANK_COLOURS, mark, themed
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.run_table import Phase
@@ -28,7 +28,7 @@ _WIDEST = 10.4
 def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Figure | None:
     """Mean rank over seeds per block and module, one panel an arm, all on one colour scale.
 
-    Nothing where no run of the budget has finished.
+    None where no run of the budget has finished.
     """
     grids, roles = _grids(ranks, arms, budget)
     if not grids:
@@ -67,7 +67,7 @@ def overview(
 ) -> Figure | None:
     """One column an arm: above where its rank goes, below what that changed in test loss, seed by seed.
 
-    All arms spend the budget of the first; more than a row holds go on below. Nothing where no run has finished.
+    All arms spend the budget of the first; more than a row holds go on below. None where no run has finished.
     """
     shown = [arm for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
     grids, roles = _grids(ranks, [arm.arm for arm in shown], arms[0].budget) if shown else ({}, [])
@@ -138,10 +138,8 @@ def _heat_map(
     if numbers and grid.size <= 80:
         for (block, module), rank in np.ndenumerate(grid):
             if np.isfinite(rank):
-                light = rank > 0.6 * highest or rank == 0
-                label = f"{rank:.0f}" if rank else "–"
-                ax.text(module + 0.5, block + 0.5, label, ha="center", va="center", fontsize=6.5,
-                        color="black" if light else "white")  # fmt: skip
+                dark = bool(0 < rank <= 0.6 * highest)
+                cell_text(ax, block, module, f"{rank:.0f}" if rank else "–", 6.5, light=dark)
     return image
 
 

@@ -26,7 +26,7 @@ _COLUMNS = 3
 
 
 def recovery_figure(found: Recovered) -> Figure:
-    """Strategies by rows, controls apart; left shares of the oracle's gain, right the excess on the uniform truth.
+    """Strategies by rows, controls last; left shares of the oracle's gain, right the excess on the uniform truth.
 
     Left stand the mean over the concentrated truths with its 95 % interval and, below it, every truth by itself:
     coloured where it counts, grey where it does not.
@@ -65,9 +65,9 @@ def _lay_rows(ax: Axes, rows: Mapping[str, float]) -> None:
 def _shares(ax: Axes, found: Recovered, rows: Mapping[str, float]) -> None:
     floor = found.concentrated_share("floor")
     _name_lines(ax, floor.mean if floor else None)
-    told = "mean of the concentrated truths"
-    told = f"{told} (provisional)" if found.provisional else f"{told} that count"
-    ax.plot([], [], "o-", ms=5.5, lw=1.6, color=COLOURS[0], label=f"{told},\n95 % interval over seeds")
+    which = "(provisional)" if found.provisional else "that count"
+    label = f"mean of the concentrated truths {which},\n95 % interval over seeds"
+    ax.plot([], [], "o-", ms=5.5, lw=1.6, color=COLOURS[0], label=label)
     for name, row in rows.items():
         _dot(ax, found.concentrated_share(name), row, _colour(name), _SHARES)
     low, high = _SHARES
@@ -87,7 +87,7 @@ def _colour(name: str) -> str:
 
 
 def _name_lines(ax: Axes, floor: float | None) -> None:
-    """Lines at uniform, the oracle and the floor with their names, floor and a near neighbour apart."""
+    """Lines at uniform, the oracle and the floor with their names, the floor's moved away from a near one."""
     lines = {"uniform": 0.0, "oracle": 1.0}
     sides = dict.fromkeys(("uniform", "oracle", "floor"), 0)
     if floor is not None and _SHARES[0] <= floor <= _SHARES[1]:

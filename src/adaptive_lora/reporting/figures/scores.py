@@ -21,7 +21,7 @@ _WIDE = 10.0
 def score_against_rank(ranks: pd.DataFrame, looks: Looks, budget: str) -> Figure | None:
     """Measured score against allocated rank, one panel an arm, one point a module, both means over seeds.
 
-    The title has Spearman's correlation of the points. Nothing where no arm of the budget measured anything.
+    The title has Spearman's correlation of the points. None where no arm of the budget measured anything.
     """
     by_module = score_points(ranks, budget)
     names = arms_in(by_module, looks)
@@ -49,7 +49,7 @@ def score_points(ranks: pd.DataFrame, budget: str) -> pd.DataFrame:
 
 
 def spearman(own: pd.DataFrame) -> float | None:
-    """Pearson's correlation of the places (ties share a mean place); nothing where either is constant."""
+    """Pearson's correlation of the places (ties share a mean place); None where either is constant."""
     if own["score"].nunique() < 2 or own["rank"].nunique() < 2:
         return None
     return float(own["score"].rank().corr(own["rank"].rank()))

@@ -75,7 +75,7 @@ def mark(artist: Artist, arm: str, point: str | None = None) -> None:
 def settle(figure: Figure) -> None:
     """Lays the figure out once and for all, so that writing it in several forms does not do it for each.
 
-    Letters stay apart: a PDF embeds a font a second time for ligatures, which also hide words from a search.
+    Without ligatures, for which a PDF embeds a font a second time, and which hide words from a search.
     """
     engine = figure.get_layout_engine()
     if engine is None:

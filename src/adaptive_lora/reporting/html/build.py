@@ -8,7 +8,7 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.reporting.figures.all import Wanted
 from adaptive_lora.reporting.figures.making import drawing
 from adaptive_lora.reporting.findings import Findings, read_findings
-from adaptive_lora.reporting.html.page import Drawing, inline, made_tables, render
+from adaptive_lora.reporting.html.page import Drawing, inline, made_tables, render_page
 from adaptive_lora.reporting.tables import files_of
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
@@ -23,7 +23,7 @@ def write_report(source: Ledger | Findings, folder: Path) -> Path:
             write_atomically(folder / "tables" / name, content)
         drawings = [_inlined(wanted, folder / "figures") for wanted in finish()]
     path = StudyPaths(folder).report
-    write_atomically(path, render(found, tables, drawings))
+    write_atomically(path, render_page(found, tables, drawings))
     return path
 
 

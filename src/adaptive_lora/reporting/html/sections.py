@@ -1,7 +1,7 @@
 """What stands on the page and in which order: sections of tables, figures and remarks.
 
 A new table is a function `(Findings) -> Table | None`, its name in one of the `SECTIONS` and its caption's macro. Its
-files are written without further ado; a figure finds its section by the beginning of its name.
+files are written by `build`; a figure finds its section by the beginning of its name.
 """
 
 from __future__ import annotations
@@ -141,5 +141,5 @@ SECTIONS = (
 def sorted_into(figures: Sequence[str], every: Sequence[Section] = SECTIONS) -> list[tuple[Section, list[str]]]:
     """Every section with the names of its figures; those that no section asks for come last."""
     placed = [(s, [name for name in figures if s.figures and name.startswith(s.figures)]) for s in every]
-    homeless = [name for name in figures if not any(name in own for _, own in placed)]
-    return placed + ([(Section("more", "More figures"), homeless)] if homeless else [])
+    unplaced = [name for name in figures if not any(name in own for _, own in placed)]
+    return placed + ([(Section("more", "More figures"), unplaced)] if unplaced else [])

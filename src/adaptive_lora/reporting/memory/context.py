@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Any
 
 from adaptive_lora.reporting.findings import Findings, lock_of
-from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.memory.next_steps import next_steps
 from adaptive_lora.reporting.memory.run_counts import RunCounts
 from adaptive_lora.reporting.templating import render, render_all
@@ -44,7 +43,7 @@ def memory_context(found: Findings, runs: RunCounts) -> dict[str, Any]:
         "equal_compute": at_equal_compute(found.runs, compute),
         "training": training(found),
         "relative_paths": has_relative_paths(spec),
-        "licence": licence_text(found.facts).removesuffix("."),
+        "licence": render("study.licence", found.facts["data"]).removesuffix("."),
         "power": POWER,
         "most_seeds": MOST,
         **shared_sentences(found, runs),

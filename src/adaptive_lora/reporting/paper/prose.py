@@ -19,7 +19,6 @@ from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.formatting import listed
-from adaptive_lora.reporting.html.page import licence_text
 from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.other_studies import label_of
@@ -106,7 +105,7 @@ def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
         "tuned": facts["runs.tuning"].value != 0,
         "edges": [render("rates.at_edge", edge) for edge in found.edges],
         "worth_remarks": render_all("comparisons.no_parameter_equivalents", found),
-        "licence": licence_text(found.facts).rstrip("."),
+        "licence": render("study.licence", found.facts["data"]).rstrip("."),
         "alpaca": "alpaca" in data,
         "gsm8k": "gsm8k" in data,
         "dialogpt": "dialogpt" in model,
