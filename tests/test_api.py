@@ -248,7 +248,7 @@ def test_results_as_frames(study_file: Callable[..., Path], tmp_path: Path) -> N
     assert "linear-decay" in (tmp_path / "page" / "report.html").read_text()
 
 
-def test_an_exported_study_is_judged_without_torch(tmp_path: Path) -> None:
+def test_results_studies_and_plans_by_shape_need_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys, adaptive_lora\n"
         f"found = adaptive_lora.load_results({str(ROOT / 'results' / 'demo')!r})\n"
@@ -260,6 +260,8 @@ def test_an_exported_study_is_judged_without_torch(tmp_path: Path) -> None:
         "assert len(primary) == 4 and set(primary['verdict']) <= {'better', 'worse', 'equivalent', 'undecided'}\n"
         "assert len(found.runs) and len(found.ranks) and len(found.curves)\n"
         "assert list(found.records) == ['run_id', 'split', 'record', 'nll', 'tokens']\n"
+        f"adaptive_lora.load_study({str(ROOT / 'studies' / 'demo.yaml')!r})\n"
+        "assert adaptive_lora.plan('demo', 'linear-decay').provenance['device'] is None\n"
         "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -21,7 +21,6 @@ from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study import study_file
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.prepare import open_base, open_outline, open_records, targets_of, warnings_of
-from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.study.status import StudyStatus
 from adaptive_lora.training.options import TrainingOptions, rate_factors
@@ -29,6 +28,7 @@ from adaptive_lora.training.options import TrainingOptions, rate_factors
 if TYPE_CHECKING:  # plans by shape need no torch
     from transformers import PreTrainedModel
 
+    from adaptive_lora.study.progress import ProgressListener
     from adaptive_lora.training.base import DType, FrozenBase
 
 _CALIBRATION_POOL = 512
