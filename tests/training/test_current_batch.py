@@ -56,11 +56,17 @@ def test_there_is_none_after_two_threads_that_overlap() -> None:
 def test_a_thread_without_a_batch_falls_back_to_the_last_active_one() -> None:
     """As autograd's threads do on accelerators."""
     found = []
-    with current_batch(batch()), current_batch(last := batch()):
+
+    def look() -> None:
         thread = threading.Thread(target=lambda: found.append(get_current_batch()))
         thread.start()
         thread.join(20)
-    assert found[0] is last
+
+    with current_batch(first := batch()):
+        with current_batch(last := batch()):
+            look()
+        look()
+    assert found[0] is last and found[1] is first
 
 
 def test_many_threads_have_their_own_batches_and_leave_none_behind() -> None:
