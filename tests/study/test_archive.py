@@ -10,13 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from adaptive_lora.cli.main import app
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.reporting.exported import export_study
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.archive import continue_from, open_recorded, read_archive, write_archive
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.open_ledger import create_or_open, open_to_read
+from adaptive_lora.study.ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.study_file import load_study
@@ -149,3 +151,13 @@ def test_what_a_kill_leaves_of_taking_over_is_done_again(
             continue_from(exported, study, tmp_path / "out")
     assert continue_from(exported, study, tmp_path / "out") == 4
     assert run_study(study, tmp_path / "out", watcher := Counting()).finished and watcher.steps == 0
+
+
+def test_the_verb_run_takes_an_export_over(exported: Path, study_file: WriteStudy, tmp_path: Path) -> None:
+    command = ["run", str(study_file(*SMALL)), "--out", str(tmp_path / "out"), "--continue-from", str(exported)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0 and "4 finished runs taken over" in result.stderr, result.stderr
+    assert "4 of 4 runs completed" in result.stderr and not (tmp_path / "out" / "adapters").exists()
+    pd.testing.assert_frame_equal(final(tmp_path / "out"), final(tmp_path / "gone"))
+    wrong = CliRunner().invoke(app, [*command[:3], str(tmp_path / "none"), command[4], str(tmp_path / "gone")])
+    assert wrong.exit_code == 2 and "cannot be continued: it has no ledger.npz" in wrong.stderr
