@@ -206,8 +206,8 @@ def _comparisons(facts: Collected, found: Findings) -> None:
         key = f"{comparison.arm}@{comparison.budget}.verdict"
         facts.add(key, render("comparisons.verdict", judged))
         facts.add(f"{key}.size", abs(judged.mean) if judged.mean is not None else None, ".4f", NATS)
-        facts.add(f"{key}.equivalence_interval", judged.equivalence_interval, "+.4f", NATS)
-        facts.add(f"{key}.interval", judged.interval, "+.4f", NATS)
+        facts.add(f"{key}.interval90", judged.equivalence_interval, "+.4f", NATS)
+        facts.add(f"{key}.interval95", judged.interval, "+.4f", NATS)
         facts.add(f"{key}.p", judged.p, ".3g")
         facts.add(f"{key}.holm", judged.adjusted_p, ".3g")
         facts.add(f"{key}.n", judged.n, "d")
