@@ -23,6 +23,7 @@ from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
+from adaptive_lora.study.status import StudyStatus, status_of
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,10 @@ class Findings:
         """An arm, with its budget where its name alone would not do."""
         return f"{arm} at {budget}" if self.several_budgets else arm
 
-    @property
-    def done(self) -> int:
-        """Runs with a result; a divergence is one."""
-        return sum(Status(status).is_finished for status in self.runs["status"])
-
-    @property
-    def expected(self) -> int:
-        """Runs that the study asks for."""
-        return sum(self.facts["expected_runs"].values())
+    def status(self, in_use: bool = False) -> StudyStatus:
+        """How far the study has come; `in_use`: whether a process works on it now."""
+        rows = [{str(name): value for name, value in row.items()} for row in self.runs.to_dict("records")]
+        return status_of(self.facts, rows, in_use)
 
     @property
     def base_loss(self) -> float | None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.stats.run_table import Status
+from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths, is_in_use
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.results import read_export
 
+_FINISHED = (Status.COMPLETED, Status.DIVERGED)
 _SHOWN = ("run_id", "phase", "arm", "budget", "seed", "learning_rate", "status", "step", "steps", "error")
 
 
@@ -34,6 +35,8 @@ class StudyStatus:
     """Runs begun and not finished, with their last saved step."""
     troubles: tuple[dict[str, Any], ...]
     """Runs that failed or diverged, with the reason."""
+    tuned: bool = True
+    """Whether no tuning run is open."""
     exported: bool = False
     """Whether the folder is an export, on which no process can work."""
 
@@ -56,6 +59,27 @@ class StudyStatus:
     def done(self) -> int:
         """Runs with a result; a divergence is one."""
         return self.completed + self.diverged
+
+    @property
+    def started(self) -> int:
+        """Runs begun and not ended."""
+        return len(self.current)
+
+    @property
+    def failures(self) -> list[tuple[str, int, list[str]]]:
+        """(error, runs, arms) of failed runs, the most frequent error first; an empty one was not recorded."""
+        arms: dict[str, list[str]] = {}
+        for run in self.troubles:
+            if run["status"] == Status.FAILED:
+                arms.setdefault(run["error"] or "", []).append(run["arm"])
+        return [
+            (error, len(own), sorted(set(own))) for error, own in sorted(arms.items(), key=lambda item: -len(item[1]))
+        ]
+
+    @property
+    def divergences(self) -> Counter[tuple[str, str]]:
+        """(arm, phase) -> runs that diverged."""
+        return Counter((run["arm"], run["phase"]) for run in self.troubles if run["status"] == Status.DIVERGED)
 
     @property
     def left(self) -> int:
@@ -97,6 +121,7 @@ def status_of(facts: Mapping[str, Any], runs: Iterable[Mapping[str, Any]], in_us
     """From a study's facts and the rows of its runs, whether a ledger has them or an export."""
     rows = [{key: run.get(key) for key in _SHOWN} for run in runs]
     for row in rows:
+        row["error"] = row["error"] if isinstance(row["error"], str) else None  # a table has NaN there
         if row["status"] == Status.RUNNING and not in_use:
             row["status"] = "interrupted"
     return StudyStatus(
@@ -106,4 +131,5 @@ def status_of(facts: Mapping[str, Any], runs: Iterable[Mapping[str, Any]], in_us
         counts=dict(Counter(str(row["status"]) for row in rows)),
         current=tuple(row for row in rows if row["status"] in (Status.RUNNING, "interrupted")),
         troubles=tuple(row for row in rows if row["status"] in (Status.FAILED, Status.DIVERGED)),
+        tuned=all(row["status"] in _FINISHED for row in rows if row["phase"] == Phase.TUNING),
     )

@@ -54,6 +54,7 @@ def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings
     ]  # fmt: skip
     return templates.get_template("report.html").render(
         found=found,
+        status=found.status(),
         facts=found.facts,
         spec=found.facts["spec"],
         names=list(dict.fromkeys(found.runs["arm"])),

@@ -9,7 +9,6 @@ from typing import Any
 
 from adaptive_lora.reporting.findings import Findings, lock_of
 from adaptive_lora.reporting.memory.next_steps import next_steps
-from adaptive_lora.reporting.memory.run_counts import RunCounts
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.cost_equivalents import at_equal_compute
 from adaptive_lora.stats.power import MOST, POWER
@@ -17,9 +16,10 @@ from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.seeds import smallest_p
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import plain_name
+from adaptive_lora.study.status import StudyStatus
 
 
-def memory_context(found: Findings, runs: RunCounts) -> dict[str, Any]:
+def memory_context(found: Findings, runs: StudyStatus) -> dict[str, Any]:
     """All names that the templates know."""
     spec, analysis, lock = found.facts["spec"], found.analysis, lock_of(found.facts)
     rate = found.runs.loc[found.runs["phase"] == Phase.TUNING, "learning_rate"]
@@ -51,7 +51,7 @@ def memory_context(found: Findings, runs: RunCounts) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def shared_sentences(found: Findings, runs: RunCounts) -> dict[str, list[str]]:
+def shared_sentences(found: Findings, runs: StudyStatus) -> dict[str, list[str]]:
     """Sentences that the report has too."""
     verdicts, assays = render_all("comparisons.verdicts", found), [render("comparisons.assay", a) for a in found.assays]
     verdicts += [text for text in assays if text not in verdicts]

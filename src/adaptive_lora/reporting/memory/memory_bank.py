@@ -16,7 +16,6 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.memory.blocks import markers, put_block
 from adaptive_lora.reporting.memory.context import memory_context
 from adaptive_lora.reporting.memory.rendering import render
-from adaptive_lora.reporting.memory.run_counts import count_runs
 from adaptive_lora.study.folder import StudyPaths
 
 TITLES: Mapping[str, str] = {
@@ -36,7 +35,7 @@ _NOTES = "\n## Notes\n\nYours, as is everything outside the markers.\n"
 
 def memory_texts(found: Findings, in_use: bool = False) -> dict[str, str]:
     """Name of a block -> its Markdown; `in_use`: whether a process works on the study now."""
-    context = memory_context(found, count_runs(found, in_use))
+    context = memory_context(found, found.status(in_use))
     return {name: render(name, context) for name in TITLES}
 
 

@@ -12,24 +12,24 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.reporting.memory.run_counts import RunCounts
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.seeds import seeds_needed
 from adaptive_lora.stats.verdicts import Verdict
+from adaptive_lora.study.status import StudyStatus
 
 Step = tuple[str, Mapping[str, Any]]
 """The kind of a step that applies, which is the macro of its sentence, and the values that the sentence names."""
 
 
-def next_steps(found: Findings, runs: RunCounts) -> list[Step]:
+def next_steps(found: Findings, runs: StudyStatus) -> list[Step]:
     """Ranked, the most useful first; a study with open runs is finished before anything else."""
     if runs.left:
         return [("wait", {"runs": runs.left})] if runs.in_use else list(_finish(runs))
     return [step for rule in _RULES for step in rule(found) if all(step[1].values())]
 
 
-def _finish(runs: RunCounts) -> Iterator[Step]:
+def _finish(runs: StudyStatus) -> Iterator[Step]:
     if missing := runs.left - runs.failed:
         yield "finish", {"runs": missing}
     if runs.failed:

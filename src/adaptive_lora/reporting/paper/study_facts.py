@@ -26,9 +26,9 @@ Entries = Iterator[Mapping[str, Any]]
 
 def gather(found: Findings) -> Facts:
     """All facts of a finished study; PaperError where runs are still to come."""
-    if (missing := found.expected - found.done) > 0:
+    if missing := (status := found.status()).left:
         raise PaperError(
-            f"{missing} of {found.expected} runs have no result, so that there is nothing to conclude yet; "
+            f"{missing} of {status.expected} runs have no result, so that there is nothing to conclude yet; "
             "`adaptive-lora run` goes on with the study, `adaptive-lora report` shows what there is."
         )
     if not any(arm.difference and arm.arm in contenders(found) for arm in found.arms):
