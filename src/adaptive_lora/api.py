@@ -28,8 +28,9 @@ from adaptive_lora.training.options import TrainingOptions, rate_factors
 if TYPE_CHECKING:  # plans by shape need no torch
     from transformers import PreTrainedModel
 
+    from adaptive_lora.planning.outline import DType
     from adaptive_lora.study.progress import ProgressListener
-    from adaptive_lora.training.base import DType, FrozenBase
+    from adaptive_lora.training.base import FrozenBase
 
 _CALIBRATION_POOL = 512
 Records = str | Path | Sequence[Mapping[str, Any]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.planning.outline import DType
 
 if TYPE_CHECKING:
     from adaptive_lora.planning.plan import RankPlan
@@ -37,7 +38,7 @@ def plan(
     max_length: Annotated[int, typer.Option(help="Longest calibration text in tokens.")] = 512,
     template: Annotated[str, typer.Option(help="How a record becomes text: auto, alpaca, chat, ...")] = "auto",
     revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the weights, for strategies that measure.")] = "float32",
+    dtype: Annotated[DType, typer.Option(help="Of the weights, for strategies that measure.")] = "float32",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the accelerator where there is one.")
     ] = None,
@@ -62,7 +63,7 @@ def plan(
         made = api.plan(
             model, strategy, budget, data=data, targets=modules, options=options, seed=seed, max_length=max_length,
             scaling={"rule": scaling, "reference": reference_scaling}, template=named, revision=revision,
-            dtype=dtype, device=device,  # type: ignore[arg-type]
+            dtype=dtype, device=device,
         )  # fmt: skip
     if to:
         made.save(to)

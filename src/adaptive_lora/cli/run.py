@@ -100,9 +100,11 @@ def _pilot(folder: Path) -> list[Any]:
 def _run(
     study_file: Path, folder: Path, device: str | None, checkpoint_seconds: float, deviation: str | None = None
 ) -> None:
+    from adaptive_lora.study.lock import check_decidable
     from adaptive_lora.study.study_file import load_study
 
     study = load_study(study_file)  # before torch is imported: what is wrong with the file is said at once
+    check_decidable(study)
     from adaptive_lora.cli.progress import BarProgress, progress_for
     from adaptive_lora.study.runner import run_study
 

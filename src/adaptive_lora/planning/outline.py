@@ -6,9 +6,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
+
+DType = Literal["float32", "bfloat16", "float16", "float64"]
+"""Of a base model's weights."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pydantic import (
 
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.planning.budget_text import BUDGET, parse_budget
+from adaptive_lora.planning.outline import DType
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
@@ -53,7 +54,7 @@ class ModelPart(Part):
     """`demo`, a folder, or a hub name owner/name."""
     revision: str | None = None
     """Hub commit, tag or branch."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: DType = "float32"
     """Number type of the frozen weights; adapters are float32, and float64 where the model is."""
 
 

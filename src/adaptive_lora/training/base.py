@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,9 +17,8 @@ from torch import nn
 
 from adaptive_lora.errors import ModelError, UsageError
 from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
-from adaptive_lora.planning.outline import ModelOutline
+from adaptive_lora.planning.outline import DType, ModelOutline
 
-DType = Literal["float32", "bfloat16", "float16", "float64"]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
