@@ -25,7 +25,7 @@ from adaptive_lora.reporting.paper.planted import planted_context, planted_pictu
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import study_tables, tables_of_other
-from adaptive_lora.reporting.paper.templates import source
+from adaptive_lora.reporting.paper.text_environment import source
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from adaptive_lora.reporting.escaping import escape_latex, escape_markdown, visible
 from adaptive_lora.reporting.paper.bibliography import Work, work
 from adaptive_lora.reporting.paper.manuscript import Manuscript
-from adaptive_lora.reporting.paper.templates import environment
+from adaptive_lora.reporting.paper.text_environment import environment
 from adaptive_lora.reporting.tables import Table, to_latex, to_markdown
 
 LONGEST = 5000

@@ -23,7 +23,7 @@ from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.other_studies import label_of
 from adaptive_lora.reporting.paper.study_facts import contenders, winners
-from adaptive_lora.reporting.paper.templates import Ours, text_environment
+from adaptive_lora.reporting.paper.text_environment import Ours, text_environment
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.variants import variants_of

@@ -15,11 +15,10 @@ from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.resume import BankCheckpoints, Composition, read_compositions, replace_composition
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.training.bank import Bank, Member
-from adaptive_lora.training.checkpoint import Progress, StepRecord, read_checkpoint
+from adaptive_lora.training.checkpoint import Progress, StepRecord
 from adaptive_lora.training.evaluate import Evaluation
 from adaptive_lora.training.memory import is_out_of_memory, members_at_once
 from adaptive_lora.training.reference import Diverged
-from adaptive_lora.training.slots import Slot
 
 _LARGEST_BANK = 64
 """Runs in a bank: results appear when a bank has finished, and more runs are not faster."""
@@ -114,7 +113,8 @@ class BankEngine(Engine):
                 self.ledger.begin(run.run_id, name, device, run.member.options.steps, bank.kernels)
             self.listener.begin(f"{len(runs)} {phase} runs", steps)
             for run, slot in zip(runs, bank.slots, strict=True):
-                self._restore(run, slot, checkpoints.composition)
+                progress = checkpoints.resume(run.run_id, slot)
+                run.curve, run.train_seconds = list(progress.curve), progress.train_seconds
             while bank.running:
                 self._update(bank, runs)
                 stopping = self.should_stop()
@@ -131,21 +131,6 @@ class BankEngine(Engine):
         checkpoints.save(states, bank.chunk_tokens)
         for run in runs:
             self.ledger.record_step(run.run_id, len(run.curve))
-
-    def _restore(self, run: BankRun, slot: Slot, composition: Composition) -> None:
-        """Puts a run back to where its checkpoint has it; to its beginning where there is none."""
-        path = self.paths.bank.parent / composition.folder / f"{run.run_id}.safetensors"
-        found = read_checkpoint(path, run.run_id) if composition.folder else None
-        run.curve, run.train_seconds = [], 0.0
-        if found is None:
-            return
-        progress, tensors = found
-        try:
-            slot.restore(tensors)
-        except (KeyError, RuntimeError):
-            slot.reset()  # a checkpoint of another plan, from before the ledger kept this one
-            return
-        slot.step, run.curve, run.train_seconds = progress.steps_done, list(progress.curve), progress.train_seconds
 
     def _update(self, bank: Bank, runs: Sequence[BankRun]) -> None:
         """One update of all, recorded; a run's share of the time is its share of the tokens."""

@@ -17,7 +17,8 @@ from pathlib import Path
 from torch import Tensor
 
 from adaptive_lora.files import write_atomically
-from adaptive_lora.training.checkpoint import Progress, write_checkpoint
+from adaptive_lora.training.checkpoint import Progress, read_checkpoint, write_checkpoint
+from adaptive_lora.training.slots import Slot
 
 RunState = tuple[Progress, Callable[[], Mapping[str, Tensor]]]
 """A run's progress, and what gives its tensors: called one run at a time, as together they may not fit."""
@@ -45,6 +46,23 @@ class BankCheckpoints:
         self.composition = composition
         """The newest on disk: what the runs resume from, whatever becomes of the bank."""
         self._saved, self._cost = time.monotonic(), 0.0
+
+    def resume(self, run_id: str, slot: Slot) -> Progress:
+        """Puts a run of the bank back to where its checkpoint has it, or to its beginning where there is none."""
+        found = None
+        if self.composition.folder:
+            path = self._path.parent / self.composition.folder / f"{run_id}.safetensors"
+            found = read_checkpoint(path, run_id)
+        if found is None:
+            return Progress()
+        progress, tensors = found
+        try:
+            slot.restore(tensors)
+        except (KeyError, RuntimeError):
+            slot.reset()  # a checkpoint of other tensors than the plan has: the run begins anew
+            return Progress()
+        slot.step = progress.steps_done
+        return progress
 
     def due(self) -> bool:
         """Whether it is time for another: after the seconds asked for, and later where writing takes long.
