@@ -111,7 +111,7 @@ from adaptive_lora.measures import measuring
 from adaptive_lora.study.engines.engine import Engine, Tally
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.open_ledger import create_or_open
-from adaptive_lora.study.planning import plan_runs
+from adaptive_lora.study.planning_phase import plan_runs
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.progress import Silent
 from adaptive_lora.study.status import study_status

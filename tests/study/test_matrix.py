@@ -43,7 +43,7 @@ def test_every_run_is_there_once_and_has_an_identity_of_its_own(study_file: Writ
     assert Counter(run.phase for run in runs) == matrix.counts()
     possible = {run.run_id({}) for run in matrix.possible_runs([1e-3, 1e-2])}
     assert {run.run_id({}) for run in runs} <= possible
-    assert matrix.counts(without={("random", "rank:2")})[Phase.EVALUATION] == matrix.counts()[Phase.EVALUATION] - 2
+    assert matrix.counts(excluded={("random", "rank:2")})[Phase.EVALUATION] == matrix.counts()[Phase.EVALUATION] - 2
 
 
 def test_the_runs_of_committed_studies_keep_their_identities() -> None:

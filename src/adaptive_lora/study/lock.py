@@ -69,7 +69,7 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
         "primary": named,
         "exploratory": [e for e in every if e not in named and e["arm"] != spec.analysis.baseline],
         "controls": {
-            "arms": {arm.name: arm.options.get("source") for arm in matrix.with_role(Role.CHANCE)},
+            "arms": {arm.name: arm.options.get("source") for arm in matrix.arms_with_role(Role.CHANCE)},
             "baseline_alone_at": list(matrix.assay_budgets),
             "compute": dict(matrix.compute_controls),
             "twin": "twin" in spec.controls,

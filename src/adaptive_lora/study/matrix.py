@@ -1,8 +1,8 @@
 """Every run of a study as one value: which arms at which budgets, resolved once, and the runs that they make.
 
-The matrix follows from the study file alone; runner, estimate, status, lock and reports read it, and nobody derives it
-again. Two things are known only as the study goes on, and are arguments: the grid of learning rates, which may grow,
-and the rate chosen for each cell.
+The matrix follows from the study file alone; runner, estimate, lock and status read it, and nobody derives it again.
+Two inputs are known only during the study, so they are passed in: the grid of learning rates, which may grow, and the
+rate chosen for each cell.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Role(StrEnum):
     BASELINE = "baseline"
     ARM = "arm"
     CHANCE = "chance control"
-    """`random` or `shuffled`."""
+    """Random ranks (`random`), or an arm's ranks on other modules (`shuffled`)."""
     COMPUTE = "compute control"
     """The baseline trained for as many updates as an arm that trains before it has a plan."""
     ASSAY = "assay"
@@ -78,7 +78,7 @@ class Run:
     learning_rate: float
     seed: int
     replica: int = 0
-    """Twins of a run differ in it alone; it enters no random stream."""
+    """0 is the run, 1 its twin; it enters no random stream."""
 
     @property
     def arm(self) -> ArmPart:
@@ -119,7 +119,7 @@ class StudyMatrix:
 
     spec: StudySpec
     cells: tuple[Cell, ...]
-    """Budget by budget: arms, then controls; at the end the baseline at other budgets."""
+    """Budget by budget: arms, then controls; then the assay cells."""
     comparisons: tuple[Comparison, ...]
     """The primary ones, judged as one family."""
     compute_controls: Mapping[str, str]
@@ -140,7 +140,7 @@ class StudyMatrix:
         """Budgets at which the baseline alone is trained."""
         return tuple(cell.budget for cell in self.cells if cell.role is Role.ASSAY)
 
-    def with_role(self, role: Role) -> tuple[ArmPart, ...]:
+    def arms_with_role(self, role: Role) -> tuple[ArmPart, ...]:
         """The arms with a role, each once."""
         return tuple({cell.arm.name: cell.arm for cell in self.cells if cell.role is role}.values())
 
@@ -160,7 +160,7 @@ class StudyMatrix:
                         yield Run(Phase.TUNING, cell, rate, seed)
 
     def evaluation_runs(self, rates: Rates) -> Iterator[Run]:
-        """Every cell that has a rate with every evaluation seed, seed by seed; the first has the baseline's twins."""
+        """Every cell that has a rate with every evaluation seed, seed by seed; twins of the baseline with the first."""
         for seed in self.spec.seeds.evaluation:
             for cell in self.cells:
                 if (rate := rates.get(cell.key)) is not None:
@@ -183,9 +183,10 @@ class StudyMatrix:
                         if phase is Phase.EVALUATION:
                             yield Run(phase, cell, rate, seed, replica=1)
 
-    def counts(self, grid: Sequence[float] | None = None, without: Container[CellKey] = ()) -> dict[Phase, int]:
-        """How many runs each phase has in the end, with this grid; `without` cells that will have no rate."""
-        rates = {cell.key: 1.0 for cell in self.cells if cell.key not in without}
+    def counts(self, grid: Sequence[float] | None = None, excluded: Container[CellKey] = ()) -> dict[Phase, int]:
+        """How many runs each phase has in the end, with this grid; `excluded`: cells that will have no rate."""
+        # Any rate will do, as runs are only counted.
+        rates = {cell.key: 1.0 for cell in self.cells if cell.key not in excluded}
         return {
             Phase.TUNING: sum(1 for _ in self.tuning_runs(grid)),
             Phase.EVALUATION: sum(1 for _ in self.evaluation_runs(rates)),
@@ -195,7 +196,7 @@ class StudyMatrix:
 def matrix_of(spec: StudySpec) -> StudyMatrix:
     """The matrix of a study.
 
-    Fixed ranks have a size of their own and so stand under the first budget alone.
+    Arms with fixed ranks ignore the budget, so they appear once, under the first.
     """
     longer = compute_controls(spec) if "compute" in spec.controls else {}
     computing = {arm.name for arm in longer.values()}

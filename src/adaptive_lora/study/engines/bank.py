@@ -1,7 +1,7 @@
-"""Trains runs many at a time, in banks as large as memory allows.
+"""Trains runs many at a time, in banks as large as memory allows, up to `_LARGEST_BANK`.
 
-A bank in progress is on disk as a whole (`resume.py`): its runs, how it was cut into passes, a checkpoint of each. A
-study that is run again forms the same bank again, so that on a processor it ends in the same bits.
+A bank in progress is saved to disk (`resume.py`): its run ids, its pass size, one checkpoint per run. A study that is
+run again forms the same bank again, so that on a CPU it ends in the same bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adaptive_lora.training.memory import is_out_of_memory, members_at_once
 from adaptive_lora.training.reference import Diverged
 
 _LARGEST_BANK = 64
-"""Runs in a bank: results appear when a bank has finished, and more runs are not faster."""
+"""Most runs in a bank: results appear only when a bank ends, and a larger one is no faster."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class BankRun:
 
     @property
     def progress(self) -> Progress:
-        """What a checkpoint keeps of it beside the tensors."""
+        """Checkpoint metadata: everything but tensors."""
         return Progress(len(self.curve), self.train_seconds, tuple(self.curve))
 
 
@@ -52,7 +52,7 @@ class BankEngine(Engine):
             if again:
                 self._train_bank(self._bank_runs(again), before)
             elif all(self.ledger.status_of(run_id).is_finished for run_id in before.members):
-                replace_composition(self.paths.bank, before)  # killed between its last result and its end
+                replace_composition(self.paths.bank, before)  # all results stored, but killed before it was cleaned up
         while waiting:
             some = {run_id: waiting.pop(run_id) for run_id in list(waiting)[:_LARGEST_BANK]}
             runs = self._bank_runs(some)
@@ -86,7 +86,7 @@ class BankEngine(Engine):
                 return
         finally:
             self.listener.close()
-        # Outside the handler: the error holds the bank's frames, and they its memory.
+        # Outside `except`: the traceback would keep the failed bank in memory.
         newest, left = checkpoints.composition, self._unfinished(runs)
         parts = [part for part in (left[: len(left) // 2], left[len(left) // 2 :]) if part]
         self.listener.stage(f"out of memory with {len(runs)} adapters; retrying with {max(map(len, parts), default=0)}")
@@ -123,7 +123,7 @@ class BankEngine(Engine):
                 if stopping:
                     raise KeyboardInterrupt
             self._evaluate(bank, runs)
-        if not self._unfinished(runs):  # what could not be recorded is evaluated again, not trained
+        if not self._unfinished(runs):  # else checkpoints stay: what failed to be recorded is only evaluated again
             replace_composition(self.paths.bank, checkpoints.composition)
 
     def _save(self, bank: Bank, runs: Sequence[BankRun], checkpoints: BankCheckpoints) -> None:

@@ -18,7 +18,7 @@ from adaptive_lora.study.engines.trackers import Trackers
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import BASE, Ledger, SplitResult
 from adaptive_lora.study.matrix import Run
-from adaptive_lora.study.planning import plan_runs
+from adaptive_lora.study.planning_phase import plan_runs
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.training.adapter import save_adapter

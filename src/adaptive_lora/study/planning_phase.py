@@ -1,7 +1,7 @@
-"""Planning is a phase like training: what runs need measured is taken once, kept in the ledger, and made into plans.
+"""The planning phase: measures what the runs need, once, stores it in the ledger and derives plans.
 
-A measurement is kept under all that it depends on, so that arms, budgets and learning rates that need the same share
-it; a plan is kept as soon as it is made. A study that was cut takes up where it stopped and repeats neither.
+A measurement is stored under all that it depends on, so that arms, budgets and learning rates that need the same share
+it; a plan is stored as soon as it is made. An interrupted study resumes without repeating either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from adaptive_lora.study.plan_task import PlanTask, collected, needed
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.progress import ProgressListener
 
-Results = dict[MeasurementKey, MeasurementResult | Exception]
+MeasurementResults = dict[MeasurementKey, MeasurementResult | Exception]
 
 
 def plan_runs(
@@ -31,9 +31,9 @@ def plan_runs(
     listener: ProgressListener,
     should_stop: Callable[[], bool],
 ) -> dict[str, Exception]:
-    """Makes and keeps a plan of every run that has none; run_id -> the reason, for those that cannot be planned.
+    """Makes and stores a plan of every run that has none; run_id -> the reason, for those that cannot be planned.
 
-    Raises KeyboardInterrupt within a batch or an update once `should_stop` says so; what was taken by then is kept.
+    Raises KeyboardInterrupt at most one batch or update after `should_stop` says so; what was measured by then is kept.
     """
     known = ledger.planning.planned()
     missing = {run_id: run for run_id, run in runs.items() if run_id not in known}
@@ -47,12 +47,12 @@ def plan_runs(
             tasks[run_id] = prepared.plan_task(run)
         except Exception as error:
             failed[run_id] = error
-    stored = _measure(ledger, tasks.values(), listener, should_stop)
+    results = _measure(ledger, tasks.values(), listener, should_stop)
     for run_id, task in tasks.items():
         if should_stop():
             raise KeyboardInterrupt
         try:
-            plan, seconds = _plan(task, stored)
+            plan, seconds = _plan(task, results)
         except Exception as error:
             # One plan that cannot be made must not take the others with it.
             failed[run_id] = error
@@ -61,11 +61,11 @@ def plan_runs(
     return failed
 
 
-def _plan(task: PlanTask | RankPlan, stored: Results) -> tuple[RankPlan, float]:
-    """A plan, and the seconds that it takes alone: sharing a measurement does not make it free."""
+def _plan(task: PlanTask | RankPlan, results: MeasurementResults) -> tuple[RankPlan, float]:
+    """A plan, and its cost in seconds as if nothing were shared."""
     if isinstance(task, RankPlan):
         return task, 0.0
-    scores, facts = collected(task, stored)
+    scores, facts = collected(task, results)
     began = time.monotonic()
     plan = task.plan(scores, facts)
     return plan, time.monotonic() - began + sum(facts.get("seconds", {}).values())
@@ -76,16 +76,16 @@ def _measure(
     tasks: Iterable[PlanTask | RankPlan],
     listener: ProgressListener,
     should_stop: Callable[[], bool],
-) -> Results:
-    """Everything that the tasks need: what the ledger has, and the rest taken, each kept as soon as it is there."""
+) -> MeasurementResults:
+    """Everything that the tasks need: loaded from the ledger, or measured and stored at once."""
     wanted: dict[MeasurementKey, Measurement] = {}
     for task in tasks:
-        wanted |= {found.key: found for found in needed(task)}
-    stored: Results = {}
+        wanted |= {measurement.key: measurement for measurement in needed(task)}
+    results: MeasurementResults = {}
     for key in wanted:
         if (content := ledger.planning.measurement(key.digest)) is not None:
-            stored[key] = MeasurementResult(content["values"], content["facts"])
-    missing = [found for key, found in wanted.items() if key not in stored]
+            results[key] = MeasurementResult(content["values"], content["facts"])
+    missing = [measurement for key, measurement in wanted.items() if key not in results]
 
     def on_progress(now: MeasuringProgress) -> None:
         step = f", step {now.step} of {now.steps}" if now.steps else ""
@@ -93,14 +93,15 @@ def _measure(
         listener.planning(f"{', '.join(now.measures)}, {seeds}{step}", now.done, now.total)
 
     for taken in take(missing, on_progress, should_stop):
-        _keep(ledger, taken)
-        stored |= taken.results
+        _store(ledger, taken)
+        results |= taken.results
     if missing:
         listener.close()
-    return stored
+    return results
 
 
-def _keep(ledger: Ledger, taken: Taken) -> None:
+def _store(ledger: Ledger, taken: Taken) -> None:
+    """Stores what was measured in one go, and adds up what it took."""
     for key, result in taken.results.items():
         if isinstance(result, MeasurementResult):
             description = {"measure": key.measure, **json.loads(key.inputs)}

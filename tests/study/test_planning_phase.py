@@ -92,7 +92,7 @@ def test_a_study_cut_after_planning_measures_and_plans_nothing_again(
     def refuse(*arguments: Any, **named: Any) -> Any:
         raise AssertionError("what the ledger has was made again")
 
-    monkeypatch.setattr("adaptive_lora.study.planning.take", refuse)
+    monkeypatch.setattr("adaptive_lora.study.planning_phase.take", refuse)
     monkeypatch.setattr("adaptive_lora.study.plan_task.PlanTask.plan", refuse)
     assert run_study(study, tmp_path / "cut").finished
     assert taken(tmp_path / "cut") == before
