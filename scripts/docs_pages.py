@@ -84,7 +84,7 @@ def study_file_reference(schema: Schema) -> str:
     for key, part in parts.items():
         text.append(f"## `{key}`\n" if key else "## The file\n")
         if key:
-            text.append(part["description"].partition("\n\n")[0] + "\n")
+            text.append(part.get("description", "").partition("\n\n")[0] + "\n")
         text.append(table("key", "value", "default", "meaning", rows=_rows(part, schema)))
     text.append("## Options of strategies\n")
     text.append(
@@ -96,7 +96,7 @@ def study_file_reference(schema: Schema) -> str:
         if own:
             text.append(f"### `{name}`\n")
             if not all("description" in value for value in own.values()):
-                text.append(part["description"] + "\n")
+                text.append(part.get("description", "") + "\n")
             text.append(table("option", "value", "default", "meaning", rows=_rows({"properties": own}, schema)))
     return "\n".join(text)
 

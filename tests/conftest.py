@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,30 @@ from adaptive_lora.data.sources import from_dicts
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
+from adaptive_lora.planning.strategies import STRATEGIES, registry
+from adaptive_lora.planning.strategies.base import MEASURES
 from adaptive_lora.training.base import FrozenBase, load_base
 
 # Nothing in the suite may ask the network, whatever the machine allows.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def _registries_as_they_were() -> Iterator[None]:
+    """Strategies and measures that a test registers are gone after it."""
+    tables: list[dict[str, Any]] = [
+        STRATEGIES,
+        MEASURES,
+        registry.OUTSIDE_MEASURES,
+        registry._MEASURE_KEYS,
+        registry._PINNED,  # type: ignore[list-item]
+    ]
+    kept = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,18 +28,6 @@ def mine(modules, scores, options):
     """More rank further up."""
     return {m.name: 1.0 + options.slope * m.depth for m in modules}
 '''
-
-
-@pytest.fixture(autouse=True)
-def _registries_as_they_were() -> Iterator[None]:
-    kept = [
-        (table, dict(table))
-        for table in (STRATEGIES, MEASURES, registry.OUTSIDE_MEASURES, registry._MEASURE_KEYS, registry._PINNED)
-    ]
-    yield
-    for table, before in kept:
-        table.clear()
-        table.update(before)  # type: ignore[arg-type]
 
 
 def ranks_of(found: Strategy, scores: Any = None, budget: int = BUDGET, **options: Any) -> list[int]:

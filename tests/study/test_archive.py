@@ -18,7 +18,7 @@ from adaptive_lora.reporting.exported import export_study
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.archive import continue_from, open_recorded, read_archive, write_archive
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import create_or_open, open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.study_file import load_study

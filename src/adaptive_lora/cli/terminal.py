@@ -229,7 +229,7 @@ def strategies_view() -> Group:
     bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, _MEASURING))
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in ("strategy", "needs", "what it does; source; options"):
-        table.add_column(name, no_wrap=name != "what it does; source; options")
+        table.add_column(name, no_wrap=name == "needs", overflow="fold")
     for row in strategies_rows():
         options = {name: value for name, value in row["options"].items() if name not in (*_BOUNDS, *_MEASURING)}
         own = [f"{name}={value}" for name, value in options.items() if value is not None]
