@@ -13,7 +13,8 @@ bookkeeping_seconds    what is done when a run of that study has ended: its resu
 
 Counts do not depend on the length of training, which is two steps here.
 
-    python bench/planning_phase.py [--study alpaca-stories260k] [--before d19e3d6] [--seeds N] [--out FILE]
+    python bench/planning_phase.py [--study alpaca-stories260k] [--before d19e3d6] [--seeds N] [--parts planning,books]
+        [--out FILE]
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,13 @@ RUNS = int(sys.argv[4])
 synthetic = maker.study_of(maker.Size(5, 1, max(2, RUNS // 5 - maker.RATES * maker.TUNING_SEEDS)))
 folder = Path(tempfile.mkdtemp())
 counts = Counter()
+found = {}
 """
 
-BEFORE = """\
+BEFORE_PLANNING = """\
 from adaptive_lora import material as prepared
-from adaptive_lora.judging.rates import outcome_of
-from adaptive_lora.record.ledger import create_or_open
 from adaptive_lora.record.runs import evaluation_runs, tuning_runs
 from adaptive_lora.record.spec import load_study
-from adaptive_lora.record.status import study_status
 from adaptive_lora.scores import adalora, one_pass
 from adaptive_lora.training.bank import Bank
 
@@ -94,7 +94,13 @@ seconds, first = time.perf_counter() - began, dict(counts)
 counts.clear()
 plan([run for run in runs if run.phase == "evaluation" and run.seed == study.spec.seeds.evaluation[0]])
 repeated = dict(counts)
+found |= {"planned_runs": len(runs), **first, "planning_seconds": seconds, "repeated": repeated}
+"""
 
+BEFORE_BOOKS = """\
+from adaptive_lora.judging.rates import outcome_of
+from adaptive_lora.record.ledger import create_or_open
+from adaptive_lora.record.status import study_status
 with contextlib.closing(create_or_open(folder)) as ledger:
     total = maker.fill(ledger, synthetic)
     [run_id] = [run["run_id"] for run in ledger.runs() if run["status"] == "completed"][:1]
@@ -106,15 +112,11 @@ with contextlib.closing(create_or_open(folder)) as ledger:
     bookkeeping = median(after, 15)
 """
 
-NOW = """\
-from adaptive_lora.measures import measuring
-from adaptive_lora.study.engines.engine import Engine, Tally
-from adaptive_lora.study.folder import StudyPaths
+NOW_PLANNING = """\
 from adaptive_lora.study.open_ledger import create_or_open
 from adaptive_lora.study.planning_phase import plan_runs
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.progress import Silent
-from adaptive_lora.study.status import study_status
 from adaptive_lora.study.study_file import load_study
 
 study = load_study(study_file)
@@ -132,15 +134,23 @@ with contextlib.closing(create_or_open(planned)) as ledger:
     plan_runs(prepared, ledger, by_id, Silent(), lambda: False)
     after_all = ledger.facts()["planning"]
     repeated = {name: after_all[name] - count for name, count in first.items()}
-first["measurements"] = distinct
+found |= {"planned_runs": len(runs), "measurements": distinct, **first}
+found |= {"planning_seconds": seconds, "repeated": repeated}
+"""
 
+NOW_BOOKS = """\
+from adaptive_lora.study.engines.engine import Engine, Tally
+from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.open_ledger import create_or_open
+from adaptive_lora.study.progress import Silent
+from adaptive_lora.study.status import study_status
 with contextlib.closing(create_or_open(folder)) as ledger:
     total = maker.fill(ledger, synthetic)
     [run_id] = [run["run_id"] for run in ledger.runs() if run["status"] == "completed"][:1]
     run = next(iter(synthetic.matrix.tuning_runs()))
     plan_json, curve = ledger.plan(run_id), ledger.curve(run_id)
     results = {split: ledger.by_record(run_id, split) for split in ("validation",)}
-    engine = Engine(prepared, ledger, StudyPaths(folder), Silent(), lambda: False, 30.0, tally=Tally(0, total))
+    engine = Engine(None, ledger, StudyPaths(folder), Silent(), lambda: False, 30.0, tally=Tally(0, total))
     def after():
         ledger.complete(run_id, plan_json, curve, results, {"plan": 0.1, "train": 9.0})
         engine.finished(run, "validation loss 2.0")
@@ -148,17 +158,17 @@ with contextlib.closing(create_or_open(folder)) as ledger:
 """
 
 LAST = """\
-print(json.dumps({
-    "planned_runs": len(runs), **first, "planning_seconds": seconds, "repeated": repeated, "ledger_runs": total,
-    "status_seconds": median(lambda: study_status(folder), 5), "bookkeeping_seconds": bookkeeping,
-}))
+found |= {
+    "ledger_runs": total, "status_seconds": median(lambda: study_status(folder), 5), "bookkeeping_seconds": bookkeeping,
+}
 """
 
 
-def side(source: Path, script: str, arguments: list[str]) -> dict[str, Any]:
+def side(source: Path, scripts: Mapping[str, str], arguments: list[str], parts: Sequence[str]) -> dict[str, Any]:
     """One side's numbers, in a process of its own with that side's code."""
     environment = {**os.environ, "PYTHONPATH": str(source / "src"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", COMMON + script + LAST, *arguments[:2], str(source / "bench"), *arguments[2:]]
+    script = COMMON + "".join(scripts[part] for part in parts) + "print(json.dumps(found))\n"
+    command = [sys.executable, "-c", script, *arguments[:2], str(source / "bench"), *arguments[2:]]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(f"{source}: {done.stderr[-3000:]}")
@@ -166,7 +176,11 @@ def side(source: Path, script: str, arguments: list[str]) -> dict[str, Any]:
     return found
 
 
-def measure(study: str, before: str, seeds: int | None, runs: int) -> dict[str, Any]:
+BEFORE = {"planning": BEFORE_PLANNING, "books": BEFORE_BOOKS + LAST}
+NOW = {"planning": NOW_PLANNING, "books": NOW_BOOKS + LAST}
+
+
+def measure(study: str, before: str, seeds: int | None, runs: int, parts: Sequence[str]) -> dict[str, Any]:
     """Both sides, and their ratios."""
     text = (ROOT / "studies" / f"{study}.yaml").read_text()
     text = re.sub(r"\bsteps: \d+", "steps: 2", text)
@@ -184,14 +198,15 @@ def measure(study: str, before: str, seeds: int | None, runs: int) -> dict[str, 
         old = folder / "before"
         subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(old), before], cwd=ROOT, check=True)
         try:
-            found = {"before": side(old, BEFORE, arguments), "now": side(ROOT, NOW, arguments)}
+            found = {"before": side(old, BEFORE, arguments, parts), "now": side(ROOT, NOW, arguments, parts)}
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(old)], cwd=ROOT, check=True)
     ratios = {
         f"{name}_ratio": found["now"][name] / found["before"][name]
         for name in ("gradient_passes", "short_runs", "planning_seconds", "status_seconds", "bookkeeping_seconds")
+        if name in found["before"]
     }
-    return {"study": study, "before_commit": before, **found, **ratios}
+    return {"study": study, "before_commit": before, "evaluation_seeds": seeds or "the study's", **found, **ratios}
 
 
 def main() -> None:
@@ -200,11 +215,12 @@ def main() -> None:
     parser.add_argument("--before", default="d19e3d6", help="the commit to measure beside this checkout")
     parser.add_argument("--seeds", type=int, help="evaluation seeds instead of the study's, for a quick look")
     parser.add_argument("--runs", type=int, default=RUNS, help="of the ledger whose books are kept")
+    parser.add_argument("--parts", default="planning,books", help="what to measure; one of them for a quick look")
     parser.add_argument("--out", type=Path, help="also write the JSON here")
     asked = parser.parse_args()
     if "ADAPTIVE_LORA_ASSETS" not in os.environ and asked.study != "demo":
         raise SystemExit("skipped: ADAPTIVE_LORA_ASSETS is not set, which the study's model and data need")
-    text = json.dumps(measure(asked.study, asked.before, asked.seeds, asked.runs), indent=2)
+    text = json.dumps(measure(asked.study, asked.before, asked.seeds, asked.runs, asked.parts.split(",")), indent=2)
     print(text)
     if asked.out:
         write_atomically(asked.out, text + "\n")

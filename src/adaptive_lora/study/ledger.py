@@ -169,10 +169,11 @@ class Ledger:
             ),
         )  # fmt: skip
 
-    def runs(self, every: bool = False) -> list[dict[str, Any]]:
+    def runs(self, every: bool = False, status: Sequence[Status] = tuple(Status)) -> list[dict[str, Any]]:
         """The runs in the order they were registered; `every`: those set aside by a deviation too."""
         aside = set() if every else self._set_aside()
-        rows = self._db.execute("SELECT * FROM runs ORDER BY rowid")
+        among = ", ".join("?" * len(status))
+        rows = self._db.execute(f"SELECT * FROM runs WHERE status IN ({among}) ORDER BY rowid", tuple(status))
         return [dict(row) for row in rows if row["run_id"] not in aside]
 
     def statuses(self, every: bool = False) -> dict[str, Status]:
@@ -180,6 +181,12 @@ class Ledger:
         aside = set() if every else self._set_aside()
         rows = self._db.execute("SELECT run_id, status FROM runs ORDER BY rowid")
         return {row["run_id"]: Status(row["status"]) for row in rows if row["run_id"] not in aside}
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """(phase, status) -> runs, of those that are not set aside."""
+        query = "SELECT phase, status, count(*) AS runs FROM runs WHERE run_id NOT IN (SELECT value FROM json_each(?))"
+        rows = self._db.execute(f"{query} GROUP BY phase, status", (json.dumps(sorted(self._set_aside())),))
+        return {(row["phase"], row["status"]): row["runs"] for row in rows}
 
     def tuning_results(self) -> list[tuple[tuple[str, str], float, float | None]]:
         """((arm, budget), rate, validation loss) of every finished tuning run; None where it diverged."""

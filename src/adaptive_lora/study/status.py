@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,31 +105,42 @@ def study_status(folder: Path) -> StudyStatus:
     in_use = is_in_use(folder)
     if (ledger := open_recorded(folder)) is not None:
         with contextlib.closing(ledger):
-            found = status_of(ledger.facts(), ledger.runs(), in_use)
+            found = ledger_status(ledger, in_use)
     else:
         facts, table = read_export(folder)
         found = status_of(facts, json.loads(table.to_json(orient="records", double_precision=15)))
     return replace(found, exported=StudyPaths(folder).is_export)
 
 
-def ledger_status(ledger: Ledger) -> StudyStatus:
-    """Of an open ledger, which its own process works on."""
-    return status_of(ledger.facts(), ledger.runs(), in_use=True)
+def ledger_status(ledger: Ledger, in_use: bool = True) -> StudyStatus:
+    """Of an open ledger; by default one that its own process works on. Counts most runs and reads those it shows."""
+    shown = ledger.runs(status=(Status.RUNNING, Status.FAILED, Status.DIVERGED))
+    return _status(ledger.facts(), ledger.counts(), shown, in_use)
 
 
-def status_of(facts: Mapping[str, Any], runs: Iterable[Mapping[str, Any]], in_use: bool = False) -> StudyStatus:
-    """From a study's facts and the rows of its runs, whether a ledger has them or an export."""
+def status_of(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], in_use: bool = False) -> StudyStatus:
+    """From a study's facts and the rows of its runs, as tables have them."""
+    return _status(facts, Counter((run["phase"], run["status"]) for run in runs), runs, in_use)
+
+
+def _status(
+    facts: Mapping[str, Any], counts: Mapping[tuple[str, str], int], runs: Iterable[Mapping[str, Any]], in_use: bool
+) -> StudyStatus:
     rows = [{key: run.get(key) for key in _SHOWN} for run in runs]
+    # Begun, and nobody works on it: the status that the ledger has is that of the moment when its process ended.
+    running = Status.RUNNING.value if in_use else "interrupted"
+    by_status: Counter[str] = Counter()
+    for (_, status), count in counts.items():
+        by_status[running if status == Status.RUNNING else str(status)] += count
     for row in rows:
         row["error"] = row["error"] if isinstance(row["error"], str) else None  # a table has NaN there
-        if row["status"] == Status.RUNNING and not in_use:
-            row["status"] = "interrupted"
+        row["status"] = running if row["status"] == Status.RUNNING else row["status"]
     return StudyStatus(
         name=str(facts["name"]),
         in_use=in_use,
         expected=sum(facts["expected_runs"].values()),
-        counts=dict(Counter(str(row["status"]) for row in rows)),
-        current=tuple(row for row in rows if row["status"] in (Status.RUNNING, "interrupted")),
+        counts=dict(by_status),
+        current=tuple(row for row in rows if row["status"] == running),
         troubles=tuple(row for row in rows if row["status"] in (Status.FAILED, Status.DIVERGED)),
-        tuned=all(row["status"] in _FINISHED for row in rows if row["phase"] == Phase.TUNING),
+        tuned=all(status in _FINISHED for phase, status in counts if phase == Phase.TUNING),
     )
