@@ -13,7 +13,7 @@ import torch
 
 from adaptive_lora.errors import TrainingError, UsageError
 from adaptive_lora.measures import adalora, measuring, over_ranked
-from adaptive_lora.measures.groups import MeasurementResult, Value, plain_group
+from adaptive_lora.measures.groups import MeasurementResult, Value
 from adaptive_lora.measures.measuring import MeasuringProgress, Taken, collect, measure, measurements, take
 from adaptive_lora.measures.request import Measurement, Request
 from adaptive_lora.planning.plan import Scaling
@@ -25,6 +25,7 @@ from adaptive_lora.planning.strategies.base import (
     OverRankOptions,
     ShortRunOptions,
 )
+from adaptive_lora.planning.strategies.registry import OutsideMeasure, register_measure
 from adaptive_lora.training.base import FrozenBase, load_base
 from tests.measures.conftest import Recorder, assert_clean, inner_state, request_of
 
@@ -247,50 +248,36 @@ def test_one_strategy_fails_and_the_measure_says_why(base: FrozenBase, monkeypat
         measure(["adalora-rank"], only.request)
 
 
-def rms(base: FrozenBase, modules: Any) -> dict[str, float]:
-    """A measure from outside: the size of the weights."""
-    return {m.name: float(base.model.get_submodule(m.name).weight.norm()) for m in modules}
+def outside(function: Any, digest: str = "3f") -> str:
+    """A function as a measure from outside the package; its key."""
+    register_measure(OutsideMeasure("size", "data", function), "a_file.py", digest * 32)
+    return f"size@{digest * 6}"
 
 
-def counted(modules: Any, batches: Any) -> dict[str, tuple[int, ...]]:
-    """Another: the sizes of the batches that it was given."""
-    return {m.name: tuple(map(len, batches)) for m in modules}
-
-
-def test_a_plain_function_becomes_a_measure(base: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "GROUPS", dict(measuring.GROUPS))
-    measuring.register(plain_group("weight-rms", rms))
-    measuring.register(plain_group("counted", counted))
-    request = wanted(base, ("gradient-norm",))[0].request
-    needs = ["weight-rms", "counted"]
-    found = measure([*needs, "gradient-norm"], request)
-    assert found.scores["weight-rms"] == rms(base, request.modules)
-    assert set(map(tuple, found.scores["counted"].values())) == {(3.0, 3.0)}  # type: ignore[arg-type]
-    assert found.facts["seconds"].keys() == {"calibration pass", *needs} and found.facts["calibration_records"] == 6
-    plain, other = (measurements(needs, replace(request, seed=seed)) for seed in (5, 9))
-    assert [a.key == b.key for a, b in zip(plain, other, strict=True)] == [True, False]
-    with pytest.raises(UsageError, match="'weight-rms' already"):
-        measuring.register(plain_group("weight-rms", rms))
-    with pytest.raises(UsageError, match=r"no measure 'weight-rsm'.*weight-rms"):
-        measurements(["weight-rsm"], request)
-
-
-def test_edited_code_is_another_measure_and_may_be_called_by_another(
+def test_a_measure_from_outside_is_taken_as_the_packages_own_are(
     base: FrozenBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "GROUPS", dict(measuring.GROUPS))
-    heard: list[set[str]] = []
-
-    def call(modules: Any, **known: Any) -> dict[str, float]:
-        heard.append(set(known))
-        return {m.name: 2 for m in modules}
-
-    for name, version in (("plain", ""), ("first", "3f"), ("edited", "4a")):
-        measuring.register(plain_group(name, rms, version, call))
+    key = outside(lambda base, modules, batches: {m.name: tuple(map(len, batches)) for m in modules})
     request = wanted(base, ("gradient-norm",))[0].request
-    assert len({m.key.inputs for m in measurements(["plain", "first", "edited"], request)}) == 3
-    assert set(measure(["first"], request).scores["first"].values()) == {2.0}
-    assert heard == [{"base", "seed", "options"}]
+    found = measure([key, "gradient-norm"], request)
+    assert all(value == [3.0, 3.0] for value in found.scores[key].values())
+    assert found.facts["seconds"].keys() == {"calibration pass", "size"} and found.facts["calibration_records"] == 6
+    first, again, other = (measurements([key], replace(request, seed=seed))[0].key for seed in (5, 5, 9))
+    assert first == again != other
+    with pytest.raises(UsageError, match=r"no measure 'size'.*stable-rank"):
+        measurements(["size"], request)
+
+
+def test_edited_code_is_another_measure(base: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "GROUPS", dict(measuring.GROUPS))
+    keys = [
+        outside(lambda base, modules: dict.fromkeys((m.name for m in modules), 1), "41"),
+        outside(lambda base, modules: dict.fromkeys((m.name for m in modules), 2), "42"),
+    ]
+    request = wanted(base, ("gradient-norm",))[0].request
+    assert len({m.key.digest for m in measurements(keys, request)}) == 2
+    assert [set(values.values()) for values in measure(keys, request).scores.values()] == [{1.0}, {2.0}]
 
 
 def test_keys_name_the_base_and_the_modules(base: FrozenBase) -> None:

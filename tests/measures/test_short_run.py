@@ -167,7 +167,7 @@ def test_the_base_is_left_clean_where_a_run_breaks(base: FrozenBase, monkeypatch
     with pytest.raises(OSError, match="cut"):
         scores_of(request_of(base, asked(), failing_bank), "output-norm")
     assert_clean(base, before)
-    monkeypatch.setattr("adaptive_lora.measures.over_ranked._Sums.add", lambda *_: 1 / 0)
+    monkeypatch.setattr("adaptive_lora.measures.over_ranked._Sums.on_input", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         scores_of(request_of(base, asked()), "output-norm")
     assert_clean(base, before)

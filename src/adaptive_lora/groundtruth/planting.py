@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.groundtruth.students import CHUNK, StudentBank, answers_of, divergences
+from adaptive_lora.groundtruth.students import CHUNK, Answers, StudentBank, answers_of, divergences
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.streams import derive_seed
@@ -77,13 +77,16 @@ def plant(
     """Directions scaled to equal effects, unless told otherwise, and all of them to `effect` nats per token on the
     probes."""
     found = dict(directions)
+    with Bank(base, [_member(plan)], chunk_tokens=CHUNK) as bank:
+        bank.slots[0].parameters.zero_()
+        frozen = answers_of(bank, 0, probes)
     for _ in range(_ROUNDS if equal else 0):
-        effects = _alone(base, plan, found, probes)
+        effects = _alone(base, plan, found, probes, frozen)
         typical = math.exp(sum(math.log(e) for own in effects.values() for e in own) / sum(map(len, effects.values())))
         for name, own in effects.items():
             a, b = found[name]
             found[name] = a, b * (typical / torch.tensor(own)).sqrt()[:, None]
-    return Planted(plan, _scaled(base, plan, found, probes, effect))
+    return Planted(plan, _scaled(base, plan, found, probes, frozen, effect))
 
 
 def open_planted(bank: Bank, planted: Planted, factor: float = 1.0) -> None:
@@ -99,20 +102,17 @@ def _member(plan: RankPlan) -> Member:
 
 
 def _alone(
-    base: FrozenBase, plan: RankPlan, directions: Directions, probes: Sequence[Example]
+    base: FrozenBase, plan: RankPlan, directions: Directions, probes: Sequence[Example], frozen: Answers
 ) -> dict[str, list[float]]:
-    """The divergence that each direction causes by itself."""
+    """The divergence from the frozen model's answers that each direction causes by itself."""
     places = [(m, i) for m in plan.modules for i in range(plan.ranks[m.name])]
     members = [_member(planted_plan([m], {m.name: 1})) for m, _ in places]
-    with Bank(base, members[:1], chunk_tokens=CHUNK) as bank:
-        bank.slots[0].parameters.zero_()
-        answers = answers_of(bank, 0, probes)
-    with StudentBank(base, members, answers) as bank:
+    with StudentBank(base, members, frozen) as bank:
         for slot, (m, i) in zip(bank.slots, places, strict=True):
             pair, (a, b) = slot.pairs[m.name], directions[m.name]
             pair.a.copy_(a[i : i + 1])
             pair.b.copy_(b[i : i + 1])
-        found = divergences(bank, probes, answers)
+        found = divergences(bank, probes, frozen)
     effects: dict[str, list[float]] = {m.name: [] for m in plan.modules}
     for (m, _), value in zip(places, found, strict=True):
         effects[m.name].append(max(value, 1e-9))
@@ -120,18 +120,15 @@ def _alone(
 
 
 def _scaled(
-    base: FrozenBase, plan: RankPlan, directions: Directions, probes: Sequence[Example], effect: float
+    base: FrozenBase, plan: RankPlan, directions: Directions, probes: Sequence[Example], frozen: Answers, effect: float
 ) -> Directions:
     """The common factor by bisection on its logarithm; TrainingError where no factor has the effect."""
     low, high = -_WIDEST, _WIDEST
-    with Bank(base, [_member(plan)], chunk_tokens=CHUNK) as bank:
-        bank.slots[0].parameters.zero_()
-        answers = answers_of(bank, 0, probes)
-    with StudentBank(base, [_member(plan)], answers) as bank:
+    with StudentBank(base, [_member(plan)], frozen) as bank:
         for _ in range(14):
             middle = (low + high) / 2
             open_planted(bank, Planted(plan, directions), 2.0**middle)
-            low, high = (low, middle) if divergences(bank, probes, answers)[0] > effect else (middle, high)
+            low, high = (low, middle) if divergences(bank, probes, frozen)[0] > effect else (middle, high)
     if low == -_WIDEST or high == _WIDEST:
         raise TrainingError(
             f"The planted update cannot change the outputs by {effect:g} nats per token, whatever its size. Choose "

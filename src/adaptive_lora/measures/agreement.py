@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.measures.hooks import hooked
+from adaptive_lora.measures.hooks import Hooks
 from adaptive_lora.measures.short_run import ShortRun, Weights
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.training.batches import collate, sequence_losses
+from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.batches import sequence_losses
 
 
 @dataclass(frozen=True)
@@ -66,47 +67,29 @@ def inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     return float(((b1.t() @ b2) * (a1 @ a2.t())).sum())
 
 
-class _Moments:
+class _Moments(Hooks):
     """Σ u uᵀ and Σ h hᵀ with u = A x and h = Bᵀ g of all runs at once, (runs · r, runs · r) a module."""
 
-    def __init__(self, runs: Sequence[Weights], device: torch.device) -> None:
-        names = runs[0].keys()
-        self.a = {name: torch.cat([run[name][0] for run in runs]).to(device) for name in names}
-        self.b = {name: torch.cat([run[name][1] for run in runs], 1).to(device) for name in names}
+    def __init__(self, base: FrozenBase, runs: Sequence[Weights]) -> None:
+        super().__init__(base, runs[0], lambda logits, batch, _: sequence_losses(logits, batch.labels).nll.sum())
+        self.a = {name: torch.cat([run[name][0] for run in runs]).to(base.device) for name in self.names}
+        self.b = {name: torch.cat([run[name][1] for run in runs], 1).to(base.device) for name in self.names}
         self.inputs = {name: torch.zeros(len(a), len(a), dtype=torch.float64) for name, a in self.a.items()}
         self.gradients = {name: torch.zeros_like(moment) for name, moment in self.inputs.items()}
 
-        self.real = torch.empty(0, dtype=torch.bool)
-        """Of the batch, which positions are no padding (n,)."""
-
-    def on_input(self, name: str, x: Tensor) -> None:
-        """See `hooks.Listener`."""
-
     def on_gradient(self, name: str, x: Tensor, g: Tensor) -> None:
-        """See `hooks.Listener`."""
         a, b = self.a[name], self.b[name]
-        u, h = x.to(a.dtype) @ a.t(), g.to(b.dtype) @ b
-        if len(u) == len(self.real):  # else those that a router sent here
-            u = u[self.real]
+        u, h = self.counted(x.to(a.dtype) @ a.t()), g.to(b.dtype) @ b
         self.inputs[name] += (u.t() @ u).double().cpu()
         self.gradients[name] += (h.t() @ h).double().cpu()
-
-    def on_complete(self, name: str) -> None:
-        """See `hooks.Listener`."""
 
 
 def _felt(short: ShortRun, runs: Sequence[Weights], batches: Sequence[Sequence[Example]]) -> dict[str, float]:
     """L of every module, before scaling: tr(ΔW_iᵀ F ΔW_j C) = Σ (B_iᵀ F B_j) ⊙ (A_i C A_jᵀ)."""
-    moments = _Moments(runs, short.base.device)
-    with hooked(short.base, moments.a, moments, backward=True) as hooks:
+    moments = _Moments(short.base, runs)
+    with moments.attached():
         for examples in batches:
-            batch = collate(list(examples)).to(short.base.device)
-            moments.real = batch.attention_mask.bool().flatten()
-            with hooks.batch(batch.attention_mask.bool()), torch.enable_grad():
-                logits = short.base.model(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-                ).logits
-                sequence_losses(logits, batch.labels).nll.sum().backward()  # type: ignore[no-untyped-call]
+            moments.run(examples)
     found = {}
     for name, inputs in moments.inputs.items():
         rank = len(inputs) // len(runs)

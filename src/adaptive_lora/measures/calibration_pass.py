@@ -10,22 +10,15 @@ as in `exact`; what lies before a round's first module then has no backward pass
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.measures.accumulators import (
-    Accumulator,
-    BatchGradients,
-    BGradient,
-    EntrywiseMeans,
-    GradientSum,
-    MeanGradient,
-)
+from adaptive_lora.measures.accumulators import BatchGradients, BGradient
 from adaptive_lora.measures.groups import (
     GroupResult,
     MeasureGroup,
@@ -36,13 +29,13 @@ from adaptive_lora.measures.groups import (
     check_values,
     no_tick,
 )
-from adaptive_lora.measures.hooks import Hooks, hooked
+from adaptive_lora.measures.hooks import Hooks
 from adaptive_lora.measures.request import Measurement, resolve_mode
 from adaptive_lora.measures.spectra import Moments
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import Mode
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.batches import IGNORED, Loss, collate, label_loss
+from adaptive_lora.training.batches import Loss, label_loss
 from adaptive_lora.training.options import initial_a
 
 ROUND_ENTRIES = 1 << 27
@@ -98,94 +91,75 @@ class Pass:
         """Whether any measure needs the covariance of inputs."""
         return bool(self.measures & {"input-spectrum", "whitened-rank"})
 
-    def sizes(self, measure: str) -> list[int | None]:
-        """The sizes that a measure is asked for."""
-        return [quantity.size for quantity in self.quantities if quantity.measure == measure]
 
-    def weight(self, m: ModuleShape) -> Tensor:
-        """W (d_out, d_in)."""
-        weight: Tensor = self.base.model.get_submodule(m.name).weight.detach()
-        return weight.T if m.fan_in_fan_out else weight
+class _Round(Hooks):
+    """Sums over the batches for some of the modules."""
 
-
-@dataclass
-class _Round:
-    """Sums over the batches for some of the modules; the hooks call it."""
-
-    plan: Pass
-    modules: Sequence[ModuleShape]
-    moments: dict[str, Moments] = field(default_factory=dict)
-    """By the first module of those that share an input."""
-    gradients: dict[str, list[BatchGradients]] = field(default_factory=dict)
-    b_gradients: dict[str, dict[int, BGradient]] = field(default_factory=dict)
-    """Module -> rank -> sum."""
-
-    def __post_init__(self) -> None:
-        self.gradients = {m.name: self._gradients(m) for m in self.modules}
-        self.b_gradients = {m.name: self._b_gradients(m) for m in self.modules}
+    def __init__(self, plan: Pass, modules: Sequence[ModuleShape]) -> None:
+        super().__init__(plan.base, [m.name for m in modules], plan.loss if plan.backward else None)
+        self.plan, self.modules = plan, modules
+        self.moments: dict[str, Moments] = {}
+        """By the first module of those that share an input."""
+        self.gradients = {m.name: self._gradients(m) for m in modules}
+        self.b_gradients = {m.name: self._b_gradients(m) for m in modules}
 
     def on_input(self, name: str, x: Tensor) -> None:
-        """See `hooks.Listener`."""
         if self.plan.moments:
             self.moments.setdefault(name, Moments()).add(x)
 
     def on_gradient(self, name: str, x: Tensor, g: Tensor) -> None:
-        """See `hooks.Listener`."""
         for accumulator in self._all(name):
             accumulator.add(x, g)
 
     def on_complete(self, name: str) -> None:
-        """See `hooks.Listener`."""
         for accumulator in self._all(name):
             accumulator.complete()
 
     @property
     def bytes(self) -> int:
         """Bytes held between batches."""
-        kept = [accumulator.bytes for m in self.modules for accumulator in self._all(m.name)]
+        kept = [accumulator.bytes for name in self.names for accumulator in self._all(name)]
         return sum(kept) + sum(moments.bytes for moments in self.moments.values())
 
-    def values(self, leaders: Mapping[str, str]) -> Found:
+    def values(self) -> Found:
         """All quantities of the round's modules; 0 for a module that took no part."""
         found: Found = {quantity: {} for quantity in self.plan.quantities}
         batches, whitened = len(self.plan.batches), "whitened-rank" in self.plan.measures
         spectra: dict[tuple[str, int | None], list[float]] = {}
         for m in self.modules:
-            leader = leaders.get(m.name, m.name)
-            moments = self.moments.get(leader, Moments())
-            own: dict[str, float] = {}
-            for accumulator in self.gradients[m.name]:
-                own |= accumulator.values(batches, moments if whitened else None)
+            leader = self.leaders.get(m.name, m.name)
+            moments, own = self.moments.get(leader, Moments()), dict[str, float]()
+            for gradients in self.gradients[m.name]:
+                own = gradients.values(batches, moments if whitened else None)
             for quantity, by_module in found.items():
                 if quantity.measure == "input-spectrum":
                     if (leader, quantity.size) not in spectra:
                         spectra[leader, quantity.size] = moments.explained(quantity.size or m.d_in)
                     by_module[m.name] = spectra[leader, quantity.size]
                 elif quantity.measure == "b-gradient":
-                    b_gradient = self.b_gradients[m.name][quantity.size or 0]
-                    by_module[m.name] = b_gradient.values(batches, None)["b-gradient"]
+                    by_module[m.name] = self.b_gradients[m.name][quantity].squares / batches
                 else:
                     by_module[m.name] = own.get(quantity.measure, 0.0)
         return found
 
-    def _all(self, name: str) -> list[Accumulator]:
+    def _all(self, name: str) -> list[BatchGradients | BGradient]:
         return [*self.gradients[name], *self.b_gradients[name].values()]
 
     def _gradients(self, m: ModuleShape) -> list[BatchGradients]:
-        plan, sums = self.plan, list[GradientSum]()
-        entrywise = bool(plan.measures & {"weight-gradient", "gradient-norm"})
-        if "whitened-rank" in plan.measures or (entrywise and plan.exact):
-            sums.append(MeanGradient(plan.weight(m)))
-        if entrywise and not plan.exact:
-            sums.append(EntrywiseMeans(plan.weight(m)))  # being later, its values replace the mean gradient's
-        return [BatchGradients(sums)] if sums else []
+        entrywise = bool(self.plan.measures & {"weight-gradient", "gradient-norm"})
+        keep = "whitened-rank" in self.plan.measures or (entrywise and self.plan.exact)
+        if not (keep or entrywise):
+            return []
+        weight = self.base.model.get_submodule(m.name).weight.detach()
+        return [BatchGradients(weight.T if m.fan_in_fan_out else weight, keep, entrywise and not self.plan.exact)]
 
-    def _b_gradients(self, m: ModuleShape) -> dict[int, BGradient]:
-        dtype = torch.float64 if self.plan.base.model.dtype == torch.float64 else torch.float32
+    def _b_gradients(self, m: ModuleShape) -> dict[Quantity, BGradient]:
+        dtype = torch.float64 if self.base.model.dtype == torch.float64 else torch.float32
         found = {}
-        for rank in (size or 0 for size in self.plan.sizes("b-gradient")):
-            a = torch.from_numpy(initial_a(self.plan.seed, m.name, min(rank, m.largest_rank), m.d_in))
-            found[rank] = BGradient(a.to(self.plan.base.device, dtype))
+        for quantity in self.plan.quantities:
+            if quantity.measure == "b-gradient":
+                a = torch.from_numpy(initial_a(self.plan.seed, m.name, min(quantity.size or 0, m.largest_rank), m.d_in))
+                found[quantity] = BGradient(a.to(self.base.device, dtype))
         return found
 
 
@@ -198,15 +172,16 @@ def run_pass(plan: Pass, tick: Tick = no_tick) -> tuple[Found, dict[str, Any]]:
     """
     found: Found = {quantity: {} for quantity in plan.quantities}
     rounds = [list(plan.modules)] if plan.exact else _rounds(plan)
-    largest, steps = 0, len(rounds) * len(plan.batches)
-    for index, modules in enumerate(rounds):
+    largest, done = 0, 0
+    for modules in rounds:
         sums = _Round(plan, modules)
-        with hooked(plan.base, [m.name for m in modules], sums, plan.backward) as hooks:
-            for at, examples in enumerate(plan.batches, 1):
-                _run_batch(plan, hooks, examples)
-                tick(index * len(plan.batches) + at, steps)
+        with sums.attached():
+            for examples in plan.batches:
+                sums.run(examples, completion=plan.tokens == "completion" and not plan.backward)
+                done += 1
+                tick(done, len(rounds) * len(plan.batches))
         largest = max(largest, sums.bytes)
-        for quantity, values in sums.values(hooks.leaders).items():
+        for quantity, values in sums.values().items():
             found[quantity] |= values
     return found, {"mode": "exact" if plan.exact else "stream", "passes": len(rounds), "score_bytes": largest}
 
@@ -214,9 +189,9 @@ def run_pass(plan: Pass, tick: Tick = no_tick) -> tuple[Found, dict[str, Any]]:
 def _rounds(plan: Pass) -> list[list[ModuleShape]]:
     """The modules in their order, cut where a round would keep too much; those that share an input stay together."""
     sharing: dict[str, list[ModuleShape]] = {}
-    silent = _Round(replace(plan, quantities=frozenset()), plan.modules)
-    with hooked(plan.base, [m.name for m in plan.modules], silent, backward=False) as hooks:
-        _run_batch(plan, hooks, plan.batches[0][:1])
+    hooks = Hooks(plan.base, [m.name for m in plan.modules])
+    with hooks.attached():
+        hooks.run(plan.batches[0][:1])
     for m in plan.modules:
         sharing.setdefault(hooks.leaders.get(m.name, m.name), []).append(m)
     rounds: list[list[ModuleShape]] = []
@@ -231,18 +206,6 @@ def _rounds(plan: Pass) -> list[list[ModuleShape]]:
         rounds[-1] += group
         free -= entries
     return rounds
-
-
-def _run_batch(plan: Pass, hooks: Hooks, examples: Sequence[Example]) -> None:
-    """Forward, and backward where the hooks want gradients."""
-    batch = collate(examples).to(plan.base.device)
-    mask = batch.attention_mask.bool()
-    if plan.tokens == "completion" and not plan.backward:
-        mask = batch.labels != IGNORED
-    with hooks.batch(mask), torch.set_grad_enabled(hooks.backward):
-        logits = plan.base.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        if hooks.backward:
-            plan.loss(logits, batch, examples).backward()  # type: ignore[no-untyped-call]
 
 
 def _quantity(measurement: Measurement) -> Quantity:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,10 +47,6 @@ class GroupResult:
     """Share of the seconds that one measurement accounts for: 1 / n where n runs were trained side by side."""
 
 
-MeasureFn = Callable[[Sequence[Measurement], Tick], GroupResult]
-"""Takes measurements together: all of one base, one set of modules, one bank and loss."""
-
-
 @dataclass(frozen=True)
 class MeasureGroup:
     """Measures that come from the same pass or the same training."""
@@ -59,42 +54,12 @@ class MeasureGroup:
     name: str
     inputs: Mapping[str, tuple[str, ...]]
     """Measure -> the inputs (`request.INPUTS`) that its value depends on, besides base and modules."""
-    take: MeasureFn
+    take: Callable[[Sequence[Measurement], Tick], GroupResult]
+    """Takes measurements together: all of one base, one set of modules, one bank and loss."""
     together: Callable[[Measurement], Hashable] = lambda measurement: measurement.key
     """Measurements with equal values are given to `take` at once; by default each by itself."""
     at_once: int = 32
     """Most measurements given to `take` at once."""
-    version: str = ""
-    """Hash of the code, for measures from outside the package: edited code is another measure."""
-
-
-def plain_group(
-    measure: str,
-    function: Callable[..., Mapping[str, Any]],
-    version: str = "",
-    call: Callable[..., Mapping[str, Any]] | None = None,
-) -> MeasureGroup:
-    """A group of one measure given as a plain function, as one from outside the package is.
-
-    Of `base`, `modules`, `batches` (of calibration), `seed` and `options` it gets those that are its parameters, and
-    its values depend on no others. `version` is a hash of its code; `call` is used in the place of the function and
-    gets everything.
-    """
-    parameters = inspect.signature(function).parameters
-    by_parameter = {"batches": "calibration", "seed": "seed", "options": "options"}
-
-    def take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
-        (request,) = (measurement.request for measurement in measurements)
-        known: dict[str, Any] = {"base": request.base, "modules": request.modules, "seed": request.seed,
-                                 "options": request.options}  # fmt: skip
-        facts: dict[str, Any] = {}
-        if "batches" in parameters:
-            known["batches"], facts = request.batches, calibration_facts(request)
-        found = call(**known) if call else function(**{name: known[name] for name in parameters if name in known})
-        return GroupResult([MeasurementResult({name: _plain(value) for name, value in found.items()}, facts)])
-
-    inputs = tuple(own for parameter, own in by_parameter.items() if parameter in parameters)
-    return MeasureGroup(measure, {measure: inputs}, take, version=version)
 
 
 def calibration_facts(request: Request) -> dict[str, Any]:
@@ -115,7 +80,3 @@ def check_values(measure: str, values: Mapping[str, Value]) -> TrainingError | N
     if not any(sums.values()):
         return TrainingError(f"The score {measure} is 0 everywhere; use float32 for the base model.")
     return None
-
-
-def _plain(value: Any) -> Value:
-    return float(value) if isinstance(value, int | float) else [float(x) for x in value]

@@ -18,14 +18,7 @@ import numpy as np
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.agreement import agreements
-from adaptive_lora.measures.groups import (
-    GroupResult,
-    MeasureGroup,
-    MeasurementResult,
-    Tick,
-    calibration_facts,
-    no_tick,
-)
+from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, calibration_facts, no_tick
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.measures.short_run import (
     INPUTS,

@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from adaptive_lora.errors import UsageError
 from adaptive_lora.measures import adalora, calibration_pass, marginal_gain, over_ranked, weights
-from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Value, plain_group
+from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, Value, calibration_facts
 from adaptive_lora.measures.request import Measurement, MeasurementKey, Request, key_of
 from adaptive_lora.planning.strategies.decorators import take_outside
-from adaptive_lora.planning.strategies.registry import OUTSIDE_MEASURES
+from adaptive_lora.planning.strategies.registry import OUTSIDE_MEASURES, OutsideMeasure
 
 GROUPS: dict[str, MeasureGroup] = {
     group.name: group
     for group in (weights.GROUP, calibration_pass.GROUP, over_ranked.GROUP, marginal_gain.GROUP, adalora.GROUP)
 }
-"""All groups by name, from cheap to dear; `register` adds to them."""
+"""All groups, from cheap to dear; `group_of` adds those of measures from outside."""
 
 
 @dataclass(frozen=True)
@@ -65,34 +65,10 @@ class MeasuringProgress:
     steps: int
 
 
-@dataclass(frozen=True)
-class _Control:
-    progress: Callable[[MeasuringProgress], None]
-    should_stop: Callable[[], bool]
-    total: int
-    done: list[Measurement] = field(default_factory=list)
-
-    def tick(self, group: MeasureGroup, batch: Sequence[Measurement], step: int, steps: int) -> None:
-        """Reports, and stops where that is wanted."""
-        if self.should_stop():
-            raise KeyboardInterrupt
-        measures = tuple(dict.fromkeys(m.measure for m in batch))
-        seeds = tuple(dict.fromkeys(m.request.seed for m in batch))
-        self.progress(MeasuringProgress(group.name, measures, seeds, len(self.done), self.total, step, steps))
-
-
-def register(group: MeasureGroup) -> None:
-    """Makes the measures of a group known; UsageError where one of its names is taken."""
-    taken = {measure for known in GROUPS.values() for measure in known.inputs} & group.inputs.keys()
-    if taken or group.name in GROUPS:
-        raise UsageError(f"There is a measure {min(taken, default=group.name)!r} already. Give yours another name.")
-    GROUPS[group.name] = group
-
-
 def group_of(measure: str) -> MeasureGroup:
     """The group that a measure belongs to; UsageError where there is none."""
-    if (own := OUTSIDE_MEASURES.get(measure)) is not None and measure not in GROUPS:
-        GROUPS[measure] = replace(plain_group(measure, partial(take_outside, own), own.effort), name=own.name)
+    if measure in OUTSIDE_MEASURES:
+        return GROUPS.setdefault(measure, _outside_group(measure, OUTSIDE_MEASURES[measure]))
     for group in GROUPS.values():
         if measure in group.inputs:
             return group
@@ -100,13 +76,20 @@ def group_of(measure: str) -> MeasureGroup:
     raise UsageError(f"There is no measure {measure!r}. There are: {known}.")
 
 
+def _outside_group(key: str, measure: OutsideMeasure) -> MeasureGroup:
+    """A measure from outside the package, taken on one request at a time; the hash of its code is in its key."""
+
+    def take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
+        (request,) = (measurement.request for measurement in measurements)
+        values = take_outside(measure, request.base, request.modules, request.batches)
+        return GroupResult([MeasurementResult(values, calibration_facts(request))])
+
+    return MeasureGroup(measure.name, {key: ("calibration",)}, take)
+
+
 def measurements(needs: Iterable[str], request: Request) -> list[Measurement]:
     """One measurement for each measure that is needed of a request, with its key."""
-    found = []
-    for need in needs:
-        group = group_of(need)
-        found.append(Measurement(key_of(need, group.inputs[need], request, group.version), request))
-    return found
+    return [Measurement(key_of(need, group_of(need).inputs[need], request), request) for need in needs]
 
 
 def take(
@@ -120,12 +103,20 @@ def take(
     and every update; a yes is raised as KeyboardInterrupt.
     """
     distinct = list({measurement.key: measurement for measurement in wanted}.values())
-    control = _Control(progress, should_stop, len(distinct))
+    done = 0
+
+    def report(group: MeasureGroup, batch: Sequence[Measurement], step: int, steps: int) -> None:
+        if should_stop():
+            raise KeyboardInterrupt
+        measures = tuple(dict.fromkeys(m.measure for m in batch))
+        seeds = tuple(dict.fromkeys(m.request.seed for m in batch))
+        progress(MeasuringProgress(group.name, measures, seeds, done, len(distinct), step, steps))
+
     for group in list(GROUPS.values()):
         for batch in _batches(group, [m for m in distinct if m.measure in group.inputs]):
-            for taken in _take(group, batch, control):
+            for taken in _take(group, batch, partial(report, group)):
                 yield taken
-                control.done.extend(batch[: len(taken.results)])
+                done += len(taken.results)
 
 
 def collect(
@@ -145,15 +136,10 @@ def collect(
     return Measured(scores, {**facts, "seconds": seconds} if needs else {})
 
 
-def measure(
-    needs: Sequence[str],
-    request: Request,
-    progress: Callable[[MeasuringProgress], None] = lambda progress: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Measured:
+def measure(needs: Sequence[str], request: Request) -> Measured:
     """`take` and `collect` for one request; raises what a measure raised."""
     found: dict[MeasurementKey, MeasurementResult | Exception] = {}
-    for taken in take(measurements(needs, request), progress, should_stop):
+    for taken in take(measurements(needs, request)):
         found |= taken.results
     return collect(needs, request, found)
 
@@ -169,16 +155,24 @@ def _batches(group: MeasureGroup, wanted: Sequence[Measurement]) -> list[list[Me
     return [batch[at : at + size] for batch in gathered.values() for at in range(0, len(batch), size)]
 
 
-def _take(group: MeasureGroup, batch: Sequence[Measurement], control: _Control) -> Iterator[Taken]:
+def _take(
+    group: MeasureGroup, batch: Sequence[Measurement], report: Callable[[Sequence[Measurement], int, int], None]
+) -> Iterator[Taken]:
     """One go; half and half again where it fails as a whole, so that one bad measurement costs no other."""
-    control.tick(group, batch, 0, 0)
+    report(batch, 0, 0)
     began = time.perf_counter()
     try:
-        found = group.take(batch, lambda step, steps: control.tick(group, batch, step, steps))
+        found = group.take(batch, partial(report, batch))
     except Exception as error:
         failure = error
     else:
-        yield _taken(group, batch, found, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        own = {"seconds": {group.name: seconds * found.share}}
+        results = {
+            m.key: each if isinstance(each, Exception) else MeasurementResult(each.values, {**each.facts, **own})
+            for m, each in zip(batch, found.results, strict=True)
+        }
+        yield Taken(results, found.counts, seconds)
         return
     if len(batch) == 1:
         yield Taken({batch[0].key: failure}, {}, time.perf_counter() - began)
@@ -187,13 +181,4 @@ def _take(group: MeasureGroup, batch: Sequence[Measurement], control: _Control) 
     del failure
     half = len(batch) // 2
     for part in (batch[:half], batch[half:]):
-        yield from _take(group, part, control)
-
-
-def _taken(group: MeasureGroup, batch: Sequence[Measurement], found: GroupResult, seconds: float) -> Taken:
-    own = {"seconds": {group.name: seconds * found.share}}
-    results = {
-        m.key: result if isinstance(result, Exception) else MeasurementResult(result.values, {**result.facts, **own})
-        for m, result in zip(batch, found.results, strict=True)
-    }
-    return Taken(results, found.counts, seconds)
+        yield from _take(group, part, report)

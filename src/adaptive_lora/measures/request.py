@@ -148,7 +148,6 @@ INPUTS: Mapping[str, Callable[[Request], Any]] = {
     "over_ranked_parameters": lambda request: request.over_ranked_budget,
     "scaling": lambda request: asdict(request.scaling),
     "rounds": _rounds,
-    "options": lambda request: request.options.model_dump(mode="json"),
 }
 """Input -> its value in a request, as JSON. What is not named by a measure must not change its value."""
 
@@ -167,13 +166,12 @@ class MeasurementKey:
         return hashlib.sha256(f"{self.measure} {self.inputs}".encode()).hexdigest()[:32]
 
 
-def key_of(measure: str, inputs: Sequence[str], request: Request, version: str = "") -> MeasurementKey:
-    """The key of a measure that depends on the named inputs of a request, and on its code where that has a version."""
+def key_of(measure: str, inputs: Sequence[str], request: Request) -> MeasurementKey:
+    """The key of a measure that depends on the named inputs of a request."""
     shapes = [(m.name, m.d_in, m.d_out) for m in request.modules]
     found = {
         "base": {"revision": request.base.revision, "dtype": str(request.base.model.dtype)},
         "modules": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
-        **({"version": version} if version else {}),
         **{name: INPUTS[name](request) for name in inputs},
     }
     return MeasurementKey(measure, json.dumps(found, sort_keys=True))
