@@ -1,4 +1,4 @@
-"""The package's own strategies, and `registry`, which knows others too."""
+"""The package's own strategies, one idea a file, and `registry`, which knows others too."""
 
 from __future__ import annotations
 
@@ -6,29 +6,46 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies import chance, depth, eva, gora, kinds, measured, posthoc_svd, transforms
+from adaptive_lora.planning.strategies import (
+    adalora,
+    chance,
+    coverage,
+    depth,
+    empirical,
+    eva,
+    family,
+    fim,
+    gora,
+    lora_drop,
+    marginal_gain,
+    posthoc_svd,
+    spectral,
+    stable_rank,
+    transforms,
+    uniform,
+)
 from adaptive_lora.planning.strategies.base import Strategy, StrategyOptions, check_options
 from adaptive_lora.planning.strategies.registry import STRATEGIES, find_strategy
 
 _OWN = (
-    kinds.UNIFORM,
+    uniform.STRATEGY,
     depth.LINEAR_DECAY,
     depth.LINEAR_GROWTH,
     depth.U_SHAPE,
-    kinds.ATTENTION_HEAVY,
-    kinds.MLP_HEAVY,
-    kinds.ATTENTION_ONLY,
-    kinds.MLP_ONLY,
-    measured.EMPIRICAL,
+    family.ATTENTION_HEAVY,
+    family.MLP_HEAVY,
+    coverage.ATTENTION_ONLY,
+    coverage.MLP_ONLY,
+    empirical.STRATEGY,
     gora.STRATEGY,
-    measured.FIM,
-    measured.SPECTRAL,
+    fim.STRATEGY,
+    spectral.STRATEGY,
     eva.STRATEGY,
-    measured.STABLE_RANK,
+    stable_rank.STRATEGY,
     posthoc_svd.STRATEGY,
-    measured.LORA_DROP,
-    measured.ADALORA,
-    measured.MARGINAL_GAIN,
+    lora_drop.STRATEGY,
+    adalora.STRATEGY,
+    marginal_gain.STRATEGY,
     chance.STRATEGY,
     transforms.INVERTED,
     transforms.SHUFFLED,

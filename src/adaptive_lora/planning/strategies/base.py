@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,14 +136,9 @@ class AgreementOptions(ShortRunOptions):
 Allocate = Callable[[Sequence[ModuleShape], Scores, int, Any], dict[str, int]]
 
 
-def by_weights(weigh: Callable[[Sequence[ModuleShape], Scores, Any], Mapping[str, float]]) -> Allocate:
-    """Ranks in proportion to `weigh(modules, scores, options)`, between the bounds that the options give."""
-
-    @functools.wraps(weigh)
-    def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Any) -> dict[str, int]:
-        return spend(modules, weigh(modules, scores, options), budget, options.min_rank, options.max_rank)
-
-    return allocate
+def needs_nothing(options: Any) -> tuple[str, ...]:
+    """For strategies that go by shapes alone."""
+    return ()
 
 
 @dataclass(frozen=True)
@@ -162,8 +156,8 @@ class Strategy:
     """Paper or reasoning it comes from."""
     allocate: Allocate
     options: type[StrategyOptions] = StrategyOptions
-    needs: Callable[[Any], tuple[str, ...]] = lambda options: ()
-    """Options -> names of the measures that must be taken first; by default none."""
+    needs: Callable[[Any], tuple[str, ...]] = needs_nothing
+    """Options -> names of the measures that must be taken first."""
     chance: bool = False
     """Whether the plan is drawn; its options then have a `seed`."""
     covers: Kind | None = None

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions, by_weights
+from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions
 from adaptive_lora.streams import numpy_stream
 
 
@@ -21,13 +22,13 @@ class Options(StrategyOptions):
     """Of the draw; a study gives every run its own."""
 
 
-@by_weights
-def allocate(modules: Sequence[ModuleShape], scores: Scores, options: Options) -> dict[str, float]:
+def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
     """r ∝ Dirichlet(concentration) over the modules: separates "not uniform" from "informed".
 
     Each module draws from a stream of its own name, so that the order of modules is irrelevant.
     """
-    return {m.name: numpy_stream(options.seed, "random-ranks", m.name).gamma(options.concentration) for m in modules}
+    weights = {m.name: numpy_stream(options.seed, "random-ranks", m.name).gamma(options.concentration) for m in modules}
+    return spend(modules, weights, budget, options.min_rank, options.max_rank)
 
 
 STRATEGY = Strategy(

@@ -7,8 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies.base import Allocate, Scores, Strategy, StrategyOptions, by_weights
+from adaptive_lora.planning.strategies.base import Allocate, Scores, Strategy, StrategyOptions
+
+Shape = Callable[[float, Any], float]
+"""(x, options) -> weight, x the depth scaled to [0, 1]."""
 
 
 class LineOptions(StrategyOptions):
@@ -25,13 +29,14 @@ class DipOptions(StrategyOptions):
     """How much of the ends' rank the middle lacks; negative gives the middle more."""
 
 
-def shaped(weight: Callable[[float, Any], float]) -> Allocate:
-    """r_l ∝ weight(x_l, options), x_l = (depth_l - first) / (last - first); all alike where there is one block."""
+def shaped(weight: Shape) -> Allocate:
+    """r_l ∝ weight(x_l), x_l = (depth_l - first) / (last - first); all alike where there is one block alone."""
 
-    @by_weights
-    def allocate(modules: Sequence[ModuleShape], scores: Scores, options: Any) -> dict[str, float]:
+    def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Any) -> dict[str, int]:
         first, last = min(m.depth for m in modules), max(m.depth for m in modules)
-        return {m.name: weight((m.depth - first) / max(last - first, 1), options) for m in modules}
+        span = max(last - first, 1)
+        weights = {m.name: weight((m.depth - first) / span, options) for m in modules}
+        return spend(modules, weights, budget, options.min_rank, options.max_rank)
 
     return allocate
 

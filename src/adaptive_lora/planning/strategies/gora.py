@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies.base import GradientOptions, Scores, Strategy, by_weights
+from adaptive_lora.planning.strategies.base import GradientOptions, Scores, Strategy
 
+Price = Literal["sqrt", "log1p", "identity"]
 _PRICES: Mapping[str, Callable[[float], float]] = {"sqrt": math.sqrt, "log1p": math.log1p, "identity": float}
 _TEMPERATURE = 0.5
 
@@ -18,12 +20,11 @@ class Options(GradientOptions):
 
     share: Literal["linear", "softmax"] = "linear"
     """How importances become shares of the budget."""
-    price: Literal["sqrt", "log1p", "identity"] = "sqrt"
+    price: Price = "sqrt"
     """f, by which the price of a unit of rank, d_in + d_out, counts."""
 
 
-@by_weights
-def allocate(modules: Sequence[ModuleShape], scores: Scores, options: Options) -> dict[str, float]:
+def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
     """r_l ∝ a_l / f(d_in + d_out), I_l = mean |W_l ⊙ G_l|, a_l = I_l / Σ I.
 
     With `share: softmax`, a = softmax((I - min I) / (max I - min I) / T) at T = 1/2. f is the square root
@@ -32,7 +33,8 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, options: Options) -
     """
     shares = shares_of({m.name: scores["weight-gradient"][m.name] for m in modules}, options.share)
     price = _PRICES[options.price]
-    return {m.name: shares[m.name] / price(m.params_per_rank) for m in modules}
+    weights = {m.name: shares[m.name] / price(m.params_per_rank) for m in modules}
+    return spend(modules, weights, budget, options.min_rank, options.max_rank)
 
 
 def shares_of(importance: Mapping[str, float], share: Literal["linear", "softmax"]) -> dict[str, float]:

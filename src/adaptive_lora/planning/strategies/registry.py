@@ -59,6 +59,7 @@ class OutsideMeasure:
 class _File:
     """A file of strategies, and those found in it so far."""
 
+    path: Path
     digest: str
     strategies: dict[str, Strategy] = field(default_factory=dict)
 
@@ -201,7 +202,7 @@ def load_strategies(path: Path) -> dict[str, Strategy]:
         raise StrategyError(
             f"{path} cannot be read: {error.strerror}. Name a Python file, as `my_file.py:name`."
         ) from None
-    file = _File(hashlib.sha256(content).hexdigest())
+    file = _File(path, hashlib.sha256(content).hexdigest())
     if (known := (str(path), file.digest)) in _LOADED:
         return _LOADED[known]
     module = ModuleType(f"adaptive_lora_file_{file.digest[:12]}")
