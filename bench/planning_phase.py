@@ -62,13 +62,17 @@ BEFORE_PLANNING = """\
 from adaptive_lora import material as prepared
 from adaptive_lora.record.runs import evaluation_runs, tuning_runs
 from adaptive_lora.record.spec import load_study
-from adaptive_lora.scores import adalora, one_pass
+from adaptive_lora.scores import adalora, agreement, one_pass
 from adaptive_lora.training.bank import Bank
 
 def counted_pass(asked, real=one_pass.take):
     found, facts = real(asked)
     counts["gradient_passes" if asked.backward else "forward_passes"] += facts["passes"]
     return found, facts
+
+def counted_agreement(*arguments, real=agreement.listening, **options):
+    counts["gradient_passes"] += 1
+    return real(*arguments, **options)
 
 def counted_adalora(short, real=adalora.adalora_ranks):
     counts["short_runs"] += 1
@@ -78,7 +82,7 @@ def counted_bank(base, members, **options):
     counts["short_runs"] += len(members)
     return Bank(base, members, **options)
 
-one_pass.take, adalora.adalora_ranks = counted_pass, counted_adalora
+one_pass.take, adalora.adalora_ranks, agreement.listening = counted_pass, counted_adalora, counted_agreement
 practice = prepared.Practice
 prepared.Practice = lambda options: practice(options, bank=counted_bank)
 
