@@ -155,7 +155,7 @@ def test_what_was_locked_first_is_told_from_what_was_changed(
     assert findings(out).locked_first
     go_on(study_file, out, *with_margin, change)
     found = findings(out)
-    assert found.locked_first is as_locked and found.deviations[0]["results"] == 12
+    assert found.locked_first is as_locked and found.lock["deviations"][0]["results"] == 12
     assert found.facts["lock"]["first"]["analysis"]["margin"] == 0.01
     told, table = decision_log(out), verdicts(found)
     assert "locked before the first step: 1 comparison, baseline uniform, margin 0.01, alpha 0.05, 6 evaluation" in told

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 # Sampled from matplotlib's viridis; the number in each cell carries the value, the colour repeats it.
 _VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",
             "#fde725")  # fmt: skip
-
-
 _NONE = "–"
 """Shown where a module is left out."""
 
@@ -70,8 +68,7 @@ def _stem(names: Sequence[str]) -> str:
 
     It is the same in every row, and with it a row is too long for a terminal of 80 columns.
     """
-    parts = [name.split(".") for name in names]
-    same = [step[0] for step in itertools.takewhile(lambda step: len(set(step)) == 1, zip(*parts, strict=False))]
+    same = posixpath.commonpath([name.replace(".", "/") for name in names]).split("/")
     return ".".join(same[:-1]) if len(names) > 1 else ""
 
 
@@ -84,8 +81,7 @@ def heat_map(plan: RankPlan) -> Table:
     cells = {(m.depth, role_of(m.name)): plan.ranks.get(m.name, 0) for m in targets}
     top = max(plan.ranks.values())
     title = "rank per block and module" + (f" ({_NONE}: left out)" if plan.left_out else "")
-    table = Table(box=None, padding=(0, 0), title=title, title_justify="left")
-    table.add_column("block", justify="right")
+    table = _table(numbers=["block"], box=None, padding=(0, 0), title=title)
     for label in role_labels(roles):
         table.add_column(Text(f" {label}"), justify="center")
     for depth in sorted({m.depth for m in targets}):
@@ -110,14 +106,9 @@ def planning_cost(facts: Mapping[str, Any]) -> Table:
     for name, value in measured.items():
         for key, part in value.items() if isinstance(value, Mapping) else [("", value)]:
             if name != "seconds" and isinstance(part, int | float | str):
-                table.add_row(Text(f"{name} {key}".replace("_", " ").strip()), _number(part))
+                shown = format(part, ",.4g" if isinstance(part, float) else "," if isinstance(part, int) else "")
+                table.add_row(Text(f"{name} {key}".replace("_", " ").strip()), Text(shown))
     return table
-
-
-def _number(value: float | str) -> Text:
-    if isinstance(value, float):
-        return Text(f"{value:,.4g}")
-    return Text(f"{value:,}" if isinstance(value, int) else value)
 
 
 def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
@@ -137,18 +128,14 @@ def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
 
 def histogram(counts: Sequence[int], edges: Sequence[float], width: int = 40) -> Text:
     """Horizontal bars, one a bin."""
-    top = max([*counts, 1])
-    lines = []
-    for count, low, high in zip(counts, edges, edges[1:], strict=False):
-        bar = "█" * math.ceil(width * count / top) if count else ""
-        lines.append(f"{low:>6.0f}–{high:<6.0f} {bar} {count:,}")
-    return Text("\n".join(lines))
+    bars = ["█" * math.ceil(width * count / max(counts)) if count else "" for count in counts]
+    rows = zip(edges, edges[1:], bars, counts, strict=False)
+    return Text("\n".join(f"{low:>6.0f}–{high:<6.0f} {bar} {count:,}" for low, high, bar, count in rows))
 
 
 def plain(value: Any) -> Text:
     """Foreign text without its control characters, so that data cannot drive the terminal."""
-    text = str(value)
-    return Text("".join(c if c in "\n\t" or (c.isprintable()) else "�" for c in text))
+    return Text("".join(c if c in "\n\t" or c.isprintable() else "�" for c in str(value)))
 
 
 def profile_view(found: DataProfile) -> Group:
@@ -184,24 +171,22 @@ def _quantiles(lengths: Sequence[int]) -> str:
 
 def estimate_view(found: Estimate) -> Group:
     """What a study will cost."""
-    runs, sizes = Table("phase", "runs", box=None), Table("arm at budget", "trainable parameters", box=None)
-    for phase, count in found.runs.items():
-        runs.add_row(phase, f"{count:,}")
-    for label, count in found.parameters.items():
-        sizes.add_row(Text(label), f"{count:,}")
+    tables = Table("phase", "runs", box=None), Table("arm at budget", "trainable parameters", box=None)
+    for table, counts in zip(tables, (found.runs, found.parameters), strict=True):
+        for label, count in counts.items():
+            table.add_row(Text(label), f"{count:,}")
     power = render("power.outlook", found.power, found.design)
     warnings = (Text(f"warning: {text}", style="yellow") for text in found.warnings)
-    return Group(runs, Text(), sizes, Text("\n" + render("power.cost", found)), Text(power), *warnings)
+    return Group(tables[0], Text(), tables[1], Text("\n" + render("power.cost", found)), Text(power), *warnings)
 
 
 def status_view(found: StudyStatus) -> Group:
     """Where a study stands."""
     state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
-    parts: list[Any] = [
-        Text(f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}")
-    ]
-    parts.append(Text(", ".join(f"{count} {name}" for name, count in found.counts.items()), style="dim"))
+    counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
+    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}"
+    parts = [Text(summary), Text(counts, style="dim")]
     for run in (*found.current, *found.troubles):
         step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""
         label = f"{run['status']}: {run['phase']} {run['arm']} {run['budget']} seed {run['seed']}{step}"
@@ -211,31 +196,28 @@ def status_view(found: StudyStatus) -> Group:
 
 def strategies_rows() -> list[dict[str, Any]]:
     """All strategies: summary, what a plan takes (effort and measures), what it rests on, options, source."""
-    strategies = all_strategies()[0]
-    defaults = {name: strategy.options() for name, strategy in strategies.items()}
     return [
         {
-            "name": name, "summary": strategy.summary, "needs": strategy.effort_of(defaults[name]),
-            "measures": list(strategy.needs(defaults[name])), "rests_on": strategy.rests_on,
+            "name": name, "summary": strategy.summary, "needs": strategy.effort_of(options),
+            "measures": list(strategy.needs(options)), "rests_on": strategy.rests_on,
             "covers": strategy.covers or "all", "source": strategy.source,
-            "options": defaults[name].model_dump(mode="json", exclude={"source_options"}),
+            "options": options.model_dump(mode="json", exclude={"source_options"}),
         }
-        for name, strategy in strategies.items()
+        for name, strategy in all_strategies()[0].items()
+        for options in (strategy.options(),)
     ]  # fmt: skip
 
 
 def strategies_view() -> Group:
     """The strategies: what each does, what its plans need measured, where it comes from, its own options."""
     bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, _MEASURING))
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("strategy", "needs", "what it does; source; options"):
-        table.add_column(name, no_wrap=name == "needs", overflow="fold")
+    headings = ("strategy", "needs", "what it does; source; options")
+    table = _table(*headings, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.columns[1].no_wrap = True
     for row in strategies_rows():
         options = {name: value for name, value in row["options"].items() if name not in (*_BOUNDS, *_MEASURING)}
         own = [f"{name}={value}" for name, value in options.items() if value is not None]
         about = "; ".join([row["source"], *([", ".join(own)] if own else [])])
         table.add_row(Text(row["name"], "bold"), row["needs"], Text.assemble(row["summary"], "\n", (about, "dim")))
-    common = (
-        f"All have the options {bounds}; those that measure on data also {measuring}; `--json` gives every default."
-    )
+    common = f"All have the options {bounds}; those that measure on data also {measuring}; `--json` gives all defaults."
     return Group(table, Text(f"\n{common}", style="dim"))

@@ -88,12 +88,10 @@ class Findings:
         """Arms whose best learning rate lies at the edge of the grid."""
         tuning = self.runs[self.runs["phase"] == Phase.TUNING]
         losses: TuningLosses = {}
-        columns = ("arm", "budget", "learning_rate", "status", "validation_loss")
-        for arm, budget, rate, status, loss in zip(*(tuning[name] for name in columns), strict=True):
-            if Status(status).is_finished:
-                missing = pd.isna(loss) or status == Status.DIVERGED
-                by_rate = losses.setdefault((arm, budget), {})
-                by_rate.setdefault(float(rate), []).append(None if missing else float(loss))
+        for run in tuning[tuning["status"].isin([Status.COMPLETED, Status.DIVERGED])].to_dict("records"):
+            missing = run["status"] == Status.DIVERGED or pd.isna(run["validation_loss"])
+            at_rate = losses.setdefault((run["arm"], run["budget"]), {}).setdefault(float(run["learning_rate"]), [])
+            at_rate.append(None if missing else float(run["validation_loss"]))
         grid = sorted(set(tuning["learning_rate"]))
         return edges(losses, grid) if len(grid) > 1 else []
 
@@ -114,17 +112,20 @@ class Findings:
         return str(self.analysis["baseline"])
 
     @property
-    def deviations(self) -> Sequence[Mapping[str, Any]]:
-        """What was changed after the lock, and why."""
-        found: Sequence[Mapping[str, Any]] = lock_of(self.facts)["deviations"]
+    def contenders(self) -> list[str]:
+        """The study's own arms beside the baseline; controls, which may train longer, are none."""
+        return [arm["name"] for arm in self.facts["spec"]["arms"] if arm["name"] != self.baseline]
+
+    @property
+    def lock(self) -> Mapping[str, Any]:
+        """The locked decisions: `primary`, `controls`, what verdicts rested on at `first`, and `deviations` since."""
+        found: Mapping[str, Any] = self.facts["lock"]
         return found
 
     @property
     def locked_first(self) -> bool:
         """Whether verdicts rest on what was locked before there was any result: family, margin, alpha and seeds."""
-        lock = lock_of(self.facts)
-        now = verdicts_rest_on(self.facts["spec"], lock["primary"])
-        return bool(lock.get("first", now) == now)
+        return bool(self.lock["first"] == verdicts_rest_on(self.facts["spec"], self.lock["primary"]))
 
     @property
     def design(self) -> Design:
@@ -141,6 +142,10 @@ class Findings:
     def compared(self) -> list[ArmSummary]:
         """Arms that have a difference from the baseline."""
         return [arm for arm in self.arms if arm.difference is not None]
+
+    def judgement(self, arm: str, budget: str) -> Judgement | None:
+        """Of an arm at a budget; None where that is no primary comparison."""
+        return self.judged.get(Comparison(arm, budget))
 
     @property
     def several_budgets(self) -> bool:
@@ -163,25 +168,16 @@ class Findings:
 
 
 class Source(Protocol):
-    """Where findings are read from: a ledger, or its exported text."""
+    """A ledger, or its exported text, read when it is asked; `curves` are those of the evaluation runs, `period` start
+    and end of all runs in seconds since 1970, None where not recorded.
+    """
 
-    def ranks(self) -> pd.DataFrame:
-        """`ranks_table`."""
-
-    def curves(self) -> pd.DataFrame:
-        """`curves_table` of the evaluation runs."""
-
-    def costs(self) -> pd.DataFrame:
-        """`costs_table`."""
-
-    def stability(self, found: Findings) -> pd.DataFrame:
-        """`stability_table`."""
-
-    def over_records(self, found: Findings) -> OverRecords:
-        """`record_intervals`."""
-
-    def period(self) -> tuple[float, float] | None:
-        """Start of the first and end of the last run, seconds since 1970; None where not recorded."""
+    def ranks(self) -> pd.DataFrame: ...
+    def curves(self) -> pd.DataFrame: ...
+    def costs(self) -> pd.DataFrame: ...
+    def stability(self, found: Findings) -> pd.DataFrame: ...
+    def over_records(self, found: Findings) -> OverRecords: ...
+    def period(self) -> tuple[float, float] | None: ...
 
 
 @dataclass(frozen=True)
@@ -220,32 +216,25 @@ def read_findings(ledger: Ledger) -> Findings:
 
 def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Source) -> Findings:
     """From facts and runs, of a ledger or of an export."""
-    facts = _with_plain_names(facts)
-    spec = facts["spec"]
-    arms = summarise(runs, spec["analysis"]["baseline"])
-    return Findings(
-        source=source,
-        facts=facts,
-        runs=runs,
-        arms=arms,
-        judged=judge_primary(arms, lock_of(facts)["primary"], spec["analysis"]),
-        assays=assays(runs, spec["analysis"]["baseline"], spec["budgets"], spec["analysis"]["margin"]),
-    )
+    facts = _completed(facts)
+    analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
+    arms = summarise(runs, analysis["baseline"])
+    judged = judge_primary(arms, facts["lock"]["primary"], analysis)
+    return Findings(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
 
 
-def lock_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The locked decisions; of a study that was never locked, none."""
-    return {"primary": [], "deviations": [], **facts.get("lock", {})}
-
-
-def _with_plain_names(facts: dict[str, Any]) -> dict[str, Any]:
-    """The names as the tables have them."""
-    plain = copy.deepcopy(facts)
-    analysis = plain["spec"]["analysis"]
-    analysis["baseline"] = plain_name(analysis["baseline"])
-    lock = plain.get("lock", {})
-    first = lock.get("first", {"primary": [], "analysis": {"baseline": ""}})
-    first["analysis"]["baseline"] = plain_name(first["analysis"]["baseline"])
-    for part in [*lock.get("primary", []), *first["primary"]]:
+def _completed(facts: dict[str, Any]) -> dict[str, Any]:
+    """With the names that the tables have, and with a lock, which is empty where the study never had one."""
+    facts = copy.deepcopy(facts)
+    spec, controls = facts["spec"], {"arms": {}, "compute": {}, "baseline_alone_at": [], "twin": False}
+    lock: dict[str, Any] = {"primary": [], "deviations": [], "controls": controls, **facts.get("lock", {})}
+    lock.setdefault("first", verdicts_rest_on(spec, lock["primary"]))
+    for analysis in (spec["analysis"], lock["first"]["analysis"]):
+        analysis["baseline"] = plain_name(analysis["baseline"])
+    for part in (*lock["primary"], *lock["first"]["primary"]):
         part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
-    return plain
+    for arm in spec["arms"]:
+        arm["name"] = plain_name(arm["name"])
+    arms = {plain_name(arm): source for arm, source in lock["controls"]["arms"].items()}
+    compute = {plain_name(arm): plain_name(longer) for arm, longer in lock["controls"]["compute"].items()}
+    return {**facts, "lock": {**lock, "controls": {**lock["controls"], "arms": arms, "compute": compute}}}

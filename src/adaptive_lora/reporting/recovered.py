@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.formatting import listed
-from adaptive_lora.reporting.tables import Cell, Column, Row, Table
+from adaptive_lora.reporting.tables import Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval, mean_interval
 from adaptive_lora.stats.recovery import CLEAR, CONCENTRATED, CONTROLS, shares_by_seed, summary
@@ -104,8 +104,7 @@ class Recovered:
 
     def is_uniform(self, truth: str, name: str) -> bool:
         """Whether a strategy's student was the uniform one on every seed."""
-        own = [r["divergence"] for r in self.results if r["truth"] == truth]
-        return all(d[name] == d[_UNIFORM] for d in own)
+        return all(r["divergence"][name] == r["divergence"][_UNIFORM] for r in self.results if r["truth"] == truth)
 
     def excess(self, name: str) -> Interval | None:
         """Over uniform on the uniform truth, in units of the concentrated truths' median gain, if that was run."""
@@ -158,13 +157,11 @@ def read_recovered(path: Path) -> Recovered:
         results = [result.model_dump() for result in held.results]
         _check(results)
         return Recovered(held.circumstances, results)
-    except OSError as error:
-        wrong = error.strerror or str(error)
     except ValidationError as error:
         first = error.errors()[0]
         wrong = f"{'.'.join(map(str, first['loc']))} {first['msg']}".strip()
-    except ValueError as error:
-        wrong = str(error)
+    except (OSError, ValueError) as error:
+        wrong = getattr(error, "strerror", None) or str(error)
     raise PaperError(
         f"{path} cannot be read as a comparison on planted models: {wrong}. Make one with `python bench/recovery.py "
         f"--out FILE`, in a new file, with at least one of {listed(CONCENTRATED)} in --truths."
@@ -191,7 +188,6 @@ def _check(results: Sequence[Mapping[str, Any]]) -> None:
 
 def recovery_table(found: Recovered) -> Table:
     """One row a strategy, then the controls, then `floor`; shares by truth, excess on the uniform truth, planning."""
-    names = [*found.order(), "floor"]
     columns = (
         Column("strategy", "strategy", "text"),
         # In the unit's place, which LaTeX gives a line of its own: columns stay narrow.
@@ -203,15 +199,14 @@ def recovery_table(found: Recovered) -> Table:
         Column("excess", "uniform truth: excess", "interval", ".2f", optional=True),
         Column("plan_seconds", "planning", form=",.1f", unit="s", optional=True),
     )
-    cells: list[tuple[Cell, ...]] = [
-        (name, found.concentrated_share(name), *(found.share(truth, name) for truth in found.shown),
-         found.excess(name), found.planning_seconds(name))
-        for name in names
-    ]  # fmt: skip
-    rows = tuple(Row(own, marked=own[0] in (*CONTROLS, "floor")) for own in cells)
+    rows = tuple(
+        Row((name, found.concentrated_share(name), *(found.share(truth, name) for truth in found.shown),
+             found.excess(name), found.planning_seconds(name)), marked=name in (*CONTROLS, "floor"))
+        for name in (*found.order(), "floor")
+    )  # fmt: skip
     model = found.circumstances.get("model")
     title = f"Recovery of planted ranks on {model}" if model else "Recovery of planted ranks"
-    planned = any(found.planning_seconds(name) is not None for name in names)
+    planned = any(row.cells[-1] is not None for row in rows)
     return Table("recovery", title, columns, rows, recovery_caption(found, planned))
 
 

@@ -6,7 +6,7 @@ Each is a function `(Findings) -> Table | None`, None where it has no row; its c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
@@ -77,8 +77,8 @@ def compute(found: Findings) -> Table | None:
         Column("difference", "difference, 95 % interval", "interval", "+.4f", NATS),
         Column("seeds"),
     )
-    controls: Mapping[str, str] = found.facts.get("lock", {}).get("controls", {}).get("compute", {})
-    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n) for e in at_equal_compute(found.runs, controls))
+    every = at_equal_compute(found.runs, found.lock["controls"]["compute"])
+    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n) for e in every)
     return captioned(found, "compute", ("equal-compute", "At equal compute"), columns, cells)
 
 

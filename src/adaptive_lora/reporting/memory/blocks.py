@@ -5,6 +5,7 @@ A block stands between two markers, HTML comments alone on their lines. Only wha
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 
@@ -45,7 +46,7 @@ def put_block(text: str, name: str, content: str) -> str:
         gap = "" if not text or text.endswith(2 * end) else end if text.endswith(end) else 2 * end
         begin, close = markers(name)
         return f"{text}{gap}{begin}{_between(content, end)}{close}{end}"
-    (opening, closing), *_ = own
+    opening, closing = own[0]
     found = _LINE_END.match(text, opening.end(1))
     between = _between(content, found.group(1) if found else "\n")
     return text[: opening.end(1)] + between + text[closing.start(1) :]
@@ -58,12 +59,9 @@ def _between(content: str, end: str) -> str:
 
 def _pairs(found: Sequence[re.Match[str]]) -> Iterator[tuple[re.Match[str], re.Match[str]]]:
     """A beginning and its end, one after the other; anything else was torn by an edit."""
-    at = 0
-    while at < len(found):
-        opening, closing = found[at], found[at + 1] if at + 1 < len(found) else None
+    for opening, closing in itertools.zip_longest(found[::2], found[1::2]):
         if opening.group(2) == "end":
             raise ValueError(f"`{opening.group(1)}` has no beginning above it")
         if closing is None or closing.group(2, 3) != ("end", opening.group(3)):
             raise ValueError(f"`{opening.group(1)}` has no end of its own before the next marker")
         yield opening, closing
-        at += 2

@@ -24,17 +24,13 @@ Step = tuple[str, Mapping[str, Any]]
 
 def next_steps(found: Findings, runs: StudyStatus) -> list[Step]:
     """Ranked, the most useful first; a study with open runs is finished before anything else."""
-    if runs.left:
-        return [("wait", {"runs": runs.left})] if runs.in_use else list(_finish(runs))
-    return [step for rule in _RULES for step in rule(found) if all(step[1].values())]
-
-
-def _finish(runs: StudyStatus) -> Iterator[Step]:
-    if missing := runs.left - runs.failed:
-        yield "finish", {"runs": missing}
-    if runs.failed:
-        yield "repeat", {"runs": runs.failed}
-    yield "report", {}
+    left, failed = runs.left, runs.failed
+    steps: list[Step] = [("finish", {"runs": left - failed}), ("repeat", {"runs": failed}), ("report", {})]
+    if left and runs.in_use:
+        steps = [("wait", {"runs": left})]
+    elif not left:
+        steps = [step for rule in _RULES for step in rule(found)]
+    return [step for step in steps if all(step[1].values())]
 
 
 def _rates(found: Findings) -> Iterator[Step]:

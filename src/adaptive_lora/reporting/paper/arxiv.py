@@ -26,8 +26,7 @@ def upload_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
         "sources": [{"filename": "main.tex", "usage": "toplevel"}],
         "texlive_version": 2025,
     }
-    kept = {name: content for name, content in files.items() if name in ("main.tex", "main.bbl")}
-    kept |= {name: content for name, content in files.items() if name.startswith("figures/") and name.endswith(".pdf")}
+    kept = {name: content for name, content in files.items() if re.fullmatch(r"main\.(tex|bbl)|figures/.*\.pdf", name)}
     return {README: json.dumps(told, indent=2).encode() + b"\n", **kept}
 
 
@@ -37,41 +36,39 @@ def broken_rules(files: Mapping[str, bytes], people: People) -> list[str]:
     tex = files.get("main.tex", b"").decode("utf-8", errors="replace")
     if not tex:
         return [*found, "there is no main.tex", *_of_people(people)]
-    if "main.bbl" not in files:
-        found.append("main.bbl, the list of references under the main file's name, is missing")
-    if re.search(r"\\today\b", tex):
-        found.append("main.tex has \\today, which would change with every compilation")
-    if not re.search(r"\\date\{", tex):
-        found.append("main.tex has no \\date, so that LaTeX prints today's")
+    size = sum(map(len, files.values()))
+    broken = {
+        "main.bbl, the list of references under the main file's name, is missing": "main.bbl" not in files,
+        "main.tex has \\today, which would change with every compilation": re.search(r"\\today\b", tex),
+        "main.tex has no \\date, so that LaTeX prints today's": not re.search(r"\\date\{", tex),
+        f"{size:,} bytes are more than the {MOST_BYTES:,} that arXiv takes": size > MOST_BYTES,
+    }
+    found += [rule for rule, is_broken in broken.items() if is_broken]
     shown = set(re.findall(r"\\includegraphics(?:\[[^\]]*\])?\{([^}]*)\}", tex))
     there = {name for name in files if name.endswith(_PICTURES)}
     found += [f"{name} is shown and not there" for name in sorted(shown - set(files))]
     found += [f"{name} is there and not shown" for name in sorted(there - shown)]
     found += [f"{name} is no PDF, PNG or JPEG" for name in sorted(shown & set(files) - there)]
-    if (size := sum(map(len, files.values()))) > MOST_BYTES:
-        found.append(f"{size:,} bytes are more than the {MOST_BYTES:,} that arXiv takes")
     return found + _of_people(people)
 
 
 def _of_name(name: str) -> list[str]:
-    found = []
-    for part in name.split("/"):
-        if part.startswith("."):
-            found.append(f"{name} is hidden; arXiv deletes such files")
-        elif not _NAME.fullmatch(part):
-            found.append(f"{name!r} has characters other than a-z A-Z 0-9 _ + - . , =")
-    if name.endswith(_AUXILIARY):
-        found.append(f"{name} is an auxiliary file")
-    return found
+    parts = name.split("/")
+    broken = {
+        f"{name} is hidden; arXiv deletes such files": any(part.startswith(".") for part in parts),
+        f"{name!r} has characters other than a-z A-Z 0-9 _ + - . , =": not all(map(_NAME.fullmatch, parts)),
+        f"{name} is an auxiliary file": name.endswith(_AUXILIARY),
+    }
+    return [rule for rule, is_broken in broken.items() if is_broken]
 
 
 def _of_people(people: People) -> list[str]:
     found = [] if people.authors else ["the authors are missing: name them, complete and in order, in authors.txt"]
-    for author in people.authors:
-        if re.match(r"(?i)(dr|prof|professor|mr|mrs|ms|sir)\b\.?\s", author.name):
-            found.append(f"{author.name}: arXiv takes names without titles")
-        if re.search(r"(?i)\b(anonymous|et al|tbd|todo)\b", author.name):
-            found.append(f"{author.name} is no name of an author")
+    names = [author.name for author in people.authors]
+    titled = re.compile(r"(?i)(dr|prof|professor|mr|mrs|ms|sir)\b\.?\s")
+    nobody = re.compile(r"(?i)\b(anonymous|et al|tbd|todo)\b")
+    found += [f"{name}: arXiv takes names without titles" for name in names if titled.match(name)]
+    found += [f"{name} is no name of an author" for name in names if nobody.search(name)]
     if not people.tools:
         found.append("authors.txt does not say which generative tools were used (`tools: ...`)")
     return found

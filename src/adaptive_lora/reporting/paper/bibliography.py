@@ -59,11 +59,12 @@ def works() -> Mapping[str, Work]:
 
 
 def read_works(text: str) -> dict[str, Work]:
-    """Entries with one field a line in braces; ValueError where one lacks what identifies a work."""
+    """Entries with one field a line in braces; ValueError where one lacks a title, authors or a year."""
     found = {}
     for entry in _ENTRY.finditer(text):
         key, body = entry.group(1, 2)
-        field = {name: _plain(value) for name, value in _FIELD.findall(body)}
+        # Without the braces that keep capitals, and with a true dash.
+        field = {name: re.sub("[{}]", "", value).replace("--", "–") for name, value in _FIELD.findall(body)}
         if not all(field.get(name) for name in ("title", "author", "year")):
             raise ValueError(f"{key} lacks a title, authors or a year.")
         places = (field.get(name, "") for name in ("journal", "booktitle", "publisher", "howpublished"))
@@ -71,14 +72,7 @@ def read_works(text: str) -> dict[str, Work]:
             key, field["title"], tuple(field["author"].split(" and ")), field["year"], next(filter(None, places), ""),
             entry.group(0), field.get("eprint", ""), field.get("doi", ""), field.get("url", ""),
         )  # fmt: skip
-        if not found[key].link[0] and not found[key].place:
-            raise ValueError(f"{key} has nothing that identifies it.")
     return found
-
-
-def _plain(value: str) -> str:
-    """Without the braces that keep capitals, and with a true dash."""
-    return value.replace("{", "").replace("}", "").replace("--", "–")
 
 
 def work(key: str) -> Work:

@@ -5,27 +5,30 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.files import write_atomically
+from adaptive_lora.reporting.figures.recovery import recovery_figure
 from adaptive_lora.reporting.figures.theme import save, settle
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
 from adaptive_lora.reporting.paper.bibliography import work
 from adaptive_lora.reporting.paper.compiling import Compiled, compile_pdf
 from adaptive_lora.reporting.paper.document import cited, words_of
-from adaptive_lora.reporting.paper.figures import figures_of_other, study_figures
+from adaptive_lora.reporting.paper.figures import study_figures
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown, render_references
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People, read_people
 from adaptive_lora.reporting.paper.other_studies import ALONE, Beside, check_labels, label_of
-from adaptive_lora.reporting.paper.planted import planted_context, planted_picture, planted_tables
+from adaptive_lora.reporting.paper.planted import planted_context, planted_tables
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
-from adaptive_lora.reporting.paper.tables import study_tables, tables_of_other
-from adaptive_lora.reporting.paper.text_environment import source
+from adaptive_lora.reporting.paper.tables import changes_of_training, conclusions, side_by_side, study_tables
+from adaptive_lora.reporting.templating import render
+from adaptive_lora.stats.variants import variants_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,10 @@ def write_paper(found: Findings, folder: Path, beside: Beside = ALONE, arxiv: bo
     `authors.txt` in that folder is its authors' own: made once, read every time. With `arxiv`, PaperError with every
     rule that the upload would break, after all else is written.
     """
-    people = _people(folder)
+    if not (folder / "authors.txt").exists():
+        template = resources.files(__package__).joinpath("text", "authors.txt")
+        write_atomically(folder / "authors.txt", template.read_text(encoding="utf-8"))
+    people = read_people((folder / "authors.txt").read_text(encoding="utf-8"))
     paper, drawn = manuscript(found, beside, people)
     shown = dict.fromkeys(block.content for block in paper.blocks if block.kind == "figure")
     files = {
@@ -72,15 +78,18 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
     own, others, planted = Account(found, gather(found), list(tables), list(drawn)), [], None
     for other in beside.studies:
         label = label_of(other)
-        more = {f"{label}-{name}": table for name, table in tables_of_other(other, found).items()}
-        figures = {f"{label}-{name}": figure for name, figure in figures_of_other(other).items()}
-        others.append(Account(other, gather(other), list(more), list(figures)))
-        tables |= {name: replace(table, name=name) for name, table in more.items()}
+        made = (conclusions(other), side_by_side(other, found), changes_of_training(other))
+        more = [replace(table, name=f"{label}-{table.name}") for table in made if table is not None]
+        # How training goes, if that was its question, or differences.
+        shown = "stability" if variants_of(other.facts["spec"]) else "differences"
+        figures = {f"{label}-{name}": drawing for name, drawing in study_figures(other).items() if name == shown}
+        others.append(Account(other, gather(other), [table.name for table in more], list(figures)))
+        tables |= {table.name: table for table in more}
         drawn |= figures
     if beside.recovered:
         planted = planted_context(beside.recovered)
         tables |= planted_tables(beside.recovered)
-        drawn |= {"planted": planted_picture(beside.recovered)}
+        drawn |= {"planted": (recovery_figure(beside.recovered), render("paper.planted"))}
     blocks = write_blocks(own, people.tools, others, planted)
     keys = cited([*blocks["abstract"], *blocks["body"]])
     paper = Manuscript(
@@ -93,13 +102,6 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
         people=people,
     )
     return paper, {name: figure for name, (figure, _) in drawn.items()}
-
-
-def _people(folder: Path) -> People:
-    path = folder / "authors.txt"
-    if not path.exists():
-        write_atomically(path, source("authors.txt"))
-    return read_people(path.read_text(encoding="utf-8"))
 
 
 def _pictures(drawn: Mapping[str, Figure]) -> dict[str, bytes]:

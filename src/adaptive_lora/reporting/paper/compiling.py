@@ -63,10 +63,8 @@ def complaints_of(log: str) -> list[str]:
     """
     flat = re.sub(r"(?<=.{79})\n(?!\n)", "", log)
     found = [f"error: {text.strip()}" for text in re.findall(r"^! (.*)$", flat, re.M)]
-    found += re.findall(r"LaTeX Warning: ((?:Reference|Citation) .*? undefined)", flat)
-    found += re.findall(r"Package natbib Warning: (Citation .*? undefined)", flat)
-    found += re.findall(r"LaTeX Warning: (Label .*? multiply defined)", flat)
-    for width, place in re.findall(r"Overfull \\[hv]box \(([\d.]+)pt too (?:wide|high)\) ?(.*)", flat):
-        if float(width) > WIDEST_PT:
-            found.append(f"a box is {width} pt too wide: {place}")
+    warnings = r"(?:LaTeX|Package natbib) Warning: ((?:Reference|Citation|Label) .*? (?:undefined|multiply defined))"
+    found += re.findall(warnings, flat)
+    boxes = re.findall(r"Overfull \\[hv]box \(([\d.]+)pt too (?:wide|high)\) ?(.*)", flat)
+    found += [f"a box is {width} pt too wide: {place}" for width, place in boxes if float(width) > WIDEST_PT]
     return list(dict.fromkeys(found))

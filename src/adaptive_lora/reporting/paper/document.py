@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 LITERAL = ("\x02", "\x03")
 """Around words in which nothing is markup."""
@@ -21,7 +20,8 @@ LITERAL = ("\x02", "\x03")
 class Span:
     """A run of words of one nature."""
 
-    kind: Literal["text", "math", "code", "emphasis", "missing", "cite", "cite-text", "table", "figure"]
+    kind: str
+    """text, math, code, emphasis, missing, cite, citetext, table or figure."""
     content: str
     """For citations: keys, separated by commas."""
 
@@ -30,7 +30,8 @@ class Span:
 class Block:
     """A part of a section; `items` are those of a list, one paragraph has one."""
 
-    kind: Literal["heading", "subheading", "paragraph", "list", "equation", "table", "figure"]
+    kind: str
+    """heading, subheading, paragraph, list, equation, table or figure."""
     items: tuple[tuple[Span, ...], ...] = ()
     content: str = ""
     """Of an equation its mathematics, of a table or figure its name."""
@@ -38,7 +39,8 @@ class Block:
 
 _INLINE = re.compile(
     r"\x02(?P<text>[^\x03]*)\x03|\$(?P<math>[^$]+)\$|`(?P<code>[^`]+)`|\*(?P<emphasis>[^*\s][^*]*)\*|!!(?P<missing>.+?)!!"
-    r"|\[(?P<cite>@[\w-]+(?:; @[\w-]+)*)\]|(?<!\w)@(?P<citetext>[\w-]+)|\[\[(?P<ref>(?:table|figure):[\w-]+)\]\]"
+    r"|\[(?P<cite>@[\w-]+(?:; @[\w-]+)*)\]|(?<!\w)@(?P<citetext>[\w-]+)"
+    r"|\[\[(?:table:(?P<table>[\w-]+)|figure:(?P<figure>[\w-]+))\]\]"
 )
 
 
@@ -57,8 +59,8 @@ def _block(part: str) -> Iterator[Block]:
         level, _, words = lines[0].partition(" ")
         yield Block("heading" if level == "#" else "subheading", (read_spans(words),))
         lines = lines[1:]
-    elif found := re.fullmatch(r"::(table|figure) (\S+)", part.replace(LITERAL[0], "").replace(LITERAL[1], "")):
-        yield Block("table" if found.group(1) == "table" else "figure", content=found.group(2))
+    elif found := re.fullmatch(r"::(table|figure) (\S+)", _without_literals(part)):
+        yield Block(found[1], content=found[2])
         return
     if lines and lines[0].startswith("- "):
         items = re.split(r"(?:^|\n)- ", "\n".join(lines))[1:]
@@ -71,28 +73,16 @@ def read_spans(text: str) -> tuple[Span, ...]:
     """The spans of a paragraph; line ends are spaces.
 
     >>> [span.kind for span in read_spans("*A* of $x$ as in @hu2022lora and [@hu2022lora; @holm1979simple].")]
-    ['emphasis', 'text', 'math', 'text', 'cite-text', 'text', 'cite', 'text']
+    ['emphasis', 'text', 'math', 'text', 'citetext', 'text', 'cite', 'text']
     """
     flat, spans, end = re.sub(r"\s+", " ", text).strip(), [], 0
     for found in _INLINE.finditer(flat):
-        spans += [Span("text", flat[end : found.start()]), _span(str(found.lastgroup), found[str(found.lastgroup)])]
+        kind, content = str(found.lastgroup), found[str(found.lastgroup)]
+        if kind == "cite":
+            content = content.replace("@", "").replace("; ", ",")
+        spans += [Span("text", flat[end : found.start()]), Span(kind, _without_literals(content))]
         end = found.end()
     return tuple(span for span in (*spans, Span("text", flat[end:])) if span.content)
-
-
-def _span(group: str, content: str) -> Span:
-    match group:
-        case "ref":
-            what, _, name = content.partition(":")
-            return Span("table" if what == "table" else "figure", name)
-        case "cite":
-            return Span("cite", content.replace("@", "").replace("; ", ","))
-        case "citetext":
-            return Span("cite-text", content)
-        case "math" | "code" | "emphasis" | "missing":
-            return Span(group, _without_literals(content))
-        case _:
-            return Span("text", content)
 
 
 def _without_literals(text: str) -> str:
@@ -107,5 +97,5 @@ def words_of(blocks: Sequence[Block]) -> int:
 
 def cited(blocks: Sequence[Block]) -> list[str]:
     """Keys of works in the order they are first cited."""
-    spans = [span for block in blocks for item in block.items for span in item if span.kind in ("cite", "cite-text")]
+    spans = [span for block in blocks for item in block.items for span in item if span.kind in ("cite", "citetext")]
     return list(dict.fromkeys(key for span in spans for key in span.content.split(",")))

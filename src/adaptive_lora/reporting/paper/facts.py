@@ -55,10 +55,6 @@ class Facts(dict[str, Fact]):
     def __missing__(self, name: str) -> Fact:
         raise PaperError(f"The text needs the fact `{name}`, which the study does not have.")
 
-    def for_templates(self) -> dict[str, Any]:
-        """`n("x")` writes a fact, `count("x")` is its value, `has("x")` says whether there is one."""
-        return {"n": lambda x: self[x].text, "count": lambda x: self[x].value, "has": lambda x: x in self}
-
 
 def _plain(value: Any) -> Value | None:
     if value is None or isinstance(value, Interval):

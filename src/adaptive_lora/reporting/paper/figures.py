@@ -9,7 +9,6 @@ from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.rates import rate_curves
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.templating import render
-from adaptive_lora.stats.variants import variants_of
 
 
 def study_figures(found: Findings) -> dict[str, tuple[Figure, str]]:
@@ -22,9 +21,3 @@ def study_figures(found: Findings) -> dict[str, tuple[Figure, str]]:
     caption = render("captions.stability_map", found.baseline, margin)
     drawn["stability"] = break_map(steady, found.baseline, margin, chosen), caption
     return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
-
-
-def figures_of_other(found: Findings) -> dict[str, tuple[Figure, str]]:
-    """Of a study beside another one: how training goes, if that was its question, or differences."""
-    wanted = "stability" if variants_of(found.facts["spec"]) else "differences"
-    return {name: made for name, made in study_figures(found).items() if name == wanted}

@@ -66,8 +66,7 @@ def _latex_table(table: Table) -> Markup:
     pages = []
     for start in range(0, max(len(table.rows), 1), ROWS_A_PAGE):
         part = replace(table, rows=table.rows[start : start + ROWS_A_PAGE])
-        if start:
-            part = replace(part, title=f"{table.title}, continued", caption="")
+        part = replace(part, title=f"{table.title}, continued", caption="") if start else part
         text = to_latex(part).replace("% \\usepackage{booktabs}\n", "")
         text = text.replace("\\begin{table}\n", "\\begin{table}[tbp]\n\\small\n")
         text = text.replace("\\begin{tabular}", "\\fitted{\\begin{tabular}")

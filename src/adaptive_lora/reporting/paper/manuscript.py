@@ -48,12 +48,7 @@ def read_people(text: str) -> People:
     >>> read_people("author: A. B. Meyer | Somewhere\\ntools: none").authors
     (Author(name='A. B. Meyer', affiliation='Somewhere'),)
     """
-    authors, tools = [], ""
-    for line in text.splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "author" and value.strip():
-            name, _, affiliation = value.partition("|")
-            authors.append(Author(name.strip(), affiliation.strip()))
-        elif key.strip() == "tools":
-            tools = value.strip()
-    return People(tuple(authors), tools)
+    said = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())]
+    authors = [value.partition("|") for key, value in said if key == "author" and value]
+    tools = [value for key, value in said if key == "tools"]
+    return People(tuple(Author(name.strip(), place.strip()) for name, _, place in authors), tools[-1] if tools else "")

@@ -6,9 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from adaptive_lora.reporting.figures.recovery import recovery_figure
 from adaptive_lora.reporting.paper.tables import narrowed
 from adaptive_lora.reporting.recovered import Recovered, recovery_caption, recovery_table
 from adaptive_lora.reporting.tables import Table
@@ -59,8 +56,3 @@ def planted_tables(found: Recovered) -> Mapping[str, Table]:
         title, caption = f"{table.title}: other truths", render("paper.planted_spread")
         tables["planted-spread"] = replace(kept, name="planted-spread", title=title, caption=caption)
     return tables
-
-
-def planted_picture(found: Recovered) -> tuple[Figure, str]:
-    """The figure with its caption."""
-    return recovery_figure(found), render("paper.planted")

@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from adaptive_lora.errors import PaperError, StrategyError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
-from adaptive_lora.reporting.findings import Findings, lock_of
+from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.other_studies import label_of
-from adaptive_lora.reporting.paper.study_facts import contenders, winners
-from adaptive_lora.reporting.paper.text_environment import Ours, text_environment
-from adaptive_lora.reporting.templating import render, render_all
+from adaptive_lora.reporting.paper.study_facts import winners
+from adaptive_lora.reporting.paper.text_environment import text_environment
+from adaptive_lora.reporting.templating import render
+from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
+from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
+from adaptive_lora.stats.power import power_by_arm
+from adaptive_lora.stats.run_table import Comparison
+from adaptive_lora.stats.stability import summaries
 from adaptive_lora.stats.variants import variants_of
 from adaptive_lora.stats.verdicts import Verdict
 
@@ -49,9 +55,19 @@ class Account:
 
     def context(self) -> dict[str, Any]:
         """What templates know of it."""
+        several = len(self.found.facts["spec"]["budgets"]) > 1  # controls, which may have others, have telling names
+
+        def named(what: Comparison | ArmSummary | AtEqualCompute) -> str:
+            return f"{what.arm} at {what.budget}" if several else what.arm
+
         return {
-            **self.facts.for_templates(), **_judged(self.found), **_setup(self.found, self.facts),
-            **_controls(self.found), "tables": self.tables, "figures": self.figures,
+            # n("x") writes a fact, count("x") is its value, has("x") says whether there is one.
+            "n": lambda name: self.facts[name].text,
+            "count": lambda name: self.facts[name].value,
+            "has": self.facts.__contains__,
+            "found": self.found, "tables": self.tables, "figures": self.figures,
+            "named": named, "several_budgets": several, "listed": listed,
+            **_setup(self.found), **_judged(self.found, named), **_controls(self.found), **_extremes(self.found),
         }  # fmt: skip
 
 
@@ -60,14 +76,14 @@ def write_blocks(
 ) -> dict[str, list[Block]]:
     """`title`, `abstract`, and all else under `body`; `planted` as `planted_context` gives it."""
     main, template = own.context(), text_environment().get_template
-    others = [{**account.context(), "own": Ours(label_of(account.found)), "main": main} for account in beside]
+    others = [{**account.context(), "own": Markup(label_of(account.found)), "main": main} for account in beside]
     models = list(dict.fromkeys([account.facts["model"].text for account in (own, *beside)]))
     elsewhere = [f"{c['name']} in {other['n']('study')}" for other in others for c in other["better"]]
-    wider = {"others": others, "better_elsewhere": elsewhere, "models": models, "planted": planted, "tools": tools}
-    context = {**main, **wider}
+    context = {**main, "others": others, "better_elsewhere": elsewhere, "models": models, "planted": planted,
+               "tools": tools}  # fmt: skip
     try:
         for other in others:
-            other["text"] = Ours(_OWN.sub(rf"\g<1>{other['own']}-", template("other.txt").render(other)))
+            other["text"] = Markup(_OWN.sub(rf"\g<1>{other['own']}-", template("other.txt").render(other)))
         text = {name: template(f"{name}.txt").render(context) for name in ("title", "abstract", *PARTS)}
     except jinja2.UndefinedError as error:
         raise PaperError(f"The text needs what the study does not have: {error}.") from None
@@ -78,38 +94,28 @@ def write_blocks(
     }
 
 
-def _setup(found: Findings, facts: Facts) -> dict[str, Any]:
+def _setup(found: Findings) -> dict[str, Any]:
     """What was planned, on what it was trained, and what else is known of it."""
-    spec, own = found.facts["spec"], contenders(found)
+    spec, own = found.facts["spec"], found.contenders
     judged = {comparison.arm for comparison in found.judged}
-    model, data = (str(found.facts[part][name]).lower() for part, name in (("model", "name"), ("data", "source")))
     strategies = [name for name in dict.fromkeys(arm["strategy"] for arm in spec["arms"]) if name in STRATEGIES]
     return {
-        "listed": listed,
-        "found": found,
         "budgets": list(spec["budgets"]),
         "strategies": strategies,
         "measuring": [name for name in strategies if name not in ("shuffled", "inverted")
                       and STRATEGIES[name].needs(STRATEGIES[name].options())],
         "summary": lambda name: STRATEGIES[name].summary,
         "options_of": functools.partial(_options_of, spec["arms"]),
-        "contenders": own,
         # Fixed ranks that are a hypothesis cost what the baseline costs; the others have a size of their own.
         "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None and arm["name"] not in judged],
-        "retreats": [f"{arm.arm}@{arm.budget}" for arm in found.arms if arm.same and arm.arm in own],
+        "retreats": [arm for arm in found.arms if arm.same and arm.arm in own],
         "winners": winners(found, spec["budgets"][0], own),
-        "tuned": facts["runs.tuning"].value != 0,
-        "edges": [render("rates.at_edge", edge) for edge in found.edges],
-        "worth_remarks": render_all("comparisons.no_parameter_equivalents", found),
         "licence": render("study.licence", found.facts["data"]).rstrip("."),
-        "alpaca": "alpaca" in data,
-        "gsm8k": "gsm8k" in data,
-        "dialogpt": "dialogpt" in model,
-        "stories": "stories" in model or "babyllama" in model,
+        "model_name": str(found.facts["model"]["name"]).lower(),
+        "source": str(found.facts["data"]["source"]).lower(),
         "variants": bool(variants_of(spec)),
         "training": _training(found),
         "in_bank": any("bank" in str(engine) for engine in found.runs["engine"].dropna()),
-        "scaling": spec["scaling"]["rule"],
     }  # fmt: skip
 
 
@@ -131,47 +137,48 @@ def _training(found: Findings) -> Mapping[str, Any]:
     }
 
 
-def _judged(found: Findings) -> dict[str, Any]:
-    """Comparisons by their verdict; equivalent ones by what the assay of their budget says, open ones by why."""
-    budgets = found.facts["spec"]["budgets"]
-    named = functools.partial(_named, several=len(budgets) > 1)
+def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, Any]:
+    """Comparisons by their verdict, open ones by why, and budgets by what their assay says."""
     outcomes: list[dict[str, Any]] = [
-        {"key": f"{c.arm}@{c.budget}.verdict", "name": named(f"{c.arm}@{c.budget}"), "budget": c.budget, "judged": j,
-         "verdict": str(j.verdict), "diverged": render("comparisons.diverged", j.diverged_pairs)}
-        for c, j in found.judged.items()
-    ]  # fmt: skip
-    by_verdict = {str(verdict): [o for o in outcomes if o["verdict"] == verdict] for verdict in Verdict}
-    same, undecided = by_verdict[Verdict.EQUIVALENT], by_verdict[Verdict.UNDECIDED]
+        {"name": named(c), "budget": c.budget, "judged": judged} for c, judged in found.judged.items()
+    ]
+    undecided = [(named(c), j) for c, j in found.judged.items() if j.verdict is Verdict.UNDECIDED]
     tells, blind, unknown = ([a.budget for a in found.assays if a.sensitive is known] for known in (True, False, None))
     return {
-        **by_verdict,
-        "primary": outcomes,
-        "several_budgets": len(budgets) > 1,
-        "named": named,
-        "assays": found.assays,
-        "unsettled": [o["name"] for o in undecided if o["judged"].equivalence_interval and not o["diverged"]],
-        "survivors": [o["name"] for o in undecided if o["diverged"]],
+        **{str(verdict): [o for o in outcomes if o["judged"].verdict is verdict] for verdict in Verdict},
+        "unsettled": [name for name, j in undecided if j.equivalence_interval and not j.diverged_pairs.any],
+        "survivors": [name for name, j in undecided if j.diverged_pairs.any],
         "tells": tells,
         "cannot_tell": blind,
         "unknown": unknown,
-        "untested": untested_budgets(list(budgets), found.assays),
-        "sensed": [o["name"] for o in same if o["budget"] in tells],
-        "unsensed": [o["name"] for o in same if o["budget"] in blind],
-        "unsure": [o["name"] for o in same if o["budget"] not in tells + blind],
+        "untested": untested_budgets(found.facts["spec"]["budgets"], found.assays),
     }
 
 
 def _controls(found: Findings) -> dict[str, Any]:
-    controls: Mapping[str, Any] = lock_of(found.facts).get("controls", {})
-    by_chance, compute = list(controls.get("arms", {})), controls.get("compute", {})
+    by_chance, compute = list(found.lock["controls"]["arms"]), found.lock["controls"]["compute"]
     longer = [arm for arm in found.compared if arm.arm in compute.values()]
     return {
         "controls": by_chance,
-        "compute": [f"compute.{arm}@{budget}" for arm in compute for budget in found.facts["spec"]["budgets"]],
+        "equal_compute": at_equal_compute(found.runs, compute),
         # Longer trained baselines that are worse for it, with the whole 95 % interval.
-        "overtrained": [f"{a.arm}@{a.budget}" for a in longer if a.difference and (a.difference.low or 0.0) > 0],
-        "twins": bool(controls.get("twin")),
+        "overtrained": [arm for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0],
         "chance": _beside_chance(found, by_chance),
+    }
+
+
+def _extremes(found: Findings) -> dict[str, Any]:
+    """The study's own arms with the lowest and the highest difference, and what stands in the middle or out."""
+    own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.over_seeds.mean)
+    arms = {(arm.arm, arm.budget): arm for arm in found.arms}
+    powers = sorted(power_by_arm(found.arms, found.design), key=lambda power: power.sd)
+    unsteady = [s for s in summaries(found.stability) if s.excess is not None and s.excess.low is not None]
+    return {
+        "best": arms[own[0].arm, own[0].budget],
+        "best_size": own[0],
+        "worst": arms[own[-1].arm, own[-1].budget],
+        "typical": powers[len(powers) // 2] if powers else None,
+        "least_steady": max(unsteady, key=lambda s: s.excess.mean if s.excess else 0.0, default=None),
     }
 
 
@@ -182,7 +189,7 @@ def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, lis
             if a.difference and a.difference.low is not None and a.difference.high is not None}  # fmt: skip
     for (name, budget), (low, high) in ends.items():
         others = [ends[control, budget] for control in controls if (control, budget) in ends]
-        if others and name in contenders(found):
+        if others and name in found.contenders:
             seen["above"] += [found.named(name, budget)] * (low > max(end for _, end in others))
             seen["below"] += [found.named(name, budget)] * (high < min(end for end, _ in others))
     return seen
@@ -201,8 +208,3 @@ def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str
             if shown := {k: v for k, v in options.items() if v is not None and k not in hidden}:
                 found[arm["name"]] = shown
     return found
-
-
-def _named(key: str, several: bool) -> str:
-    """ARM@BUDGET in words; `several` is of budgets asked for, since controls are known by their names."""
-    return key.replace("@", " at ") if several else key.split("@")[0]

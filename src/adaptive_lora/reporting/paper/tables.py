@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence, sections
-from adaptive_lora.reporting.paper.study_facts import contenders
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
@@ -50,12 +49,6 @@ def narrowed(table: Table, names: tuple[str, ...]) -> Table:
     return replace(table, columns=tuple(table.columns[i] for i in kept), rows=rows, caption=caption)
 
 
-def tables_of_other(found: Findings, main: Findings) -> dict[str, Table]:
-    """Name -> table, of a study that a paper reports beside its own."""
-    made = (conclusions(found), side_by_side(found, main), changes_of_training(found))
-    return {table.name: table for table in made if table is not None}
-
-
 def changes_of_training(found: Findings) -> Table | None:
     """What each change of scaling or training does where training breaks with it or without it."""
     every = found.stability_findings.variants
@@ -65,19 +58,16 @@ def changes_of_training(found: Findings) -> Table | None:
         Column("difference", "loss less that without", "interval", "+.3f"),
         Column("effect", "effect", "text"),
     )
-    cells: list[tuple[Cell, ...]] = [
-        (render("stability.differences", c.variant), c.variant.of, c.changed.budget, c.learning_rate,
-         c.against.difference, render("stability.effect", c))
+    rows = tuple(
+        Row((render("stability.differences", c.variant), c.variant.of, c.changed.budget, c.learning_rate,
+             c.against.difference, render("stability.effect", c)), arm=c.changed.arm)
         for c in every
-    ]  # fmt: skip
-    rows = tuple(Row(own, arm=c.changed.arm) for own, c in zip(cells, every, strict=True))
-    caption = render("paper.changes", len(every))
-    return Table("changes", "What moves a break", columns, rows, caption) if every else None
+    )  # fmt: skip
+    return Table("changes", "What moves a break", columns, rows, render("paper.changes", len(every))) if every else None
 
 
 def conclusions(found: Findings) -> Table:
     """What a study says of every arm, in one table."""
-    verdicts = {(c.arm, c.budget): render("comparisons.verdict", j) for c, j in found.judged.items()}
     columns = (
         Column("arm", "arm", "text"),
         Column("budget", "budget", "text", optional=True),
@@ -87,44 +77,44 @@ def conclusions(found: Findings) -> Table:
         Column("difference", f"minus {found.baseline}", "interval", "+.4f"),
         Column("verdict", "verdict", "text", optional=True),
     )
-    cells: list[tuple[Cell, ...]] = [
-        (arm.arm, arm.budget if found.several_budgets else None, max(arm.trainable_parameters, default=None),
-         arm.learning_rate, arm.loss.mean if arm.loss else None, arm.difference, verdicts.get((arm.arm, arm.budget)))
-        for arm in found.arms
-    ]  # fmt: skip
-    rows = tuple(Row(own, arm=arm.arm, marked=arm.is_baseline) for own, arm in zip(cells, found.arms, strict=True))
+    rows = []
+    for arm in found.arms:
+        budget, size = arm.budget if found.several_budgets else None, max(arm.trainable_parameters, default=None)
+        judged = found.judgement(arm.arm, arm.budget)
+        own = (arm.arm, budget, size, arm.learning_rate, arm.loss.mean if arm.loss else None, arm.difference)
+        verdict = render("comparisons.verdict", judged) if judged else None
+        rows.append(Row((*own, verdict), arm=arm.arm, marked=arm.is_baseline))
     caption = render("paper.conclusions", len(found.facts["spec"]["seeds"]["evaluation"]))
-    return Table("conclusions", f"The study {found.facts['name']}", columns, rows, caption)
+    return Table("conclusions", f"The study {found.facts['name']}", columns, tuple(rows), caption)
 
 
 def side_by_side(found: Findings, main: Findings) -> Table | None:
     """Arms that two studies of one model and one source of data share, by name; None where there are none, or where the
     other study has several budgets, so that a name is not one arm.
     """
-    names = set(contenders(found)) & set(contenders(main))
+    names = set(found.contenders) & set(main.contenders)
     shared = [size for size in found.sizes if size.arm in names]
     tasks = [(*map(f.facts["model"].get, ("name", "revision")), f.facts["data"]["source"]) for f in (found, main)]
     if not shared or found.several_budgets or tasks[0] != tasks[1]:
         return None
-    differences = {(arm.arm, arm.budget): arm.difference for arm in main.arms}
-    verdicts = {(c.arm, c.budget): str(j.verdict) for c, j in main.judged.items()}
-    budgets = main.facts["spec"]["budgets"]
-    rows = []
-    for size in shared:
-        n = size.over_seeds.n
-        own = (size.arm, Interval(size.over_seeds.mean, None, None, n, 0.95), f"{size.improvement.mean * n:g} of {n}")
-        here = [cell for b in budgets for cell in (differences.get((size.arm, b)), verdicts.get((size.arm, b)))]
-        rows.append(Row((*own, *here), arm=size.arm))
+    there, here, budgets = found.facts["name"], main.facts["name"], main.facts["spec"]["budgets"]
     columns = [
         Column("arm", "arm", "text"),
-        Column("difference", f"{found.facts['name']}: mean", "interval", "+.4f"),
+        Column("difference", f"{there}: mean", "interval", "+.4f"),
         Column("wins", "seeds lower", "text"),
     ]
     for budget in budgets:
         suffix = f"_{budget.replace(':', '_')}"
-        columns += [
-            Column(f"difference{suffix}", f"{main.facts['name']}, {budget}", "interval", "+.4f"),
-            Column(f"verdict{suffix}", "verdict", "text", optional=True),
-        ]
+        columns.append(Column(f"difference{suffix}", f"{here}, {budget}", "interval", "+.4f"))
+        columns.append(Column(f"verdict{suffix}", "verdict", "text", optional=True))
+    differences = {(arm.arm, arm.budget): arm.difference for arm in main.arms}
+    rows = []
+    for size in shared:
+        n, mean = size.over_seeds.n, Interval(size.over_seeds.mean, None, None, size.over_seeds.n, 0.95)
+        cells: list[Cell] = [size.arm, mean, f"{size.improvement.mean * n:g} of {n}"]
+        for budget in budgets:
+            judged = main.judgement(size.arm, budget)
+            cells += [differences.get((size.arm, budget)), str(judged.verdict) if judged else None]
+        rows.append(Row(tuple(cells), arm=size.arm))
     caption = render("paper.side_by_side", found, main)
     return Table("against", "The same arms in two studies", tuple(columns), tuple(rows), caption)

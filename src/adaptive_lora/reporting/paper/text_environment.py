@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting import templating
 from adaptive_lora.reporting.escaping import visible
 from adaptive_lora.reporting.paper.document import LITERAL
-from adaptive_lora.reporting.paper.facts import Fact, Value
+from adaptive_lora.reporting.paper.facts import NATS, Fact, Value
 
 _MARKS = {
     "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>",
@@ -21,34 +21,26 @@ _MARKS = {
 }  # fmt: skip
 
 
-class Ours(str):
-    """Text that a template of ours has made, markup and all."""
-
-
 def environment(finalize: Callable[[Any], Any], autoescape: bool = False) -> jinja2.Environment:
     """Of the templates in `text`; `finalize` makes what an expression prints safe."""
     made = templating.environment("paper/text", autoescape=autoescape, finalize=finalize, **_MARKS)
     made.filters["value"] = value
+    made.globals.update(nats=NATS, render=templating.render, render_all=templating.render_all)
     return made
 
 
 def value(known: Value | None, form: str = "", unit: str = "") -> str:
     """A value that must be there, written as a fact is."""
     if known is None:
-        raise PaperError("The text needs a value that the comparison on planted models does not have.")
+        raise PaperError("The text needs a value that the results do not have.")
     return Fact(known, form, unit).text
 
 
 @functools.cache
 def text_environment() -> jinja2.Environment:
-    """Whatever it prints is words in which nothing is markup."""
+    """Whatever it prints is words in which nothing is markup, but for `Markup` of our own."""
     return environment(finalize=_literal)
 
 
 def _literal(value: Any) -> str:
-    return value if isinstance(value, Ours) else f"{LITERAL[0]}{visible(str(value), 2000)}{LITERAL[1]}"
-
-
-def source(name: str) -> str:
-    """A file of `text` as it is."""
-    return resources.files(__package__ or "").joinpath("text", name).read_text(encoding="utf-8")
+    return value if isinstance(value, Markup) else f"{LITERAL[0]}{visible(str(value), 2000)}{LITERAL[1]}"
