@@ -39,7 +39,7 @@ def test_an_arm_that_no_rate_trains_is_named_everywhere(tmp_path: Path) -> None:
     folder = make_study(tmp_path / "study", Made({"uniform": 0.0, "linear-decay": -0.03, "empirical": 0.0}, rates=GRID))
     without_a_rate(folder, "empirical")
     text = paper_of(folder)
-    assert "No rate looked at trains empirical at rank:4: at each of them a run diverged" in text
+    assert "No rate that was tried trains empirical at rank:4: at each of them a run diverged" in text
     assert "No arm is shown to break" not in text and "no arm does" not in text
     with contextlib.closing(open_to_read(folder)) as ledger:
         found = read_findings(ledger)
