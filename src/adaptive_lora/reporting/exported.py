@@ -8,8 +8,8 @@ records. What is in neither is missing.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +24,15 @@ from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.open_ledger import open_to_read
-from adaptive_lora.study.results import COST_COLUMNS, export, exported_table, read_export, whole_export
+from adaptive_lora.study.results import (
+    COST_COLUMNS,
+    CURVE_COLUMNS,
+    RANK_COLUMNS,
+    export,
+    exported_table,
+    read_export,
+    whole_export,
+)
 
 RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "level", "tokens")
 """Arm minus baseline in nats per token, its interval over test records at `level`, and their completion tokens."""
@@ -44,10 +52,7 @@ def export_study(folder: Path, to: Path) -> list[Path]:
 def export_all(ledger: Ledger, folder: Path) -> list[Path]:
     """`study.results.export`, and the tables that tell what only the whole ledger can."""
     found = read_findings(ledger)
-    rows = [
-        (arm, budget, interval.mean, interval.low, interval.high, interval.n, interval.level, tokens)
-        for (arm, budget), (interval, tokens) in found.over_records.items()
-    ]
+    rows = [(*key, i.mean, i.low, i.high, i.n, i.level, tokens) for key, (i, tokens) in found.over_records.items()]
     tables = {
         "costs.csv": found.costs,
         "stability.csv": found.stability,
@@ -62,48 +67,48 @@ def export_all(ledger: Ledger, folder: Path) -> list[Path]:
 def open_findings(folder: Path) -> Iterator[Findings]:
     """Of a study folder, or of one that `export_study` wrote; StudyFolderError where it is neither."""
     if (ledger := open_recorded(folder)) is None:
-        facts, runs = read_export(folder)
         with whole_export(folder):
-            found = findings_of(facts, runs, _OfText(folder))
+            found = findings_of(*read_export(folder), folder, FindingsOfText)
         yield found
         return
     with contextlib.closing(ledger):
         yield read_findings(ledger)
 
 
-@dataclass(frozen=True)
-class _OfText:
-    """An export's tables."""
+class FindingsOfText(Findings):
+    """An export without its archive, by its tables."""
 
-    folder: Path
-
-    def table(self, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
-        return exported_table(self.folder, name, columns)
-
-    def _with_ids(self, table: pd.DataFrame) -> pd.DataFrame:
-        arm, budget, seed = (table[key].astype(str) for key in ("arm", "budget", "seed"))
-        return table.assign(run_id=arm + "/" + budget + "/" + seed)
-
+    @functools.cached_property
     def ranks(self) -> pd.DataFrame:
-        return self._with_ids(self.table("ranks", ("phase", "arm", "budget", "seed", "module", "kind", "depth", "rank",
-                                                   "scaling", "parameters", "score", "update")))  # fmt: skip
+        return _with_ids(exported_table(self.source, "ranks", RANK_COLUMNS))
 
+    @functools.cached_property
     def curves(self) -> pd.DataFrame:
-        return self._with_ids(self.table("curves", ("arm", "budget", "seed", "step", "loss", "gradient_norm",
-                                                    "learning_rate", "tokens")))  # fmt: skip
+        return _with_ids(exported_table(self.source, "curves", CURVE_COLUMNS))
 
+    @functools.cached_property
     def costs(self) -> pd.DataFrame:
-        return self.table("costs", COST_COLUMNS).astype({"measure_seconds": float, "score_bytes": float})
+        costs = exported_table(self.source, "costs", COST_COLUMNS)
+        return costs.astype({"measure_seconds": float, "score_bytes": float})
 
-    def stability(self, found: Findings) -> pd.DataFrame:
-        return self.table("stability", STABILITY_COLUMNS).astype({"diverged": bool, "spikes": "Int64"})
+    @functools.cached_property
+    def stability(self) -> pd.DataFrame:
+        return exported_table(self.source, "stability", STABILITY_COLUMNS).astype({"diverged": bool, "spikes": "Int64"})
 
-    def over_records(self, found: Findings) -> OverRecords:
-        answers: dict[tuple[str, str], tuple[Interval, int]] = {}
-        for arm, budget, difference, low, high, records, level, tokens in self.table("records", RECORD_COLUMNS).values:
+    @functools.cached_property
+    def over_records(self) -> OverRecords:
+        found: dict[tuple[str, str], tuple[Interval, int]] = {}
+        rows = exported_table(self.source, "records", RECORD_COLUMNS).values
+        for arm, budget, difference, low, high, records, level, tokens in rows:
             interval = Interval(float(difference), float(low), float(high), int(records), float(level), "test records")
-            answers[(str(arm), str(budget))] = interval, int(tokens)
-        return answers
+            found[str(arm), str(budget)] = interval, int(tokens)
+        return found
 
-    def period(self) -> tuple[float, float] | None:
+    @property
+    def period(self) -> None:
         return None
+
+
+def _with_ids(table: pd.DataFrame) -> pd.DataFrame:
+    arm, budget, seed = (table[key].astype(str) for key in ("arm", "budget", "seed"))
+    return table.assign(run_id=arm + "/" + budget + "/" + seed)

@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 
@@ -28,10 +28,10 @@ from adaptive_lora.study.status import StudyStatus, status_of
 
 @dataclass(frozen=True)
 class Findings:
-    """A study, as page, paper, memory bank and terminal report it."""
+    """A study, as page, paper, memory bank and terminal report it; without a ledger a `FindingsOfText`."""
 
-    source: Source
-    """For what is read when it is asked for."""
+    source: Any
+    """For what is read when it is asked for: the open ledger, or the folder of an export."""
     facts: Mapping[str, Any]
     runs: pd.DataFrame
     """`RUN_COLUMNS`, every run."""
@@ -54,17 +54,17 @@ class Findings:
     @functools.cached_property
     def ranks(self) -> pd.DataFrame:
         """`ranks_table` of the study."""
-        return self.source.ranks()
+        return ranks_table(self.source)
 
     @functools.cached_property
     def curves(self) -> pd.DataFrame:
         """`curves_table` of the evaluation runs; an export has every tenth step."""
-        return self.source.curves()
+        return curves_table(self.source)
 
     @functools.cached_property
     def costs(self) -> pd.DataFrame:
         """`costs_table` of the study."""
-        return self.source.costs()
+        return costs_table(self.source)
 
     @functools.cached_property
     def sizes(self) -> Sequence[EffectSize]:
@@ -74,7 +74,9 @@ class Findings:
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
         """`stability_table` of all runs."""
-        return self.source.stability(self)
+        curves = pd.concat([curves_table(self.source, Phase.TUNING), self.curves], ignore_index=True)
+        limit = self.facts["spec"]["train"]["max_grad_norm"]
+        return stability_table(self.runs, curves, limit, self.baseline, self.ranks)
 
     @functools.cached_property
     def stability_findings(self) -> StabilityFindings:
@@ -98,7 +100,14 @@ class Findings:
     @functools.cached_property
     def over_records(self) -> OverRecords:
         """`record_intervals` of the study."""
-        return self.source.over_records(self)
+        return record_intervals(self.source.by_record, self.runs, self.arms, self.baseline)
+
+    @property
+    def period(self) -> tuple[float, float] | None:
+        """Start of the first and end of the last run, seconds since 1970; None where not recorded."""
+        runs = self.source.runs()
+        begun, ended = ([run[key] for run in runs if run[key]] for key in ("started", "finished"))
+        return (min(begun), max(ended)) if begun and ended else None
 
     @property
     def analysis(self) -> Mapping[str, Any]:
@@ -167,60 +176,18 @@ class Findings:
         return frozen_loss(self.runs)
 
 
-class Source(Protocol):
-    """A ledger, or its exported text, read when it is asked; `curves` are those of the evaluation runs, `period` start
-    and end of all runs in seconds since 1970, None where not recorded.
-    """
-
-    def ranks(self) -> pd.DataFrame: ...
-    def curves(self) -> pd.DataFrame: ...
-    def costs(self) -> pd.DataFrame: ...
-    def stability(self, found: Findings) -> pd.DataFrame: ...
-    def over_records(self, found: Findings) -> OverRecords: ...
-    def period(self) -> tuple[float, float] | None: ...
-
-
-@dataclass(frozen=True)
-class _OfLedger:
-    """A study folder's ledger."""
-
-    ledger: Ledger
-
-    def ranks(self) -> pd.DataFrame:
-        return ranks_table(self.ledger)
-
-    def curves(self) -> pd.DataFrame:
-        return curves_table(self.ledger)
-
-    def costs(self) -> pd.DataFrame:
-        return costs_table(self.ledger)
-
-    def stability(self, found: Findings) -> pd.DataFrame:
-        curves = pd.concat([curves_table(self.ledger, Phase.TUNING), found.curves], ignore_index=True)
-        limit = found.facts["spec"]["train"]["max_grad_norm"]
-        return stability_table(found.runs, curves, limit, found.baseline, found.ranks)
-
-    def over_records(self, found: Findings) -> OverRecords:
-        return record_intervals(self.ledger.by_record, found.runs, found.arms, found.baseline)
-
-    def period(self) -> tuple[float, float] | None:
-        runs = self.ledger.runs()
-        begun, ended = ([run[key] for run in runs if run[key]] for key in ("started", "finished"))
-        return (min(begun), max(ended)) if begun and ended else None
-
-
 def read_findings(ledger: Ledger) -> Findings:
     """From a ledger."""
-    return findings_of(ledger.facts(), runs_table(ledger), _OfLedger(ledger))
+    return findings_of(ledger.facts(), runs_table(ledger), ledger)
 
 
-def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Source) -> Findings:
+def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: type[Findings] = Findings) -> Findings:
     """From facts and runs, of a ledger or of an export."""
     facts = _completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
     arms = summarise(runs, analysis["baseline"])
     judged = judge_primary(arms, facts["lock"]["primary"], analysis)
-    return Findings(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
+    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
 
 
 def _completed(facts: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
@@ -73,13 +72,17 @@ class Results:
         Comparisons that the study did not name beforehand are `exploratory`: no test, no verdict.
         """
         with open_findings(self.folder) as found:
-            rows = [_judged(comparison, judged) for comparison, judged in found.judged.items()]
-            for arm in found.arms:
-                if arm.difference is not None and Comparison(arm.arm, arm.budget) not in found.judged:
-                    own = {"arm": arm.arm, "budget": arm.budget, "family": "exploratory"}
-                    rows.append(
-                        {**own, **_interval(arm.difference), "n": arm.difference.n, "mean": arm.difference.mean}
-                    )
+            rows: list[tuple[Any, ...]] = [
+                (c.arm, c.budget, "primary", j.n, j.mean, *_ends(j.interval), j.p, j.adjusted_p,
+                 *_ends(j.equivalence_interval), j.equivalence_p, str(j.verdict), j.needed)
+                for c, j in found.judged.items()
+            ]  # fmt: skip
+            rows += [
+                (arm.arm, arm.budget, "exploratory", arm.difference.n, arm.difference.mean, *_ends(arm.difference),
+                 *[None] * len(JUDGED_COLUMNS[7:]))
+                for arm in found.arms
+                if arm.difference is not None and Comparison(arm.arm, arm.budget) not in found.judged
+            ]  # fmt: skip
         return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS)).astype({"seeds_needed": "Int64"})
 
 
@@ -101,34 +104,15 @@ def report(path: str | Path, out: str | Path | None = None) -> Path:
         return write_report(found, folder if out is None else Path(out))
 
 
-def _judged(comparison: Comparison, judged: Judgement) -> dict[str, Any]:
-    return {
-        "arm": comparison.arm,
-        "budget": comparison.budget,
-        "family": "primary",
-        "n": judged.n,
-        "mean": judged.mean,
-        **_interval(judged.interval),
-        "p": judged.p,
-        "adjusted_p": judged.adjusted_p,
-        **_interval(judged.equivalence_interval, "equivalence_"),
-        "equivalence_p": judged.equivalence_p,
-        "verdict": str(judged.verdict),
-        "seeds_needed": judged.needed,
-    }
-
-
-def _interval(interval: Interval | None, prefix: str = "") -> dict[str, float | None]:
-    ends = (None, None) if interval is None else (interval.low, interval.high)
-    return dict(zip((f"{prefix}low", f"{prefix}high"), ends, strict=True))
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (interval.low, interval.high)
 
 
 def records_table(ledger: Ledger) -> pd.DataFrame:
     """Every finished run's and the base model's (`base`) loss on each record of a split."""
     parts = []
     for run_id, split in ledger.totals():
-        found = ledger.by_record(run_id, split)
-        if found is not None:
-            rows = {"run_id": run_id, "split": split, "record": range(len(found.nll))}
-            parts.append(pd.DataFrame({**rows, "nll": found.nll, "tokens": found.tokens}))
+        if (found := ledger.by_record(run_id, split)) is not None:
+            numbers = {"record": range(len(found.nll)), "nll": found.nll, "tokens": found.tokens}
+            parts.append(pd.DataFrame({"run_id": run_id, "split": split, **numbers}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(LOSS_COLUMNS))

@@ -46,11 +46,6 @@ class Column:
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", self.title or self.name.replace("_", " "))
 
-    @property
-    def heading(self) -> str:
-        """The title with its unit."""
-        return f"{self.title}, {self.unit}" if self.unit else self.title
-
 
 @dataclass(frozen=True)
 class Row:
@@ -104,20 +99,15 @@ def _csv_values(column: Column, cell: Cell) -> list[str]:
     if column.kind == "interval":
         parts = (cell.mean, cell.low, cell.high) if isinstance(cell, Interval) else (cell, None, None)
         return [str(part) if _there(part) else "" for part in parts]
-    if not _there(cell):
-        return [""]
-    if not isinstance(cell, str):
-        return [str(cell)]
-    text = visible(cell)
-    return [f"'{text}" if text.startswith(_FORMULA) else text]
+    text = visible(cell) if isinstance(cell, str) else str(cell) if _there(cell) else ""
+    return [f"'{text}" if isinstance(cell, str) and text.startswith(_FORMULA) else text]
 
 
 def to_markdown(table: Table) -> str:
     """A pipe table, numbers to the right, the caption below."""
     marks = [":--" if column.kind == "text" else "--:" for column in table.columns]
-    lines = [[escape_markdown(visible(column.heading)) for column in table.columns], marks]
-    lines += [[_text_of(c, cell, escape_markdown) for c, cell in zip(table.columns, row.cells, strict=True)]
-              for row in table.rows]  # fmt: skip
+    heads = [f"{column.title}, {column.unit}" if column.unit else column.title for column in table.columns]
+    lines = [[escape_markdown(visible(head)) for head in heads], marks, *_body(table, escape_markdown)]
     body = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return body + (f"\n{escape_markdown(visible(table.caption, 2000))}\n" if table.caption else "")
 
@@ -129,9 +119,7 @@ def to_latex(table: Table) -> str:
     heads = [[escape_latex(visible(column.title)) for column in table.columns]]
     if any(column.unit for column in table.columns):  # on a line of their own: pages are narrow
         heads.append([escape_latex(visible(f"({column.unit})" if column.unit else "")) for column in table.columns])
-    lines = [[_text_of(c, cell, escape_latex) for c, cell in zip(table.columns, row.cells, strict=True)]
-              for row in table.rows]  # fmt: skip
-    head, body = ([f"{' & '.join(line)} \\\\" for line in part] for part in (heads, lines))
+    head, body = ([f"{' & '.join(line)} \\\\" for line in part] for part in (heads, _body(table, escape_latex)))
     return "\n".join(
         [
             "% \\usepackage{booktabs}", "\\begin{table}", "\\centering", f"\\caption{{{caption}}}",
@@ -154,8 +142,13 @@ def _html_template() -> jinja2.Template:
     return templates.get_template("table.html")
 
 
-def _text_of(column: Column, cell: Cell, escaped: Callable[[str], str]) -> str:
-    return escaped(formatted(visible(cell) if isinstance(cell, str) else cell, column.form)) if _there(cell) else ""
+def _body(table: Table, escaped: Callable[[str], str]) -> list[list[str]]:
+    """The rows, every cell in the form of its column."""
+    return [
+        [escaped(formatted(visible(cell) if isinstance(cell, str) else cell, column.form)) if _there(cell) else ""
+         for column, cell in zip(table.columns, row.cells, strict=True)]
+        for row in table.rows
+    ]  # fmt: skip
 
 
 def _there(cell: Cell) -> bool:

@@ -25,6 +25,13 @@ from adaptive_lora.study.ledger import BASE, Ledger
 COST_COLUMNS = (
     "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
 )  # fmt: skip
+RANK_COLUMNS = (
+    "run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling", "parameters", "score",
+    "update",
+)  # fmt: skip
+_CURVE_TEXTS = ("run_id", "arm", "budget")
+_CURVE_NUMBERS = ("step", "loss", "gradient_norm", "learning_rate", "tokens")
+CURVE_COLUMNS = (*_CURVE_TEXTS, "seed", *_CURVE_NUMBERS)
 _WHOLE_NUMBERS = {"trainable_parameters": "Int64", "step": "Int64"}
 """Columns of runs that may be empty."""
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
@@ -119,11 +126,7 @@ def ranks_table(ledger: Ledger) -> pd.DataFrame:
 
     Rank 0, without a scaling, is a target module that the plan leaves out.
     """
-    columns: dict[str, list[Any]] = {
-        name: []
-        for name in ("run_id", "phase", "arm", "budget", "seed", "module", "kind", "depth", "rank", "scaling",
-                     "parameters", "score", "update")
-    }  # fmt: skip
+    columns: dict[str, list[Any]] = {name: [] for name in RANK_COLUMNS}
     runs = {run["run_id"]: run for run in _runs(ledger) if not run["replica"]}
     for run_id, plan in ledger.plans():
         run = runs.get(run_id)
@@ -154,19 +157,19 @@ def left_out(ranks: pd.DataFrame) -> dict[str, str]:
 
 def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFrame:
     """One row per step of every finished run of a phase, twins left out."""
-    labels, measured = ("run_id", "arm", "budget", "seed"), ("step", "loss", "gradient_norm", "learning_rate", "tokens")
     runs = {run["run_id"]: run for run in _runs(ledger) if not run["replica"]}
     found = [(runs[run_id], curve) for run_id, curve in ledger.curves(phase.value) if run_id in runs]
     if not found:
-        return pd.DataFrame(columns=[*labels, *measured])
+        return pd.DataFrame(columns=list(CURVE_COLUMNS))
     lengths = [len(curve["step"]) for _, curve in found]
     which = np.repeat(np.arange(len(found)), lengths)
     # Labels are looked up per run and then repeated: a column of texts per step would be many times the numbers.
     table: dict[str, Any] = {
-        label: pd.Categorical([run[label] for run, _ in found]).take(which) for label in labels if label != "seed"
+        label: pd.Categorical([run[label] for run, _ in found]).take(which) for label in _CURVE_TEXTS
     }
     table["seed"] = np.array([run["seed"] for run, _ in found]).take(which)
-    return pd.DataFrame({**table, **{name: np.concatenate([curve[name] for _, curve in found]) for name in measured}})
+    numbers = {name: np.concatenate([curve[name] for _, curve in found]) for name in _CURVE_NUMBERS}
+    return pd.DataFrame({**table, **numbers})
 
 
 def costs_table(ledger: Ledger) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -47,33 +46,20 @@ def looks_in(found: Findings) -> Looks:
     return looks_of([arm["name"] for arm in found.facts["spec"]["arms"]] + list(dict.fromkeys(found.runs["arm"])))
 
 
-def _caption(figure: str, *values: Any) -> str:
-    return render(f"captions.{figure}", *values)
-
-
 def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     """What every report of a study shows: ranks and differences, seed by seed, and losses by size."""
     runs, ranks, arms, baseline = found.runs, found.ranks, list(found.arms), found.baseline
     margin = found.analysis["margin"]
     first = [arm for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
-    seeds = [len(arm.differences) for arm in first]
-    yield Wanted(
-        "overview",
-        lambda: overview(ranks, arms, looks, baseline, margin) if arms else None,
-        _caption("overview_figure", found, _is_far(found, arms[:1], 0.1), cap(seeds)),
-    )
-    seeds = [len(arm.differences) for arm in found.compared]
-    yield Wanted(
-        "differences",
-        lambda: paired_differences(arms, looks, baseline, margin),
-        _caption("differences_figure", found, _is_far(found, arms, 0.05), cap(seeds)),
-    )
-    seeds = [arm.loss.n for arm in arms if arm.loss]
-    yield Wanted(
-        "loss-by-budget",
-        lambda: loss_by_budget(runs, arms, looks),
-        _caption("budget_figure", far_losses(arms), found.base_loss, frozen_fits(runs), cap(seeds)),
-    )
+    far, most = _is_far(found, arms[:1], 0.1), cap([len(arm.differences) for arm in first])
+    caption = render("captions.overview_figure", found, far, most)
+    yield Wanted("overview", partial(overview, ranks, arms, looks, baseline, margin), caption)
+    far, most = _is_far(found, arms, 0.05), cap([len(arm.differences) for arm in found.compared])
+    caption = render("captions.differences_figure", found, far, most)
+    yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margin), caption)
+    most = cap([arm.loss.n for arm in arms if arm.loss])
+    caption = render("captions.budget_figure", far_losses(arms), found.base_loss, frozen_fits(runs), most)
+    yield Wanted("loss-by-budget", partial(loss_by_budget, runs, arms, looks), caption)
 
 
 def _by_budget(found: Findings, looks: Looks) -> Iterator[Wanted]:
@@ -93,7 +79,7 @@ def _by_budget(found: Findings, looks: Looks) -> Iterator[Wanted]:
             draw = partial(curves_in_seconds, curves, runs, looks, budget, baseline)
             figures["seconds"] = draw, (found, budget, crowded, _trained_alone(found))
         for name, (draw, values) in figures.items():
-            yield Wanted(f"{name}-{suffix}", draw, _caption(f"{name}_figure", *values))
+            yield Wanted(f"{name}-{suffix}", draw, render(f"captions.{name}_figure", *values))
 
 
 def _rates_and_costs(found: Findings, looks: Looks) -> Iterator[Wanted]:
@@ -101,15 +87,12 @@ def _rates_and_costs(found: Findings, looks: Looks) -> Iterator[Wanted]:
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     compared = {budget for budget, _ in compared_settings(table)}
     lone = [budget for budget in dict.fromkeys(table["budget"]) if budget not in compared]
-    yield Wanted("rates", lambda: rate_curves(runs, looks, chosen), _caption("rates_figure"))
-    yield Wanted("costs", lambda: costs(found.costs, looks), _caption("costs_figure", _trained_alone(found)))
-    caption = _caption("stability_map", baseline, margin)
-    yield Wanted("stability-map", lambda: break_map(table, baseline, margin, chosen), caption)
-    yield Wanted(
-        "stability",
-        lambda: stability(table, looks) if runs["learning_rate"].nunique() > 1 else None,
-        _caption("stability_figure", found, lone),
-    )
+    yield Wanted("rates", partial(rate_curves, runs, looks, chosen), render("captions.rates_figure"))
+    yield Wanted("costs", lambda: costs(found.costs, looks), render("captions.costs_figure", _trained_alone(found)))
+    caption = render("captions.stability_map", baseline, margin)
+    yield Wanted("stability-map", partial(break_map, table, baseline, margin, chosen), caption)
+    if runs["learning_rate"].nunique() > 1:
+        yield Wanted("stability", partial(stability, table, looks), render("captions.stability_figure", found, lone))
 
 
 def _is_far(found: Findings, some: Sequence[ArmSummary], room: float) -> bool:

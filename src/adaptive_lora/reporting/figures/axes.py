@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis, XAxis
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 RAW_POINTS = 2_000
 """Raw points in one figure at most: each is an element of its own in the page."""
@@ -48,11 +47,11 @@ def side_by_side(count: int, width: float) -> list[float]:
     return np.linspace(-width / 2, width / 2, count).tolist() if count > 1 else [0.0] * count
 
 
-def reach(groups: Sequence[Sequence[float]], least: float = 0.0) -> tuple[float, float]:
+def reach(groups: Sequence[Sequence[float]], least: float = 0.0, room: float = 0.0) -> tuple[float, float]:
     """From where to where an axis around zero goes, so that no group far from all others squashes the rest.
 
     It shows all values and `least` on either side, but none further out than four times the third quartile of the
-    groups' farthest values.
+    groups' farthest values; beside that a share of `room`.
 
     >>> reach([[0.01, 0.02], [-0.02], [0.03], [0.8]])
     (-0.02, 0.12)
@@ -60,16 +59,14 @@ def reach(groups: Sequence[Sequence[float]], least: float = 0.0) -> tuple[float,
     farthest = [max(map(abs, group)) for group in groups if group]
     limit = max(least, _FAR * float(np.quantile(farthest, 0.75, method="lower"))) if farthest else least
     values = [-least, least, *(value for group in groups for value in group)]
-    return max(-limit, min(values)), min(limit, max(values))
+    low, high = max(-limit, min(values)), min(limit, max(values))
+    return low - room * (high - low), high + room * (high - low)
 
 
-def plain_log(axis: Axis) -> None:
-    """A log axis with a handful of plain numbers, by what is drawn so far."""
-    if isinstance(axis, XAxis):
-        axis.axes.set_xscale("log")
-    else:
-        axis.axes.set_yscale("log")
-    low, high = axis.get_view_interval()
+def plain_log(ax: Axes) -> None:
+    """A log y axis with a handful of plain numbers, by what is drawn so far."""
+    ax.set_yscale("log")
+    axis, (low, high) = ax.yaxis, ax.get_ylim()
     decades = math.log10(high / low)
     if decades < 0.9:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -77,7 +74,6 @@ def plain_log(axis: Axis) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2.5 else (1,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}" if value >= 1e-3 else short(value)))
     axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
 
 
 def log_ticks(ax: Axes, values: Sequence[float], labels: Sequence[str]) -> None:
@@ -90,7 +86,6 @@ def log_ticks(ax: Axes, values: Sequence[float], labels: Sequence[str]) -> None:
             kept.append(place)
     ax.set_xticks([values[place] for place in kept], [labels[place] for place in kept])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def rate_axis(ax: Axes, rates: Sequence[float], arms: int) -> list[float]:

@@ -12,16 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import counted, log_ticks, points_each, reach, side_by_side
-from adaptive_lora.reporting.figures.looks import (
-    CROWD,
-    Looks,
-    beyond,
-    interval_mark,
-    join,
-    legend,
-    legend_height,
-    seed_points,
-)
+from adaptive_lora.reporting.figures.looks import CROWD, Looks, interval_mark, join, legend, seed_points
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.stats.arms import ArmSummary, evaluations, frozen_loss
 
@@ -46,14 +37,14 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
     places = _places(shown, names, step)
     beside = step ** -(0.35 * min(_STEP, _SPREAD / len(names)))  # seeds stand left of their interval
     with themed():
-        figure = Figure(figsize=(7.2 if len(names) <= CROWD else 10.4, max(4.2, legend_height(len(names)))),
-                        layout="constrained")  # fmt: skip
+        figure = Figure(figsize=(7.2 if len(names) <= CROWD else 10.4, 4.2), layout="constrained")
         ax = figure.subplots()
+        if far_losses(shown):  # they are arrows at the edge, with their numbers
+            ax.set_ylim(*_limits(shown))
         for arm in names:
             own = sorted((s for s in shown if s.arm == arm), key=lambda s: s.trainable_parameters)
             _line(ax, own, done, looks, places, beside, points_each(len(shown)))
             join(ax, [places[arm, s.budget] for s in own], [s.loss.mean for s in own if s.loss], arm, looks, len(names))
-        _within(ax, shown, places, looks)
         _frozen(ax, runs)
         ax.set_xlim(sizes[0] / step**0.5, sizes[-1] * step**0.5)
         log_ticks(ax, sizes, [counted(size) for size in sizes])
@@ -61,21 +52,6 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
         ax.set_ylabel("test loss, nats per token")
         legend(figure, looks, names)
     return figure
-
-
-def _within(ax: Axes, shown: Sequence[ArmSummary], places: _Places, looks: Looks) -> None:
-    """Ends the axis where a loss lies far from all others, which then is an arrow with its number."""
-    if not far_losses(shown):
-        return
-    ax.set_ylim(*_limits(shown))
-    low, high = ax.get_ylim()
-    for arm in shown:
-        if arm.loss and not low <= arm.loss.mean <= high:
-            at = (places[arm.arm, arm.budget], max(low, min(high, arm.loss.mean)))
-            beyond(ax, at, "^" if arm.loss.mean > high else "v", arm.arm, looks[arm.arm])
-            number = ax.annotate(f"{arm.loss.mean:.2f}", at, (7, 0), textcoords="offset points", fontsize=7.5,
-                                 va="center", annotation_clip=False)  # fmt: skip
-            mark(number, arm.arm)
 
 
 def far_losses(arms: Sequence[ArmSummary]) -> bool:
@@ -89,8 +65,8 @@ def _limits(arms: Sequence[ArmSummary]) -> tuple[float, float]:
     losses = [arm.loss for arm in arms if arm.loss and arm.trainable_parameters]
     centre = float(np.median([loss.mean for loss in losses]))
     ends = [[end - centre for end in (loss.low, loss.mean, loss.high) if end is not None] for loss in losses]
-    low, high = (centre + end for end in reach(ends))
-    return low - 0.1 * (high - low), high + 0.1 * (high - low)
+    low, high = reach(ends, room=0.1)
+    return centre + low, centre + high
 
 
 def frozen_fits(runs: pd.DataFrame) -> bool:
@@ -133,6 +109,11 @@ def _line(
         seed_points(ax, points, arm, look, size=2.6)
         title = f"{arm} at {found.budget}, {found.trainable_parameters[-1]:,} parameters: mean {loss.mean:.4f}"
         interval_mark(ax, x, loss, arm, look, f"{title} of {loss.n}")
+        low, high = ax.get_ylim()
+        if not low <= loss.mean <= high:
+            number = ax.annotate(f"{loss.mean:.2f}", (x, max(low, min(high, loss.mean))), (7, 0), fontsize=7.5,
+                                 textcoords="offset points", va="center", annotation_clip=False)  # fmt: skip
+            mark(number, arm)
 
 
 def _frozen(ax: Axes, runs: pd.DataFrame) -> None:

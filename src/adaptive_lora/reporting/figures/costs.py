@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -27,25 +27,27 @@ def costs(table: pd.DataFrame, looks: Looks) -> Figure | None:
     `table` is `costs_table`'s. Where times span a factor of 100 they are points on a log axis, else bars that add.
     What is not known is not drawn. None where no time is known.
     """
-    medians = median_costs(table)
+    numbers = ["plan_seconds", "train_seconds", "score_bytes"]
+    runs = table.astype(dict.fromkeys(numbers, float)).groupby(["budget", "arm"], sort=False)
+    medians = runs[numbers].median().assign(n=runs.size()).reset_index()
     medians = medians[medians["arm"].isin(list(looks)) & medians["train_seconds"].notna()]
     if medians.empty:
         return None
-    medians = medians.assign(place=medians["arm"].map({arm: place for place, arm in enumerate(looks)}))
-    budgets = list(dict.fromkeys(medians["budget"]))
-    groups = [medians[medians["budget"] == budget].sort_values("place") for budget in budgets]
+    places = {arm: place for place, arm in enumerate(looks)}
+    by_budget = medians.groupby("budget", sort=False)
+    groups = {budget: own.sort_values("arm", key=lambda names: names.map(places)) for budget, own in by_budget}
     totals = medians["plan_seconds"].fillna(0) + medians["train_seconds"]
     log, memory = bool(totals.max() > _WIDE * totals.min()), bool(medians["score_bytes"].notna().any())
     with themed():
-        size = (9.4 if memory else 7.2), 0.9 + sum(0.35 + 0.23 * len(group) for group in groups)
+        size = (9.4 if memory else 7.2), 0.9 + sum(0.35 + 0.23 * len(group) for group in groups.values())
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(
-            len(groups), 1 + memory, squeeze=False, sharex="col", height_ratios=[len(group) + 0.2 for group in groups],
-            width_ratios=[2, 1][: 1 + memory],
+            len(groups), 1 + memory, squeeze=False, sharex="col", width_ratios=[2, 1][: 1 + memory],
+            height_ratios=[len(group) + 0.2 for group in groups.values()],
         )  # fmt: skip
-        for row, group, budget in zip(axes, groups, budgets, strict=True):
+        for row, (budget, group) in zip(axes, groups.items(), strict=True):
             _times(row[0], group, looks, log)
-            row[0].set_title(budget, loc="left", fontweight="bold")
+            row[0].set_title(str(budget), loc="left", fontweight="bold")
             if memory:
                 _memory(row[1], group, looks)
         axes[-1, 0].set_xlabel("seconds a run (median)")
@@ -53,14 +55,6 @@ def costs(table: pd.DataFrame, looks: Looks) -> Figure | None:
             axes[-1, 1].set_xlabel("held by scores, MiB (median)")
         figure.legend(handles=_keys(log), loc="outside upper left", ncols=2, fontsize=8)
     return figure
-
-
-def median_costs(table: pd.DataFrame) -> pd.DataFrame:
-    """Arm and budget, the number of runs, and the medians of what is known of them."""
-    numbers = ["plan_seconds", "train_seconds", "score_bytes"]
-    table = table.assign(**{name: pd.to_numeric(table[name]) for name in numbers})
-    grouped = table.groupby(["budget", "arm"], sort=False)
-    return grouped[numbers].median().assign(n=grouped.size()).reset_index()
 
 
 def _times(ax: Axes, group: pd.DataFrame, looks: Looks, log: bool) -> None:
@@ -106,13 +100,11 @@ def _pale(colour: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _keys(log: bool) -> Sequence[Line2D | Patch]:
+def _keys(log: bool) -> list[Line2D | Patch]:
+    faces: dict[str, Any] = (
+        {"planning": "white", "training": _GREY} if log else {"planning": _GREY, "training": _pale(_GREY)}
+    )
     if log:
-        return [
-            Line2D([], [], ls="none", marker="o", ms=5, color=_GREY, mfc="white", label="planning"),
-            Line2D([], [], ls="none", marker="o", ms=5, color=_GREY, label="training"),
-        ]
-    return [
-        Patch(facecolor=_GREY, edgecolor=_GREY, lw=0.8, label="planning"),
-        Patch(facecolor=_pale(_GREY), edgecolor=_GREY, lw=0.8, label="training"),
-    ]
+        point: dict[str, Any] = {"ls": "none", "marker": "o", "ms": 5, "color": _GREY}
+        return [Line2D([], [], **point, mfc=face, label=name) for name, face in faces.items()]
+    return [Patch(facecolor=face, edgecolor=_GREY, lw=0.8, label=name) for name, face in faces.items()]

@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from adaptive_lora.reporting.figures.axes import plain_log, wrapped
-from adaptive_lora.reporting.figures.looks import CROWD, Look, Looks, arms_in, legend, legend_height, panel_grid
+from adaptive_lora.reporting.figures.looks import CROWD, Look, Looks, arms_in, legend, panel_grid
 from adaptive_lora.reporting.figures.theme import mark, themed
 
 _BEHIND = Look("#999999", "-", "", "full")
 """The baseline where it stands behind another arm."""
-
-
-@dataclass(frozen=True)
-class _Course:
-    """One arm: smoothed training loss over its seeds."""
-
-    x: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    seeds: int
 
 
 def learning_curves(curves: pd.DataFrame, looks: Looks, budget: str, baseline: str) -> Figure | None:
@@ -53,39 +37,37 @@ def curves_in_seconds(
     return _drawn(courses, looks, baseline, "seconds of training")
 
 
-def _course(own: pd.DataFrame, timed: bool = False) -> _Course:
+def _course(own: pd.DataFrame, timed: bool = False) -> pd.DataFrame:
+    """Smoothed training loss of one arm: a row a step, or the second at which it was reached, a column a seed."""
     by_seed = own.pivot(index="step", columns="seed", values="loss")
     smooth = by_seed.rolling(max(1, len(by_seed) // 10), min_periods=1).mean()
     x = smooth.index.to_numpy(dtype=float) + 1
     if timed:
-        seconds = own.drop_duplicates("seed")["train_seconds"].astype(float).mean()
-        x = x / x[-1] * float(seconds)
-    mean, low, high = (part.to_numpy(dtype=float) for part in (smooth.mean(axis=1), smooth.min(axis=1),
-                                                               smooth.max(axis=1)))  # fmt: skip
-    return _Course(x, mean, low, high, by_seed.shape[1])
+        x = x / x[-1] * float(own.drop_duplicates("seed")["train_seconds"].astype(float).mean())
+    return smooth.set_axis(x)
 
 
-def _drawn(courses: dict[str, _Course], looks: Looks, baseline: str, across: str) -> Figure | None:
+def _drawn(courses: dict[str, pd.DataFrame], looks: Looks, baseline: str, across: str) -> Figure | None:
     if not courses:
         return None
     with themed():
-        figure = _together(courses, looks) if len(courses) <= CROWD else _apart(courses, looks, baseline)
+        figure = _together(courses, looks) if len(courses) <= CROWD else _panel_each(courses, looks, baseline)
         figure.supxlabel(across, fontsize=9)
         figure.supylabel("training loss, nats per token", fontsize=9)
     return figure
 
 
-def _together(courses: dict[str, _Course], looks: Looks) -> Figure:
-    figure = Figure(figsize=(7.2, max(3.4, legend_height(len(courses)))), layout="constrained")
+def _together(courses: dict[str, pd.DataFrame], looks: Looks) -> Figure:
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     ax = figure.subplots()
     for arm, course in courses.items():
-        _curve(ax, course, looks[arm], arm, marks=10)
-    plain_log(ax.yaxis)
+        _curve(ax, course, looks[arm], arm, marked=True)
+    plain_log(ax)
     legend(figure, looks, list(courses))
     return figure
 
 
-def _apart(courses: dict[str, _Course], looks: Looks, baseline: str) -> Figure:
+def _panel_each(courses: dict[str, pd.DataFrame], looks: Looks, baseline: str) -> Figure:
     columns = 6
     rows = -(-len(courses) // columns)
     figure = Figure(figsize=(10.4, 0.5 + 1.65 * rows), layout="constrained")
@@ -98,15 +80,15 @@ def _apart(courses: dict[str, _Course], looks: Looks, baseline: str) -> Figure:
         mark(ax, arm)
         # Shared axes label their last row only; above an empty place the labels would be missing.
         ax.xaxis.set_tick_params(labelbottom=place + columns >= len(courses))
-    plain_log(axes[0].yaxis)
+    plain_log(axes[0])
     return figure
 
 
-def _curve(ax: Axes, course: _Course, look: Look, arm: str, marks: int = 0) -> None:
-    settings: dict[str, Any] = look.lined(4.5) if marks else {"color": look.colour, "ls": "-", "lw": 1.2}
-    if marks:
-        settings["markevery"] = len(course.x) // marks + 1
-    (line,) = ax.plot(course.x, course.mean, **settings)
-    mark(line, arm, f"{arm}: ends at {course.mean[-1]:.4f}, mean of {course.seeds}")
-    band = ax.fill_between(course.x, course.low, course.high, color=look.colour, alpha=0.12, lw=0)
+def _curve(ax: Axes, course: pd.DataFrame, look: Look, arm: str, marked: bool = False) -> None:
+    plain = {"color": look.colour, "ls": "-", "lw": 1.2}
+    settings = {**look.lined(4.5), "markevery": len(course) // 10 + 1} if marked else plain
+    mean = course.mean(axis=1).to_numpy()
+    (line,) = ax.plot(course.index, mean, **settings)
+    mark(line, arm, f"{arm}: ends at {mean[-1]:.4f}, mean of {course.shape[1]}")
+    band = ax.fill_between(course.index, course.min(axis=1), course.max(axis=1), color=look.colour, alpha=0.12, lw=0)
     mark(band, arm)

@@ -29,14 +29,14 @@ def paired_differences(arms: Sequence[ArmSummary], looks: Looks, baseline: str, 
     shown = [arm for arm in arms if arm.difference is not None]
     if not shown:
         return None
-    budgets = list(dict.fromkeys(arm.budget for arm in shown))
-    groups = {budget: _controls_last([arm for arm in shown if arm.budget == budget]) for budget in budgets}
+    controls_last = sorted(shown, key=lambda arm: arm.strategy in CONTROLS)
+    budgets = dict.fromkeys(arm.budget for arm in shown)
+    groups = {budget: [arm for arm in controls_last if arm.budget == budget] for budget in budgets}
     lengths = [_places(group)[-1] + 1.0 for group in groups.values()]
     limits = difference_limits(shown, margin, room=0.05)
     row = 0.36 if len(shown) <= 20 else 0.25
     with themed():
-        height = 1.0 + 0.3 * len(groups) + row * sum(lengths)
-        figure = Figure(figsize=(7.6, height), layout="constrained")
+        figure = Figure(figsize=(7.6, 1.0 + 0.3 * len(groups) + row * sum(lengths)), layout="constrained")
         panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=lengths)[:, 0]
         for ax, (budget, group) in zip(panels, groups.items(), strict=True):
             ax.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
@@ -56,20 +56,13 @@ def difference_limits(arms: Sequence[ArmSummary], margin: float, room: float) ->
     for arm in arms:
         ends = (arm.difference.low, arm.difference.high) if arm.difference else ()
         groups.append([value for _, value in arm.differences] + [end for end in ends if end is not None])
-    low, high = reach(groups, margin)
-    return low - room * (high - low), high + room * (high - low)
-
-
-def _controls_last(arms: Sequence[ArmSummary]) -> list[ArmSummary]:
-    return sorted(arms, key=lambda arm: arm.strategy in CONTROLS)
+    return reach(groups, margin, room)
 
 
 def _places(group: Sequence[ArmSummary]) -> list[float]:
     """The row of each arm, from the top; a gap stands before the first control."""
-    return [
-        place + (0.6 if arm.strategy in CONTROLS and group[0].strategy not in CONTROLS else 0.0)
-        for place, arm in enumerate(group)
-    ]
+    gap = 0.0 if group[0].strategy in CONTROLS else 0.6
+    return [place + (gap if arm.strategy in CONTROLS else 0.0) for place, arm in enumerate(group)]
 
 
 def _rows(ax: Axes, group: Sequence[ArmSummary], looks: Looks, most: int) -> None:
@@ -89,16 +82,12 @@ def _rows(ax: Axes, group: Sequence[ArmSummary], looks: Looks, most: int) -> Non
 
 def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most: int) -> None:
     assert arm.difference is not None
-    look, found = looks[arm.arm], arm.difference
+    look, found, at = looks[arm.arm], arm.difference, f"{arm.arm} at {arm.budget}"
     mark(ax.axhline(place, color="#eeeeee", lw=0.6, zorder=0), arm.arm)
-    points = [
-        (value, place + 0.2, f"{arm.arm} at {arm.budget}, seed {seed}: {value:+.4f}")
-        for seed, value in arm.differences[:most]
-    ]
+    points = [(value, place + 0.2, f"{at}, seed {seed}: {value:+.4f}") for seed, value in arm.differences[:most]]
     seed_points(ax, points, arm.arm, look)
     numbers = formatted(found, "+.4f")
-    title = f"{arm.arm} at {arm.budget}, mean of {found.n}: {numbers}"
-    interval_mark(ax, place - 0.1, found, arm.arm, look, title, across=True)
+    interval_mark(ax, place - 0.1, found, arm.arm, look, f"{at}, mean of {found.n}: {numbers}", across=True)
     mark(ax.text(1.02, place, numbers, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center"), arm.arm)
 
 

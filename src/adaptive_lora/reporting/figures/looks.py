@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adaptive_lora.reporting.figures.axes import wrapped
-from adaptive_lora.reporting.figures.theme import COLOURS, DASHES, MARKERS, mark
+from adaptive_lora.reporting.figures.theme import COLOURS, DASHES, MARKERS, Dash, mark
 from adaptive_lora.stats.estimators import Interval
 
 FILLS = ("full", "open", "half")
@@ -25,7 +25,7 @@ class Look:
     """How one arm is drawn."""
 
     colour: str
-    dash: str | tuple[int, tuple[int, ...]]
+    dash: Dash
     marker: str
     fill: str
     """One of `FILLS`: how much of the marker is filled."""
@@ -88,18 +88,14 @@ def panel_grid(figure: Figure, count: int, columns: int, **settings: Any) -> lis
 
 
 def legend(figure: Figure, looks: Looks, arms: Sequence[str]) -> None:
-    """The arms beside the figure, never over its data."""
+    """The arms beside the figure, never over its data; a figure too low for them grows."""
+    figure.set_figheight(max(figure.get_figheight(), 0.35 + 0.185 * len(arms)))
     handles = [Line2D([], [], label=wrapped(arm, _LEGEND_WIDTH), **looks[arm].lined()) for arm in arms]
     placed = figure.legend(handles=handles, loc="outside right upper", fontsize=8, handlelength=3.2)
     for handle, text, arm in zip(placed.legend_handles, placed.get_texts(), arms, strict=True):
         if handle is not None:
             mark(handle, arm)
         mark(text, arm)
-
-
-def legend_height(arms: int) -> float:
-    """Inches that a legend of so many arms takes."""
-    return 0.35 + 0.185 * arms
 
 
 def name_rows(ax: Axes, places: Sequence[float], arms: Sequence[str]) -> None:
@@ -127,12 +123,6 @@ def diverged_cross(ax: Axes, x: float, arm: str, look: Look, title: str) -> None
         mark(sign, arm, title)
 
 
-def beyond(ax: Axes, place: tuple[float, float], marker: str, arm: str, look: Look) -> None:
-    """An arrow at the edge, for a mean that lies further out than the axis goes."""
-    (sign,) = ax.plot(*place, ls="none", marker=marker, ms=6.5, color=look.colour, clip_on=False, zorder=5)
-    mark(sign, arm)
-
-
 def interval_mark(ax: Axes, at: float, found: Interval, arm: str, look: Look, title: str, across: bool = False) -> None:
     """A mean with its interval, upright at x = `at` or across at y = `at`; an arrow where the mean is off the axis."""
     low, high = ax.get_xlim() if across else ax.get_ylim()
@@ -141,8 +131,9 @@ def interval_mark(ax: Axes, at: float, found: Interval, arm: str, look: Look, ti
     place = (found.mean, at) if across else (at, found.mean)
     mark(ax.plot(*place, **look.marked(5.5), zorder=4)[0], arm, title)
     if not low <= found.mean <= high and not (ax.get_autoscalex_on() if across else ax.get_autoscaley_on()):
-        edge, sign = (high, ">^") if found.mean > high else (low, "<v")
-        beyond(ax, (edge, at) if across else (at, edge), sign[0 if across else 1], arm, look)
+        edge, signs = (high, ">^") if found.mean > high else (low, "<v")
+        place, sign = ((edge, at), signs[0]) if across else ((at, edge), signs[1])
+        mark(ax.plot(*place, sign, ms=6.5, color=look.colour, clip_on=False, zorder=5)[0], arm)
 
 
 def cell_text(ax: Axes, row: int, column: int, text: str, size: float, bold: bool = False, light: bool = False) -> None:

@@ -42,11 +42,7 @@ def drawing(found: Findings, folder: Path) -> Iterator[Callable[[], list[Wanted]
         with _collecting_seldom(10_000 if large else _PARTS):
             yield lambda: [w for w in wanted if _write(w, folder, large)]
         return
-    with (
-        _collecting_seldom(),
-        tempfile.TemporaryDirectory() as name,
-        _helper(found, folder, Path(name)) as helper,
-    ):
+    with _collecting_seldom(), tempfile.TemporaryDirectory() as name, _helper(found, folder, Path(name)) as helper:
 
         def finish() -> list[Wanted]:
             drawn = {place: _write(wanted[place], folder) for place in _claimed(range(len(wanted)), Path(name))}

@@ -33,31 +33,22 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
     grids, roles = _grids(ranks, arms, budget)
     if not grids:
         return None
-    highest = max(float(np.nanmax(grid)) for grid in grids.values())
-    blocks = max(len(grid) for grid in grids.values())
+    highest, blocks = max(float(np.nanmax(grid)) for grid in grids.values()), len(next(iter(grids.values())))
     many = len(grids) > CROWD
     cell = 0.17 if many else 0.32
     # A panel is never narrower than a name; what does not fit in a row goes to the next.
     width = max(0.95, cell * len(roles)) + 0.35
     height = min(max(0.6, (0.12 if many else 0.17) * blocks), 2.2 if many else 3.2) + 0.4
-    columns = min(len(grids), max(1, int(_WIDEST // width)))
-    rows = -(-len(grids) // columns)
-    columns = -(-len(grids) // rows)
+    rows, columns = _even_grid(len(grids), max(1, int(_WIDEST // width)))
     with themed():
         labels = 0.65 * (1 + (len(grids) % columns > 0))  # named below each column, whichever row it ends in
         figure = Figure(figsize=(1.1 + columns * width, 0.1 + labels + rows * height), layout="constrained")
         axes = panel_grid(figure, len(grids), columns)
         for place, (ax, (arm, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
-            image = _heat_map(ax, grid, roles, highest, numbers=not many)
+            image = _heat_map(ax, arm, grid, roles, highest, numbers=not many, first=place % columns == 0)
             ax.set_title(wrapped(arm, width), fontsize=8.5 if many else 9.5)
-            ax.invert_yaxis()
-            mark(ax, arm)
             if place + columns < len(grids):  # the panel below says it
                 ax.set_xticklabels([])
-            if place % columns:
-                ax.set_yticklabels([])
-            else:
-                ax.set_ylabel("block")
         _colour_bar(figure, image, axes, "mean rank", min(1.0, 2.6 / (rows * height)))
     return figure
 
@@ -75,53 +66,53 @@ def overview(
     if not shown:
         return None
     highest = max(float(np.nanmax(grid)) for grid in grids.values())
-    columns = min(len(shown), 6)
-    bands = -(-len(shown) // columns)
-    columns = -(-len(shown) // bands)
+    bands, columns = _even_grid(len(shown), 6)
     width = min(1.75, max(1.45, 0.3 * len(roles)))
     limits = difference_limits(shown, margin, room=0.1)
     with themed():
         figure = Figure(figsize=(1.2 + width * columns, 4.3 * bands), layout="constrained")
         axes = figure.subplots(2 * bands, columns, squeeze=False, height_ratios=(1.15, 1) * bands)
-        panels = [(axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns])
-                  for i in range(bands * columns)]  # fmt: skip
+        panels = list(zip(axes[::2].flat, axes[1::2].flat, strict=True))
         for place, ((above, below), arm) in enumerate(zip(panels, shown, strict=False)):
-            image = _heat_map(above, grids[arm.arm], roles, highest, numbers=len(shown) <= CROWD)
+            first = place % columns == 0
+            image = _heat_map(above, arm.arm, grids[arm.arm], roles, highest, numbers=len(shown) <= CROWD, first=first)
             above.set_title(wrapped(arm.arm, width), fontweight="bold")
-            above.invert_yaxis()
             below.set_ylim(*limits)
             _differences_below(below, arm, looks, margin, points_each(len(shown)))
-            mark(above, arm.arm)
-            mark(below, arm.arm)
-            if place % columns:
-                above.set_yticklabels([])
-                below.set_yticklabels([])
-            else:
-                above.set_ylabel("block")
+            if first:
                 below.set_ylabel(f"test loss minus {baseline},\nnats per token")
+            else:
+                below.set_yticklabels([])
         for ax in (ax for pair in panels[len(shown) :] for ax in pair):
             ax.axis("off")
         _colour_bar(figure, image, axes[0], "rank", 0.9)
     return figure
 
 
+def _even_grid(count: int, most: int) -> tuple[int, int]:
+    """Rows and columns of so many panels, at most `most` in a row and no row much shorter than the others."""
+    rows = -(-count // most)
+    return rows, -(-count // rows)
+
+
 def _grids(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
-    """Arm -> (blocks, roles) mean ranks of its evaluation runs, for arms that have any; and the roles."""
+    """Arm -> (blocks, roles) mean ranks of its evaluation runs, for arms that have any; and the roles.
+
+    0 where a module is left out, NaN where a block lacks it. Row i is block i.
+    """
     own = ranks[(ranks["budget"] == budget) & (ranks["phase"] == Phase.EVALUATION) & ranks["arm"].isin(list(arms))]
+    if own.empty:
+        return {}, []
     own = own.assign(role=[role_of(name) for name in own["module"]])
-    roles = list(dict.fromkeys(own["role"]))
-    return {arm: _grid(own, arm, roles) for arm in arms if (own["arm"] == arm).any()}, roles
-
-
-def _grid(ranks: pd.DataFrame, arm: str, roles: Sequence[str]) -> NDArray[np.float64]:
-    """(blocks, roles) mean ranks; 0 where a module is left out, NaN where a block lacks it. Row i is block i."""
-    mean = ranks[ranks["arm"] == arm].pivot_table(index="depth", columns="role", values="rank", aggfunc="mean")
-    return mean.reindex(index=range(int(ranks["depth"].max()) + 1), columns=list(roles)).to_numpy(dtype=float)
+    roles, blocks = list(own["role"].unique()), range(int(own["depth"].max()) + 1)
+    means = own.pivot_table(index=["arm", "depth"], columns="role", values="rank").reindex(columns=roles)
+    return {arm: means.loc[arm].reindex(blocks).to_numpy(float) for arm in arms if arm in means.index}, roles
 
 
 def _heat_map(
-    ax: Axes, grid: NDArray[np.float64], roles: Sequence[str], highest: float, numbers: bool = True
+    ax: Axes, arm: str, grid: NDArray[np.float64], roles: Sequence[str], highest: float, *, numbers: bool, first: bool
 ) -> QuadMesh:
+    """An arm's panel, block 0 on top; the first of a row names its blocks."""
     # A mesh, not an image: cells stay sharp at any size, and nothing raster enters the page.
     ranked, left_out = np.where(grid > 0, grid, np.nan), np.where(grid == 0, 1.0, np.nan)
     image = ax.pcolormesh(ranked, cmap=RANK_COLOURS, vmin=0, vmax=highest, edgecolor="white", lw=0.5)
@@ -132,9 +123,12 @@ def _heat_map(
         fontsize=7 if len(roles) <= 12 else 5,
     )  # fmt: skip
     rows = np.arange(0, len(grid), max(1, len(grid) // 6))
-    ax.set_yticks(rows + 0.5, [str(row) for row in rows])
+    ax.set_yticks(rows + 0.5, [str(row) if first else "" for row in rows])
+    ax.set_ylabel("block" if first else "")
+    ax.invert_yaxis()
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+    mark(ax, arm)
     if numbers and grid.size <= 80:
         for (block, module), rank in np.ndenumerate(grid):
             if np.isfinite(rank):
@@ -153,17 +147,15 @@ def _colour_bar(figure: Figure, image: QuadMesh, axes: Any, label: str, shrink: 
 
 def _differences_below(ax: Axes, arm: ArmSummary, looks: Looks, margin: float, most: int) -> None:
     look = looks[arm.arm]
+    mark(ax, arm.arm)
     ax.axhspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
     ax.axhline(0, color="black", lw=0.8)
-    shown = arm.differences[:most]
-    seed_points(
-        ax,
-        [(x, value, f"{arm.arm} at {arm.budget}, seed {seed}: {value:+.4f}")
-         for x, (seed, value) in zip(side_by_side(len(shown), 0.5), shown, strict=True)],
-        arm.arm, look, size=4,
-    )  # fmt: skip
+    shown, at = arm.differences[:most], f"{arm.arm} at {arm.budget}"
+    points = [(x, value, f"{at}, seed {seed}: {value:+.4f}")
+              for x, (seed, value) in zip(side_by_side(len(shown), 0.5), shown, strict=True)]  # fmt: skip
+    seed_points(ax, points, arm.arm, look, size=4)
     if found := arm.difference:
-        interval_mark(ax, 0.5, found, arm.arm, look, f"{arm.arm} at {arm.budget}, mean of {found.n}: {found.mean:+.4f}")
+        interval_mark(ax, 0.5, found, arm.arm, look, f"{at}, mean of {found.n}: {found.mean:+.4f}")
     if arm.is_baseline:
         ax.text(0.5, 0.0, "baseline\n", transform=ax.get_yaxis_transform(), fontsize=8, ha="center", va="center")
     loss = f"{arm.loss.mean:.4f}" if arm.loss else ""

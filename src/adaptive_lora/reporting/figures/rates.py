@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,15 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import plain_log, rate_axis, short
-from adaptive_lora.reporting.figures.looks import (
-    CROWD,
-    Looks,
-    arms_in,
-    diverged_cross,
-    join,
-    legend,
-    legend_height,
-)
+from adaptive_lora.reporting.figures.looks import CROWD, Looks, arms_in, diverged_cross, join, legend
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.stats.run_table import Phase, Status
 
@@ -48,8 +41,8 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Chosen) -> Figure | No
     wide = len(names) > CROWD
     places = _places(tuned.groupby("budget", sort=False)["arm"].nunique(), wide)
     with themed():
-        height = max(3.4 * len(places), legend_height(len(names)))
-        figure = Figure(figsize=(10.4 if wide else 2.2 + 3.6 * len(places[0]), height), layout="constrained")
+        width = 10.4 if wide else 2.2 + 3.6 * len(places[0])
+        figure = Figure(figsize=(width, 3.4 * len(places)), layout="constrained")
         axes = figure.subplot_mosaic(places, sharey=True, empty_sentinel="")
         for budget, ax in axes.items():
             own = {arm: rate for (arm, at), rate in chosen.items() if at == budget}
@@ -59,22 +52,18 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Chosen) -> Figure | No
         for row in places:
             axes[row[0]].set_ylabel("validation loss, nats per token")
         if tuned["validation_loss"].notna().any():
-            plain_log(axes[places[0][0]].yaxis)
+            plain_log(axes[places[0][0]])
         legend(figure, looks, names)
     return figure
 
 
 def _places(arms: pd.Series, wide: bool) -> list[list[Any]]:
     """Which budget stands where in a grid, by how many arms each has."""
-    if not wide:
-        return _rows(list(arms.index), min(2, len(arms)))
-    full = [[budget] * _LONE for budget in arms.index[arms > 1]]
-    return full + _rows(list(arms.index[arms == 1]), _LONE)
-
-
-def _rows(budgets: list[str], columns: int) -> list[list[Any]]:
-    padded = budgets + [""] * (-len(budgets) % columns)
-    return [padded[start : start + columns] for start in range(0, len(padded), columns)]
+    columns = _LONE if wide else min(2, len(arms))
+    full = list(arms.index[arms > 1]) if wide else []
+    rest = [budget for budget in arms.index if budget not in full]
+    rest += [""] * (-len(rest) % columns)
+    return [[budget] * columns for budget in full] + [rest[i : i + columns] for i in range(0, len(rest), columns)]
 
 
 def stability(table: pd.DataFrame, looks: Looks) -> Figure | None:
@@ -94,11 +83,11 @@ def stability(table: pd.DataFrame, looks: Looks) -> Figure | None:
         # Many arms need the whole width for their points to stand beside each other.
         stacked = len(names) > CROWD
         size = (10.4, 6.4 * len(settings)) if stacked else (1.8 + 3.2 * len(settings), 6.6)
-        figure = Figure(figsize=(size[0], max(size[1], legend_height(len(names)))), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         if stacked:
-            panels = list(figure.subplots(3 * len(settings), 1, squeeze=False).reshape(len(settings), 3))
+            panels = figure.subplots(3 * len(settings), 1, squeeze=False).reshape(len(settings), 3)
         else:
-            panels = list(figure.subplots(3, len(settings), squeeze=False, sharex="col", sharey="row").T)
+            panels = figure.subplots(3, len(settings), squeeze=False, sharex="col", sharey="row").T
         for column, (budget, scaling) in zip(panels, settings, strict=True):
             own = table[(table["budget"] == budget) & (table["scaling"] == scaling)]
             for ax, measure in zip(column, _MEASURES, strict=True):
@@ -109,7 +98,7 @@ def stability(table: pd.DataFrame, looks: Looks) -> Figure | None:
             for ax, (measure, label) in zip(column, _MEASURES.items(), strict=True):
                 ax.set_ylabel(label)
                 if measure == "gradient_norm" and (table[measure] > 0).any():
-                    plain_log(ax.yaxis)
+                    plain_log(ax)
         legend(figure, looks, names)
     return figure
 
@@ -131,22 +120,23 @@ def _by_rate(
         ax.axhline(0, color="black", lw=0.8)
     for arm, shift in zip(names, shifts, strict=True):
         look, xs, ys = looks[arm], list[float](), list[float]()
-        for rate, here in runs[runs["arm"] == arm].groupby(runs["learning_rate"].astype(float)):
-            x, diverged = float(str(rate)) * shift, int(here["diverged"].sum())
+        for value, here in runs[runs["arm"] == arm].groupby(runs["learning_rate"].astype(float)):
+            rate, diverged = float(str(value)), int(here["diverged"].sum())
             values = here.loc[~here["diverged"], measure].dropna().astype(float)
-            label = f"{arm}, rate {short(float(str(rate)))}"
+            label = f"{arm}, rate {short(rate)}"
             if diverged and measure in ("excess", "validation_loss"):
                 what = "runs" if chosen is None else "seeds"
-                diverged_cross(ax, x, arm, look, f"{label}: {diverged} of {len(here)} {what} diverged")
-            drawn = len(values) > 0 and not (diverged and chosen is not None)
-            xs.append(x)
-            ys.append(float(values.mean()) if drawn else float("nan"))  # the line is broken here
-            if drawn:
-                mark(ax.plot([x, x], [values.min(), values.max()], color=look.colour, lw=1.3)[0], arm)
-                label += f": mean {ys[-1]:.4g} of {len(values)}"
-                mark(ax.plot(x, ys[-1], **look.marked(4.5), zorder=4)[0], arm, label)
-            if drawn and chosen and abs(float(str(rate)) - chosen.get(arm, 0.0)) <= 1e-9 * chosen.get(arm, 0.0):
-                (ring,) = ax.plot(x, ys[-1], "o", ms=11, mfc="none", mec=look.colour, mew=1.2, zorder=5)
+                diverged_cross(ax, rate * shift, arm, look, f"{label}: {diverged} of {len(here)} {what} diverged")
+            xs.append(rate * shift)
+            if values.empty or (diverged and chosen is not None):
+                ys.append(math.nan)  # the line is broken here
+                continue
+            ys.append(float(values.mean()))
+            mark(ax.plot([xs[-1]] * 2, [values.min(), values.max()], color=look.colour, lw=1.3)[0], arm)
+            label += f": mean {ys[-1]:.4g} of {len(values)}"
+            mark(ax.plot(xs[-1], ys[-1], **look.marked(4.5), zorder=4)[0], arm, label)
+            if chosen and math.isclose(rate, chosen.get(arm, 0.0)):
+                (ring,) = ax.plot(xs[-1], ys[-1], "o", ms=11, mfc="none", mec=look.colour, mew=1.2, zorder=5)
                 mark(ring, arm, f"{label}, chosen")
         join(ax, xs, ys, arm, looks, len(names))
     if measure == "clipped":

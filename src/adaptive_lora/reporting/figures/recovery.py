@@ -14,7 +14,6 @@ from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.recovery import CONTROLS
 
 _GREY = "#8c8c8c"
-_FAINT = "#ececec"
 _SHARES, _EXCESSES = (-1.5, 1.5), (-1.5, 3.0)
 """Widest limits: means beyond stand at the edge, as arrows, single truths beyond are left to the table."""
 _BELOW = 0.3
@@ -41,19 +40,18 @@ def recovery_figure(found: Recovered) -> Figure:
             _lay_rows(ax, rows)
         _shares(left, found, rows)
         _excess(right, found, rows)
-        handles, labels = left.get_legend_handles_labels()
-        drawn.legend(handles, labels, loc="outside lower center", ncols=_COLUMNS, fontsize=7.5)
+        drawn.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=_COLUMNS, fontsize=7.5)
     return drawn
 
 
 def _lay_rows(ax: Axes, rows: Mapping[str, float]) -> None:
     """Names and faint lines, with a dashed one before the controls."""
     ax.set_yticks(list(rows.values()), list(rows))
-    ax.set_ylim(max(rows.values(), default=0.0) + 0.6, -0.6)
     ax.tick_params(axis="y", length=0)
+    ax.set_ylim(max(rows.values(), default=0.0) + 0.6, -0.6)
     ax.spines["left"].set_visible(False)
     for row in rows.values():
-        ax.axhline(row, color=_FAINT, lw=0.6, zorder=0)
+        ax.axhline(row, color="#ececec", lw=0.6, zorder=0)
     controls = [row for name, row in rows.items() if name in CONTROLS]
     if 0 < len(controls) < len(rows):
         ax.axhline(min(controls) - 0.8, color=_GREY, lw=0.6, ls=(0, (4, 3)), zorder=0)
@@ -69,7 +67,7 @@ def _shares(ax: Axes, found: Recovered, rows: Mapping[str, float]) -> None:
     label = f"mean of the concentrated truths {which},\n95 % interval over seeds"
     ax.plot([], [], "o-", ms=5.5, lw=1.6, color=COLOURS[0], label=label)
     for name, row in rows.items():
-        _dot(ax, found.concentrated_share(name), row, _colour(name), _SHARES)
+        _dot(ax, found.concentrated_share(name), row, name, _SHARES)
     low, high = _SHARES
     for place, truth in enumerate(found.shown):
         counts = truth in found.counting
@@ -80,10 +78,6 @@ def _shares(ax: Axes, found: Recovered, rows: Mapping[str, float]) -> None:
                 zorder=3 if counts else 2, label=truth if counts else f"{truth} (does not count)")  # fmt: skip
     _limit(ax, _SHARES)
     ax.set_xlabel("share of the oracle's gain over uniform")
-
-
-def _colour(name: str) -> str:
-    return _GREY if name in CONTROLS else COLOURS[0]
 
 
 def _name_lines(ax: Axes, floor: float | None) -> None:
@@ -113,15 +107,15 @@ def _excess(ax: Axes, found: Recovered, rows: Mapping[str, float]) -> None:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=_GREY)
         return
     for name, row in rows.items():
-        _dot(ax, values[name], row, _colour(name), _EXCESSES)
+        _dot(ax, values[name], row, name, _EXCESSES)
     _limit(ax, _EXCESSES)
 
 
-def _dot(ax: Axes, value: Interval | None, row: float, colour: str, limits: tuple[float, float]) -> None:
+def _dot(ax: Axes, value: Interval | None, row: float, name: str, limits: tuple[float, float]) -> None:
     """Mean and interval; an arrow at the edge where the mean lies beyond the limits."""
     if value is None:
         return
-    low, high = limits
+    (low, high), colour = limits, _GREY if name in CONTROLS else COLOURS[0]
     if value.low is not None and value.high is not None and value.low < high and value.high > low:
         ends = [max(value.low, low), min(value.high, high)]
         ax.plot(ends, [row, row], color=colour, lw=1.6, solid_capstyle="butt", zorder=4)

@@ -65,7 +65,7 @@ def _panel(ax: Axes, own: pd.DataFrame, arm: str, most: int) -> None:
     correlation = spearman(own)
     ax.set_title(f"{wrapped(arm, 2.1)}\nSpearman {formatted(correlation, '+.2f') or '–'}", fontsize=8.5)
     if own["score"].min() > 0 and own["score"].max() > _WIDE * own["score"].min():
-        plain_log(ax.yaxis)
+        plain_log(ax)
     else:
         ax.locator_params(axis="y", nbins=5)
         ax.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4))

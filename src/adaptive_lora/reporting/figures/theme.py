@@ -18,15 +18,8 @@ from adaptive_lora.files import write_atomically
 
 # Okabe and Ito, "Color Universal Design", jfly.uni-koeln.de/color; yellow left out, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES: Sequence[str | tuple[int, tuple[int, ...]]] = (
-    "-",
-    "--",
-    "-.",
-    ":",
-    (0, (5, 1)),
-    (0, (3, 1, 1, 1)),
-    (0, (1, 1)),
-)
+Dash = str | tuple[int, tuple[int, ...]]
+DASHES: Sequence[Dash] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RANK_COLOURS = "viridis"
 _ARM, _POINT = "arm:", "|"
@@ -47,13 +40,11 @@ _STYLE = {
     "svg.fonttype": "path",
     "svg.hashsalt": "adaptive-lora",
 }
-_UNDATED: dict[str, dict[str, None]] = {
-    "pdf": {"CreationDate": None},
-    "svg": {"Date": None},
-    "png": {"Software": None},
-}
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "png": {"pil_kwargs": {"compress_level": 2}},  # a fifth larger than at Pillow's own, in less time
+_UNDATED: dict[str, dict[str, Any]] = {
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
+    # A fifth larger than at Pillow's own compression, in less time.
+    "png": {"metadata": {"Software": None}, "pil_kwargs": {"compress_level": 2}},
 }
 
 
@@ -89,16 +80,8 @@ def settle(figure: Figure) -> None:
 
 
 def to_svg(figure: Figure) -> str:
-    """The figure as an <svg> element to stand inside a page."""
-    text = _svg(figure, {"Date": None, "Creator": None})
-    return text[text.index("<svg") :]
-
-
-def _svg(figure: Figure, metadata: dict[str, None]) -> str:
-    buffer = io.StringIO()
-    with themed():
-        figure.savefig(buffer, format="svg", metadata=metadata)
-    return re.sub(f'<g id="{_ARM}([^"]*)">', _marked, buffer.getvalue())
+    """The figure as the text of an SVG file, with a group for each mark."""
+    return re.sub(f'<g id="{_ARM}([^"]*)">', _marked, _written(figure, "svg").decode())
 
 
 def _marked(found: re.Match[str]) -> str:
@@ -107,18 +90,16 @@ def _marked(found: re.Match[str]) -> str:
     return f'<g class="arm" data-arm="{arm}">{title}'
 
 
+def _written(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    with themed():
+        figure.savefig(buffer, format=kind, **_UNDATED[kind])
+    return buffer.getvalue()
+
+
 def save(figure: Figure, stem: Path, kinds: Sequence[str] = ("pdf", "svg", "png")) -> list[Path]:
     """Writes PDF, SVG and a 300 dpi PNG beside each other, or some of them."""
-    paths = []
-    for kind, metadata in _UNDATED.items():
-        if kind not in kinds:
-            continue
-        paths.append(stem.with_suffix(f".{kind}"))
-        if kind == "svg":
-            write_atomically(paths[-1], _svg(figure, metadata))
-            continue
-        buffer = io.BytesIO()
-        with themed():
-            figure.savefig(buffer, format=kind, metadata=metadata, **_SETTINGS.get(kind, {}))
-        write_atomically(paths[-1], buffer.getvalue())
+    paths = [stem.with_suffix(f".{kind}") for kind in kinds]
+    for path, kind in zip(paths, kinds, strict=True):
+        write_atomically(path, to_svg(figure) if kind == "svg" else _written(figure, kind))
     return paths

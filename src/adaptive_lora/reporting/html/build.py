@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from adaptive_lora.files import write_atomically
-from adaptive_lora.reporting.figures.all import Wanted
 from adaptive_lora.reporting.figures.making import drawing
 from adaptive_lora.reporting.findings import Findings, read_findings
-from adaptive_lora.reporting.html.page import Drawing, inline, made_tables, render_page
+from adaptive_lora.reporting.html.page import inline, made_tables, render_page
 from adaptive_lora.reporting.tables import files_of
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
@@ -21,12 +20,8 @@ def write_report(source: Ledger | Findings, folder: Path) -> Path:
         tables = made_tables(found)
         for name, content in files_of([table for own in tables.values() for table in own]).items():
             write_atomically(folder / "tables" / name, content)
-        drawings = [_inlined(wanted, folder / "figures") for wanted in finish()]
+        figures = folder / "figures"
+        drawings = [inline((figures / f"{w.name}.svg").read_text("utf-8"), w.name, w.caption) for w in finish()]
     path = StudyPaths(folder).report
     write_atomically(path, render_page(found, tables, drawings))
     return path
-
-
-def _inlined(drawn: Wanted, folder: Path) -> Drawing:
-    svg = (folder / f"{drawn.name}.svg").read_text(encoding="utf-8")
-    return Drawing(drawn.name, inline(svg[svg.index("<svg") :], drawn.name, drawn.caption), drawn.caption)

@@ -20,13 +20,9 @@ ARM = (Column("arm", kind="text"), Column("budget", kind="text"))
 
 
 def captioned(
-    found: Findings,
-    macro: str,
-    names: tuple[str, str],
-    columns: tuple[Column, ...],
-    cells: Iterable[tuple[Cell, ...]],
+    found: Findings, macro: str, names: tuple[str, str], columns: tuple[Column, ...], cells: Iterable[tuple[Cell, ...]],
     marked: Callable[[tuple[Cell, ...]], bool] = lambda row: False,
-) -> Table | None:
+) -> Table | None:  # fmt: skip
     """A table of (name of its files, title), whose rows begin with their arm; None where there are none."""
     rows = tuple(Row(row, arm=str(row[0]), marked=marked(row)) for row in cells)
     return Table(*names, columns, rows, render(f"captions.{macro}", found)) if rows else None

@@ -42,7 +42,8 @@ def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings
     templates = environment("html", autoescape=True, finalize=_printed)
     templates.filters["foreign"] = lambda value: Markup("<bdi>{}</bdi>").format(visible(str(value)))
     templates.filters["html"] = to_html
-    style, script = (_part(name) for name in ("report.css", "report.js"))
+    own = resources.files(__package__)
+    style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     by_name = {drawing.name: drawing for drawing in drawings}
     sections = [
         {
@@ -53,30 +54,18 @@ def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings
         for section, names in sorted_into(list(by_name))
     ]  # fmt: skip
     return templates.get_template("report.html").render(
-        found=found,
-        status=found.status(),
-        facts=found.facts,
-        spec=found.facts["spec"],
-        names=list(dict.fromkeys(found.runs["arm"])),
-        verdict=render_all("comparisons.verdicts", found),
-        description=render_all("comparisons.description", found),
-        licence=render("study.licence", found.facts["data"]),
+        found=found, status=found.status(), facts=found.facts, spec=found.facts["spec"],
+        names=list(dict.fromkeys(found.runs["arm"])), licence=render("study.licence", found.facts["data"]),
+        verdict=render_all("comparisons.verdicts", found), description=render_all("comparisons.description", found),
         sections=[s for s in sections if s["tables"] or s["figures"] or s["remarks"]],
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
-    )
+        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
+    )  # fmt: skip
 
 
 def made_tables(found: Findings) -> dict[str, list[Table]]:
     """Section -> its tables, for those that have something to say."""
     made = {section.name: [make(found) for make in section.tables] for section in SECTIONS}
     return {name: [table for table in own if table is not None] for name, own in made.items()}
-
-
-def _part(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
@@ -96,11 +85,12 @@ _ID = re.compile(r' id="([^"]*)"')
 _LINK = re.compile(r'(xlink:href="#|url\(#)([^")]*)')
 
 
-def inline(svg: str, name: str, caption: str) -> Markup:
-    """An <svg> of matplotlib's as part of a page: without styles, with ids of its own, described by its caption.
+def inline(svg: str, name: str, caption: str) -> Drawing:
+    """An SVG file of matplotlib's as part of a page: without styles, with ids of its own, described by its caption.
 
     A <style> inside would hold for the whole page, and the page's policy admits none.
     """
+    svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.S)
     svg = _STYLE.sub(_as_attributes, svg)
     linked = {found.group(2) for found in _LINK.finditer(svg)}
@@ -113,7 +103,7 @@ def inline(svg: str, name: str, caption: str) -> Markup:
     opening = Markup('<svg role="{}" aria-label="{}" stroke-linejoin="round" stroke-linecap="butt"').format(
         role, visible(caption, 2000)
     )
-    return Markup(svg.replace("<svg", str(opening), 1))  # matplotlib has escaped what it wrote
+    return Drawing(name, Markup(svg.replace("<svg", str(opening), 1)), caption)  # matplotlib has escaped it
 
 
 def _as_attributes(found: re.Match[str]) -> str:

@@ -18,7 +18,6 @@ from adaptive_lora.stats.estimators import Interval, mean_interval
 from adaptive_lora.stats.run_table import Phase, Status
 
 Maker = Callable[[Findings], Table | None]
-Remarks = Callable[[Findings], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Section:
     tables: tuple[Maker, ...] = ()
     figures: tuple[str, ...] = ()
     """Beginnings of the names of figures."""
-    remarks: Remarks = lambda found: ()
+    remarks: Callable[[Findings], Sequence[str]] = lambda found: ()
     """Plain paragraphs below."""
     detail: bool = False
     """Whether its figures summarise its tables: long ones are then folded."""

@@ -91,7 +91,7 @@ def training(found: Findings) -> dict[str, Any] | None:
     """Days in UTC, hours of planning and training, and devices, by the ledger's own clock; None before the first run
     has ended, and of exports, which have no clock.
     """
-    period, done = found.source.period(), found.runs[found.runs["status"] == Status.COMPLETED]
+    period, done = found.period, found.runs[found.runs["status"] == Status.COMPLETED]
     if period is None or done.empty:
         return None
     first, last = (f"{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y-%m-%d}" for moment in period)
