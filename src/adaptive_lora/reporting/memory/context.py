@@ -33,7 +33,6 @@ def memory_context(found: Findings, runs: StudyStatus) -> dict[str, Any]:
         "ranks": rank_shares(found),
         "equal_compute": at_equal_compute(found.runs, found.lock["controls"]["compute"]),
         "training": training(found),
-        "relative_paths": has_relative_paths(spec),
         "licence": render("study.licence", found.facts["data"]).removesuffix("."),
         "power": POWER,
         "most_seeds": MOST,
@@ -88,23 +87,15 @@ def rank_shares(found: Findings) -> list[dict[str, Any]]:
 
 
 def training(found: Findings) -> dict[str, Any] | None:
-    """Days in UTC, hours of planning and training, and devices, by the ledger's own clock; None before the first run
-    has ended, and of exports, which have no clock.
+    """Hours of planning and training, devices, and days in UTC by the ledger's own clock, which tables of an export do
+    not have; None before the first run has ended.
     """
-    period, done = found.period, found.runs[found.runs["status"] == Status.COMPLETED]
-    if period is None or done.empty:
+    done = found.runs[found.runs["status"] == Status.COMPLETED]
+    if done.empty:
         return None
-    first, last = (f"{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y-%m-%d}" for moment in period)
+    days = [f"{datetime.datetime.fromtimestamp(moment, datetime.UTC):%Y-%m-%d}" for moment in found.period or ()]
     return {
-        "first": first, "last": last, "hours": float(done[["train_seconds", "plan_seconds"]].sum().sum()) / 3600,
+        "days": list(dict.fromkeys(days)), "hours": float(done[["train_seconds", "plan_seconds"]].sum().sum()) / 3600,
         "median_seconds": float(done["train_seconds"].median()),
         "devices": list(dict.fromkeys(done["device"].dropna())),
     }  # fmt: skip
-
-
-def has_relative_paths(spec: dict[str, Any]) -> bool:
-    """Whether the study file names files by paths that start where it first stood."""
-    named = [str(spec["data"]["source"]), str(spec["model"]["name"])]
-    files = [name for name in named if name.startswith(".") or name.endswith((".json", ".jsonl", ".parquet"))]
-    relative = any(not name.startswith(("/", "~", "$")) for name in files)
-    return relative or any(arm.get("ranks") for arm in spec["arms"])
