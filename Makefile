@@ -39,8 +39,9 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo build/site/index.html
 
+# One process a core. Torch's threads wait without spinning, as the other process has work for that core.
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff format --check .

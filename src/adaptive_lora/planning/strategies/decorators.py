@@ -146,9 +146,9 @@ def take_outside(
 
 
 def _number(value: Any) -> Any:
-    """A float, or a tuple of floats; None where one is not finite."""
+    """A float, or a list of floats; None where one is not finite."""
     if isinstance(value, Sequence):
-        numbers = tuple(_number(part) for part in value)
+        numbers = [_number(part) for part in value]
         return None if None in numbers else numbers
     return float(value) if math.isfinite(value) else None
 
