@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 
+from adaptive_lora.cli.app import explained
 from adaptive_lora.errors import Terminated
 from adaptive_lora.study.engines import resume
 from adaptive_lora.study.engines.resume import BankCheckpoints, Composition
@@ -107,3 +109,14 @@ def test_a_short_study_is_saved_once_and_not_at_every_update(
     monkeypatch.setattr(BankCheckpoints, "save", save)
     run_study(load_study(study_file(TWO_ARMS)), tmp_path / "out")
     assert saved == [6]
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_the_exit_code_says_what_stopped_a_verb(error: type[KeyboardInterrupt], code: int) -> None:
+    @explained
+    def verb() -> None:
+        raise error
+
+    with pytest.raises(typer.Exit) as stopped:
+        verb()
+    assert stopped.value.exit_code == code

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from adaptive_lora.errors import AdaptiveLoraError, UsageError
+from adaptive_lora.errors import AdaptiveLoraError, Terminated, UsageError
 
 app = typer.Typer(
     name="adaptive-lora",
@@ -41,7 +41,9 @@ _WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirec
 
 
 def explained(function: F) -> F:
-    """Ends a verb that cannot do what was asked with a message and a code: 2 usage, 1 failed, 130 interrupted."""
+    """Ends a verb that cannot do what was asked with a message and a code: 2 usage, 1 failed, 130 interrupted, 143
+    terminated by a signal.
+    """
 
     @functools.wraps(function)
     def verb(*args: Any, **kwargs: Any) -> Any:
@@ -56,9 +58,9 @@ def explained(function: F) -> F:
         except sqlite3.Error as error:
             err.print(f"failed: the ledger could not be written: {error}; is the disk full?", markup=False)
             raise typer.Exit(1) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             err.print("interrupted; run the same command again to continue")
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
