@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.data.encoding import Encoder, Example
-from adaptive_lora.data.sources import RecordSet, from_dicts
+from adaptive_lora.data.records import RecordSet
+from adaptive_lora.data.sources import from_dicts
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.errors import DataError, PlanError, UsageError
 from adaptive_lora.planning.budget import resolve_budget

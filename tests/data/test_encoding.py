@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_lora.data.encoding import Encoder
-from adaptive_lora.data.sources import Record, from_dicts
+from adaptive_lora.data.records import Record
+from adaptive_lora.data.sources import from_dicts
 from adaptive_lora.data.templates import ALPACA_WITHOUT_INPUT, TemplateName, choose_template, render
 from adaptive_lora.errors import DataError
 from adaptive_lora.training.base import FrozenBase

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from adaptive_lora.data.sources import Record, from_dicts, load_records
+from adaptive_lora.data.records import Record, Turn
+from adaptive_lora.data.sources import from_dicts, load_records
 from adaptive_lora.errors import DataError
 
 ALPACA = [{"instruction": "Say hi", "input": "", "output": "hi"}, {"instruction": "Add", "input": "1 2", "output": "3"}]
@@ -61,7 +62,7 @@ def test_chat_learns_the_last_assistant_turn() -> None:
     turns = [("user", "1"), ("assistant", "2"), ("user", "3"), ("assistant", "4"), ("user", "5")]
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     record = from_dicts([row], "x").records[0]
-    assert (record.completion, record.turns) == ("4", (("user", "1"), ("assistant", "2"), ("user", "3")))
+    assert (record.completion, record.prompt, record.turns) == ("4", "3", (Turn("user", "1"), Turn("assistant", "2")))
 
 
 def test_text_parts_of_a_turn_are_joined() -> None:

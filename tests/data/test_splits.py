@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adaptive_lora.data.encoding import Encoder, Example
-from adaptive_lora.data.sources import Record, RecordSet
+from adaptive_lora.data.records import Record, RecordSet
 from adaptive_lora.data.splits import calibration_subset, make_splits
 from adaptive_lora.errors import DataError
 from adaptive_lora.training.base import FrozenBase

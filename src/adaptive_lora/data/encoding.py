@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptive_lora.data.sources import Record
+import numpy as np
+
+from adaptive_lora.data.records import Record
 from adaptive_lora.data.templates import TemplateName, choose_template, render
 
 
@@ -20,11 +22,21 @@ class Example:
     """How many of the first ids are masked; the rest are the completion."""
     truncated: bool
     """Whether the end of the completion was cut to fit `max_length`."""
+    unlearnt: tuple[tuple[int, int], ...] = ()
+    """Further masked ids behind the prompt, as (begin, end): later questions where every answer is learnt."""
 
     @property
     def completion_tokens(self) -> int:
         """Tokens that count in the loss (the very first token of a text is never predicted)."""
-        return len(self.ids) - max(self.prompt_length, 1)
+        return len(self.learnt)
+
+    @property
+    def learnt(self) -> np.ndarray:
+        """Indices of the ids that count in the loss, in order."""
+        counted = np.arange(max(self.prompt_length, 1), len(self.ids))
+        for begin, end in self.unlearnt:
+            counted = counted[(counted < begin) | (counted >= end)]
+        return counted
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adaptive_lora.data.encoding import Encoder
-from adaptive_lora.data.sources import RecordSet
+from adaptive_lora.data.records import RecordSet
 from adaptive_lora.errors import DataError
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptive_lora.data.records import Record, RecordSet, Turn
 from adaptive_lora.errors import DataError
 
 FORMS: Mapping[str, tuple[str, ...]] = {
@@ -26,58 +25,6 @@ LICENCES = {
     "openai/gsm8k": "MIT",
 }
 """What is known of a source's licence, for reports."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One piece of training text before any template."""
-
-    form: str
-    """`alpaca`, `prompt-completion`, `question-answer`, `messages` or `text`."""
-    prompt: str
-    """What is asked; empty for plain text."""
-    context: str
-    """Alpaca's `input`; may be empty."""
-    completion: str
-    """What is learnt."""
-    turns: tuple[tuple[str, str], ...] = ()
-    """(role, content) of the turns before the completion, for chat records."""
-
-    def prompt_key(self) -> str:
-        """A hash of what is asked, blind to case and white space; records that share it never part.
-
-        Plain text has no prompt: its own text counts.
-        """
-        asked = [self.prompt, self.context, *(content for _, content in self.turns)]
-        return _text_hash(asked if any(asked) else [self.completion])
-
-    def content_key(self) -> str:
-        """A hash of the whole record, blind to case and white space."""
-        return _text_hash([self.prompt, self.context, *(c for _, c in self.turns), self.completion])
-
-
-@dataclass(frozen=True)
-class RecordSet:
-    """All records of a source, with what a report must say about them."""
-
-    name: str
-    """The source as the user wrote it."""
-    form: str
-    records: tuple[Record, ...]
-    revision: str | None
-    """The hub's commit, or nothing for local and generated data."""
-    licence: str | None = None
-    exact_answers: bool = False
-    """Whether each prompt has one right completion, so that exact match means something."""
-
-    def fingerprint(self) -> str:
-        """A hash of the content in order; equal content gives equal fingerprints, wherever it lies."""
-        digest = hashlib.sha256(self.form.encode())
-        for record in self.records:
-            digest.update(
-                repr((record.prompt, record.context, record.completion, record.turns)).encode(errors="replace")
-            )
-        return digest.hexdigest()
 
 
 def load_records(source: str) -> RecordSet:
@@ -232,17 +179,17 @@ def _record(row: Any, form: str, index: int, name: str) -> Record:
 def _chat_record(messages: Any, index: int, name: str) -> Record:
     """The last assistant turn is the completion; all turns before it are the prompt."""
     try:
-        turns = [(str(turn["role"]), _content(turn["content"])) for turn in messages]
+        turns = [Turn(str(turn["role"]), _content(turn["content"])) for turn in messages]
     except (TypeError, KeyError):
         raise DataError(
             f"{name}, record {index}: `messages` must be a list of {{role, content}} objects whose content is text."
         ) from None
-    answers = [i for i, (role, _) in enumerate(turns) if role == "assistant"]
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
     if not answers:
         raise DataError(f"{name}, record {index}: `messages` has no assistant turn to learn from.")
-    before = tuple(turns[: answers[-1]])
-    asked = before[-1][1] if before else ""
-    return Record("messages", asked, "", turns[answers[-1]][1], before)
+    before, answer = turns[: answers[-1]], turns[answers[-1]]
+    asked = before.pop().content if before and before[-1].role == "user" else ""
+    return Record("messages", asked, "", answer.content, tuple(before))
 
 
 def _content(content: Any) -> str:
@@ -259,11 +206,6 @@ def _text(row: Mapping[str, Any], key: str, index: int, name: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{name}, record {index}: `{key}` must be text, got a {type(value).__name__}.")
     return value
-
-
-def _text_hash(parts: Iterable[str]) -> str:
-    text = "\x1f".join(" ".join(part.split()).casefold() for part in parts)
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
 
 
 def _parses(line: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptive_lora.data.encoding import Encoder, Example
-from adaptive_lora.data.sources import Record, RecordSet
+from adaptive_lora.data.records import Record, RecordSet
 from adaptive_lora.errors import DataError
 from adaptive_lora.streams import derive_seed, numpy_stream
 
@@ -64,7 +64,8 @@ def hash_examples(examples: Iterable[Example]) -> str:
     """SHA-256 of the token ids and prompt lengths of examples, in their order."""
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(np.array([example.prompt_length, len(example.ids), *example.ids], dtype="<i8").tobytes())
+        later = [place for span in example.unlearnt for place in span]
+        digest.update(np.array([example.prompt_length, len(example.ids), *example.ids, *later], dtype="<i8").tobytes())
     return digest.hexdigest()
 
 

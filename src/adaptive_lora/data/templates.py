@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import jinja2
 
-from adaptive_lora.data.sources import Record
+from adaptive_lora.data.records import Record
 from adaptive_lora.errors import DataError, UsageError
 
 TemplateName = Literal["auto", "alpaca", "alpaca-short", "question", "chat", "plain"]
@@ -78,7 +78,7 @@ def render(record: Record, template: TemplateName, tokenizer: Any = None) -> tup
     template is the model's own; `plain` joins what there is with newlines. `tokenizer` is needed for `chat` alone.
     All but `chat` have one place for what is asked: there the turns of a chat stand one below the other.
     """
-    asked = "\n".join(content for _, content in record.turns if content) or record.prompt
+    asked = "\n".join(text for text in (*(turn.content for turn in record.turns), record.prompt) if text)
     if template in PROMPTS:
         with_input, without_input = PROMPTS[template]
         text = with_input if record.context else without_input
@@ -91,9 +91,7 @@ def render(record: Record, template: TemplateName, tokenizer: Any = None) -> tup
 
 
 def _render_chat(record: Record, tokenizer: Any) -> str:
-    turns = [{"role": role, "content": content} for role, content in record.turns]
-    if not turns:
-        turns = [{"role": "user", "content": "\n".join(p for p in (record.prompt, record.context) if p)}]
+    turns = [turn.message() for turn in record.before()]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, date_string=_DATE))
     except jinja2.TemplateError as error:

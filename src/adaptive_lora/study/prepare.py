@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Encoder, Example
-from adaptive_lora.data.sources import RecordSet, from_dicts, load_records
+from adaptive_lora.data.records import RecordSet
+from adaptive_lora.data.sources import from_dicts, load_records
 from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import as_template
 from adaptive_lora.demo.tasks import generate

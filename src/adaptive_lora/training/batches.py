@@ -40,7 +40,8 @@ def collate(examples: Sequence[Example]) -> Batch:
         ids = torch.tensor(example.ids)
         input_ids[row, : len(ids)] = ids
         attention_mask[row, : len(ids)] = 1
-        labels[row, example.prompt_length : len(ids)] = ids[example.prompt_length :]
+        learnt = torch.from_numpy(example.learnt)
+        labels[row, learnt] = ids[learnt]
     return Batch(input_ids, attention_mask, labels)
 
 

@@ -87,11 +87,11 @@ def pack(
         flat_ids[at : at + length] = example.ids
         # A filler may be longer than the model's context, so all its positions are 0.
         flat_positions[at : at + length] = 0 if id(example) in filling else np.arange(length)
-        first = max(example.prompt_length, 1)  # a sequence's first token is never predicted
         # In order of position: sums over a sequence's tokens must not depend on the other sequences.
-        keep.append(at + np.arange(first - 1, length - 1))
-        targets.append(flat_ids[at + first : at + length])
-        counts.append(max(length - first, 0))
+        learnt = at + example.learnt
+        keep.append(learnt - 1)
+        targets.append(flat_ids[learnt])
+        counts.append(len(learnt))
     owners = [k for k, batch in enumerate(batches) for _ in batch]
     segments, real = _segments(batches, lengths, width, starts)
     sequence = np.repeat(np.arange(len(examples)), counts)
