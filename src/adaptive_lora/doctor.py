@@ -113,8 +113,8 @@ def _rank_pattern() -> tuple[State, str]:
     import torch
     from peft import PeftModel
 
+    from adaptive_lora.models.libraries import quiet_libraries
     from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers, save_adapter, weights_of
-    from adaptive_lora.training.base import quiet_libraries
 
     base, plan, examples = _small_case({"attention": 3, "mlp": 1})
     ids = torch.tensor([examples[0].ids])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import as_template
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StudyFileError, UsageError
+from adaptive_lora.models.locate import is_named, locate_model, model_note
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.outline import ModelOutline, outline_from_config
@@ -36,19 +36,19 @@ DEMO_RECORDS = 4000
 
 
 def open_outline(name: str, revision: str | None = None) -> ModelOutline:
-    """A model's outline, by its configuration alone; knows the embedded model."""
-    if found := outline_from_config(name, Path(_location(name))):
+    """A model's outline, by its configuration alone; knows what `locate_model` knows."""
+    if found := outline_from_config(name, Path(locate_model(name))):
         return found
     from adaptive_lora.training.base import outline_of
 
-    return outline_of(name, _location(name), revision)
+    return outline_of(name, locate_model(name), revision)
 
 
 def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
-    """`training.base.load_base` that knows the embedded model."""
+    """`training.base.load_base` that knows the embedded model, fetched ones and GGUF files."""
     from adaptive_lora.training.base import load_base
 
-    return load_base(name, _location(name), revision, dtype, device)
+    return load_base(name, locate_model(name), revision, dtype, device)
 
 
 def open_encoder(name: str, max_length: int, template: str, revision: str | None = None) -> Encoder:
@@ -56,7 +56,7 @@ def open_encoder(name: str, max_length: int, template: str, revision: str | None
     from adaptive_lora.training.base import load_tokenizer
 
     outline = open_outline(name, revision)
-    tokenizer = load_tokenizer(name, _location(name), revision)
+    tokenizer = load_tokenizer(name, locate_model(name), revision)
     return Encoder(tokenizer, min(max_length, outline.context), as_template(template))
 
 
@@ -66,10 +66,6 @@ def open_records(source: str) -> RecordSet:
         rows = generate(source.removeprefix(demo.SOURCE_PREFIX), DEMO_RECORDS)
         return from_dicts(rows, source, exact_answers=True)
     return load_records(source)
-
-
-def _location(name: str) -> str | Path:
-    return demo.model_folder() if name == demo.MODEL else os.path.expanduser(name)
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ class PreparedStudy:
             "model": {
                 "name": spec.model.name, "revision": self.base.revision, "dtype": spec.model.dtype,
                 "total_parameters": self.base.outline.total_parameters, "context": self.base.outline.context,
-                "target_modules": len(self.modules),
+                "target_modules": len(self.modules), "note": model_note(self.base.name),
             },
             "data": {
                 "source": spec.data.source, "form": self.source.form, "revision": self.source.revision,
@@ -175,7 +171,7 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     spec = study.spec
     device = device or default_device()
     check_device(device)
-    location = spec.model.name if spec.model.name == demo.MODEL else study.locate(spec.model.name)
+    location = spec.model.name if is_named(spec.model.name) else study.locate(spec.model.name)
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)
     budgets = checked_budgets(study, modules)

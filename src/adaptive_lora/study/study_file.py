@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora import demo
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.models.locate import is_named
 from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
 from adaptive_lora.study.schema import StudySpec
@@ -83,7 +83,7 @@ def portable_text(study: Study) -> str:
     found = portable_strategies(data)
     for at, text in paths.items():
         located = Path(study.locate(text))
-        fixed = text == demo.MODEL or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
+        fixed = is_named(text) or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
         if not fixed and located.exists():
             found[at] = str(located.resolve())
     return with_values(study.text, found)

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.training.activation_checkpointing import recomputed_blocks
-from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.dropout import DropoutMasks, zero_
 from adaptive_lora.training.options import initial_a
 

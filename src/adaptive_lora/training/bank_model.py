@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import ModelError
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.training.activation_checkpointing import recomputed_blocks
 from adaptive_lora.training.attention import NAME, NotCausalOnly, register
-from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.current_batch import BankBatch, current_batch
 from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.head import Head

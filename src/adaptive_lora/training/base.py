@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptive_lora.errors import ModelError, UsageError
+from adaptive_lora.models.cache import revision_of
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
 from adaptive_lora.planning.outline import DType, ModelOutline
 
@@ -32,7 +32,7 @@ class FrozenBase:
     tokenizer: Any
     outline: ModelOutline
     revision: str
-    """The hub's commit, or `sha256:` and a hash of a folder's configuration and weights."""
+    """The hub's commit, `sha256:` and a hash of a folder's configuration and weights, or the hash of a GGUF file."""
     location: str
     """The folder or hub name it was loaded from."""
     device: torch.device
@@ -66,6 +66,8 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(name, location, revision)
+    local = Path(location).is_dir()
+    own = revision_of(Path(location)) if local else ""
     with _explained(name, location), quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(
             location,
@@ -75,13 +77,12 @@ def load_base(
             trust_remote_code=False,
         )
     model = model.to(device).eval().requires_grad_(False)
-    local = Path(location).is_dir()
     return FrozenBase(
         name=name,
         model=model,
         tokenizer=tokenizer,
         outline=_outline(name, model),
-        revision=_folder_hash(Path(location)) if local else getattr(model.config, "_commit_hash", None) or "unknown",
+        revision=own if local else getattr(model.config, "_commit_hash", None) or "unknown",
         location=str(location),
         device=torch.device(device),
     )
@@ -195,29 +196,3 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
         else:
             remedy = "Check the name and the network (`adaptive-lora doctor`), or name a local folder."
         raise ModelError(f"The model {name} could not be loaded: {reason} {remedy}") from error
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silences loading bars and the libraries' deprecation warnings of each other: no user can act on them."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            for category in (FutureWarning, DeprecationWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _folder_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"
