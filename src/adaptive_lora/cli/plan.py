@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def plan(
     model: Annotated[
         str,
-        typer.Option(
-            help="`demo`, a folder, or a hub name owner/name; its configuration is enough for plans by shape."
-        ),
+        typer.Option(help="`demo`, `smollm2` (see `fetch`), a folder, a .gguf file, or a hub name owner/name."),
     ],
     strategy: Annotated[str, typer.Option(help="See `adaptive-lora strategies`; or `my_file.py:name`.")] = "uniform",
     budget: Annotated[str, typer.Option(help="`rank:r` (what a uniform rank r costs) or `params:N`.")] = "rank:8",

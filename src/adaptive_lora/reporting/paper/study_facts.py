@@ -65,7 +65,7 @@ def _model_and_data(found: Findings) -> Entries:
         "study": found.facts["name"], "identity": found.facts["identity"][:12],
         "model": "the embedded demo model" if model["name"] == "demo" else short_name(model["name"]),
         "model.parameters": (model["total_parameters"], ",d"), "model.context": (model["context"], ",d"),
-        "model.dtype": model["dtype"],
+        "model.dtype": model["dtype"], "model.note": model.get("note"),
         "model.revision": str(model.get("revision") or "").removeprefix("sha256:")[:12],
         "modules": (model["target_modules"], ",d"), "blocks": (modules["depth"].nunique() or None, "d"),
         "data": short_name(data["source"]), "data.fingerprint": data["fingerprint"][:12],
