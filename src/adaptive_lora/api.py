@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.data.encoding import Encoder, Example
+from adaptive_lora.data.encoding import Encoder, Example, Learn
 from adaptive_lora.data.records import RecordSet
 from adaptive_lora.data.sources import from_dicts
-from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.errors import DataError, PlanError, UsageError
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
@@ -50,7 +49,8 @@ def plan(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     max_length: int = 512,
-    template: TemplateName = "auto",
+    template: str = "auto",
+    learn: Learn = "last",
     revision: str | None = None,
     dtype: DType = "float32",
     device: str | None = None,
@@ -61,7 +61,7 @@ def plan(
     by shape need the model's configuration alone; others load its weights in `dtype` on `device` (by default the
     accelerator where there is one; a loaded model stays where it is). `strategy` is a name, `my_file.py:name`, or a
     decorated function. `scaling` is a rule or `{"rule": ..., "reference": ...}`. Records are encoded by `template` up
-    to `max_length` tokens.
+    to `max_length` tokens; of a conversation `learn` takes the `last` answer or `all`.
 
     Raises UsageError with the remedy. The provenance holds model, data, device and `plan_seconds`.
 
@@ -90,7 +90,9 @@ def plan(
             resolve_budget(budget, modules),
             _scaling(scaling),
             seed,
-            _examples(data, base, max_length, template, seed) if base and data is not None and effort != "none" else [],
+            _examples(data, base, (max_length, template, learn), seed)
+            if base and data is not None and effort != "none"
+            else [],
         )
         facts = {
             "model": outline.name,
@@ -113,7 +115,8 @@ def train(
     tokenizer: Any = None,
     seed: int = 0,
     max_length: int = 512,
-    template: TemplateName = "auto",
+    template: str = "auto",
+    learn: Learn = "last",
     revision: str | None = None,
     dtype: DType = "float32",
     device: str | None = None,
@@ -133,7 +136,7 @@ def train(
                 f"The plan is of another model: {outline.name} has no module {missing[0].name} of size "
                 f"{missing[0].d_in} × {missing[0].d_out}."
             )
-        examples = _examples(data, base, max_length, template)
+        examples = _examples(data, base, (max_length, template, learn))
         with attached(base, plan, seed, options.dropout) as adapted:
             progress = train_reference(adapted, examples, options, seed, factors=rate_factors(plan, options))
             save_adapter(weights_of(adapted), plan, Path(out), base, options.dropout)
@@ -233,13 +236,17 @@ def _scaling(given: str | Mapping[str, Any]) -> ScalingPart:
 
 
 def _examples(
-    data: Records, base: FrozenBase, max_length: int, template: TemplateName, seed: int | None = None
+    data: Records, base: FrozenBase, encoding: tuple[int, str, Learn], seed: int | None = None
 ) -> list[Example]:
-    """All usable records; with a `seed` some of them for calibration, in an order drawn from it."""
+    """All usable records; with a `seed` some of them for calibration, in an order drawn from it.
+
+    `encoding`: the longest text in tokens, the template, and which answers of a conversation are learnt.
+    """
     if base.tokenizer is None:
         raise UsageError("A loaded model needs its `tokenizer` to read records: give `tokenizer=`.")
     source = _record_set(data)
-    encoder = Encoder(base.tokenizer, min(max_length, base.outline.context), template)
+    max_length, template, learn = encoding
+    encoder = Encoder(base.tokenizer, min(max_length, base.outline.context), template, learn)
     records = source.records
     if seed is not None:
         order = numpy_stream(seed, "subset").permutation(len(records))[:_CALIBRATION_POOL]

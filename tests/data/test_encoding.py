@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from adaptive_lora.data.encoding import Encoder
 from adaptive_lora.data.records import Record
 from adaptive_lora.data.sources import from_dicts
-from adaptive_lora.data.templates import ALPACA_WITHOUT_INPUT, TemplateName, choose_template, render
+from adaptive_lora.data.templates import ALPACA_WITHOUT_INPUT, choose_template, render
 from adaptive_lora.errors import DataError
 from adaptive_lora.training.base import FrozenBase
 
@@ -45,43 +45,15 @@ def test_placeholders_inside_records_stay_text(instruction: str, context: str) -
 
 @pytest.mark.parametrize(
     ("form", "chosen"),
-    [
-        ("alpaca", "alpaca"),
-        ("prompt-completion", "plain"),
-        ("text", "plain"),
-        ("messages", "chat"),
-        ("question-answer", "question"),
-    ],
+    [("alpaca", "alpaca"), ("prompt-completion", "plain"), ("text", "plain"), ("question-answer", "question")],
 )
-def test_auto_goes_by_form(form: str, chosen: str) -> None:
-    assert choose_template("auto", form, has_chat_template=True) == chosen
+def test_auto_goes_by_form_where_there_is_no_chat_template(embedded: FrozenBase, form: str, chosen: str) -> None:
+    assert choose_template("auto", form, embedded.tokenizer) == chosen
 
 
-def test_chat_without_a_chat_template_is_refused() -> None:
+def test_chat_without_a_chat_template_is_refused(embedded: FrozenBase) -> None:
     with pytest.raises(DataError, match=r"tokenizer has no chat template.*template: alpaca"):
-        choose_template("auto", "messages", has_chat_template=False)
-
-
-def test_chat_uses_the_models_own_template(gpt2: FrozenBase) -> None:
-    turns = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    gpt2.tokenizer.chat_template = turns + "{% if add_generation_prompt %}[bot] {% endif %}"
-    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
-    record = from_dicts([row], "x").records[0]
-    assert Encoder(gpt2.tokenizer, 64).render(record) == ("[user] hi\n[bot] ", "yo")
-
-
-def test_a_chat_template_that_prints_the_date_prints_the_same_every_day(gpt2: FrozenBase) -> None:
-    """Llama 3.2's does; a study cut at midnight must go on with the same prompts."""
-    unset = "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
-    gpt2.tokenizer.chat_template = unset + "Today is {{ date_string }}. {{ messages[0]['content'] }}"
-    assert render(RECORD, "chat", gpt2.tokenizer)[0].startswith("Today is 26 Jul 2024. Add the two")
-
-
-def test_a_chat_template_that_refuses_a_record_is_explained(gpt2: FrozenBase) -> None:
-    gpt2.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
-    row = {"messages": [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}]}
-    with pytest.raises(DataError, match=r"refuses a record with the turns system: System role not supported"):
-        Encoder(gpt2.tokenizer, 64).encode(from_dicts([row], "x").records[0])
+        choose_template("auto", "messages", embedded.tokenizer)
 
 
 def chat(*turns: tuple[str, str]) -> Record:
@@ -99,7 +71,7 @@ def chat(*turns: tuple[str, str]) -> Record:
         ("alpaca", ALPACA_WITHOUT_INPUT.partition("{")[0], "\n\n### Response:"),
     ],
 )
-def test_templates_without_roles_show_every_turn(template: TemplateName, before: str, after: str) -> None:
+def test_templates_without_roles_show_every_turn(template: str, before: str, after: str) -> None:
     several = chat(("system", "Be kind."), ("user", "Topic {input}"), ("assistant", ""), ("user", "Go on."))
     assert render(several, template) == (f"{before}Be kind.\nTopic {{input}}\nGo on.{after}", "yo")
     for turns in ([("user", "hi\n")], [("system", "hi\n")], []):  # as one question, or none at all
@@ -122,15 +94,6 @@ def test_prompt_is_masked_and_completion_ends_the_text(embedded: FrozenBase) -> 
     assert tokenizer.decode(example.ids[example.prompt_length :]) == completion + "<|endoftext|>"
     assert example.completion_tokens == 2
     assert not example.truncated
-
-
-def test_a_start_token_is_written_where_it_differs_from_the_end(gpt2: FrozenBase) -> None:
-    tokenizer = gpt2.tokenizer
-    plain = Encoder(tokenizer, 64).encode(RECORD)
-    tokenizer.bos_token = "a"  # any token that is not the end
-    with_start = Encoder(tokenizer, 64).encode(RECORD)
-    assert with_start.ids == (tokenizer.bos_token_id, *plain.ids)
-    assert with_start.prompt_length == plain.prompt_length + 1
 
 
 def test_truncation_takes_the_end_and_is_reported(gpt2: FrozenBase) -> None:

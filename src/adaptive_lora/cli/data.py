@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, data_app, err, explained, out, print_json, working
+from adaptive_lora.data.encoding import Learn
 
 
 @data_app.command("profile")
@@ -23,7 +24,10 @@ def data_profile(
         str, typer.Option(help="Model whose tokenizer and context count: `demo`, a folder, or owner/name.")
     ] = "demo",
     max_length: Annotated[int, typer.Option(help="Longest text in tokens; the model's context caps it.")] = 512,
-    template: Annotated[str, typer.Option(help="auto, alpaca, alpaca-short, question, chat or plain.")] = "auto",
+    template: Annotated[
+        str, typer.Option(help="auto, chat, alpaca, alpaca-short, question, plain, or a named template of the model.")
+    ] = "auto",
+    learn: Annotated[Learn, typer.Option(help="Of a conversation the last answer, or all of them.")] = "last",
     png: Annotated[Path | None, typer.Option(help="Write the length histogram as a picture.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -31,7 +35,7 @@ def data_profile(
     from adaptive_lora.cli.checks import check_place, check_source
     from adaptive_lora.data.templates import as_template
 
-    named = as_template(template)
+    as_template(template)
     check_source(source)
     check_place(png, "file")
 
@@ -40,7 +44,12 @@ def data_profile(
 
     records = open_records(source)
     with working(f"tokenising {len(records.records):,} records"):
-        found = profile(records, open_encoder(model, max_length, named))
+        encoder = open_encoder(model, max_length, template, learn=learn)
+        found = profile(records, encoder)
+    for note in encoder.notes(records.form):
+        err.print(note, markup=False, soft_wrap=True)
+    for warning in encoder.warnings(records.form):
+        err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if png:
         save_histogram(found, png)
         err.print(f"wrote {png}", markup=False)

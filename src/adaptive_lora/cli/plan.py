@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.data.encoding import Learn
 from adaptive_lora.planning.outline import DType
 
 if TYPE_CHECKING:
@@ -29,12 +30,11 @@ def plan(
     ] = "all-linear",
     scaling: Annotated[str, typer.Option(help="constant, rslora or alpha-over-r.")] = "constant",
     reference_scaling: Annotated[float, typer.Option(help="alpha / rank of a uniform plan.")] = 2.0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="A strategy's option, `key=value`; may be given again.")
-    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="A strategy's option, `key=value`; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="For plans that rest on data or chance.")] = 0,
     max_length: Annotated[int, typer.Option(help="Longest calibration text in tokens.")] = 512,
-    template: Annotated[str, typer.Option(help="How a record becomes text: auto, alpaca, chat, ...")] = "auto",
+    template: Annotated[str, typer.Option(help="How a record becomes text: auto, chat, alpaca, ...")] = "auto",
+    learn: Annotated[Learn, typer.Option(help="Of a conversation the last answer, or all.")] = "last",
     revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
     dtype: Annotated[DType, typer.Option(help="Of the weights, for strategies that measure.")] = "float32",
     device: Annotated[
@@ -60,8 +60,8 @@ def plan(
     with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):
         made = api.plan(
             model, strategy, budget, data=data, targets=modules, options=options, seed=seed, max_length=max_length,
-            scaling={"rule": scaling, "reference": reference_scaling}, template=named, revision=revision,
-            dtype=dtype, device=device,
+            scaling={"rule": scaling, "reference": reference_scaling}, template=named, learn=learn,
+            revision=revision, dtype=dtype, device=device,
         )  # fmt: skip
     if to:
         made.save(to)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from adaptive_lora.data.chat import DATE, ChatTemplate, Difference, shared_length
+from adaptive_lora.data.control_tokens import ControlTokens, is_marked, start_tokens
+from adaptive_lora.data.learnt_turns import earlier_answers, find_turn, gaps
 from adaptive_lora.data.records import Record
-from adaptive_lora.data.templates import TemplateName, choose_template, render
+from adaptive_lora.data.templates import check_template, choose_template, render
+from adaptive_lora.errors import DataError
+
+Learn = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +24,7 @@ class Example:
     """One record as the model sees it."""
 
     ids: tuple[int, ...]
-    """Token ids: document start where the model has one, prompt, completion, end of text."""
+    """Token ids: document start where the tokenizer writes one, prompt, completion, end of text or of the turn."""
     prompt_length: int
     """How many of the first ids are masked; the rest are the completion."""
     truncated: bool
@@ -43,20 +50,64 @@ class Example:
 class Encoder:
     """Encodes records for one model.
 
-    The prompt and the completion are tokenised apart, so that the mask falls exactly between them.
-    A start token is written where the tokenizer has one that differs from its end token (Llama yes,
-    GPT-2 no); the end token closes every completion, and a text over `max_length` loses its end.
+    In a chat, the model's own template writes the conversation with and without its answer, and the difference is
+    learnt: the answer, the end of its turn, and whatever else the template adds. Nothing of ours is written. The
+    prompt's ids are those that generation starts from; where a token of the whole text would straddle its end, prompt
+    and answer are tokenised apart. `learn` says whether the last answer is learnt (the record's completion) or every
+    answer of the conversation that may be learnt.
+
+    Without a chat template prompt and completion are tokenised apart, so that the mask falls exactly between them,
+    after the start that the tokenizer itself writes before text; its end token, where it has one, closes every
+    completion.
+
+    A text over `max_length` tokens loses its end. Control tokens that a record spells stay text.
     """
 
     tokenizer: Any
     max_length: int
-    template: TemplateName = "auto"
+    template: str = "auto"
+    learn: Learn = "last"
+
+    def __post_init__(self) -> None:
+        check_template(self.template, self.tokenizer)
+
+    def template_for(self, form: str) -> str:
+        """The template in force for records of a form, as `choose_template` says."""
+        return choose_template(self.template, form, self.tokenizer)
+
+    def is_chat(self, form: str) -> bool:
+        """Whether records of a form are written by a chat template of the model."""
+        return self.template_for(form) not in ("alpaca", "alpaca-short", "question", "plain")
+
+    def notes(self, form: str) -> list[str]:
+        """What a user should be told of how records of a form are written, a sentence each."""
+        if not self.is_chat(form):
+            return []
+        name = self.template_for(form)
+        which = "the model's chat template" if name == "chat" else f"the model's chat template {name!r}"
+        chosen = ", which `template: auto` takes for models that have one" if self.template == "auto" else ""
+        return [f"Records are written by {which}{chosen}; for it, today is {DATE}."]
+
+    def warnings(self, form: str) -> list[str]:
+        """What a user should know before training on records of a form."""
+        if self.is_chat(form) or self.tokenizer.eos_token_id is not None:
+            return []
+        return [
+            "The tokenizer has no end token: no answer ends in one, and the model does not learn where to stop. "
+            "Give the tokenizer an `eos_token`, or choose a model with a chat template."
+        ]
+
+    def facts(self, form: str) -> dict[str, str]:
+        """What a study records of how records of a form are written: the template, and its date if it is a chat's."""
+        dated = {"template_date": DATE} if self.is_chat(form) else {}
+        return {"template": self.template_for(form), **dated}
 
     def render(self, record: Record) -> tuple[str, str]:
         """(prompt, completion) as text, by the template in force for this record."""
-        has_chat = bool(getattr(self.tokenizer, "chat_template", None))
-        chosen = choose_template(self.template, record.form, has_chat)
-        return render(record, chosen, self.tokenizer)
+        if self.is_chat(record.form):
+            difference = self._chat.difference(record)
+            return difference.prompt, difference.completion
+        return render(record, self.template_for(record.form))
 
     def encode(self, record: Record) -> Example:
         """One record; `completion_tokens` is 0 where the prompt alone fills `max_length`."""
@@ -73,34 +124,84 @@ class Encoder:
         yield from self._encode_chunk(chunk)
 
     def completion_bytes(self, examples: Sequence[Example]) -> int:
-        """UTF-8 bytes of the completions as far as they were kept, the end token apart."""
+        """UTF-8 bytes of the completions as far as they were kept, control tokens apart."""
         texts = self.tokenizer.batch_decode(
-            [example.ids[max(example.prompt_length, 1) :] for example in examples],
+            [[example.ids[i] for i in example.learnt] for example in examples],
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
         return sum(len(text.encode()) for text in texts)
 
+    @functools.cached_property
+    def _control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    @functools.cached_property
+    def _chat(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, None if self.template in ("auto", "chat") else self.template)
+
+    @functools.cached_property
+    def _start(self) -> tuple[int, ...]:
+        return start_tokens(self.tokenizer)
+
     def _encode_chunk(self, records: Sequence[Record]) -> Iterator[Example]:
-        if not records:
-            return
-        texts = [self.render(record) for record in records]
-        # Whether an overlong text warns is the tokenizer's habit; the cut below is ours.
-        ids = self.tokenizer(
-            [prompt for prompt, _ in texts] + [completion for _, completion in texts],
-            add_special_tokens=False,
-            verbose=False,
-        )["input_ids"]
-        for prompt, completion in zip(ids[: len(texts)], ids[len(texts) :], strict=True):
-            yield self._join(prompt, completion)
+        """Renders all, tokenises all in one call, and cuts each into prompt and completion."""
+        records = [self._control.mark(record) if self._control.spelled_in(record) else record for record in records]
+        written = [self._texts(record) for record in records]
+        flat = [(text, self.is_chat(r.form)) for r, texts in zip(records, written, strict=True) for text in texts]
+        ids = iter(self._tokens(flat))
+        for record, texts in zip(records, written, strict=True):
+            found = [next(ids) for _ in texts]
+            yield self._join_chat(record, texts, found) if self.is_chat(record.form) else self._join(*found)
+
+    def _texts(self, record: Record) -> list[str]:
+        """What is to be tokenised of a record: prompt and completion; of a chat, each answer without and with it."""
+        earlier = earlier_answers(record) if self.learn == "all" else []
+        if not self.is_chat(record.form):
+            if earlier:
+                raise DataError(
+                    f"`learn: all` needs the model's chat template, which tells answers from questions; the template "
+                    f"is `{self.template_for(record.form)}`. Write `learn: last` under `data`."
+                )
+            return list(self.render(record))
+        pairs = [*(self._chat.earlier(record, at) for at in earlier), self._chat.difference(record)]
+        return [text for pair in pairs for text in (pair.prompt, pair.full)]
+
+    def _tokens(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Token ids of (text, whether a chat template wrote it), all but the marked ones in one call."""
+        marked = {i for i, (text, _) in enumerate(texts) if is_marked(text)}
+        bare = [text for i, (text, _) in enumerate(texts) if i not in marked]
+        # Whether an overlong text warns is the tokenizer's habit; the cut is ours.
+        found = self.tokenizer(bare, add_special_tokens=False, verbose=False)["input_ids"] if bare else []
+        rest, control = iter(found), self._control
+        return [
+            next(rest) if i not in marked else control.encode(text) if chat else control.encode_text(text)
+            for i, (text, chat) in enumerate(texts)
+        ]
 
     def _join(self, prompt: list[int], completion: list[int]) -> Example:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        start = [bos] if bos is not None and bos != eos and prompt[:1] != [bos] else []
-        end = [eos] if eos is not None else []
-        ids = [*start, *prompt, *completion, *end]
+        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        return self._cut([*self._start, *prompt, *completion, *end], len(self._start) + len(prompt))
+
+    def _join_chat(self, record: Record, texts: Sequence[str], ids: Sequence[list[int]]) -> Example:
+        """The whole conversation, and which of its tokens are answers."""
+        last, prompt, full = Difference(texts[-2], texts[-1]), ids[-2], ids[-1]
+        begin = shared_length(prompt, full)
+        if begin < len(prompt) and last.continues:
+            # A token straddles the end of the prompt, which generation starts from as it is.
+            full = [*prompt, *self._control.encode(last.full[len(last.prompt) :], continued=True)]
+            begin = len(prompt)
+        spans = []
+        for i, at in enumerate(earlier_answers(record) if len(texts) > 2 else []):
+            turn = (Difference(*texts[2 * i : 2 * i + 2]), ids[2 * i], ids[2 * i + 1])
+            spans.append(find_turn(record, at, turn, (last.full, full), self._control))
+        return self._cut(full, *gaps([*spans, (begin, len(full))]))
+
+    def _cut(self, ids: list[int], prompt_length: int, unlearnt: Sequence[tuple[int, int]] = ()) -> Example:
+        limit = self.max_length
         return Example(
-            ids=tuple(ids[: self.max_length]),
-            prompt_length=min(len(start) + len(prompt), self.max_length),
-            truncated=len(ids) > self.max_length,
+            ids=tuple(ids[:limit]),
+            prompt_length=min(prompt_length, limit),
+            truncated=len(ids) > limit,
+            unlearnt=tuple((begin, min(end, limit)) for begin, end in unlearnt if begin < limit),
         )

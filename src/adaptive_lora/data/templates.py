@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
-import jinja2
-
+from adaptive_lora.data.chat import called_tools, check_default, template_names
 from adaptive_lora.data.records import Record
 from adaptive_lora.errors import DataError, UsageError
 
-TemplateName = Literal["auto", "alpaca", "alpaca-short", "question", "chat", "plain"]
+WORDS = ("auto", "alpaca", "alpaca-short", "question", "chat", "plain")
+"""What a study may say beside the names of a model's own chat templates."""
 
 # The two prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, README, "Data Release").
 ALPACA_WITH_INPUT = (
@@ -38,46 +39,71 @@ PROMPTS = {
 }
 
 
-_DATE = "26 Jul 2024"
-"""Today, to the chat templates of Llama 3, whose own default it is: lest prompts change overnight."""
-
-AUTO: Mapping[str, TemplateName] = {"alpaca": "alpaca", "question-answer": "question", "messages": "chat"}
-"""Form of records -> the template where the study says `auto`; all others are `plain`."""
+AUTO: Mapping[str, str] = {"alpaca": "alpaca", "question-answer": "question", "messages": "chat"}
+"""Form of records -> the template for `auto` where the model has no chat template; all others are `plain`."""
 
 
-def as_template(text: str) -> TemplateName:
-    """`text` as the name of a template; UsageError where there is none of that name."""
-    for name in get_args(TemplateName):
-        if text == name:
-            return name  # type: ignore[no-any-return]
-    raise UsageError(f"The template must be one of {', '.join(get_args(TemplateName))}, got {text!r}.")
+def as_template(text: str) -> str:
+    """`text` where it may be the name of a template; UsageError where it is one of ours misspelled.
 
-
-def choose_template(template: TemplateName, form: str, has_chat_template: bool) -> TemplateName:
-    """The template in force for data of `form` where the study says `auto`.
-
-    Chat messages take the model's chat template, Alpaca records the Alpaca prompts, questions with
-    answers are called that, everything else is used as it is. Raises DataError where messages meet a model without a
-    chat template.
+    No model is asked: it may have chat templates of any other name, which `check_template` knows.
     """
+    if text not in WORDS and (near := difflib.get_close_matches(text, WORDS, n=1, cutoff=0.8)):
+        raise UsageError(
+            f"The template must be one of {', '.join(WORDS)}, or a named chat template of the model, got {text!r}; "
+            f"did you mean {near[0]!r}?"
+        )
+    return text
+
+
+def check_template(text: str, tokenizer: Any) -> None:
+    """UsageError unless `text` is `auto`, `chat`, a template here, or the name of one that `tokenizer` has."""
+    names = template_names(tokenizer)
+    if text not in WORDS and text not in names:
+        own = f"its named ones are {', '.join(names)}" if names else "it has no named ones"
+        raise UsageError(
+            f"The template must be one of {', '.join(WORDS)}, or a named chat template of the model ({own}), got "
+            f"{text!r}."
+        )
+
+
+def choose_template(template: str, form: str, tokenizer: Any) -> str:
+    """The template in force for data of `form` where the study says `auto`; any other is what it says.
+
+    A tokenizer with a chat template is an instruct model's, and its template is what the model knows: it writes
+    everything but plain text. Without one, Alpaca records take the Alpaca prompts, questions with answers are called
+    that, and everything else is used as it is. Raises DataError where messages meet a model without a chat template,
+    UsageError where its templates have names and none is the default.
+
+    >>> choose_template("auto", "alpaca", tokenizer=None)
+    'alpaca'
+    """
+    has_chat = bool(getattr(tokenizer, "chat_template", None))
     if template == "auto":
-        template = AUTO.get(form, "plain")
-    if template == "chat" and not has_chat_template:
+        template = "chat" if has_chat and form != "text" else AUTO.get(form, "plain")
+    if template == "chat" and not has_chat:
         raise DataError(
             "The template `chat` was asked for (or chosen for records with `messages`), but this model's "
             "tokenizer has no chat template. Write `template: alpaca` or `template: plain` under `data`: they show all "
             "turns, one below the other, without their roles."
         )
+    if template == "chat":
+        check_default(tokenizer)
     return template
 
 
-def render(record: Record, template: TemplateName, tokenizer: Any = None) -> tuple[str, str]:
-    """(prompt, completion) of a record as text.
+def render(record: Record, template: str) -> tuple[str, str]:
+    """(prompt, completion) of a record as text, by one of the templates here; `data.chat` has the models' own.
 
-    `alpaca`, `alpaca-short` and `question` fill the prompt with or without an input; `chat` asks `tokenizer`, whose
-    template is the model's own; `plain` joins what there is with newlines. `tokenizer` is needed for `chat` alone.
-    All but `chat` have one place for what is asked: there the turns of a chat stand one below the other.
+    `alpaca`, `alpaca-short` and `question` fill the prompt with or without an input; `plain` joins what there is with
+    newlines. There is one place for what is asked: the turns of a chat stand one below the other. Raises DataError for
+    an answer that is a tool call, which only chat templates write.
     """
+    if calls := called_tools(record):
+        raise DataError(
+            f"An answer calls the tool {calls[0]}, which only a chat template can write: `template: {template}` would "
+            "learn to say nothing. Leave such records out, or choose `template: chat` and a model that knows tools."
+        )
     asked = "\n".join(text for text in (*(turn.content for turn in record.turns), record.prompt) if text)
     if template in PROMPTS:
         with_input, without_input = PROMPTS[template]
@@ -85,18 +111,4 @@ def render(record: Record, template: TemplateName, tokenizer: Any = None) -> tup
         # Split, not str.format: a record may hold braces and placeholders of its own.
         head, tail = text.split("{instruction}")
         return head + asked + tail.replace("{input}", record.context), record.completion
-    if template == "chat":
-        return _render_chat(record, tokenizer), record.completion
     return "\n".join(part for part in (asked, record.context) if part), record.completion
-
-
-def _render_chat(record: Record, tokenizer: Any) -> str:
-    turns = [turn.message() for turn in record.before()]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, date_string=_DATE))
-    except jinja2.TemplateError as error:
-        roles = ", ".join(turn["role"] for turn in turns)
-        raise DataError(
-            f"The model's chat template refuses a record with the turns {roles}: {error}. Leave such records out, or "
-            "write `template: plain` under `data`, which shows the turns without their roles."
-        ) from None

@@ -199,7 +199,7 @@ def _warnings(prepared: PreparedStudy, parameters: dict[str, int]) -> list[str]:
     if cut > 0.2 * spec.data.test:
         limit = prepared.splits.encoder.max_length
         found.append(f"{cut} of {spec.data.test} test records are cut at {limit} tokens.")
-    found += prepared.warnings()
+    found += prepared.notes() + prepared.warnings()
     fixed = {arm.name for arm in spec.arms if arm.ranks is not None}
     sizes = {n for label, n in parameters.items() if label.split(" at ")[0] not in fixed}
     if fixed and len(set(parameters.values())) > len(sizes):

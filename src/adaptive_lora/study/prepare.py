@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import demo
-from adaptive_lora.data.encoding import Encoder, Example
+from adaptive_lora.data.encoding import Encoder, Example, Learn
 from adaptive_lora.data.records import RecordSet
 from adaptive_lora.data.sources import from_dicts, load_records
 from adaptive_lora.data.splits import Splits, make_splits
-from adaptive_lora.data.templates import as_template
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, StudyFileError, UsageError
 from adaptive_lora.models.locate import is_named, locate_model, model_note
@@ -51,13 +50,15 @@ def open_base(name: str, revision: str | None = None, dtype: Any = "float32", de
     return load_base(name, locate_model(name), revision, dtype, device)
 
 
-def open_encoder(name: str, max_length: int, template: str, revision: str | None = None) -> Encoder:
+def open_encoder(
+    name: str, max_length: int, template: str, revision: str | None = None, learn: Learn = "last"
+) -> Encoder:
     """An encoder for a model of which only configuration and tokenizer are read."""
     from adaptive_lora.training.base import load_tokenizer
 
     outline = open_outline(name, revision)
     tokenizer = load_tokenizer(name, locate_model(name), revision)
-    return Encoder(tokenizer, min(max_length, outline.context), as_template(template))
+    return Encoder(tokenizer, min(max_length, outline.context), template, learn)
 
 
 def open_records(source: str) -> RecordSet:
@@ -118,6 +119,7 @@ class PreparedStudy:
                 "fingerprint": self.fingerprint, "records": len(self.source.records),
                 "duplicates": self.splits.duplicates, "unusable": self.splits.unusable,
                 "licence": self.source.licence, "exact_answers": self.source.exact_answers,
+                **self.splits.encoder.facts(self.source.form),
                 "truncated_test": sum(e.truncated for e in self.splits.test),
                 "test_bytes": self.splits.encoder.completion_bytes(self.splits.test),
             },
@@ -126,9 +128,14 @@ class PreparedStudy:
         }  # fmt: skip
 
     def warnings(self) -> list[str]:
-        """`warnings_of` the study's model and arms."""
+        """`warnings_of` the study's model and arms, and what its tokenizer lacks."""
         strategies = [arm.strategy for arm in self.study.spec.arms if arm.strategy]
-        return warnings_of(self.base.outline, self.modules, strategies)
+        own = self.splits.encoder.warnings(self.source.form)
+        return [*warnings_of(self.base.outline, self.modules, strategies), *own]
+
+    def notes(self) -> list[str]:
+        """What a user should be told before it begins: who writes the records, where that is the model's template."""
+        return self.splits.encoder.notes(self.source.form)
 
     def training_examples(self, seed: int) -> tuple[Example, ...]:
         """The training records of a seed, encoded once whatever the number of its runs."""
@@ -184,7 +191,7 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
         ) from None
     source = open_records(study.locate(spec.data.source))
     base = open_base(location, spec.model.revision, spec.model.dtype, device)
-    encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template)
+    encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template, spec.data.learn)
     data = spec.data
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
     prepared = PreparedStudy(study, base, modules, budgets, source, splits, weight_norms(base, modules))

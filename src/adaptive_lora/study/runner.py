@@ -65,6 +65,8 @@ def run_study(
     listener.stage("loading model and data")
     prepared = prepare(study, device)
     listener.stage(f"on {prepared.base.device}")
+    for note in prepared.notes():
+        listener.stage(note)
     for warning in prepared.warnings():
         listener.stage(f"warning: {warning}")
     make_folder(out)

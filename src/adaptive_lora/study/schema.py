@@ -11,13 +11,17 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     WithJsonSchema,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
-from adaptive_lora.data.templates import TemplateName
+from adaptive_lora.data.encoding import Learn
+from adaptive_lora.data.templates import as_template
+from adaptive_lora.errors import UsageError
 from adaptive_lora.planning.budget_text import BUDGET, parse_budget
 from adaptive_lora.planning.outline import DType
 from adaptive_lora.planning.plan import ScalingRule
@@ -42,6 +46,14 @@ def _parsed_budget(text: str) -> str:
     return f"{unit}:{number}"
 
 
+def _spelled(text: str) -> str:
+    try:
+        return as_template(text)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
+
+
+TemplateText = Annotated[str, AfterValidator(_spelled)]
 PathText = Annotated[str, AfterValidator(_with_known_variables)]
 BudgetText = Annotated[str, AfterValidator(_parsed_budget), WithJsonSchema({"type": "string", "pattern": BUDGET})]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -71,10 +83,19 @@ class DataPart(Part):
     """Records on which arms are compared; never used to choose anything."""
     max_length: Annotated[int, Field(ge=2)] = 512
     """Longest text in tokens; the model's own context caps it."""
-    template: TemplateName = "auto"
-    """How a record becomes text; `auto` goes by the form of the records."""
+    template: TemplateText = "auto"
+    """How a record becomes text: `auto`, `chat`, `alpaca`, `alpaca-short`, `question`, `plain`, or a named
+    chat template of the model. `auto` is `chat` for models that have one, else goes by the form of the records."""
+    learn: Learn = "last"
+    """Of a conversation the `last` answer, or `all` of them."""
     split_seed: int = 0
     """Which records are for training, validation and test; the same for all runs."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `learn` stays the study that it was before there was such a key."""
+        said: dict[str, Any] = dump(self)
+        return {key: value for key, value in said.items() if key != "learn" or value != "last"}
 
 
 class ScalingPart(Part):
