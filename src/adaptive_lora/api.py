@@ -13,6 +13,7 @@ from adaptive_lora.data.encoding import Example, Learn
 from adaptive_lora.data.records import RecordSet
 from adaptive_lora.data.sources import from_dicts
 from adaptive_lora.errors import DataError, PlanError, UsageError
+from adaptive_lora.models.locate import model_note
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import Strategy, check_options, find_strategy
@@ -97,6 +98,7 @@ def plan(
         )
         facts = {
             "model": outline.name,
+            "model_note": model_note(str(model)) if isinstance(model, str | Path) else None,
             "base_parameters": outline.total_parameters,
             "data": str(data) if isinstance(data, str | Path) else data and f"{len(data)} records",
             "device": str(base.device) if base and effort != "none" else None,
@@ -189,6 +191,8 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Study:
 def plan_json(made: RankPlan) -> dict[str, Any]:
     """A plan as the `plan` verb prints it: sizes and cost of planning first, then ranks and scalings by module."""
     return {
+        "model": made.provenance["model"],
+        "model_note": made.provenance.get("model_note"),
         "strategy": made.strategy,
         "options": dict(made.options),
         "budget": made.provenance.get("budget", made.budget),

@@ -97,9 +97,10 @@ def _show(made: RankPlan, facts: dict[str, Any]) -> None:
     if facts["measured"]:
         out.print(f"measured on {facts['device']}")
         out.print(terminal.planning_cost(facts), "")
+    note = f" ({facts['model_note']})" if facts["model_note"] else ""
     left_out = f" ({len(made.left_out)} left out)" if made.left_out else ""
     out.print(
-        f"{facts['modules']} modules{left_out}, {facts['trainable_parameters']:,} trainable of "
+        f"{facts['model']}{note}: {facts['modules']} modules{left_out}, {facts['trainable_parameters']:,} trainable of "
         f"{facts['total_parameters']:,} parameters in all, {made.budget - made.trainable_parameters:,} of the budget "
         f"unspent, largest rank {max(made.ranks.values())}; planned in {facts['plan_seconds']:.2f} s",
         soft_wrap=True,

@@ -148,8 +148,10 @@ class PreparedStudy:
         return found + self.splits.encoder.warnings(self.source.form)
 
     def notes(self) -> list[str]:
-        """What a user should be told before it begins: who writes the records, where that is the model's template."""
-        return self.splits.encoder.notes(self.source.form)
+        """What a user should be told before it begins: what the weights are, and which template writes the records."""
+        note = model_note(self.base.name)
+        own = [f"The model {self.base.name}: {note}."] if note else []
+        return own + self.splits.encoder.notes(self.source.form)
 
     def check_plan(self, plan: RankPlan) -> None:
         """ModelError unless PEFT builds the plan's modules on the base; each set of modules is tried once."""
