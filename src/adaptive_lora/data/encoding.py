@@ -90,7 +90,9 @@ class Encoder:
 
     def warnings(self, form: str) -> list[str]:
         """What a user should know before training on records of a form."""
-        if self.is_chat(form) or self.tokenizer.eos_token_id is not None:
+        if self.is_chat(form):
+            return self._chat.warnings()
+        if self.tokenizer.eos_token_id is not None:
             return []
         return [
             "The tokenizer has no end token: no answer ends in one, and the model does not learn where to stop. "
@@ -122,6 +124,17 @@ class Encoder:
                 yield from self._encode_chunk(chunk)
                 chunk = []
         yield from self._encode_chunk(chunk)
+
+    def spelling(self, records: Iterable[Record]) -> int:
+        """How many records spell a control token of this tokenizer; there it stays text."""
+        return sum(map(self._control.spelled_in, records))
+
+    def learnt_text(self, example: Example) -> str:
+        """What is learnt of an example, back from its tokens; what is masked between two answers is ` [...] `."""
+        learnt, ids = example.learnt.tolist(), example.ids
+        cuts = [i for i in range(1, len(learnt)) if learnt[i] != learnt[i - 1] + 1]
+        stretches = zip([0, *cuts], [*cuts, len(learnt)], strict=True)
+        return " [...] ".join(self.tokenizer.decode([ids[at] for at in learnt[a:b]]) for a, b in stretches)
 
     def completion_bytes(self, examples: Sequence[Example]) -> int:
         """UTF-8 bytes of the completions as far as they were kept, control tokens apart."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,7 +63,7 @@ class DataProfile:
 
 def profile(source: RecordSet, encoder: Encoder, samples: int = 3) -> DataProfile:
     """Encodes every record once, at full length, and counts."""
-    longest = Encoder(encoder.tokenizer, 10**9, encoder.template)
+    longest = dataclasses.replace(encoder, max_length=10**9)
     examples = list(longest.encode_all(source.records))
     contents = Counter(record.content_key() for record in source.records)
     prompts = {record.content_key(): record.prompt_key() for record in source.records}
@@ -113,8 +114,7 @@ def save_histogram(profile: DataProfile, path: Path) -> None:
 
 def _sample(encoder: Encoder, source: RecordSet, index: int) -> Sample:
     example = encoder.encode(source.records[index])
-    decode = encoder.tokenizer.decode
-    return Sample(decode(example.ids[: example.prompt_length]), decode(example.ids[example.prompt_length :]))
+    return Sample(encoder.tokenizer.decode(example.ids[: example.prompt_length]), encoder.learnt_text(example))
 
 
 def _spread(count: int, samples: int) -> list[int]:
