@@ -82,6 +82,25 @@ class ChatTemplate:
         turns = record.before()
         return Difference(self._render(record, turns[:at], True), self._render(record, turns[: at + 1], False))
 
+    def warnings(self) -> list[str]:
+        """What the template does that a user should know of, tried on one question and its answer."""
+        try:
+            tried = self.difference(Record("messages", "Which bird sings?", "", "A lark."))
+        except DataError:  # it wants something else; each record is checked when its turn comes
+            return []
+        found = []
+        if tried.full.rstrip().endswith("A lark."):
+            found.append(
+                "The model's chat template writes no end behind an answer, so the model does not learn where to stop."
+            )
+        if not tried.continues:
+            cue = tried.prompt[shared_length(tried.prompt, tried.full) :]
+            found.append(
+                f"The model's chat template ends a prompt with {cue!r} and does not write that before an answer that "
+                "is there: the model learns to answer without, and is asked with it."
+            )
+        return found
+
     def _render(self, record: Record, turns: Sequence[Turn], generation: bool) -> str:
         messages = [turn.message() for turn in turns]
         tools = json.loads(record.tools) if record.tools else None

@@ -14,6 +14,8 @@ from adaptive_lora.errors import DataError
 
 # Two code points that Unicode never gives to a character (a "noncharacter" may mean anything inside a program).
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_LEADS = ("\n", "|")
+"""Read before a text that stands behind others and dropped again, lest SentencePiece put a space before the text."""
 _MARK = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
@@ -91,6 +93,18 @@ class ControlTokens:
                 ids += self._continued(piece, False) if at or continued else self._encode(piece, False)
         return ids
 
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, marked or not, that stand behind other text, tokenised in one call."""
+        if not texts:
+            return []
+        lead, *found = self.tokenizer(
+            [_LEADS[0], *(_LEADS[0] + text for text in texts)], add_special_tokens=False, verbose=False
+        )["input_ids"]
+        return [
+            ids[len(lead) :] if ids[: len(lead)] == lead and not is_marked(text) else self.encode(text, continued=True)
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a marked text in which every control token is only spelled."""
         ids = self._encode(self.plain(text), True)
@@ -111,7 +125,7 @@ class ControlTokens:
         )
 
     def _continued(self, text: str, literal: bool) -> list[int]:
-        for lead in ("\n", "|"):
+        for lead in _LEADS:
             before, ids = self._encode(lead, literal), self._encode(lead + text, literal)
             if ids[: len(before)] == before:
                 return ids[len(before) :]

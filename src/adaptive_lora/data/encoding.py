@@ -90,7 +90,9 @@ class Encoder:
 
     def warnings(self, form: str) -> list[str]:
         """What a user should know before training on records of a form."""
-        if self.is_chat(form) or self.tokenizer.eos_token_id is not None:
+        if self.is_chat(form):
+            return self._chat.warnings()
+        if self.tokenizer.eos_token_id is not None:
             return []
         return [
             "The tokenizer has no end token: no answer ends in one, and the model does not learn where to stop. "
@@ -123,6 +125,17 @@ class Encoder:
                 chunk = []
         yield from self._encode_chunk(chunk)
 
+    def spelling(self, records: Iterable[Record]) -> int:
+        """How many records spell a control token of this tokenizer; there it stays text."""
+        return sum(map(self._control.spelled_in, records))
+
+    def learnt_text(self, example: Example) -> str:
+        """What is learnt of an example, back from its tokens; what is masked between two answers is ` [...] `."""
+        learnt, ids = example.learnt.tolist(), example.ids
+        cuts = [i for i in range(1, len(learnt)) if learnt[i] != learnt[i - 1] + 1]
+        stretches = zip([0, *cuts], [*cuts, len(learnt)], strict=True)
+        return " [...] ".join(self.tokenizer.decode([ids[at] for at in learnt[a:b]]) for a, b in stretches)
+
     def completion_bytes(self, examples: Sequence[Example]) -> int:
         """UTF-8 bytes of the completions as far as they were kept, control tokens apart."""
         texts = self.tokenizer.batch_decode(
@@ -150,9 +163,16 @@ class Encoder:
         written = [self._texts(record) for record in records]
         flat = [(text, self.is_chat(r.form)) for r, texts in zip(records, written, strict=True) for text in texts]
         ids = iter(self._tokens(flat))
-        for record, texts in zip(records, written, strict=True):
-            found = [next(ids) for _ in texts]
-            yield self._join_chat(record, texts, found) if self.is_chat(record.form) else self._join(*found)
+        found = [[next(ids) for _ in texts] for texts in written]
+        tails = [
+            _tail(texts, tokens) if self.is_chat(record.form) else ""
+            for record, texts, tokens in zip(records, written, found, strict=True)
+        ]
+        apart = iter(self._control.encode_behind([tail for tail in tails if tail]))
+        for record, texts, tokens, tail in zip(records, written, found, tails, strict=True):
+            if tail:  # the prompt's own tokens, and what comes behind them
+                tokens[-1] = [*tokens[-2], *next(apart)]
+            yield self._join_chat(record, texts, tokens) if self.is_chat(record.form) else self._join(*tokens)
 
     def _texts(self, record: Record) -> list[str]:
         """What is to be tokenised of a record: prompt and completion; of a chat, each answer without and with it."""
@@ -185,17 +205,12 @@ class Encoder:
 
     def _join_chat(self, record: Record, texts: Sequence[str], ids: Sequence[list[int]]) -> Example:
         """The whole conversation, and which of its tokens are answers."""
-        last, prompt, full = Difference(texts[-2], texts[-1]), ids[-2], ids[-1]
-        begin = shared_length(prompt, full)
-        if begin < len(prompt) and last.continues:
-            # A token straddles the end of the prompt, which generation starts from as it is.
-            full = [*prompt, *self._control.encode(last.full[len(last.prompt) :], continued=True)]
-            begin = len(prompt)
+        full = ids[-1]
         spans = []
         for i, at in enumerate(earlier_answers(record) if len(texts) > 2 else []):
             turn = (Difference(*texts[2 * i : 2 * i + 2]), ids[2 * i], ids[2 * i + 1])
-            spans.append(find_turn(record, at, turn, (last.full, full), self._control))
-        return self._cut(full, *gaps([*spans, (begin, len(full))]))
+            spans.append(find_turn(record, at, turn, (texts[-1], full), self._control))
+        return self._cut(full, *gaps([*spans, (shared_length(ids[-2], full), len(full))]))
 
     def _cut(self, ids: list[int], prompt_length: int, unlearnt: Sequence[tuple[int, int]] = ()) -> Example:
         limit = self.max_length
@@ -205,3 +220,10 @@ class Encoder:
             truncated=len(ids) > limit,
             unlearnt=tuple((begin, min(end, limit)) for begin, end in unlearnt if begin < limit),
         )
+
+
+def _tail(texts: Sequence[str], ids: Sequence[list[int]]) -> str:
+    """What stands behind the prompt, where a token of the whole text straddles its end; else nothing."""
+    (prompt, full), (prompt_ids, full_ids) = texts[-2:], ids[-2:]
+    straddles = shared_length(prompt_ids, full_ids) < len(prompt_ids) and full.startswith(prompt)
+    return full[len(prompt) :] if straddles else ""

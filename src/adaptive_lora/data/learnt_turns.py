@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from adaptive_lora.data.chat import Difference, shared_length, where
 from adaptive_lora.data.control_tokens import ControlTokens
@@ -27,15 +28,16 @@ def find_turn(
 
     `turn`: the conversation before the answer and with it, and the tokens of both; `whole`: text and tokens of all.
     Templates may write an answer otherwise once others follow: Phi-3 ends the text after the last one alone, Qwen3
-    drops what earlier ones thought. What the whole conversation holds is learnt, without a token that straddles the
+    drops what earlier ones thought. What the whole conversation holds is learnt, but for a token that straddles the
     beginning of the answer. DataError where the answer is not found there.
     """
     (written, before, until), (text, full) = turn, whole
     begin, same = shared_length(before, full), shared_length(until, full)
     if begin < len(before):
-        if not text.startswith(written.prompt):
+        if text.startswith(written.prompt):
+            begin += _covering(full[begin:], before[begin:], control.tokenizer)
+        elif begin != shared_length(before, until):  # it is not the prompt alone that is written otherwise
             raise _rewritten(record, at)
-        begin += 1
     if same > begin and (text.startswith(written.full) or control.holds(until[same:])):
         return begin, same
     said = control.plain(record.before()[at].content.rpartition("</think>")[2]).strip()
@@ -45,6 +47,13 @@ def find_turn(
         if full[begin : begin + len(kept)] == kept and said in control.tokenizer.decode(kept):
             return begin, begin + len(kept)
     raise _rewritten(record, at)
+
+
+def _covering(full: Sequence[int], end: Sequence[int], tokenizer: Any) -> int:
+    """How many tokens of the whole text it takes to cover the end of a prompt, which was tokenised otherwise alone."""
+    length = len(tokenizer.decode(end))
+    covers = (n for n in range(1, len(full)) if len(tokenizer.decode(full[:n])) >= length)
+    return next(covers, len(full))
 
 
 def gaps(spans: Sequence[tuple[int, int]]) -> tuple[int, list[tuple[int, int]]]:

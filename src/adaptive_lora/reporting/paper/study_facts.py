@@ -69,7 +69,8 @@ def _model_and_data(found: Findings) -> Entries:
         "model.revision": str(model.get("revision") or "").removeprefix("sha256:")[:12],
         "modules": (model["target_modules"], ",d"), "blocks": (modules["depth"].nunique() or None, "d"),
         "data": short_name(data["source"]), "data.fingerprint": data["fingerprint"][:12],
-        "data.licence": data.get("licence"), "data.template": asked.get("template"),
+        "data.licence": data.get("licence"), "data.template": data.get("template") or asked.get("template"),
+        "data.template_date": data.get("template_date"),
         "data.truncated_percent": (percent, ".0f", "%"),
     }  # fmt: skip
     yield {f"modules.{kind}": (int((modules["kind"] == kind).sum()), "d") for kind in ("attention", "mlp", "other")}
