@@ -179,13 +179,25 @@ def _outline(name: str, model: Any, origin: tuple[str, str | None] | None = None
         modules=tuple(m for m in linear if m.name in used),
         total_parameters=sum(p.numel() for p in parameters),
         context=context_of(lambda key: getattr(text, key, None)),
-        fused_parameters=sum(p.numel() for p in parameters if p.ndim >= 3),
+        fused_parameters=_fused_parameters(model),
         uncalled=tuple(m for m in linear if m.name not in used),
         experts=_expert_stacks(model),
         embedding_rows=_embedding_rows(model),
         pass_failed=failed,
         origin=origin,
     )
+
+
+def _fused_parameters(model: Any) -> int:
+    """Parameters of matrices in stacks: the kernel of a convolution has three dimensions too, and is none."""
+    stacks = {
+        f"{name}.{own}": parameter.numel()
+        for name, module in model.named_modules()
+        if "Conv" not in type(module).__name__
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 3
+    }
+    return sum(stacks[name] for name in outside_towers(stacks))
 
 
 def _embedding_rows(model: Any) -> int | None:
