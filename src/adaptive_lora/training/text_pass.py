@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 _TOKENS = 8
 _EXPERT = re.compile(r"(.*\.\d+\..*\.)\d+(?=\.|$)(.*)")
@@ -85,9 +85,11 @@ class _AnyValue(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return False if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
-        if tree_any(lambda x: isinstance(x, Tensor) and x.is_meta, (args, kwargs)):
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:  # seldom: asking every operation for its devices takes longer than the pass
             args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to("meta"), (args, kwargs))
-        return func(*args, **kwargs)
+            return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
