@@ -198,10 +198,12 @@ def _too_few(source: RecordSet, material: _Material, asked: tuple[int, int, int]
     empty = sum(record.is_empty for group in material.groups for record in group)
     advised = sizes_that_work(sizes, [test, validation], train)
     ways = " or ".join(f"`train: {t}, validation: {v}, test: {e}`" for t, e, v in advised)
+    longer = "raise `max_length`, or " if material.without_room else ""
+    remedy = f"{longer}write {ways} under `data`" if ways else f"{longer}add records that ask something else"
     return DataError(
         f"{source.name} has {different:,} different records, but the splits ask for {sum(asked):,} "
         f"(train {train:,}, validation {validation:,}, test {test:,}). {sum(sizes):,} of them can be used "
-        f"({material.without_room:,} leave no room for a completion within {material.encoder.max_length} tokens, "
+        f"({material.without_room:,} are without room for a completion within {material.encoder.max_length} tokens, "
         f"{empty:,} have an empty one), in {groups:,} groups that ask the same or are of one conversation; a group is "
-        "never in two splits. " + (f"Write {ways} under `data`." if ways else "Add records that ask something else.")
+        f"never in two splits. {remedy[0].upper()}{remedy[1:]}."
     )
