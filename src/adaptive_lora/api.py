@@ -258,6 +258,7 @@ def _examples(
     if seed is not None:
         order = numpy_stream(seed, "subset").permutation(len(records))[:_CALIBRATION_POOL]
         records = tuple(records[i] for i in order)
+    records = tuple(record for record in records if not record.is_empty)
     found = [e for e in encoder.encode_all(records) if e.completion_tokens > 0]
     if not found:
         raise DataError(f"No record of {source.name} has room for a completion within {encoder.max_length} tokens.")

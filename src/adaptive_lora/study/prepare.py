@@ -20,6 +20,7 @@ from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.outline import ModelOutline, outline_from_config
 from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.study.data_facts import Draw, data_counts, data_notices, split_rows
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import PlanTask, plan_task
 from adaptive_lora.study.preflight import check_distinct, check_equal_cost, checked_budgets
@@ -90,7 +91,7 @@ class PreparedStudy:
     splits: Splits
     weight_norms: Mapping[str, float]
     """Frobenius norm of the frozen weight of every target module."""
-    _examples: dict[int, tuple[Example, ...]] = field(default_factory=dict, repr=False)
+    _draws: dict[int, Draw] = field(default_factory=dict, repr=False)
     _built: set[frozenset[str]] = field(default_factory=set, repr=False)
     """Names of modules that PEFT was seen to adapt together."""
 
@@ -133,19 +134,27 @@ class PreparedStudy:
                 "licence": self.source.licence, "exact_answers": self.source.exact_answers,
                 **self.splits.encoder.facts(self.source.form),
                 "truncated_test": sum(e.truncated for e in self.splits.test),
+                **data_counts(self.source, self.splits, self._draw(spec.seeds.evaluation[0])),
+                "warnings": self.data_warnings,
                 "test_bytes": self.splits.encoder.completion_bytes(self.splits.test),
             },
             "budgets": {text: budget.parameters for text, budget in self.budgets.items()},
+            "splits": split_rows(self.splits, {s: self._draw(s) for s in (*spec.seeds.evaluation, *spec.seeds.tuning)}),
             "material": self.context,
         }  # fmt: skip
 
+    @functools.cached_property
+    def data_warnings(self) -> list[str]:
+        """What should be known of the data: counted, and in sentences."""
+        return data_notices(self.source, self.splits, self._draw(self.study.spec.seeds.evaluation[0]))
+
     def warnings(self) -> list[str]:
-        """`warnings_of` the study's model and arms, texts cut by the model's context, and what its tokenizer lacks."""
+        """What should be known of the study's modules, context, tokenizer and data."""
         strategies = [arm.strategy for arm in self.study.spec.arms if arm.strategy]
         outline = self.base.outline
         found = warnings_of(outline, self.modules, strategies)
         found += context_warnings(outline, self.study.spec.data.max_length)
-        return found + self.splits.encoder.warnings(self.source.form)
+        return [*found, *self.splits.encoder.warnings(self.source.form), *self.data_warnings]
 
     def notes(self) -> list[str]:
         """What a user should be told before it begins: what the weights are, and which template writes the records."""
@@ -163,9 +172,12 @@ class PreparedStudy:
 
     def training_examples(self, seed: int) -> tuple[Example, ...]:
         """The training records of a seed, encoded once whatever the number of its runs."""
-        if seed not in self._examples:
-            self._examples[seed] = self.splits.training_subset(self.study.spec.data.train, seed)
-        return self._examples[seed]
+        return tuple(example for _, example in self._draw(seed))
+
+    def _draw(self, seed: int) -> Draw:
+        if seed not in self._draws:
+            self._draws[seed] = self.splits.training_draw(self.study.spec.data.train, seed)
+        return self._draws[seed]
 
     def training_options(self, run: Run) -> TrainingOptions:
         """The study's training for one run."""
