@@ -60,7 +60,9 @@ class Bank:
 
     `chunk_tokens` bounds the positions of one pass (a single member's batch is never split), `workers`
     the number of passes at a time, `checkpointing` recomputes activations in the backward pass, `stacked`
-    multiplies all adapters of a pass in one call (the default on accelerators).
+    multiplies all adapters of a pass in one call (the default on accelerators). `texts` are others than the members'
+    that will be evaluated: before anything is trained, the longest and the shortest of all are compared with the model
+    itself. Longer ones that come later are compared then.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Bank:
         workers: int | None = None,
         checkpointing: bool = False,
         stacked: bool | None = None,
+        texts: Sequence[Example] = (),
     ) -> None:
         if not members:
             raise TrainingError("A bank needs at least one adapter.")
@@ -95,14 +98,15 @@ class Bank:
         self._positions: dict[int, int] = {}
         self._stopped: set[int] = set()
         self._counts, self._lock = _Counts(), threading.Lock()
-        self._open = contextlib.ExitStack()
+        self._texts = _shortest_and_longest([*texts, *(e for member in members for e in member.examples)])
+        self._open, self._opened = contextlib.ExitStack(), contextlib.ExitStack()
         self._model: BankModel | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Bank:
         with contextlib.ExitStack() as stack:
-            layers = {name: functools.partial(MultiLoraLinear, name=name) for name in self._targets}
-            self._model = stack.enter_context(bank_model(self.base, layers, self._checkpointing))
+            stack.callback(lambda: self._opened.close())
+            self._open_model()
             if self.workers > 1:
                 # One thread per pass: no waiting at the end of every small product, and the same numbers
                 # whatever the number of cores.
@@ -118,6 +122,15 @@ class Bank:
     def __exit__(self, *exception: object) -> None:
         self._open.close()
         self._model = self._pool = None
+
+    def _open_model(self, texts: Sequence[Example] = ()) -> None:
+        """Puts the bank's layers into the base, unless it was compared on texts as long as these already."""
+        self._texts = _shortest_and_longest([*self._texts, *texts])
+        if self._model is not None and all(len(text.ids) <= self._model.longest for text in self._texts):
+            return
+        self._opened.close()
+        layers = {name: functools.partial(MultiLoraLinear, name=name) for name in self._targets}
+        self._model = self._opened.enter_context(bank_model(self.base, layers, self._checkpointing, self._texts))
 
     @property
     def model(self) -> BankModel:
@@ -187,6 +200,7 @@ class Bank:
 
         `should_stop` is called between passes; True raises KeyboardInterrupt.
         """
+        self._open_model(examples)
         self._adapters.refresh(self._dtype)
         batches = list(batches_by_length(examples, min(self.chunk_tokens, 4096)))
         chosen = list(range(len(self.slots)) if members is None else members)
@@ -256,6 +270,7 @@ class Bank:
     @torch.no_grad()
     def logits(self, member: int, examples: Sequence[Example]) -> Tensor:
         """A member's logits of every completion token of the examples, (C, V), one example after another."""
+        self._open_model(examples)
         batch = self._batch([member], [examples], training=False)
         with current_batch(batch):
             return self.model.head.logits(self.model.hidden(batch.pack)[batch.pack.keep])
@@ -293,6 +308,11 @@ class Bank:
         if self._pool is None or len(units) == 1:
             return [do(unit) for unit in units]
         return list(self._pool.map(do, units))
+
+
+def _shortest_and_longest(texts: Sequence[Example]) -> list[Example]:
+    """One or two texts, none of none."""
+    return [choose(texts, key=lambda text: len(text.ids)) for choose in (min, max)] if texts else []
 
 
 def _sum_by(values: Tensor, group: Tensor, groups: int) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adaptive_lora.training.positions import decoder_of
+
 LARGEST_LOGITS = 1 << 25
 """Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that during the loss."""
 
@@ -57,7 +59,7 @@ class Head:
     """
 
     def __init__(self, model: Any) -> None:
-        self.decoder = model.get_decoder()
+        self.decoder = decoder_of(model)
         path = next(name for name, module in model.named_modules() if module is self.decoder)
         self._rest = _without(model, path.split("."))
         self._vocabulary = model.config.get_text_config().vocab_size
