@@ -66,12 +66,40 @@ class BankModel:
         return out.reshape(-1, out.shape[-1])
 
 
+class OpenModel:
+    """A base with a bank's layers in it, compared with the base itself on texts as long as any that it was given."""
+
+    def __init__(
+        self,
+        base: FrozenBase,
+        layers: Mapping[str, Callable[[nn.Module], nn.Module]],
+        checkpointing: bool,
+        texts: Sequence[Example],
+    ) -> None:
+        self.current: BankModel | None = None
+        """None while closed."""
+        self._open = functools.partial(bank_model, base, layers, checkpointing)
+        self._texts, self._stack = _shortest_and_longest(texts), contextlib.ExitStack()
+
+    def compare(self, texts: Sequence[Example] = ()) -> None:
+        """Opens it, or opens it again where one of `texts` is longer than all that it was compared on."""
+        self._texts = _shortest_and_longest([*self._texts, *texts])
+        if self.current is None or any(len(text.ids) > self.current.longest for text in self._texts):
+            self.close()
+            self.current = self._stack.enter_context(self._open(self._texts))
+
+    def close(self) -> None:
+        """Restores the base."""
+        self.current = None
+        self._stack.close()
+
+
 @contextlib.contextmanager
 def bank_model(
     base: FrozenBase,
     layers: Mapping[str, Callable[[nn.Module], nn.Module]],
-    checkpointing: bool = False,
-    texts: Sequence[Example] = (),
+    checkpointing: bool,
+    texts: Sequence[Example],
 ) -> Iterator[BankModel]:
     """The base with `layers` in place of its target modules; restored at the end.
 
@@ -124,9 +152,12 @@ def probe_examples(base: FrozenBase) -> list[Example]:
 
 def _probe_texts(base: FrozenBase, texts: Sequence[Example]) -> list[Example]:
     """What is compared; the longest text is not the first, so that positions in the pass are not those in the text."""
-    by_length = sorted(texts, key=lambda text: len(text.ids))
-    ends = [replace(text, prompt_length=1) for text in (by_length[:1] + by_length[-1:])]
+    ends = [replace(text, prompt_length=1) for text in _shortest_and_longest(texts)]
     return [*probe_examples(base), *ends]
+
+
+def _shortest_and_longest(texts: Sequence[Example]) -> list[Example]:
+    return [choose(texts, key=lambda text: len(text.ids)) for choose in (min, max)] if texts else []
 
 
 def _known(base: FrozenBase, way: tuple[object, ...], probe: Sequence[Example]) -> _Comparison | None:
