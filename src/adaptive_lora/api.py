@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.data.encoding import Encoder, Example
+from adaptive_lora.data.encoding import Example
 from adaptive_lora.data.sources import RecordSet, from_dicts
 from adaptive_lora.data.templates import TemplateName
 from adaptive_lora.errors import DataError, PlanError, UsageError
@@ -20,9 +20,10 @@ from adaptive_lora.planning.strategies.registry import pinned, register, with_pi
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study import study_file
 from adaptive_lora.study.plan_task import make_plan
-from adaptive_lora.study.prepare import open_base, open_outline, open_records, targets_of, warnings_of
+from adaptive_lora.study.prepare import open_base, open_outline, open_records
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.study.status import StudyStatus
+from adaptive_lora.study.targets import encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, rate_factors
 
 if TYPE_CHECKING:  # plans by shape need no torch
@@ -121,6 +122,7 @@ def train(
 
     Parameters as in `adaptive_lora.plan`. Returns the training loss per step, nats per completion token.
     """
+    from adaptive_lora.training import peft_check
     from adaptive_lora.training.adapter import attached, save_adapter, weights_of
     from adaptive_lora.training.reference import train as train_reference
 
@@ -132,10 +134,12 @@ def train(
                 f"The plan is of another model: {outline.name} has no module {missing[0].name} of size "
                 f"{missing[0].d_in} × {missing[0].d_out}."
             )
+        peft_check.check_with_peft(base.model, plan, outline.modules, outline.name)
         examples = _examples(data, base, max_length, template)
         with attached(base, plan, seed, options.dropout) as adapted:
             progress = train_reference(adapted, examples, options, seed, factors=rate_factors(plan, options))
             save_adapter(weights_of(adapted), plan, Path(out), base, options.dropout)
+        peft_check.read_back(Path(out), plan)
     return [record.loss for record in progress.curve]
 
 
@@ -238,7 +242,7 @@ def _examples(
     if base.tokenizer is None:
         raise UsageError("A loaded model needs its `tokenizer` to read records: give `tokenizer=`.")
     source = _record_set(data)
-    encoder = Encoder(base.tokenizer, min(max_length, base.outline.context), template)
+    encoder = encoder_of(base.outline, base.tokenizer, max_length, template)
     records = source.records
     if seed is not None:
         order = numpy_stream(seed, "subset").permutation(len(records))[:_CALIBRATION_POOL]

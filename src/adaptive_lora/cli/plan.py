@@ -65,19 +65,30 @@ def plan(
             scaling={"rule": scaling, "reference": reference_scaling}, template=named, revision=revision,
             dtype=dtype, device=device,
         )  # fmt: skip
-    if to:
-        made.save(to)
-        err.print(f"wrote {to}", markup=False)
-    if peft:
-        peft.mkdir(parents=True, exist_ok=True)
-        made.to_lora_config().save_pretrained(str(peft))
-        err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
+    _write(made, to, peft, model, revision)
     for warning in made.provenance["warnings"]:
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if as_json:
         print_json(api.plan_json(made))
     else:
         _show(made, api.plan_json(made))
+
+
+def _write(made: RankPlan, to: Path | None, peft: Path | None, model: str, revision: str | None) -> None:
+    """The files that were asked for; none of them where PEFT would build something else than the plan."""
+    from adaptive_lora.study.prepare import check_with_peft
+
+    if peft:
+        with working("building the plan with PEFT"):
+            check_with_peft(made, model, revision)
+    if to:
+        made.save(to)
+        err.print(f"wrote {to}", markup=False)
+    if peft:
+        from adaptive_lora.training.adapter import CONFIG_FILE, save_config
+
+        save_config(made.to_lora_config(), peft)
+        err.print(f"wrote {peft / CONFIG_FILE}", markup=False)
 
 
 def _show(made: RankPlan, facts: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class DataProfile:
 
 def profile(source: RecordSet, encoder: Encoder, samples: int = 3) -> DataProfile:
     """Encodes every record once, at full length, and counts."""
-    longest = Encoder(encoder.tokenizer, 10**9, encoder.template)
+    longest = replace(encoder, max_length=10**9)
     examples = list(longest.encode_all(source.records))
     contents = Counter(record.content_key() for record in source.records)
     prompts = {record.content_key(): record.prompt_key() for record in source.records}

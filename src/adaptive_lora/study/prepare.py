@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,16 @@ from adaptive_lora.data.sources import RecordSet, from_dicts, load_records
 from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.data.templates import as_template
 from adaptive_lora.demo.tasks import generate
-from adaptive_lora.errors import ModelError, StudyFileError, UsageError
+from adaptive_lora.errors import StudyFileError, UsageError
 from adaptive_lora.planning.budget import Budget
-from adaptive_lora.planning.modules import ModuleShape, select_targets
+from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.outline import ModelOutline, outline_from_config
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies import coverage_warnings
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import PlanTask, plan_task
 from adaptive_lora.study.preflight import check_distinct, check_equal_cost, checked_budgets
 from adaptive_lora.study.study_file import Study
+from adaptive_lora.study.targets import check_called, context_warnings, encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
 if TYPE_CHECKING:  # plans by shape need no torch
@@ -56,7 +56,16 @@ def open_encoder(name: str, max_length: int, template: str, revision: str | None
 
     outline = open_outline(name, revision)
     tokenizer = load_tokenizer(name, _location(name), revision)
-    return Encoder(tokenizer, min(max_length, outline.context), as_template(template))
+    return encoder_of(outline, tokenizer, max_length, as_template(template))
+
+
+def check_with_peft(plan: RankPlan, name: str, revision: str | None = None) -> None:
+    """ModelError unless PEFT builds `plan` on the model `name` as it is written; reads its configuration alone."""
+    from adaptive_lora.training import peft_check
+    from adaptive_lora.training.base import meta_model
+
+    model = meta_model(name, _location(name), revision)
+    peft_check.check_with_peft(model, plan, open_outline(name, revision).modules, name)
 
 
 def open_records(source: str) -> RecordSet:
@@ -84,6 +93,8 @@ class PreparedStudy:
     weight_norms: Mapping[str, float]
     """Frobenius norm of the frozen weight of every target module."""
     _examples: dict[int, tuple[Example, ...]] = field(default_factory=dict, repr=False)
+    _built: set[frozenset[str]] = field(default_factory=set, repr=False)
+    """Names of modules that PEFT was seen to adapt together."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -114,7 +125,7 @@ class PreparedStudy:
             "model": {
                 "name": spec.model.name, "revision": self.base.revision, "dtype": spec.model.dtype,
                 "total_parameters": self.base.outline.total_parameters, "context": self.base.outline.context,
-                "target_modules": len(self.modules),
+                "unlimited_context": self.base.outline.context is None, "target_modules": len(self.modules),
             },
             "data": {
                 "source": spec.data.source, "form": self.source.form, "revision": self.source.revision,
@@ -129,9 +140,19 @@ class PreparedStudy:
         }  # fmt: skip
 
     def warnings(self) -> list[str]:
-        """`warnings_of` the study's model and arms."""
+        """`warnings_of` the study's model and arms, and texts cut by the model's context."""
         strategies = [arm.strategy for arm in self.study.spec.arms if arm.strategy]
-        return warnings_of(self.base.outline, self.modules, strategies)
+        outline = self.base.outline
+        found = warnings_of(outline, self.modules, strategies)
+        return found + context_warnings(outline, self.study.spec.data.max_length)
+
+    def check_plan(self, plan: RankPlan) -> None:
+        """ModelError unless PEFT builds the plan's modules on the base; each set of modules is tried once."""
+        from adaptive_lora.training.peft_check import check_with_peft, uniform_plan
+
+        if (names := frozenset(plan.ranks)) not in self._built:
+            check_with_peft(self.base.model, uniform_plan(plan.modules), self.base.outline.modules, self.base.name)
+            self._built.add(names)
 
     def training_examples(self, seed: int) -> tuple[Example, ...]:
         """The training records of a seed, encoded once whatever the number of its runs."""
@@ -170,6 +191,7 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     """
     from adaptive_lora.measures.weights import weight_norms
     from adaptive_lora.training.base import check_device, default_device
+    from adaptive_lora.training.peft_check import uniform_plan
 
     spec = study.spec
     device = device or default_device()
@@ -187,29 +209,12 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
         ) from None
     source = open_records(study.locate(spec.data.source))
     base = open_base(location, spec.model.revision, spec.model.dtype, device)
-    encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template)
+    check_called(base.outline, modules)
+    encoder = encoder_of(base.outline, base.tokenizer, spec.data.max_length, spec.data.template)
     data = spec.data
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
     prepared = PreparedStudy(study, base, modules, budgets, source, splits, weight_norms(base, modules))
+    prepared.check_plan(uniform_plan(modules))
     prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
     check_distinct(study, prepared.context)
     return prepared
-
-
-def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
-    """What a user should know before trusting plans on these modules."""
-    found = coverage_warnings(modules, strategies)
-    if outline.fused_parameters:
-        share = 100 * outline.fused_parameters / outline.total_parameters
-        found.append(
-            f"{share:.0f} % of the parameters of {outline.name} lie in fused stacks (experts of a mixture), which get "
-            "no adapter: plans speak of the rest alone."
-        )
-    return found
-
-
-def targets_of(outline: ModelOutline, targets: str | Sequence[str]) -> tuple[ModuleShape, ...]:
-    """The target modules of a model; ModelError where there are none."""
-    if not outline.modules:
-        raise ModelError(f"The model {outline.name} has no linear modules to adapt.")
-    return select_targets(outline.modules, targets)

@@ -144,7 +144,7 @@ def bank_model(
 def probe_examples(base: FrozenBase) -> list[Example]:
     """Three short sequences of unequal length, over the whole vocabulary."""
     vocabulary = base.model.config.get_text_config().vocab_size
-    lengths = [min(n, base.outline.context) for n in (9, 5, 12)]
+    lengths = [base.outline.within(n) for n in (9, 5, 12)]
     return [
         Example(tuple((7 * i + 31 * k + 1) % vocabulary for i in range(n)), 1, False) for k, n in enumerate(lengths)
     ]

@@ -16,9 +16,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptive_lora.errors import ModelError, UsageError
-from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
-from adaptive_lora.planning.outline import DType, ModelOutline
+from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
+from adaptive_lora.planning.outline import DType, ModelOutline, context_of
 from adaptive_lora.training.positions import scale_each_text
+from adaptive_lora.training.text_pass import called_in_text, outside_towers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -44,13 +45,19 @@ def outline_of(name: str, location: str | Path, revision: str | None = None) -> 
 
     `location` is a folder or a hub name; `name` is used in messages. Raises ModelError.
     """
+    model = meta_model(name, location, revision)
+    return _outline(name, model, (str(location), revision))
+
+
+def meta_model(name: str, location: str | Path, revision: str | None = None) -> Any:
+    """The model on the meta device: all modules and shapes, no weights. Raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _explained(name, location):
+    with _explained(name, location), quiet_libraries():
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return _outline(name, model)
+    return model.eval().requires_grad_(False)
 
 
 def load_base(
@@ -83,7 +90,7 @@ def load_base(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        outline=_outline(name, model),
+        outline=_outline(name, model, (str(location), revision)),
         revision=_folder_hash(Path(location)) if local else getattr(model.config, "_commit_hash", None) or "unknown",
         location=str(location),
         device=torch.device(device),
@@ -161,16 +168,44 @@ def find_modules(model: Any) -> tuple[ModuleShape, ...]:
     return tuple(shapes)
 
 
-def _outline(name: str, model: Any) -> ModelOutline:
+def _outline(name: str, model: Any, origin: tuple[str, str | None] | None = None) -> ModelOutline:
     text = model.config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1024
-    parameters = list(model.parameters())
+    linear, parameters = find_modules(model), list(model.parameters())
+    failed = None
+    try:
+        with quiet_libraries():
+            used = called_in_text(model, {m.name: m.d_out for m in linear})
+    except Exception as error:
+        # Whatever an architecture's own code cannot do without values; names must do then.
+        failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        used = outside_towers(m.name for m in linear)
     return ModelOutline(
         name=name,
-        modules=find_modules(model),
+        modules=tuple(m for m in linear if m.name in used),
         total_parameters=sum(p.numel() for p in parameters),
-        context=int(context),
+        context=context_of(lambda key: getattr(text, key, None)),
         fused_parameters=sum(p.numel() for p in parameters if p.ndim >= 3),
+        uncalled=tuple(m for m in linear if m.name not in used),
+        experts=_expert_stacks(model),
+        embedding_rows=_embedding_rows(model),
+        pass_failed=failed,
+        origin=origin,
+    )
+
+
+def _embedding_rows(model: Any) -> int | None:
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):  # an embedding in pieces
+        return None
+
+
+def _expert_stacks(model: Any) -> tuple[ExpertStack, ...]:
+    """Three-dimensional parameters of modules that are called experts."""
+    return tuple(
+        ExpertStack(name, int(p.shape[0]), int(p.shape[2]), int(p.shape[1]))
+        for name, p in model.named_parameters()
+        if p.ndim == 3 and "experts" in name.split(".")
     )
 
 

@@ -25,6 +25,7 @@ from adaptive_lora.training.adapter import save_adapter
 from adaptive_lora.training.checkpoint import Progress
 from adaptive_lora.training.evaluate import Evaluation, evaluate
 from adaptive_lora.training.fidelity import check_alone, check_causal
+from adaptive_lora.training.peft_check import read_back
 from adaptive_lora.training.reference import Diverged
 
 
@@ -143,6 +144,7 @@ class Engine:
         temporary = folder.with_name(f".{run_id}")
         shutil.rmtree(temporary, ignore_errors=True)
         save_adapter(weights, plan, temporary, self.prepared.base, self.prepared.study.spec.train.dropout)
+        read_back(temporary, plan)
         plan.save(temporary / "plan.json")
         # The new folder is whole before the old one goes, so that a kill leaves one of them.
         shutil.rmtree(folder, ignore_errors=True)
