@@ -1,6 +1,6 @@
 """Whether the bank is the model, for tiny random models of some eighty architectures. Prints one row each.
 
-modules          linear layers that `targets: all-linear` adapts, and how many others it leaves out
+modules          linear layers that `targets: all-linear` adapts, and how many it leaves out as text does not pass there
 PEFT             the plan built by PEFT and read back: modules, ranks, scalings
 as alone         largest difference of a text's loss: plain transformers, one text a pass, against the reference engine's
                  padded batches; relative
@@ -10,7 +10,7 @@ as reference     largest difference between bank and reference engine, of losses
 every B moved    whether each of the bank's adapters left its start in every module
 
 Texts have 5 to 60 tokens: longer than every window and chunk (8), on both sides of every switch of position scaling
-(32). Where all linear layers cannot be adapted, the refusal is shown and `targets: attention` is tried.
+(32). Where all linear layers cannot be adapted, the refusal is shown and the targets that it advises are tried.
 
     python bench/architectures.py [--only PART_OF_A_NAME] [--out FILE] [--table FILE]
 """
@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -40,12 +41,14 @@ from adaptive_lora.errors import UsageError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
-from adaptive_lora.study.prepare import targets_of
+from adaptive_lora.study.targets import targets_of
 from adaptive_lora.training.adapter import attached, weights_of
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, load_base, quiet_libraries
 from adaptive_lora.training.evaluate import evaluate
+from adaptive_lora.training.fidelity import check_causal
 from adaptive_lora.training.options import TrainingOptions
+from adaptive_lora.training.peft_check import check_with_peft
 from adaptive_lora.training.reference import train
 
 ROOT = Path(__file__).parent.parent
@@ -69,7 +72,7 @@ class Row:
     mode: str | None = None
     refusal: str | None = None
     remedy: str | None = None
-    """Whether what the refusal advises works: `targets: attention` as a row of its own, in short."""
+    """What comes of the targets that the refusal advises, in short."""
     seconds: float = 0.0
 
     @property
@@ -89,6 +92,10 @@ def saved(family: str, folder: Path) -> Path:
         model = AutoModelForCausalLM.from_config(config)
     except ValueError:
         model = AutoModelForImageTextToText.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():  # a scale of 0 would hide what it multiplies
+                parameter.normal_(0, 0.1)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(demo.model_folder() / name, folder)
@@ -139,7 +146,10 @@ def adapters_apart(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
 
 
-def compared(family: str, folder: Path, targets: str) -> Row:
+Targets = str | list[str]
+
+
+def compared(family: str, folder: Path, targets: Targets) -> Row:
     """The row of a family in float64, or in float32 where that fails; raises what then fails."""
     try:
         return compared_in("float64", family, folder, targets)
@@ -147,15 +157,15 @@ def compared(family: str, folder: Path, targets: str) -> Row:
         return compared_in("float32", family, folder, targets)
 
 
-def compared_in(dtype: str, family: str, folder: Path, targets: str) -> Row:
+def compared_in(dtype: str, family: str, folder: Path, targets: Targets) -> Row:
     """The row of a family."""
     base = load_base(family, folder, dtype=dtype)  # type: ignore[arg-type]
     modules, examples = targets_of(base.outline, targets), texts()
     members = [
         Member(plan=plan_of(modules, k), options=OPTIONS, seed=k, examples=tuple(examples)) for k in (0, 1)
     ]
-    linear = sum(isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D" for m in base.model.modules())
-    outputs = base.model.get_output_embeddings() is not None
+    check_causal(base)
+    check_with_peft(base.model, members[0].plan, base.outline.modules, family)
     as_alone = difference(evaluate(base.model, examples, base.device).nll.tolist(), alone(folder, examples, dtype))
     wanted = [by_reference(base, member, examples) for member in members]
     with Bank(base, members, texts=examples) as bank:
@@ -168,7 +178,7 @@ def compared_in(dtype: str, family: str, folder: Path, targets: str) -> Row:
         for ours, adapter, (theirs, other) in zip(losses, adapters, wanted, strict=True)
     ]
     return Row(
-        family, targets, len(modules), linear - outputs - len(modules), True, as_alone, max(apart),
+        family, str(targets), len(modules), len(base.outline.uncalled), True, as_alone, max(apart),
         all(float(b.abs().max()) > 0 for adapter in adapters for _, b in adapter.values()), mode,
     )  # fmt: skip
 
@@ -185,7 +195,7 @@ def row_of(family: str) -> Row:
                 row = compared(family, folder, "all-linear")
             except Exception as error:
                 row = Row(family, refusal=said(error))
-                row = Row(**{**asdict(row), "remedy": in_short(family, folder)})
+                row = Row(**{**asdict(row), "remedy": in_short(family, folder, advised(str(error)))})
         except Exception as error:
             row = Row(family, refusal=said(error))
     return Row(**{**asdict(row), "seconds": round(time.perf_counter() - began, 2)})
@@ -197,14 +207,25 @@ def said(error: Exception) -> str:
     return text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
 
 
-def in_short(family: str, folder: Path) -> str:
-    """What comes of `targets: attention`."""
+def advised(refusal: str) -> Targets | None:
+    """The first targets that a refusal names as a remedy."""
+    found = re.search(r"Set `targets: (\[.*?\]|[\w-]+)`", refusal)
+    if found is None:
+        return None
+    text = found[1]
+    return text[1:-1].split(", ") if text.startswith("[") else text
+
+
+def in_short(family: str, folder: Path, targets: Targets | None) -> str | None:
+    """What comes of other targets."""
+    if targets is None:
+        return None
     try:
-        row = compared(family, folder, "attention")
+        row = compared(family, folder, targets)
     except Exception as error:
-        return f"targets: attention: refused too: {said(error)}"
+        return f"refused too: {said(error)}"
     verdict = "agrees" if row.agrees else "DIFFERS"
-    return f"targets: attention: {verdict} ({row.modules} modules, {row.as_reference:.0e})"
+    return f"`targets: {targets}` {verdict} ({row.modules} modules, {row.as_reference:.0e}; {row.mode})"
 
 
 # Writing

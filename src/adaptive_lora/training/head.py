@@ -32,7 +32,15 @@ class TokenLosses:
 
 
 class _PassThrough(nn.Module):
-    """Replaces the decoder: returns its input as the last hidden states."""
+    """Replaces the decoder: returns its input as the last hidden states; its attributes are the decoder's."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_decoder"] = decoder  # no module of this one
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models keep factors of their logits in the decoder.
+        return getattr(self.__dict__["_decoder"], name)
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
         return _hidden_states_only()(last_hidden_state=inputs_embeds)
@@ -108,6 +116,6 @@ def _without(model: nn.Module, path: list[str]) -> nn.Module:
     name, *rest = path
     inner = modules[name]
     assert inner is not None  # `path` came from the model's own modules
-    modules[name] = _without(inner, rest) if rest else _PassThrough()
+    modules[name] = _without(inner, rest) if rest else _PassThrough(inner)
     object.__setattr__(shallow, "_modules", modules)
     return shallow
