@@ -18,6 +18,7 @@ from adaptive_lora.models.cache import revision_of
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
 from adaptive_lora.planning.outline import DType, ModelOutline, context_of
+from adaptive_lora.training.positions import scale_each_text
 from adaptive_lora.training.text_pass import called_in_text, outside_towers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -68,6 +69,7 @@ def load_base(
 ) -> FrozenBase:
     """Loads model and tokenizer, frozen and in evaluation mode (its own dropout is off).
 
+    Where position scaling depends on length, each text has that of its own (`positions.py`).
     Only safetensors are read, `trust_remote_code` is off. Raises ModelError with the remedy.
     """
     from transformers import AutoModelForCausalLM
@@ -84,6 +86,7 @@ def load_base(
             trust_remote_code=False,
         )
     model = model.to(device).eval().requires_grad_(False)
+    scale_each_text(model)
     return FrozenBase(
         name=name,
         model=model,
@@ -109,10 +112,12 @@ def frozen(model: Any, tokenizer: Any) -> Iterator[FrozenBase]:
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     name = getattr(model, "name_or_path", "") or type(model).__name__
     revision = getattr(model.config, "_commit_hash", None) or "unknown"
+    restore = scale_each_text(model)
     try:
         model.eval().requires_grad_(False)
         yield FrozenBase(name, model, tokenizer, outline_of_model(name, model), revision, name, gradients[0][0].device)
     finally:
+        restore()
         for module, training in modes:
             module.training = training
         for parameter, needed in gradients:
