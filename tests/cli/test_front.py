@@ -134,6 +134,13 @@ def as_data(text: str) -> Any:
     return YAML(typ="safe", pure=True).load(text)
 
 
+def test_figures_are_drawn_in_the_shell_of_a_notebook() -> None:
+    """Jupyter's shells have a backend in the environment that matplotlib refuses when it is imported elsewhere."""
+    program = "from adaptive_lora.cli import main; main.app = lambda: __import__('matplotlib'); main.main()"
+    backend = {**os.environ, "MPLBACKEND": "module://a_notebook.that_is_not_here"}
+    subprocess.run([sys.executable, "-c", program], env=backend, check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_fits_the_schema(name: str, validator: jsonschema.Draft202012Validator) -> None:
     validator.validate(as_data(recipe(name).read_text()))

@@ -35,6 +35,8 @@ def main() -> None:
     # The verbs show their own progress; the libraries' messages on loading would bury it.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Figures go into files. A notebook's shell leaves a backend here that matplotlib refuses outside of it.
+    os.environ["MPLBACKEND"] = "agg"
     app()
 
 
