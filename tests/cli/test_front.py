@@ -137,7 +137,7 @@ def as_data(text: str) -> Any:
 def test_figures_are_drawn_in_the_shell_of_a_notebook() -> None:
     """Jupyter's shells have a backend in the environment that matplotlib refuses when it is imported elsewhere."""
     program = "from adaptive_lora.cli import main; main.app = lambda: __import__('matplotlib'); main.main()"
-    backend = {**os.environ, "MPLBACKEND": "module://a_notebook.that_is_not_here"}
+    backend = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     subprocess.run([sys.executable, "-c", program], env=backend, check=True, capture_output=True)
 
 
