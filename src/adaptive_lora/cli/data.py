@@ -51,7 +51,8 @@ def data_profile(
     for warning in encoder.warnings(records.form):
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if spelling := encoder.spelling(records.records):
-        err.print(f"{spelling:,} records spell a control token of the model; it stays text.", soft_wrap=True)
+        spell = "record spells" if spelling == 1 else "records spell"
+        err.print(f"{spelling:,} {spell} a control token of the model; it stays text.", soft_wrap=True)
     if png:
         save_histogram(found, png)
         err.print(f"wrote {png}", markup=False)
