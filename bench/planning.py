@@ -100,7 +100,7 @@ def open_bench(asked: argparse.Namespace) -> Bench:
     study = load_study(recipe(asked.study))
     data = study.spec.data
     base = open_base(asked.model or study.locate(study.spec.model.name))
-    encoder = Encoder(base.tokenizer, min(data.max_length, base.outline.context), data.template)
+    encoder = Encoder(base.tokenizer, base.outline.within(data.max_length), data.template)
     source = open_records(asked.data or study.locate(data.source))
     splits = make_splits(source, encoder, data.train, 0, 1)
     return Bench(base, study, splits.training_subset(data.train, 0))

@@ -117,7 +117,7 @@ class Bench:
     def fixed_length(self) -> int:
         """Positions that hold any batch of any job, a multiple of 8 where the context allows it."""
         longest = max(len(example.ids) for job in self.jobs for batch in self.batches(job) for example in batch)
-        return min(-(-longest // 8) * 8, self.base.outline.context)
+        return self.base.outline.within(-(-longest // 8) * 8)
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ def open_shape(asked: argparse.Namespace) -> FrozenBase:
 def open_bench(asked: argparse.Namespace, adapters: int) -> Bench:
     """Base, data and `adapters` jobs."""
     base = open_shape(asked) if asked.model == SHAPE else open_base(asked.model, dtype=asked.dtype, device=asked.device)
-    encoder = Encoder(base.tokenizer, min(asked.max_length, base.outline.context), asked.template)
+    encoder = Encoder(base.tokenizer, base.outline.within(asked.max_length), asked.template)
     splits = make_splits(open_records(asked.data), encoder, asked.records, 0, HELD_OUT)
     jobs = make_jobs(asked, base, splits, adapters)
     return Bench(base, jobs, splits.test, asked.batch_size, asked.steps, asked.dtype)

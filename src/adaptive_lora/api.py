@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adaptive_lora.data.encoding import Encoder, Example, Learn
+from adaptive_lora.data.encoding import Example, Learn
 from adaptive_lora.data.records import RecordSet
 from adaptive_lora.data.sources import from_dicts
 from adaptive_lora.errors import DataError, PlanError, UsageError
+from adaptive_lora.models.locate import model_note
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import Strategy, check_options, find_strategy
@@ -20,9 +21,10 @@ from adaptive_lora.planning.strategies.registry import pinned, register, with_pi
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study import study_file
 from adaptive_lora.study.plan_task import make_plan
-from adaptive_lora.study.prepare import open_base, open_outline, open_records, targets_of, warnings_of
+from adaptive_lora.study.prepare import open_base, open_outline, open_records
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.study.status import StudyStatus
+from adaptive_lora.study.targets import encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, rate_factors
 
 if TYPE_CHECKING:  # plans by shape need no torch
@@ -96,6 +98,7 @@ def plan(
         )
         facts = {
             "model": outline.name,
+            "model_note": model_note(str(model)) if isinstance(model, str | Path) else None,
             "base_parameters": outline.total_parameters,
             "data": str(data) if isinstance(data, str | Path) else data and f"{len(data)} records",
             "device": str(base.device) if base and effort != "none" else None,
@@ -125,6 +128,7 @@ def train(
 
     Parameters as in `adaptive_lora.plan`. Returns the training loss per step, nats per completion token.
     """
+    from adaptive_lora.training import peft_check
     from adaptive_lora.training.adapter import attached, save_adapter, weights_of
     from adaptive_lora.training.reference import train as train_reference
 
@@ -136,10 +140,12 @@ def train(
                 f"The plan is of another model: {outline.name} has no module {missing[0].name} of size "
                 f"{missing[0].d_in} × {missing[0].d_out}."
             )
+        peft_check.check_with_peft(base.model, plan, outline.modules, outline.name)
         examples = _examples(data, base, (max_length, template, learn))
         with attached(base, plan, seed, options.dropout) as adapted:
             progress = train_reference(adapted, examples, options, seed, factors=rate_factors(plan, options))
             save_adapter(weights_of(adapted), plan, Path(out), base, options.dropout)
+        peft_check.read_back(Path(out), plan)
     return [record.loss for record in progress.curve]
 
 
@@ -185,6 +191,8 @@ def load_study(source: str | Path | Mapping[str, Any]) -> Study:
 def plan_json(made: RankPlan) -> dict[str, Any]:
     """A plan as the `plan` verb prints it: sizes and cost of planning first, then ranks and scalings by module."""
     return {
+        "model": made.provenance["model"],
+        "model_note": made.provenance.get("model_note"),
         "strategy": made.strategy,
         "options": dict(made.options),
         "budget": made.provenance.get("budget", made.budget),
@@ -245,12 +253,12 @@ def _examples(
     if base.tokenizer is None:
         raise UsageError("A loaded model needs its `tokenizer` to read records: give `tokenizer=`.")
     source = _record_set(data)
-    max_length, template, learn = encoding
-    encoder = Encoder(base.tokenizer, min(max_length, base.outline.context), template, learn)
+    encoder = encoder_of(base.outline, base.tokenizer, *encoding)
     records = source.records
     if seed is not None:
         order = numpy_stream(seed, "subset").permutation(len(records))[:_CALIBRATION_POOL]
         records = tuple(records[i] for i in order)
+    records = tuple(record for record in records if not record.is_empty)
     found = [e for e in encoder.encode_all(records) if e.completion_tokens > 0]
     if not found:
         raise DataError(f"No record of {source.name} has room for a completion within {encoder.max_length} tokens.")

@@ -113,8 +113,8 @@ def _rank_pattern() -> tuple[State, str]:
     import torch
     from peft import PeftModel
 
+    from adaptive_lora.models.libraries import quiet_libraries
     from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers, save_adapter, weights_of
-    from adaptive_lora.training.base import quiet_libraries
 
     base, plan, examples = _small_case({"attention": 3, "mlp": 1})
     ids = torch.tensor([examples[0].ids])
@@ -211,7 +211,7 @@ def _small_case(ranks: dict[str, int]):  # type: ignore[no-untyped-def]  # noqa:
     pattern = {m.name: ranks[m.kind] for m in modules}
     plan = RankPlan("ranks", sum(m.params_per_rank * pattern[m.name] for m in modules), modules, pattern, Scaling())
     records = from_dicts(generate("fine-tuning", 4), "demo").records
-    return base, plan, list(Encoder(base.tokenizer, base.outline.context).encode_all(records))
+    return base, plan, list(Encoder(base.tokenizer, base.outline.within(512)).encode_all(records))
 
 
 CHECKS: dict[str, tuple[Callable[[], tuple[State, str]], str]] = {

@@ -31,7 +31,7 @@ def test_counts_lengths_and_samples(gpt2: FrozenBase) -> None:
     found = profile(source, encoder)
     lengths = [len(Encoder(gpt2.tokenizer, 999).encode(r).ids) for r in source.records]
 
-    assert (found.records, found.duplicates, found.same_prompt, found.empty_completions) == (5, 1, 1, 1)
+    assert (found.records, found.duplicates, found.same_prompt, found.empty_completions) == (5, 0, 2, 1)
     assert [p + c for p, c in zip(found.prompt_tokens, found.completion_tokens, strict=True)] == lengths
     assert (found.truncated, found.without_room) == (1, 1)
     assert len(found.samples) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,22 +81,26 @@ def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cut.json", '[{"instruction": "a", "output": "b"}, {"instr', "line 1: not valid JSON.*cut short"),
-        ("cut.jsonl", '{"text": "a"}\n{"text": ', "line 2: not valid JSON.*cut short"),
+        ("cut.json", '[{"instruction": "a", "output": "b"}, {"instr', r"line 1, column \d+: not valid JSON.*cut short"),
+        ("cut.jsonl", '{"text": "a"}\n{"text": ', r"line 2, column 10: not valid JSON.*cut short"),
         ("empty.json", "", "is empty"),
         ("none.json", "[]", "holds no records"),
         ("blank.jsonl", "\n\n", "holds no records"),
-        ("keys.json", '[{"query": "a", "answer": "b"}]', "has `query`, `answer`; expected alpaca records"),
+        ("keys.json", '[{"ask": "a", "say": "b"}]', "records have `ask`, `say`; expected `messages` or .*question"),
         ("late.json", '[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "record 1: no `output`"),
         ("type.json", '[{"instruction": "a", "output": 3}]', "record 0: `output` must be text, got a int"),
         ("scalar.json", "3", "expected a list of records"),
-        ("list.json", '["a"]', "first record has a str"),
+        ("list.json", '["a"]', "record 0: expected an object, got a str"),
         ("data.txt", "hello", "files ending in .txt are not read"),
         ("binary.json", b"\xff\xfe\x00", "not UTF-8"),
         ("bad.parquet", "PAR1", "not a readable Parquet file"),
         ("chat.json", '[{"messages": [{"role": "user", "content": "x"}]}]', "no assistant turn"),
         ("turns.json", '[{"messages": ["x"]}]', "list of {role, content}"),
-        ("null.json", '[{"messages": [{"role": "assistant", "content": null}]}]', "whose content is text"),
+        (
+            "null.json",
+            '[{"messages": [{"role": "assistant", "content": null}]}]',
+            "none of its 1 records can be .*no answer",
+        ),
         ("image.json", '[{"messages": [{"role": "assistant", "content": [{"type": "x"}]}]}]', "content is text"),
     ],
 )
@@ -133,12 +138,15 @@ def test_a_configuration_of_a_data_set_is_chosen(tmp_path: Path, monkeypatch: py
         load_records("owner/sums:other")
 
 
-def test_keys_are_blind_to_case_and_space_and_tell_prompt_from_content() -> None:
+def test_prompts_are_compared_by_their_letters_and_contents_as_they_are() -> None:
     a = Record("alpaca", "Say  Hi", "", "yes")
-    b = Record("alpaca", "say hi", "", "Yes ")
-    c = Record("alpaca", "say hi", "", "no")
-    assert a.content_key() == b.content_key() != c.content_key()
+    b = Record("alpaca", "say hi!", "", "yes")
+    c = Record("alpaca", "say hi", "", "Yes")
+    assert len({a.content_key(), b.content_key(), c.content_key(), replace(c, row=4).content_key()}) == 3
     assert a.prompt_key() == b.prompt_key() == c.prompt_key()
+    assert a.place_key() == c.place_key() != b.place_key()
+    marks = [Record("alpaca", "", mark, "") for mark in ("...", ".-.", "+", "-")]
+    assert len({record.prompt_key() for record in marks}) == 4  # where marks are all there is, they count
     assert Record("alpaca", "a b", "", "").prompt_key() != Record("alpaca", "a", "b", "").prompt_key()
 
 

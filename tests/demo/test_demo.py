@@ -71,7 +71,7 @@ def test_the_model_is_small_and_has_learnt(embedded: FrozenBase) -> None:
     assert sum(path.stat().st_size for path in weights) <= 4_000_000
     assert 1_000_000 <= embedded.outline.total_parameters <= 1_500_000
 
-    encoder = Encoder(embedded.tokenizer, embedded.outline.context)
+    encoder = Encoder(embedded.tokenizer, embedded.outline.within(512))
     exact = {}
     for group in ("pretraining", "fine-tuning"):
         records = from_dicts(generate(group, 300, seed=77), "demo").records

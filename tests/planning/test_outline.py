@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from adaptive_lora import demo
-from adaptive_lora.planning.outline import outline_from_config
+from adaptive_lora.planning.outline import context_of, outline_from_config
 from adaptive_lora.training.base import outline_of
 
 GPT2 = {"n_embd": 24, "n_layer": 3, "n_head": 2, "vocab_size": 50, "n_positions": 64}
@@ -61,3 +61,28 @@ def test_what_it_does_not_know_it_leaves_to_transformers(config: Any, tmp_path: 
     assert outline_from_config("x", tmp_path) is None
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert outline_from_config("x", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "context"),
+    [
+        ("mpt", {"d_model": 8, "n_heads": 2, "n_layers": 1, "max_seq_len": 77}, 77),
+        ("bloom", {"hidden_size": 8, "n_layer": 1, "n_head": 2}, None),
+        ("bloom", {"hidden_size": 8, "n_layer": 1, "n_head": 2, "seq_length": 33}, 33),
+        ("mamba2", {"hidden_size": 8, "num_heads": 4, "head_dim": 4, "n_groups": 1, "num_hidden_layers": 1}, None),
+        ("xlnet", {"d_model": 8, "n_layer": 1, "n_head": 2, "d_inner": 8}, None),
+        ("ctrl", {"n_embd": 8, "n_layer": 1, "n_head": 2, "dff": 8, "n_positions": 55}, 55),
+    ],
+)
+def test_a_context_is_read_by_any_of_its_names_and_never_guessed(
+    family: str, sizes: dict[str, Any], context: int | None, tmp_path: Path
+) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model(family, vocab_size=50, **sizes).save_pretrained(tmp_path)
+    assert outline_of("x", tmp_path).context == context
+
+
+def test_a_context_that_is_no_number_of_tokens_is_none() -> None:
+    assert context_of({"max_position_embeddings": 0, "n_ctx": 12}.get) == 12
+    assert context_of({"max_position_embeddings": -1, "seq_length": None}.get) is None

@@ -99,6 +99,9 @@ def test_a_study_goes_on_from_its_export(exported: Path, study_file: WriteStudy,
     with pytest.raises(StudyFolderError, match=r"another version of this study: .*seeds.*--deviation REASON"):
         continue_from(exported, study, tmp_path / "second")
     assert not (tmp_path / "second").exists()
+    rows = StudyPaths(exported).splits.read_bytes()
+    assert rows.count(b",test,") == 20 and rows == StudyPaths(tmp_path / "gone").splits.read_bytes()
+    assert "splits" not in StudyPaths(exported).facts.read_text()
 
     assert continue_from(exported, study, tmp_path / "second", "more seeds") == 4
     assert continue_from(exported, study, tmp_path / "second", "more seeds") == 0  # it is there

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.training.adapter import (
     ADAPTER,
     SeededDropout,
@@ -20,7 +21,7 @@ from adaptive_lora.training.adapter import (
     verify,
     weights_of,
 )
-from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.dropout import DropoutMasks
 from adaptive_lora.training.options import initial_a
 from tests.conftest import mixed_plan

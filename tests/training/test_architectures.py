@@ -146,6 +146,7 @@ def test_a_model_that_cannot_be_run_is_refused_with_the_reasons_and_the_remedy(
     monkeypatch.setattr(bank_model, "_deviation", lambda *_: 0.5)
     with pytest.raises(ModelError, match=r"logits differ by 0\.5.*engine: reference"), Bank(gpt2, seven_members(gpt2)):
         pass
+    bank_model._COMPARED.clear()  # a refusal is remembered too
     monkeypatch.setattr(bank_model, "_deviation", lambda *_: float("nan"))
     with pytest.raises(ModelError, match="logits differ by nan"), Bank(gpt2, seven_members(gpt2)):
         pass

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.training import bank_model
 from adaptive_lora.training.adapter import save_adapter
 from adaptive_lora.training.bank import Bank, Member
-from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import collate
 from adaptive_lora.training.checkpoint import Progress, read_checkpoint, write_checkpoint
 from adaptive_lora.training.evaluate import Evaluation, evaluate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -85,8 +86,19 @@ def check_place(path: Path | None, kind: Literal["file", "folder"]) -> None:
         reason = "is a directory" if path.is_dir() else "is a file"
     elif nearest != path and not nearest.is_dir():
         reason = f"cannot be made, as {nearest} is a file"
-    elif not os.access(nearest, os.W_OK):
+    elif not _takes_files(nearest):
         reason = f"cannot be written, as {nearest} is read-only" if nearest != path else "is read-only"
     else:
         return
     raise UsageError(f"{path} {reason}; name another {kind}.")
+
+
+def _takes_files(place: Path) -> bool:
+    """Whether a file can be made in a folder, or a file be written; permissions alone do not say (`/proc`, root)."""
+    if not place.is_dir():
+        return os.access(place, os.W_OK)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            return True
+    except OSError:
+        return False

@@ -17,7 +17,8 @@ def data_profile(
     source: Annotated[
         str,
         typer.Argument(
-            help="`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name[:configuration]."
+            help="`demo:fine-tuning`, a .json, .jsonl, .csv or .parquet file, or a hub data set "
+            "owner/name[:configuration]."
         ),
     ],
     model: Annotated[

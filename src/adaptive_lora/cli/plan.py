@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 def plan(
     model: Annotated[
         str,
-        typer.Option(
-            help="`demo`, a folder, or a hub name owner/name; its configuration is enough for plans by shape."
-        ),
+        typer.Option(help="`demo`, `smollm2` (see `fetch`), a folder, a .gguf file, or a hub name owner/name."),
     ],
     strategy: Annotated[str, typer.Option(help="See `adaptive-lora strategies`; or `my_file.py:name`.")] = "uniform",
     budget: Annotated[str, typer.Option(help="`rank:r` (what a uniform rank r costs) or `params:N`.")] = "rank:8",
@@ -65,19 +63,30 @@ def plan(
             scaling={"rule": scaling, "reference": reference_scaling}, template=named, learn=learn,
             revision=revision, dtype=dtype, device=device,
         )  # fmt: skip
-    if to:
-        made.save(to)
-        err.print(f"wrote {to}", markup=False)
-    if peft:
-        peft.mkdir(parents=True, exist_ok=True)
-        made.to_lora_config().save_pretrained(str(peft))
-        err.print(f"wrote {peft / 'adapter_config.json'}", markup=False)
+    _write(made, to, peft, model, revision)
     for warning in made.provenance["warnings"]:
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if as_json:
         print_json(api.plan_json(made))
     else:
         _show(made, api.plan_json(made))
+
+
+def _write(made: RankPlan, to: Path | None, peft: Path | None, model: str, revision: str | None) -> None:
+    """The files that were asked for; none of them where PEFT would build something else than the plan."""
+    from adaptive_lora.study.prepare import check_with_peft
+
+    if peft:
+        with working("building the plan with PEFT"):
+            check_with_peft(made, model, revision)
+    if to:
+        made.save(to)
+        err.print(f"wrote {to}", markup=False)
+    if peft:
+        from adaptive_lora.training.adapter import CONFIG_FILE, save_config
+
+        save_config(made.to_lora_config(), peft)
+        err.print(f"wrote {peft / CONFIG_FILE}", markup=False)
 
 
 def _show(made: RankPlan, facts: dict[str, Any]) -> None:
@@ -88,9 +97,10 @@ def _show(made: RankPlan, facts: dict[str, Any]) -> None:
     if facts["measured"]:
         out.print(f"measured on {facts['device']}")
         out.print(terminal.planning_cost(facts), "")
+    note = f" ({facts['model_note']})" if facts["model_note"] else ""
     left_out = f" ({len(made.left_out)} left out)" if made.left_out else ""
     out.print(
-        f"{facts['modules']} modules{left_out}, {facts['trainable_parameters']:,} trainable of "
+        f"{facts['model']}{note}: {facts['modules']} modules{left_out}, {facts['trainable_parameters']:,} trainable of "
         f"{facts['total_parameters']:,} parameters in all, {made.budget - made.trainable_parameters:,} of the budget "
         f"unspent, largest rank {max(made.ranks.values())}; planned in {facts['plan_seconds']:.2f} s",
         soft_wrap=True,

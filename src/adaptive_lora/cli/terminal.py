@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adaptive_lora.data.profile import DataProfile, quantiles
+from adaptive_lora.data.records import Reading
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import StrategyOptions
@@ -147,14 +148,19 @@ def profile_view(found: DataProfile) -> Group:
         ("form", found.form),
         ("licence", found.licence or "not known; look it up before you publish"),
         ("records", f"{found.records:,}"),
-        ("duplicates", f"{found.duplicates:,} exact, {found.same_prompt:,} more that ask the same"),
+        ("columns", _columns(found.reading)),
+        ("duplicates", f"{found.duplicates:,} exact, {found.same_prompt:,} more that ask the same or go on"),
         ("empty completions", f"{found.empty_completions:,}"),
+        ("unknown tokens", f"{found.texts.unknown_tokens:,} in {found.texts.unknown_records:,} records"),
+        ("control tokens in text", f"{found.texts.control_records:,} records"),
         ("prompt tokens", _quantiles(found.prompt_tokens)),
         ("completion tokens", _quantiles(found.completion_tokens)),
         (f"cut at {found.max_length} tokens", f"{found.truncated:,} ({percent(found.truncated / found.records, 1)})"),
         ("no room for a completion", f"{found.without_room:,}"),
     ):
         facts.add_row(name, plain(value))
+    for notice in found.notices:
+        facts.add_row(Text("warning", style="yellow"), plain(notice))
     counts, edges = np.histogram(totals, bins=12)
     parts: list[Any] = [facts, Text("\ntokens per record", "bold"), histogram(counts.tolist(), edges.tolist())]
     for index, sample in enumerate(found.samples, 1):
@@ -162,6 +168,11 @@ def profile_view(found: DataProfile) -> Group:
         masked, learnt = plain(sample.masked).plain, plain(sample.learnt).plain
         parts.append(Text.assemble((masked, "dim"), (f"⟦{learnt}⟧", "bold green")))
     return Group(*parts)
+
+
+def _columns(reading: Reading) -> str:
+    parts = (("used", reading.used), ("harmless", reading.harmless), ("UNUSED", reading.unused))
+    return "; ".join(f"{how}: {', '.join(columns)}" for how, columns in parts if columns)
 
 
 def _quantiles(lengths: Sequence[int]) -> str:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adaptive_lora.data.encoding import Encoder
-from adaptive_lora.data.records import RecordSet
+from adaptive_lora.data.grouping import group_records, without_duplicates
+from adaptive_lora.data.notices import TextCounts, count_texts, source_notices, text_notices
+from adaptive_lora.data.records import Reading, RecordSet
 from adaptive_lora.errors import DataError
 
 
@@ -35,10 +35,11 @@ class DataProfile:
     licence: str | None
     records: int
     duplicates: int
-    """Records equal to an earlier one (case and white space apart)."""
+    """Records equal to an earlier one; case and white space count."""
     same_prompt: int
-    """Further records that ask what an earlier one asks; they never part from it in splits."""
+    """Further records that ask what an earlier one asks, or are of its conversation; they never part in splits."""
     empty_completions: int
+    """Records without an answer or a tool call; they are never used."""
     prompt_tokens: tuple[int, ...]
     completion_tokens: tuple[int, ...]
     max_length: int
@@ -47,6 +48,13 @@ class DataProfile:
     without_room: int
     """Records whose prompt alone fills `max_length`; they are never used."""
     samples: tuple[Sample, ...]
+    reading: Reading
+    texts: TextCounts
+
+    @property
+    def notices(self) -> list[str]:
+        """What someone must know before trusting the data."""
+        return [*source_notices(self.reading), *text_notices(self.texts, self.empty_completions)]
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the raw lengths, which are given as quantiles."""
@@ -57,31 +65,37 @@ class DataProfile:
             "prompt_tokens": quantiles(self.prompt_tokens), "completion_tokens": quantiles(self.completion_tokens),
             "truncated": self.truncated, "truncated_share": self.truncated / self.records,
             "without_room": self.without_room,
+            "rows": self.reading.rows or self.records, "left_out": dict(self.reading.left_out),
+            "missing": dict(self.reading.missing),
+            "columns": {"used": list(self.reading.used), "harmless": list(self.reading.harmless),
+                        "unused": list(self.reading.unused)},
+            **self.texts.to_json(), "warnings": self.notices,
             "samples": [{"masked": s.masked, "learnt": s.learnt} for s in self.samples],
         }  # fmt: skip
 
 
 def profile(source: RecordSet, encoder: Encoder, samples: int = 3) -> DataProfile:
     """Encodes every record once, at full length, and counts."""
-    longest = dataclasses.replace(encoder, max_length=10**9)
+    longest = replace(encoder, max_length=10**9)
     examples = list(longest.encode_all(source.records))
-    contents = Counter(record.content_key() for record in source.records)
-    prompts = {record.content_key(): record.prompt_key() for record in source.records}
+    different = without_duplicates(source.records)
     limit = encoder.max_length
     return DataProfile(
         source=source.name,
         form=source.form,
         licence=source.licence,
         records=len(examples),
-        duplicates=sum(count - 1 for count in contents.values()),
-        same_prompt=len(prompts) - len(set(prompts.values())),
-        empty_completions=sum(not record.completion.strip() for record in source.records),
+        duplicates=len(source.records) - len(different),
+        same_prompt=len(different) - len(group_records(different)),
+        empty_completions=sum(record.is_empty for record in source.records),
         prompt_tokens=tuple(example.prompt_length for example in examples),
         completion_tokens=tuple(len(example.ids) - example.prompt_length for example in examples),
         max_length=limit,
         truncated=sum(example.prompt_length < limit < len(example.ids) for example in examples),
         without_room=sum(example.prompt_length >= limit for example in examples),
         samples=tuple(_sample(encoder, source, i) for i in _spread(len(examples), samples)),
+        reading=source.reading,
+        texts=count_texts(source.records, encoder.tokenizer),
     )
 
 
@@ -114,7 +128,8 @@ def save_histogram(profile: DataProfile, path: Path) -> None:
 
 def _sample(encoder: Encoder, source: RecordSet, index: int) -> Sample:
     example = encoder.encode(source.records[index])
-    return Sample(encoder.tokenizer.decode(example.ids[: example.prompt_length]), encoder.learnt_text(example))
+    decode = encoder.tokenizer.decode
+    return Sample(decode(example.ids[: example.prompt_length]), decode(example.ids[example.prompt_length :]))
 
 
 def _spread(count: int, samples: int) -> list[int]:

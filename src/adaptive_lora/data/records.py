@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+_MARK = re.compile(r"[^\w]|_")
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -63,17 +66,58 @@ class Record:
         """The answer as a turn."""
         return Turn("assistant", self.completion, fields=self.fields)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to learn: no text and no tool call. Learnt, it would teach to say nothing."""
+        return not self.completion.strip() and "tool_calls" not in self.fields
+
     def prompt_key(self) -> str:
-        """A hash of what is asked, blind to case and white space; records that share it never part.
+        """A hash of what is asked, blind to case, white space and punctuation; records that share it never part.
 
         Plain text has no prompt: its own text counts.
+
+        >>> Record("alpaca", "Say hi!", "", "hi").prompt_key() == Record("alpaca", "say  hi", "", "yo").prompt_key()
+        True
         """
-        asked = [self.prompt, self.context, *(turn.content for turn in self.turns)]
-        return _text_hash(asked if any(asked) else [self.completion])
+        return _text_hash(_letters(part) for part in self._asked())
+
+    def place_key(self) -> str:
+        """A hash of what is asked, blind to case and white space: what decides where in the order a record stands.
+
+        It is older than `prompt_key`, and the splits of studies that were run rest on it.
+        """
+        return _text_hash(" ".join(part.split()).casefold() for part in self._asked())
 
     def content_key(self) -> str:
-        """A hash of the whole record, blind to case and white space."""
-        return _text_hash([self.prompt, self.context, *(turn.content for turn in self.turns), self.completion])
+        """A hash of the whole record as it is written: case, white space, roles and tool calls count."""
+        turns = [(turn.role, turn.content, turn.learnt, turn.fields) for turn in self.turns]
+        return _text_hash([repr((self.prompt, self.context, turns, self.completion, self.fields, self.tools))])
+
+    def texts(self) -> tuple[str, ...]:
+        """All texts of the record as they are written, the answer last."""
+        return (*(turn.content for turn in self.turns), self.prompt, self.context, self.completion)
+
+    def _asked(self) -> list[str]:
+        asked = [self.prompt, self.context, *(turn.content for turn in self.turns)]
+        return asked if any(asked) else [self.completion]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What became of a source's rows and columns on their way to records."""
+
+    rows: int = 0
+    """Rows of the source."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Why rows gave no record -> how many."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """Column -> how many rows have null or NaN there, where others have something."""
+    used: tuple[str, ...] = ()
+    """Columns that records are made of."""
+    harmless: tuple[str, ...] = ()
+    """Columns that are known to say nothing about question or answer (`id`), or to repeat them."""
+    unused: tuple[str, ...] = ()
+    """All other columns with something in them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +133,7 @@ class RecordSet:
     licence: str | None = None
     exact_answers: bool = False
     """Whether each prompt has one right completion, so that exact match means something."""
+    reading: Reading = Reading()
 
     def fingerprint(self) -> str:
         """A hash of the content in order; equal content gives equal fingerprints, wherever it lies."""
@@ -104,5 +149,10 @@ class RecordSet:
 
 
 def _text_hash(parts: Iterable[str]) -> str:
-    text = "\x1f".join(" ".join(part.split()).casefold() for part in parts)
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return hashlib.sha256("\x1f".join(parts).encode(errors="replace")).hexdigest()
+
+
+def _letters(text: str) -> str:
+    """Letters, digits and symbols of a text; the text itself where it has none (a question mark, Morse code)."""
+    kept = _MARK.sub(lambda found: "" if unicodedata.category(found[0])[0] == "P" else found[0], "".join(text.split()))
+    return kept.casefold() or text

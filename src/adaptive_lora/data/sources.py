@@ -1,23 +1,19 @@
-"""Where records come from: the hub or a local JSON, JSONL or Parquet file, in one of five forms."""
+"""Where records come from: the hub or a local file, in any of the forms people have them."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.data.records import Record, RecordSet, Turn
+from adaptive_lora.data import chats, choices
+from adaptive_lora.data.cells import BadRow, LeftOut, any_text, is_filled, is_missing, parsed, plain, required_text
+from adaptive_lora.data.forms import FORMS_IN_WORDS, Form, is_harmless, recognise, sort_columns, without_repeats
+from adaptive_lora.data.readers import ENDINGS, READERS, read_file, read_hub
+from adaptive_lora.data.records import Reading, Record, RecordSet, Turn
 from adaptive_lora.errors import DataError
-
-FORMS: Mapping[str, tuple[str, ...]] = {
-    "alpaca": ("instruction", "output"),
-    "prompt-completion": ("prompt", "completion"),
-    "question-answer": ("question", "answer"),
-    "messages": ("messages",),
-    "text": ("text",),
-}
-"""Form -> the keys that every record of it has (`input` is optional in Alpaca)."""
 
 LICENCES = {
     "tatsu-lab/alpaca": "CC BY-NC 4.0",
@@ -26,40 +22,59 @@ LICENCES = {
 }
 """What is known of a source's licence, for reports."""
 
+SUMMARY_PROMPT = "{text}\n\nTL;DR: "
+"""How a text asks for its summary (Radford et al. 2019, section 3.6)."""
+
 
 def load_records(source: str) -> RecordSet:
-    """Records of a local file (`.json`, `.jsonl`, `.parquet`) or a hub data set (`owner/name`,
+    """Records of a local file (`.json`, `.jsonl`, `.csv`, `.parquet`) or a hub data set (`owner/name`,
     or `owner/name:configuration` where it has several).
 
     Raises DataError, naming the file and the remedy, for a source that is missing, corrupt, empty or of
     no known form.
     """
     if check_source(source):
-        path = Path(source).expanduser()
-        return from_dicts(READERS[path.suffix](path), name=source)
-    rows, revision = _read_hub(source)
+        return from_dicts(read_file(Path(source).expanduser()), name=source)
+    rows, revision = read_hub(source)
     return from_dicts(rows, name=source, revision=revision)
 
 
 def from_dicts(rows: Sequence[Any], name: str, revision: str | None = None, exact_answers: bool = False) -> RecordSet:
-    """Records from parsed rows, their form recognised from the first one."""
+    """Records from parsed rows, their form recognised from the columns of all of them.
+
+    Every column is used, harmless or named in `RecordSet.reading.unused`. Rows without an answer are left out and
+    counted there. Raises DataError, naming the row, for what cannot be read.
+
+    >>> found = from_dicts([{"question": "Which tree?", "answer": "An oak.", "mood": "calm"}], "trees")
+    >>> found.form, found.records[0].completion, found.reading.unused
+    ('question-answer', 'An oak.', ('mood',))
+    """
     if not rows:
-        raise DataError(f"{name} holds no records; expected a list of {_forms_in_words()}.")
-    form = recognise(rows[0], name)
-    records = tuple(_record(row, form, i, name) for i, row in enumerate(rows))
-    return RecordSet(name, form, records, revision, LICENCES.get(name.partition(":")[0]), exact_answers)
-
-
-def recognise(row: Any, name: str) -> str:
-    """The form of a row by its keys, or DataError with what was found and what would do."""
-    if isinstance(row, Mapping):
-        for form, keys in FORMS.items():
-            if all(key in row for key in keys):
-                return form
-        found = ", ".join(f"`{key}`" for key in list(row)[:8]) or "no keys"
-    else:
-        found = f"a {type(row).__name__}"
-    raise DataError(f"{name}: the first record has {found}; expected {_forms_in_words()}.")
+        raise DataError(f"{name} holds no records; expected {FORMS_IN_WORDS}.")
+    table = [_as_row(row, i, name) for i, row in enumerate(rows)]
+    form = without_repeats(recognise(table, name), table)
+    records: list[Record] = []
+    left_out: Counter[str] = Counter()
+    texts: list[str | None] = []
+    for index, row in enumerate(table):
+        try:
+            records.append(replace(_record(row, form), row=index))
+            texts.append("\n".join(records[-1].texts()))
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
+            texts.append(None)
+        except BadRow as error:
+            raise DataError(f"{name}, record {index}: {error}") from None
+    if not records:
+        counts = ", ".join(f"{count:,} have {reason}" for reason, count in left_out.items())
+        raise DataError(f"{name}: none of its {len(rows):,} records can be learnt: {counts} in `{form.answer}`.")
+    harmless, unused = sort_columns(form, table, texts, name)
+    reading = Reading(
+        len(rows), dict(left_out), _missing(table, form), form.used, harmless, (*unused, *_unused_fields(table, form))
+    )
+    return RecordSet(
+        name, form.name, tuple(records), revision, LICENCES.get(name.partition(":")[0]), exact_answers, reading
+    )
 
 
 def check_source(source: str) -> bool:
@@ -69,152 +84,106 @@ def check_source(source: str) -> bool:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        raise DataError(f"{source} is a folder; name one .json, .jsonl or .parquet file in it.")
+        raise DataError(f"{source} is a folder; name one {ENDINGS} file in it.")
     looks_local = path.suffix in READERS or source.count("/") != 1 or source.startswith((".", "/", "~"))
     if not path.exists():
         if not looks_local:
             return False
-        raise DataError(f"{path} does not exist. Give a .json, .jsonl or .parquet file, or a hub data set owner/name.")
+        raise DataError(f"{path} does not exist. Give a {ENDINGS} file, or a hub data set owner/name.")
     if path.suffix not in READERS:
         raise DataError(f"{path}: files ending in {path.suffix or 'nothing'} are not read; use {', '.join(READERS)}.")
     if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; expected {_forms_in_words()}.")
+        raise DataError(f"{path} is empty; expected {FORMS_IN_WORDS}.")
     return True
 
 
-def _read_json(path: Path) -> Sequence[Any]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        # People name JSON lines .json; only a file whose first line parses alone is taken as such.
-        first = path.read_text(encoding="utf-8-sig").lstrip().split("\n", 1)[0]
-        if first.startswith("{") and _parses(first):
-            return _read_jsonl(path)
-        raise DataError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}); the file may be cut short. Fetch it again."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    if isinstance(rows, Mapping):
-        lists = [value for value in rows.values() if isinstance(value, list)]
-        rows = lists[0] if len(lists) == 1 else [rows]
-    if not isinstance(rows, list):
-        raise DataError(f"{path} holds a {type(rows).__name__}; expected a list of records.")
-    return rows
-
-
-def _read_jsonl(path: Path) -> Sequence[Any]:
-    rows, number = [], 0
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    rows.append(json.loads(line))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, line {number}: not valid JSON ({error.msg}); the file may be cut short. Fetch it again."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
-    return rows
-
-
-def _read_parquet(path: Path) -> Sequence[Any]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return list(pyarrow.parquet.read_table(path).to_pylist())
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-
-
-READERS = {".json": _read_json, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
-def _read_hub(source: str) -> tuple[Sequence[Any], str | None]:
-    import datasets
-    import huggingface_hub
-
-    name, _, configuration = source.partition(":")
-    try:
-        rows = list(datasets.load_dataset(name, configuration or None, split="train"))
-    except Exception as error:
-        # The hub libraries raise a dozen unrelated classes for "cannot be had".
-        reason = " ".join(str(error).splitlines()[:2]).rstrip(".") or "no reason given"
-        raise DataError(
-            f"The data set {source} could not be loaded from the hub: {type(error).__name__}: {reason}. Check the "
-            "name (owner/name, or owner/name:configuration where it has several) and the network "
-            "(`adaptive-lora doctor`), or give a local .json, .jsonl or .parquet file."
-        ) from None
-    try:
-        return rows, huggingface_hub.dataset_info(name).sha
-    except Exception:
-        return rows, None  # read from the cache while offline; the content's own fingerprint still tells
-
-
-def _record(row: Any, form: str, index: int, name: str) -> Record:
+def _as_row(row: Any, index: int, name: str) -> dict[str, Any]:
     if not isinstance(row, Mapping):
-        raise DataError(f"{name}, record {index}: expected an object, got a {type(row).__name__}.")
-    missing = [key for key in FORMS[form] if key not in row]
-    if missing:
-        raise DataError(f"{name}, record {index}: no `{missing[0]}`, which the first record ({form} form) has.")
-    if form == "messages":
-        return _chat_record(row["messages"], index, name)
-    if form == "text":
-        return Record(form, "", "", _text(row, "text", index, name))
-    prompt_key, completion_key = FORMS[form]
-    if form == "prompt-completion" and isinstance(row["prompt"], list):
-        return _chat_record([*row["prompt"], *row["completion"]], index, name)
-    context = _text(row, "input", index, name) if row.get("input") else ""
-    return Record(
-        form,
-        _text(row, prompt_key, index, name),
-        context if form == "alpaca" else "",
-        _text(row, completion_key, index, name),
-    )
-
-
-def _chat_record(messages: Any, index: int, name: str) -> Record:
-    """The last assistant turn is the completion; all turns before it are the prompt."""
-    try:
-        turns = [Turn(str(turn["role"]), _content(turn["content"])) for turn in messages]
-    except (TypeError, KeyError):
         raise DataError(
-            f"{name}, record {index}: `messages` must be a list of {{role, content}} objects whose content is text."
-        ) from None
-    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-    if not answers:
-        raise DataError(f"{name}, record {index}: `messages` has no assistant turn to learn from.")
-    before, answer = turns[: answers[-1]], turns[answers[-1]]
-    asked = before.pop().content if before and before[-1].role == "user" else ""
-    return Record("messages", asked, "", answer.content, tuple(before))
+            f"{name}, record {index}: expected an object, got a {type(row).__name__}; records have {FORMS_IN_WORDS}."
+        )
+    return {str(column): plain(value) for column, value in row.items()}
 
 
-def _content(content: Any) -> str:
-    """Text, or the text parts of a list of parts; TypeError for anything else (an image, a tool call)."""
-    if isinstance(content, list):
-        return "".join(_content(part["text"]) for part in content)
-    if not isinstance(content, str):
-        raise TypeError
-    return content
+def _record(row: Mapping[str, Any], form: Form) -> Record:
+    if form.answer not in row:
+        raise BadRow(f"no `{form.answer}`, which the others have ({form.name} form).")
+    if not form.choices and is_missing(row[form.answer]):
+        raise LeftOut(chats.NO_ANSWER)
+    if form.name == "text":
+        return Record("text", "", "", required_text(row, form.answer))
+    tools = chats.read_tools(row.get(form.tools), form.tools)
+    before = _before(row, form)
+    if not form.question:
+        return _of_turns(before, chats.read_turns(row[form.answer], form.answer), row[form.answer], tools)
+    if isinstance(row.get(form.question), list):  # prompt and completion may each be turns, as TRL has them
+        answer = row[form.answer]
+        turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
+        return _of_turns(before, chats.read_turns([*row[form.question], *turns], form.question), turns, tools)
+    prompt = required_text(row, form.question)
+    parts = [any_text(row.get(column)) for column in form.context]
+    if form.choices:
+        labels, texts = choices.read_choices(row, form.choices)
+        completion = choices.right_choice(row[form.answer], form.answer, labels, texts)
+        parts.append(choices.lettered(texts))
+    else:
+        completion = _answer(row, form)
+    context = "\n".join(part for part in parts if part)
+    if is_missing(row[form.question]) and not context:
+        raise LeftOut("no question")
+    if form.name == "summary":
+        prompt = SUMMARY_PROMPT.replace("{text}", prompt)
+    return Record(form.name, prompt, context, completion, before, tools=tools)
 
 
-def _text(row: Mapping[str, Any], key: str, index: int, name: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise DataError(f"{name}, record {index}: `{key}` must be text, got a {type(value).__name__}.")
-    return value
+def _of_turns(before: tuple[Turn, ...], turns: Sequence[Turn], messages: Any, tools: str) -> Record:
+    if any(turn.role == "system" for turn in turns):
+        before = tuple(turn for turn in before if turn.role != "system")
+    record = chats.chat_record([*before, *turns], tools)
+    if record.is_empty and chats.missing_contents(messages):
+        raise LeftOut(chats.NO_ANSWER)
+    return record
 
 
-def _parses(line: str) -> bool:
-    try:
-        json.loads(line)
-    except json.JSONDecodeError:
-        return False
-    return True
+def _before(row: Mapping[str, Any], form: Form) -> tuple[Turn, ...]:
+    """A system turn and earlier turns that have columns of their own."""
+    system = any_text(row.get(form.system))
+    turns = [Turn("system", system)] if system else []
+    if is_filled(row.get(form.history)):
+        turns += chats.read_history(row[form.history], form.history)
+    return tuple(turns)
 
 
-def _forms_in_words() -> str:
-    return " or ".join(f"{form} records ({' + '.join(f'`{k}`' for k in keys)})" for form, keys in FORMS.items())
+def _answer(row: Mapping[str, Any], form: Form) -> str:
+    """An answer's text; the first where there are several, as in SQuAD."""
+    value = row[form.answer]
+    if isinstance(value, Mapping):
+        value = value.get("text", value.get("value"))
+    if isinstance(value, list | tuple):
+        value = value[0] if value else None
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    if is_missing(value):
+        raise LeftOut(chats.NO_ANSWER)
+    return required_text({form.answer: value}, form.answer)
+
+
+def _missing(rows: Sequence[Mapping[str, Any]], form: Form) -> dict[str, int]:
+    """Nulls and NaN by column, of those that have something elsewhere; a chat's turns count too."""
+    found = {column: sum(column in row and is_missing(row[column]) for row in rows) for column in form.used}
+    if form.name == "messages" and not form.question:
+        found[f"{form.answer}.content"] = sum(chats.missing_contents(_turns(row, form)) for row in rows)
+    return {column: count for column, count in found.items() if count > 0}
+
+
+def _unused_fields(rows: Sequence[Mapping[str, Any]], form: Form) -> tuple[str, ...]:
+    """Fields of turns that nothing reads, as `messages.mood`."""
+    if form.question or form.name != "messages":
+        return ()
+    found = {field for row in rows for field in chats.unknown_fields(_turns(row, form))}
+    return tuple(sorted(f"{form.answer}.{field}" for field in found if not is_harmless(field)))
+
+
+def _turns(row: Mapping[str, Any], form: Form) -> Any:
+    value = row.get(form.answer)
+    return parsed(value, form.answer) if is_filled(value) else []

@@ -18,9 +18,9 @@ from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, no_tick
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.measures.short_run import INPUTS, ShortRun, short_run_of
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.budget import uniform_rank
 from adaptive_lora.streams import numpy_stream
-from adaptive_lora.training.base import quiet_libraries
 from adaptive_lora.training.batches import collate, label_loss
 from adaptive_lora.training.options import DataOrder
 

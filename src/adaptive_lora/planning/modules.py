@@ -46,6 +46,22 @@ class ModuleShape:
         return min(self.d_in, self.d_out)
 
 
+@dataclass(frozen=True)
+class ExpertStack:
+    """The matrices of all experts of a block in one three-dimensional parameter, (experts, d_out, d_in) or turned."""
+
+    name: str
+    """Full name of the parameter in the model."""
+    experts: int
+    d_in: int
+    d_out: int
+
+    @property
+    def params_per_rank(self) -> int:
+        """Trainable parameters of one unit of rank, which every expert has for itself: experts · (d_in + d_out)."""
+        return self.experts * (self.d_in + self.d_out)
+
+
 def kind_of(name: str) -> Kind:
     """Attention, MLP or other, from the module's path.
 
@@ -105,7 +121,7 @@ def select_targets(modules: Sequence[ModuleShape], targets: str | Sequence[str])
     entries = [targets] if isinstance(targets, str) else list(targets)
     chosen: dict[str, ModuleShape] = {}
     for entry in entries:
-        found = [m for m in modules if _matches(m, entry)]
+        found = [m for m in modules if matches(m, entry)]
         if not found:
             known = sorted({role_of(m.name) for m in modules})
             raise ModelError(
@@ -117,7 +133,8 @@ def select_targets(modules: Sequence[ModuleShape], targets: str | Sequence[str])
     return tuple(m for m in modules if m.name in chosen)
 
 
-def _matches(module: ModuleShape, entry: str) -> bool:
+def matches(module: ModuleShape, entry: str) -> bool:
+    """Whether an entry of `targets` names a module: a group, its full name or the end of it at a dot."""
     if entry == "all-linear":
         return True
     if entry in get_args(Kind):

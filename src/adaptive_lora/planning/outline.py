@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
+from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 """Of a base model's weights."""
@@ -20,13 +20,45 @@ class ModelOutline:
 
     name: str
     modules: tuple[ModuleShape, ...]
-    """Every weight that can be adapted (the output layer and embeddings are not among them)."""
+    """Every linear layer that text passes through (the output layer and embeddings are not among them)."""
     total_parameters: int
     """All parameters, tied ones counted once."""
-    context: int
-    """The longest sequence, in tokens."""
+    context: int | None
+    """The longest sequence, in tokens; None where the configuration names no limit."""
     fused_parameters: int = 0
     """Parameters in stacked matrices (the experts of most mixtures), which are not modules of their own."""
+    uncalled: tuple[ModuleShape, ...] = ()
+    """Linear layers that a text-only pass does not call: a vision tower, or a weight that is read past its layer."""
+    experts: tuple[ExpertStack, ...] = ()
+    """Stacks of expert matrices."""
+    embedding_rows: int | None = None
+    """How many different tokens the model knows."""
+    pass_failed: str | None = None
+    """Why the text-only pass could not be run, where `modules` rests on names instead."""
+    origin: tuple[str, str | None] | None = field(default=None, compare=False)
+    """Folder or hub name, and revision, where the model has them."""
+
+    def within(self, length: int) -> int:
+        """`length` tokens, or as many of them as the model's context allows."""
+        return length if self.context is None else min(length, self.context)
+
+
+_CONTEXT_KEYS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx", "max_sequence_length",
+    "context_length", "max_seq_length", "max_target_positions",
+)  # fmt: skip
+
+
+def context_of(lookup: Callable[[str], Any]) -> int | None:
+    """The longest sequence by the first name of a configuration that says one; None where none does.
+
+    Families name it differently, some not at all (Mamba, BLOOM), and XLNet writes -1 for no limit.
+
+    >>> context_of({"max_seq_len": 2048}.get), context_of({"max_position_embeddings": -1}.get)
+    (2048, None)
+    """
+    found = (lookup(key) for key in _CONTEXT_KEYS)
+    return next((int(n) for n in found if isinstance(n, int | float) and n > 0), None)
 
 
 def outline_from_config(name: str, folder: Path) -> ModelOutline | None:
@@ -38,14 +70,16 @@ def outline_from_config(name: str, folder: Path) -> ModelOutline | None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in config:
             return None
-        modules, others, context = _FAMILIES[config["model_type"]](config)
+        modules, others = _FAMILIES[config["model_type"]](config)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return ModelOutline(name, modules, sum(m.d_in * m.d_out for m in modules) + others, context)
+    total = sum(m.d_in * m.d_out for m in modules) + others
+    rows = int(config["vocab_size"])
+    return ModelOutline(name, modules, total, context_of(config.get), embedding_rows=rows, origin=(str(folder), None))
 
 
-Found = tuple[tuple[ModuleShape, ...], int, int]
-"""Modules, parameters beside their weights, and context."""
+Found = tuple[tuple[ModuleShape, ...], int]
+"""Modules, and parameters beside their weights."""
 
 
 def _gpt2(config: Mapping[str, Any]) -> Found:
@@ -58,14 +92,14 @@ def _gpt2(config: Mapping[str, Any]) -> Found:
     modules = tuple(_shapes("transformer.h", blocks, sizes, fan_in_fan_out=True))
     biases, norms = sum(d_out for _, d_out in sizes.values()), 4 * width
     heads = 1 if config.get("tie_word_embeddings", True) else 2
-    return modules, blocks * (biases + norms) + 2 * width + (heads * words + context) * width, context
+    return modules, blocks * (biases + norms) + 2 * width + (heads * words + context) * width
 
 
 def _llama(config: Mapping[str, Any], qkv_bias: bool = False) -> Found:
-    width, inner, blocks, heads, words, context = (
+    width, inner, blocks, heads, words, _ = (
         int(config[k])
         for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
-                  "max_position_embeddings")
+                  "max_position_embeddings")  # without the last, the family's own default counts
     )  # fmt: skip
     head = int(config.get("head_dim") or width // heads)
     queries, keys = heads * head, int(config["num_key_value_heads"]) * head
@@ -78,7 +112,7 @@ def _llama(config: Mapping[str, Any], qkv_bias: bool = False) -> Found:
         biases += sum(d_out for _, d_out in mlp.values()) if config.get("mlp_bias") else 0
     modules = tuple(_shapes("model.layers", blocks, {**attention, **mlp}))
     ends = 1 if config["tie_word_embeddings"] else 2
-    return modules, blocks * (biases + 2 * width) + width + ends * words * width, context
+    return modules, blocks * (biases + 2 * width) + width + ends * words * width
 
 
 def _qwen2(config: Mapping[str, Any]) -> Found:

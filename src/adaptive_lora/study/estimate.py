@@ -195,10 +195,6 @@ def _warnings(prepared: PreparedStudy, parameters: dict[str, int]) -> list[str]:
         found.append(f"`run` will refuse this study: {refused[1]}.")
     if len(spec.train.learning_rate) == 1 and len(spec.arms) > 1:
         found.append("one learning rate for all arms: a difference may be the rate's; give a grid and tuning seeds.")
-    cut = sum(example.truncated for example in prepared.splits.test)
-    if cut > 0.2 * spec.data.test:
-        limit = prepared.splits.encoder.max_length
-        found.append(f"{cut} of {spec.data.test} test records are cut at {limit} tokens.")
     found += prepared.notes() + prepared.warnings()
     fixed = {arm.name for arm in spec.arms if arm.ranks is not None}
     sizes = {n for label, n in parameters.items() if label.split(" at ")[0] not in fixed}

@@ -36,6 +36,11 @@ class StudyPaths:
         return self.folder / "study.lock.json"
 
     @property
+    def splits(self) -> Path:
+        """Which row of the source went to which split."""
+        return self.folder / "splits.csv"
+
+    @property
     def facts(self) -> Path:
         """Of an export alone, as is the next."""
         return self.folder / "facts.json"

@@ -53,6 +53,7 @@ def plan_runs(
             raise KeyboardInterrupt
         try:
             plan, seconds = _plan(task, results)
+            prepared.check_plan(plan)
         except Exception as error:
             # One plan that cannot be made must not take the others with it.
             failed[run_id] = error

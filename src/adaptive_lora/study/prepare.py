@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +14,18 @@ from adaptive_lora.data.records import RecordSet
 from adaptive_lora.data.sources import from_dicts, load_records
 from adaptive_lora.data.splits import Splits, make_splits
 from adaptive_lora.demo.tasks import generate
-from adaptive_lora.errors import ModelError, StudyFileError, UsageError
+from adaptive_lora.errors import StudyFileError, UsageError
+from adaptive_lora.models.locate import is_named, locate_model, model_note
 from adaptive_lora.planning.budget import Budget
-from adaptive_lora.planning.modules import ModuleShape, select_targets
+from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.outline import ModelOutline, outline_from_config
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies import coverage_warnings
+from adaptive_lora.study.data_facts import Draw, data_counts, data_notices, split_rows
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import PlanTask, plan_task
 from adaptive_lora.study.preflight import check_distinct, check_equal_cost, checked_budgets
 from adaptive_lora.study.study_file import Study
+from adaptive_lora.study.targets import check_called, context_warnings, encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
 if TYPE_CHECKING:  # plans by shape need no torch
@@ -35,19 +36,19 @@ DEMO_RECORDS = 4000
 
 
 def open_outline(name: str, revision: str | None = None) -> ModelOutline:
-    """A model's outline, by its configuration alone; knows the embedded model."""
-    if found := outline_from_config(name, Path(_location(name))):
+    """A model's outline, by its configuration alone; knows what `locate_model` knows."""
+    if found := outline_from_config(name, Path(locate_model(name))):
         return found
     from adaptive_lora.training.base import outline_of
 
-    return outline_of(name, _location(name), revision)
+    return outline_of(name, locate_model(name), revision)
 
 
 def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
-    """`training.base.load_base` that knows the embedded model."""
+    """`training.base.load_base` that knows the embedded model, fetched ones and GGUF files."""
     from adaptive_lora.training.base import load_base
 
-    return load_base(name, _location(name), revision, dtype, device)
+    return load_base(name, locate_model(name), revision, dtype, device)
 
 
 def open_encoder(
@@ -57,8 +58,17 @@ def open_encoder(
     from adaptive_lora.training.base import load_tokenizer
 
     outline = open_outline(name, revision)
-    tokenizer = load_tokenizer(name, _location(name), revision)
-    return Encoder(tokenizer, min(max_length, outline.context), template, learn)
+    tokenizer = load_tokenizer(name, locate_model(name), revision)
+    return encoder_of(outline, tokenizer, max_length, template, learn)
+
+
+def check_with_peft(plan: RankPlan, name: str, revision: str | None = None) -> None:
+    """ModelError unless PEFT builds `plan` on the model `name` as it is written; reads its configuration alone."""
+    from adaptive_lora.training import peft_check
+    from adaptive_lora.training.base import meta_model
+
+    model = meta_model(name, locate_model(name), revision)
+    peft_check.check_with_peft(model, plan, open_outline(name, revision).modules, name)
 
 
 def open_records(source: str) -> RecordSet:
@@ -67,10 +77,6 @@ def open_records(source: str) -> RecordSet:
         rows = generate(source.removeprefix(demo.SOURCE_PREFIX), DEMO_RECORDS)
         return from_dicts(rows, source, exact_answers=True)
     return load_records(source)
-
-
-def _location(name: str) -> str | Path:
-    return demo.model_folder() if name == demo.MODEL else os.path.expanduser(name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,9 @@ class PreparedStudy:
     splits: Splits
     weight_norms: Mapping[str, float]
     """Frobenius norm of the frozen weight of every target module."""
-    _examples: dict[int, tuple[Example, ...]] = field(default_factory=dict, repr=False)
+    _draws: dict[int, Draw] = field(default_factory=dict, repr=False)
+    _built: set[frozenset[str]] = field(default_factory=set, repr=False)
+    """Names of modules that PEFT was seen to adapt together."""
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -116,7 +124,8 @@ class PreparedStudy:
             "model": {
                 "name": spec.model.name, "revision": self.base.revision, "dtype": spec.model.dtype,
                 "total_parameters": self.base.outline.total_parameters, "context": self.base.outline.context,
-                "target_modules": len(self.modules),
+                "unlimited_context": self.base.outline.context is None, "target_modules": len(self.modules),
+                "note": model_note(self.base.name),
             },
             "data": {
                 "source": spec.data.source, "form": self.source.form, "revision": self.source.revision,
@@ -125,27 +134,50 @@ class PreparedStudy:
                 "licence": self.source.licence, "exact_answers": self.source.exact_answers,
                 **self.splits.encoder.facts(self.source.form),
                 "truncated_test": sum(e.truncated for e in self.splits.test),
+                **data_counts(self.source, self.splits, self._draw(spec.seeds.evaluation[0])),
+                "warnings": self.data_warnings,
                 "test_bytes": self.splits.encoder.completion_bytes(self.splits.test),
             },
             "budgets": {text: budget.parameters for text, budget in self.budgets.items()},
+            "splits": split_rows(self.splits, {s: self._draw(s) for s in (*spec.seeds.evaluation, *spec.seeds.tuning)}),
             "material": self.context,
         }  # fmt: skip
 
+    @functools.cached_property
+    def data_warnings(self) -> list[str]:
+        """What should be known of the data: counted, and in sentences."""
+        return data_notices(self.source, self.splits, self._draw(self.study.spec.seeds.evaluation[0]))
+
     def warnings(self) -> list[str]:
-        """`warnings_of` the study's model and arms, and what its tokenizer lacks."""
+        """What should be known of the study's modules, context, tokenizer and data."""
         strategies = [arm.strategy for arm in self.study.spec.arms if arm.strategy]
-        own = self.splits.encoder.warnings(self.source.form)
-        return [*warnings_of(self.base.outline, self.modules, strategies), *own]
+        outline = self.base.outline
+        found = warnings_of(outline, self.modules, strategies)
+        found += context_warnings(outline, self.study.spec.data.max_length)
+        return [*found, *self.splits.encoder.warnings(self.source.form), *self.data_warnings]
 
     def notes(self) -> list[str]:
-        """What a user should be told before it begins: who writes the records, where that is the model's template."""
-        return self.splits.encoder.notes(self.source.form)
+        """What a user should be told before it begins: what the weights are, and which template writes the records."""
+        note = model_note(self.base.name)
+        own = [f"The model {self.base.name}: {note}."] if note else []
+        return own + self.splits.encoder.notes(self.source.form)
+
+    def check_plan(self, plan: RankPlan) -> None:
+        """ModelError unless PEFT builds the plan's modules on the base; each set of modules is tried once."""
+        from adaptive_lora.training.peft_check import check_with_peft, uniform_plan
+
+        if (names := frozenset(plan.ranks)) not in self._built:
+            check_with_peft(self.base.model, uniform_plan(plan.modules), self.base.outline.modules, self.base.name)
+            self._built.add(names)
 
     def training_examples(self, seed: int) -> tuple[Example, ...]:
         """The training records of a seed, encoded once whatever the number of its runs."""
-        if seed not in self._examples:
-            self._examples[seed] = self.splits.training_subset(self.study.spec.data.train, seed)
-        return self._examples[seed]
+        return tuple(example for _, example in self._draw(seed))
+
+    def _draw(self, seed: int) -> Draw:
+        if seed not in self._draws:
+            self._draws[seed] = self.splits.training_draw(self.study.spec.data.train, seed)
+        return self._draws[seed]
 
     def training_options(self, run: Run) -> TrainingOptions:
         """The study's training for one run."""
@@ -178,11 +210,12 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     """
     from adaptive_lora.measures.weights import weight_norms
     from adaptive_lora.training.base import check_device, default_device
+    from adaptive_lora.training.peft_check import uniform_plan
 
     spec = study.spec
     device = device or default_device()
     check_device(device)
-    location = spec.model.name if spec.model.name == demo.MODEL else study.locate(spec.model.name)
+    location = spec.model.name if is_named(spec.model.name) else study.locate(spec.model.name)
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)
     budgets = checked_budgets(study, modules)
@@ -195,29 +228,12 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
         ) from None
     source = open_records(study.locate(spec.data.source))
     base = open_base(location, spec.model.revision, spec.model.dtype, device)
-    encoder = Encoder(base.tokenizer, min(spec.data.max_length, outline.context), spec.data.template, spec.data.learn)
+    check_called(base.outline, modules)
+    encoder = encoder_of(base.outline, base.tokenizer, spec.data.max_length, spec.data.template, spec.data.learn)
     data = spec.data
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
     prepared = PreparedStudy(study, base, modules, budgets, source, splits, weight_norms(base, modules))
+    prepared.check_plan(uniform_plan(modules))
     prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
     check_distinct(study, prepared.context)
     return prepared
-
-
-def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
-    """What a user should know before trusting plans on these modules."""
-    found = coverage_warnings(modules, strategies)
-    if outline.fused_parameters:
-        share = 100 * outline.fused_parameters / outline.total_parameters
-        found.append(
-            f"{share:.0f} % of the parameters of {outline.name} lie in fused stacks (experts of a mixture), which get "
-            "no adapter: plans speak of the rest alone."
-        )
-    return found
-
-
-def targets_of(outline: ModelOutline, targets: str | Sequence[str]) -> tuple[ModuleShape, ...]:
-    """The target modules of a model; ModelError where there are none."""
-    if not outline.modules:
-        raise ModelError(f"The model {outline.name} has no linear modules to adapt.")
-    return select_targets(outline.modules, targets)

@@ -19,6 +19,7 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.estimators import perplexity
 from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
 from adaptive_lora.study.archive import open_recorded, write_archive
+from adaptive_lora.study.data_facts import splits_csv
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import BASE, Ledger
 
@@ -34,6 +35,8 @@ _CURVE_NUMBERS = ("step", "loss", "gradient_norm", "learning_rate", "tokens")
 CURVE_COLUMNS = (*_CURVE_TEXTS, "seed", *_CURVE_NUMBERS)
 _WHOLE_NUMBERS = {"trainable_parameters": "Int64", "step": "Int64"}
 """Columns of runs that may be empty."""
+_APART = ("text", "splits")
+"""Facts that an export has as files of their own."""
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
@@ -201,12 +204,14 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
     thinned = curves[(curves["step"] % 10 == 0) | (curves["step"] == curves["step"].max())]
     files = {
         "study.yaml": facts["text"],
-        "facts.json": json.dumps({k: v for k, v in facts.items() if k != "text"}, indent=2, sort_keys=True) + "\n",
+        "facts.json": json.dumps({k: v for k, v in facts.items() if k not in _APART}, indent=2, sort_keys=True) + "\n",
         "runs.csv": runs_table(ledger).to_csv(index=False),
         "runs.jsonl": runs_table(ledger).to_json(orient="records", lines=True, double_precision=10),
         "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
         "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
     }
+    if "splits" in facts:  # studies of before did not record it
+        files[StudyPaths(folder).splits.name] = splits_csv(facts["splits"])
     files |= {Path(name).name: text for name, text in facts.get("strategy_files", {}).items()}
     for name, text in files.items():
         write_atomically(folder / name, text)

@@ -17,6 +17,7 @@ from typing import Any
 
 from adaptive_lora.errors import StudyFolderError, Terminated
 from adaptive_lora.files import write_atomically
+from adaptive_lora.study.data_facts import splits_csv
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
@@ -77,6 +78,7 @@ def run_study(
         _lock(study, prepared, out, ledger, deviation)
         _set_aside(prepared, ledger, listener)
         write_atomically(StudyPaths(out).study_file, portable_text(study))
+        write_atomically(StudyPaths(out).splits, splits_csv(ledger.facts()["splits"]))
         for name, text in kept_files(study.spec).items():
             write_atomically(out / name, text)
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)

@@ -63,7 +63,7 @@ class ModelPart(Part):
     """Which base model."""
 
     name: PathText
-    """`demo`, a folder, or a hub name owner/name."""
+    """`demo`, `smollm2` (see `fetch`), a folder, a .gguf file, or a hub name owner/name."""
     revision: str | None = None
     """Hub commit, tag or branch."""
     dtype: DType = "float32"
@@ -74,7 +74,7 @@ class DataPart(Part):
     """Which records, and how many for what."""
 
     source: PathText
-    """`demo:fine-tuning`, a .json, .jsonl or .parquet file, or a hub data set owner/name[:configuration]."""
+    """`demo:fine-tuning`, a .json, .jsonl, .csv or .parquet file, or a hub data set owner/name[:configuration]."""
     train: Annotated[int, Field(ge=1)]
     """Training records; each seed draws its own, the same for all arms."""
     validation: Annotated[int, Field(ge=1)]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora import demo
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.models.locate import is_named
 from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
 from adaptive_lora.study.schema import StudySpec
@@ -83,7 +83,7 @@ def portable_text(study: Study) -> str:
     found = portable_strategies(data)
     for at, text in paths.items():
         located = Path(study.locate(text))
-        fixed = text == demo.MODEL or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
+        fixed = is_named(text) or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
         if not fixed and located.exists():
             found[at] = str(located.resolve())
     return with_values(study.text, found)
@@ -146,10 +146,20 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
 
 def locate(text: str, folder: Path) -> str:
     """See `Study.locate`."""
-    filled = re.sub(r"\$\{(\w+)\}", lambda found: os.environ.get(found.group(1), found.group(0)), text)
+    filled = fill_in(text)
     expanded = Path(filled).expanduser()
     beside = folder / expanded
     return str(beside if beside.exists() else expanded)
+
+
+def fill_in(text: str) -> str:
+    """`text` with `${NAME}` from the environment, and `${NAME:-DEFAULT}` where it may be missing.
+
+    >>> fill_in("${NO_SUCH_NAME:-owner/name}"), fill_in("${NO_SUCH_NAME}/file")
+    ('owner/name', '${NO_SUCH_NAME}/file')
+    """
+    pattern = r"\$\{(\w+)(?::-([^}]*))?\}"
+    return re.sub(pattern, lambda m: os.environ.get(m.group(1)) or m.group(2) or m.group(0), text)
 
 
 def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]) -> dict[str, Any]:

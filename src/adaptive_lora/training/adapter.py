@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.files import write_atomically
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.training.activation_checkpointing import recomputed_blocks
-from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.dropout import DropoutMasks, zero_
 from adaptive_lora.training.options import initial_a
 
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
 ADAPTER = "default"
 """PEFT's name of the adapter."""
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+def tensor_name(module: str, letter: str) -> str:
+    """PEFT's name of a saved A or B of a module."""
+    return f"base_model.model.{module}.lora_{letter}.weight"
 
 
 class SeededDropout(nn.Module):
@@ -76,12 +88,20 @@ def attached(
             yield model
     finally:
         # Also where PEFT failed halfway: the next run needs the base unchanged.
-        for name, layer in _layers_in(base.model).items():
-            base.model.set_submodule(name, layer.get_base_layer())
-        # PEFT leaves this attribute on the base, and would warn of a second adapter at the next run.
-        if hasattr(base.model, "peft_config"):
-            del base.model.peft_config
+        detach(base.model)
         base.model.requires_grad_(False)
+
+
+def detach(model: Any) -> None:
+    """Takes PEFT's layers out of a model that it wrapped, also where it failed halfway."""
+    layers = _layers_in(model)
+    for name, layer in layers.items():
+        # Over fused experts PEFT puts one wrapper into another; the outermost knows the innermost layer.
+        if not any(name.startswith(f"{outer}.") for outer in layers):
+            model.set_submodule(name, layer.get_base_layer())
+    # PEFT leaves this attribute on the base, and would warn of a second adapter at the next run.
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def lora_layers(model: Any) -> dict[str, Any]:
@@ -100,7 +120,7 @@ def verify(layers: dict[str, Any], plan: RankPlan) -> None:
 
     PEFT before 0.21 ignores a pattern key that matches nothing (huggingface/peft#3582).
     """
-    wrong = [f"{name} has an adapter that the plan does not name" for name in layers.keys() - plan.ranks.keys()]
+    wrong = []
     for name, rank in plan.ranks.items():
         layer, scaling = layers.get(name), plan.scaling_of(name)
         if layer is None:
@@ -112,6 +132,8 @@ def verify(layers: dict[str, Any], plan: RankPlan) -> None:
             wrong.append(f"{name} has rank {layer.r[ADAPTER]}, the plan says {rank}")
         elif abs(layer.scaling[ADAPTER] - scaling) > 1e-12 * scaling:
             wrong.append(f"{name} has scaling {layer.scaling[ADAPTER]}, the plan says {scaling}")
+    unplanned = sorted(layers.keys() - plan.ranks.keys())
+    wrong += [f"{name} has an adapter that the plan does not name" for name in unplanned]
     if wrong:
         raise TrainingError(f"PEFT did not build the plan: {'; '.join(wrong[:4])} ({len(wrong)} modules in all).")
 
@@ -147,17 +169,26 @@ def save_adapter(
 ) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, readable by `PeftModel.from_pretrained`.
 
-    `weights` as returned by `weights_of` or `Slot.weights`.
+    `weights` as returned by `weights_of` or `Slot.weights`. `peft_check.read_back` compares what was written.
     """
     config = plan.to_lora_config(dropout)
     config.base_model_name_or_path = base.location
     config.revision = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision) else None
     config.inference_mode = True
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
+    save_config(config, folder)
     tensors = {
-        f"base_model.model.{name}.lora_{letter}.weight": matrix.contiguous()
+        tensor_name(name, letter): matrix.contiguous()
         for name, pair in weights.items()
         for letter, matrix in zip("AB", pair, strict=True)
     }
-    (folder / "adapter_model.safetensors").write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+
+
+def save_config(config: LoraConfig, folder: Path) -> None:
+    """Writes `adapter_config.json`; the same bytes whatever the hash seed, which decides the order of PEFT's sets."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    path = folder / CONFIG_FILE
+    written = json.loads(path.read_text(encoding="utf-8"))
+    written["target_modules"] = sorted(written["target_modules"])
+    write_atomically(path, json.dumps(written, indent=2, sort_keys=True) + "\n")

@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from adaptive_lora.training.current_batch import get_current_batch
 from adaptive_lora.training.kernels import AttentionArgs, attention_kernel
+from adaptive_lora.training.mask_pattern import is_pattern, packed_mask
 from adaptive_lora.training.packing import Pack
 
 NAME = "adaptive_lora_packed"
@@ -24,7 +25,7 @@ _MAX_RATIO = 1.2
 
 
 class NotCausalOnly(NotImplementedError):
-    """The model asks attention for more than causality and a window (capped scores, sinks, biases)."""
+    """The model asks attention for more than who sees whom (capped scores, sinks, biases)."""
 
 
 def packed_attention(
@@ -39,27 +40,34 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """`AttentionInterface` for packs; query (1, H, N, D), key and value (1, G, N, D) to (1, N, H, D).
 
-    softmax(scaling q k^T) v over the tokens up to its own of each sequence.
+    softmax(scaling q k^T) v over the tokens up to its own of each sequence, or those that the pattern given as
+    `attention_mask` shows it (`packed_mask`).
     """
     batch = get_current_batch()
     assert batch is not None, "packed attention runs inside `current_batch`"
     pack = batch.pack
     if (
         dropout
-        or attention_mask is not None
+        or (attention_mask is not None and not is_pattern(attention_mask))
         or any(rest.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
         or not getattr(module, "is_causal", True)
     ):
         raise NotCausalOnly(type(module).__name__)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = rest.get("sliding_window")
-    window = window if window is not None and window < max(pack.lengths) else None
+    if attention_mask is None and window is not None and window < max(pack.lengths):
+        attention_mask = _window(max(pack.lengths), window, query.device)
     fits = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] == value.shape[-1]
-    if fits and window is None and attention_kernel() is not None:
+    if fits and attention_mask is None and attention_kernel() is not None:
         batch.kernels.add("compiled attention")
         return _CompiledAttention.apply(query, key, value, scaling, pack.starts), None
     batch.kernels.add("torch attention")
-    return _grouped(query, key, value, scaling, pack, window), None
+    return _grouped(query, key, value, scaling, pack, attention_mask), None
+
+
+def _window(length: int, window: int, device: torch.device) -> Tensor:
+    """The pattern of a query that sees its own and the window - 1 tokens before it."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
 class _CompiledAttention(torch.autograd.Function):
@@ -105,12 +113,12 @@ def _by_token(x: Tensor) -> Tensor:
 
 
 def _grouped(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, pack: Pack, window: int | None = None
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, pack: Pack, pattern: Tensor | None = None
 ) -> Tensor:
     """Torch's attention on groups of sequences of similar length, each padded to the group's longest.
 
-    Padding repeats a sequence's last token after its end, where the causal mask hides it. With a window, a
-    query attends to its own and the window - 1 tokens before it.
+    Padding repeats a sequence's last token after its end, where the causal mask hides it. A pattern, (T, T), says
+    which tokens a query sees instead; it is that of the longest text, what is longer fills segments up.
     """
     _, heads, positions, _ = query.shape
     (groups, inverse), shared = _groups(pack, query.device), heads // key.shape[1]
@@ -119,13 +127,18 @@ def _grouped(
         q, k, v = (x[0].transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (B, H or G, T, D)
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-        mask = None
-        if window is not None:
-            ones = torch.ones(index.shape[1], index.shape[1], dtype=torch.bool, device=query.device)
-            mask = ones.tril().triu(1 - window)
+        mask = None if pattern is None else _pattern_of(pattern, index.shape[1])
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
         outputs.append(attended.transpose(1, 2).reshape(-1, heads, value.shape[-1]))
     return torch.cat(outputs)[inverse].view(1, positions, heads, value.shape[-1])
+
+
+def _pattern_of(pattern: Tensor, length: int) -> Tensor:
+    """The beginning of a pattern, or all of it and what is causal beyond it; (T, T)."""
+    known = min(length, len(pattern))
+    whole = torch.ones(length, length, dtype=torch.bool, device=pattern.device).tril()
+    whole[:known, :known] = pattern[:known, :known]
+    return whole
 
 
 def _groups(pack: Pack, device: torch.device) -> tuple[list[Tensor], Tensor]:
@@ -154,7 +167,8 @@ def _groups(pack: Pack, device: torch.device) -> tuple[list[Tensor], Tensor]:
 
 
 def register() -> None:
-    """Registers `NAME` with transformers."""
-    from transformers import AttentionInterface
+    """Registers `NAME` with transformers, its masks too."""
+    from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, packed_mask)

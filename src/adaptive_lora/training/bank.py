@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.training.bank_model import BankModel, bank_model, probe_examples
+from adaptive_lora.training.bank_model import BankModel, OpenModel, probe_examples
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.checkpoint import StepRecord
 from adaptive_lora.training.current_batch import BankBatch, current_batch
@@ -60,7 +60,8 @@ class Bank:
 
     `chunk_tokens` bounds the positions of one pass (a single member's batch is never split), `workers`
     the number of passes at a time, `checkpointing` recomputes activations in the backward pass, `stacked`
-    multiplies all adapters of a pass in one call (the default on accelerators).
+    multiplies all adapters of a pass in one call (the default on accelerators). `texts` will be evaluated: they and
+    the members' examples are what the bank's pass is compared on with the model's own (`OpenModel`).
     """
 
     def __init__(
@@ -71,38 +72,37 @@ class Bank:
         workers: int | None = None,
         checkpointing: bool = False,
         stacked: bool | None = None,
+        texts: Sequence[Example] = (),
     ) -> None:
         if not members:
             raise TrainingError("A bank needs at least one adapter.")
         self.base, self.device, on_cpu = base, base.device, base.device.type == "cpu"
         self.chunk_tokens = chunk_tokens or (_CPU_CHUNK if on_cpu else _ACCELERATOR_CHUNK)
-        self._fit_chunks = chunk_tokens is None
-        self._threads = torch.get_num_threads()
+        self._fit_chunks, self._threads = chunk_tokens is None, torch.get_num_threads()
         self.workers = (workers or self._threads) if on_cpu else 1
-        self._checkpointing = checkpointing
         stacked = not on_cpu if stacked is None else stacked
         self._dtype = dtype = next(base.model.parameters()).dtype
         modules = {shape.name: shape for member in members for shape in member.plan.modules}
-        ordered = {shape.name: modules[shape.name] for shape in base.outline.modules if shape.name in modules}
+        ordered = {m.name: modules[m.name] for m in base.outline.modules if m.name in modules}
         # Adapters of half-precision models are kept in float32: their updates are too small for 8 or 11 bits.
         masters = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
         widths = {shape.name: shape.d_in for shape in base.outline.modules}
         self._adapters = make_adapters(members, ordered, widths, base.device, masters, stacked)
         self.slots = self._adapters.slots
-        self._targets = list(ordered)
         self.tokens: dict[int, int] = {}
         """By member, the tokens of its last update."""
         self._positions: dict[int, int] = {}
         self._stopped: set[int] = set()
         self._counts, self._lock = _Counts(), threading.Lock()
+        layers = {name: functools.partial(MultiLoraLinear, name=name) for name in ordered}
+        self._layers = OpenModel(base, layers, checkpointing, [*texts, *(e for m in members for e in m.examples)])
         self._open = contextlib.ExitStack()
-        self._model: BankModel | None = None
         self._pool: ThreadPoolExecutor | None = None
 
     def __enter__(self) -> Bank:
         with contextlib.ExitStack() as stack:
-            layers = {name: functools.partial(MultiLoraLinear, name=name) for name in self._targets}
-            self._model = stack.enter_context(bank_model(self.base, layers, self._checkpointing))
+            stack.callback(self._layers.close)
+            self._layers.compare()
             if self.workers > 1:
                 # One thread per pass: no waiting at the end of every small product, and the same numbers
                 # whatever the number of cores.
@@ -117,13 +117,13 @@ class Bank:
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
-        self._model = self._pool = None
+        self._pool = None
 
     @property
     def model(self) -> BankModel:
         """How the base model is run; only inside the `with` block."""
-        assert self._model is not None, "a bank is used inside its `with` block"
-        return self._model
+        assert self._layers.current is not None, "a bank is used inside its `with` block"
+        return self._layers.current
 
     @property
     def kernels(self) -> str:
@@ -187,6 +187,7 @@ class Bank:
 
         `should_stop` is called between passes; True raises KeyboardInterrupt.
         """
+        self._layers.compare(examples)
         self._adapters.refresh(self._dtype)
         batches = list(batches_by_length(examples, min(self.chunk_tokens, 4096)))
         chosen = list(range(len(self.slots)) if members is None else members)
@@ -256,15 +257,14 @@ class Bank:
     @torch.no_grad()
     def logits(self, member: int, examples: Sequence[Example]) -> Tensor:
         """A member's logits of every completion token of the examples, (C, V), one example after another."""
-        batch = self._batch([member], [examples], training=False)
-        with current_batch(batch):
+        self._layers.compare(examples)
+        with current_batch(batch := self._batch([member], [examples], training=False)):
             return self.model.head.logits(self.model.hidden(batch.pack)[batch.pack.keep])
 
     @torch.no_grad()
     def _evaluate(self, members: Sequence[int], examples: list[Example]) -> LossArrays:
-        batch = self._batch(members, [examples] * len(members), training=False)
-        packed = batch.pack
-        with current_batch(batch):
+        with current_batch(batch := self._batch(members, [examples] * len(members), training=False)):
+            packed = batch.pack
             losses = self._losses(self.model.hidden(packed)[packed.keep], packed, None)
         sequences = len(packed.counts)
         nll = _sum_by(losses.nll.double(), packed.sequence, sequences)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import functools
+import itertools
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,16 +15,35 @@ from torch import Tensor, nn
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import ModelError
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.training.activation_checkpointing import recomputed_blocks
 from adaptive_lora.training.attention import NAME, NotCausalOnly, register
-from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.current_batch import BankBatch, current_batch
 from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.head import Head
+from adaptive_lora.training.kernels import attention_kernel, lora_kernel
 from adaptive_lora.training.packing import Pack, pack
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation of the bank's logits from the model's own, relative to the largest logit."""
+
+_POSITIONS = 64
+"""Most positions of a text whose logits are compared."""
+
+
+@dataclass
+class _Comparison:
+    """What was found when a way of running a base was compared with the model itself."""
+
+    longest: int
+    """Tokens of the longest text."""
+    error: float
+    kernels: frozenset[str]
+
+
+_COMPARED: weakref.WeakKeyDictionary[nn.Module, dict[tuple[object, ...], _Comparison]] = weakref.WeakKeyDictionary()
+"""By model and way of running it: every bank of a study would find the same."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,8 @@ class BankModel:
     """Whether sequences are padded to rows of equal length, for the model's own attention."""
     kernels: set[str]
     """What computed attention and LoRA so far."""
+    longest: int = 0
+    """Tokens of the longest text that it was compared on with the model itself."""
 
     def hidden(self, packed: Pack) -> Tensor:
         """Hidden states of all positions, (N, d)."""
@@ -43,19 +67,56 @@ class BankModel:
         return out.reshape(-1, out.shape[-1])
 
 
+class OpenModel:
+    """A base with a bank's layers in it, compared with the base itself on texts as long as any that it was given."""
+
+    def __init__(
+        self,
+        base: FrozenBase,
+        layers: Mapping[str, Callable[[nn.Module], nn.Module]],
+        checkpointing: bool,
+        texts: Sequence[Example],
+    ) -> None:
+        self.current: BankModel | None = None
+        """None while closed."""
+        self._open = functools.partial(bank_model, base, layers, checkpointing)
+        self._texts, self._stack = _shortest_and_longest(texts), contextlib.ExitStack()
+
+    def compare(self, texts: Sequence[Example] = ()) -> None:
+        """Opens it, or opens it again where one of `texts` is longer than all that it was compared on."""
+        self._texts = _shortest_and_longest([*self._texts, *texts])
+        if self.current is None or any(len(text.ids) > self.current.longest for text in self._texts):
+            self.close()
+            self.current = self._stack.enter_context(self._open(self._texts))
+
+    def close(self) -> None:
+        """Restores the base."""
+        self.current = None
+        self._stack.close()
+
+
 @contextlib.contextmanager
 def bank_model(
-    base: FrozenBase, layers: Mapping[str, Callable[[nn.Module], nn.Module]], checkpointing: bool = False
+    base: FrozenBase,
+    layers: Mapping[str, Callable[[nn.Module], nn.Module]],
+    checkpointing: bool,
+    texts: Sequence[Example],
 ) -> Iterator[BankModel]:
     """The base with `layers` in place of its target modules; restored at the end.
 
     Sequences are packed end to end where the model allows it, otherwise padded to rows. Which, and whether
-    frozen layers can be fused, is decided by comparing logits with the model's own. ModelError where no way of
-    running it reproduces them.
+    frozen layers can be fused, is decided by comparing logits with the model's own of each text alone: the longest and
+    the shortest of `texts` and three short ones, in one pass. Windows, chunks and position scaling that no text reaches
+    are not seen, and not needed. ModelError where no way of running it reproduces them.
     """
-    expected = _own_logits(base)
+    probe = _probe_texts(base, texts)
+    own = functools.cache(lambda: _own_logits(base, probe))
     failures = []
     for fused, padded in ((True, False), (True, True), (False, True)):
+        kernels = attention_kernel() is not None, lora_kernel(base.model.dtype) is not None
+        way = (fused, padded, frozenset(layers), base.model.dtype, base.device, *kernels)
+        # Before anything is replaced.
+        expected = None if _known(base, way, probe) else own()
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(_replaced(base.model, layers))
@@ -64,16 +125,16 @@ def bank_model(
                 if not padded:
                     stack.enter_context(_packed_attention(base.model))
                 model = BankModel(Head(base.model), padded, {"the model's attention"} if padded else set())
-                error = _deviation(model, base, expected)
-            except (TypeError, ValueError, AttributeError, NotCausalOnly, RuntimeError) as problem:
+                found = _compared(model, base, way, probe, expected)
+            except (TypeError, ValueError, AttributeError, IndexError, NotCausalOnly, RuntimeError) as problem:
                 failures.append(f"{type(problem).__name__}: {problem}")
                 continue
-            if not error <= _TOLERANCE.get(base.model.dtype, 5e-2):
-                failures.append(f"logits differ by {error:.2g}")
+            if not found.error <= _TOLERANCE.get(base.model.dtype, 5e-2):
+                failures.append(f"logits differ by {found.error:.2g}")
                 continue
             if checkpointing:
                 stack.enter_context(recomputed_blocks(base.model))
-            yield model
+            yield replace(model, longest=found.longest)
             return
     raise ModelError(
         f"{base.name} cannot be run by the bank ({'; '.join(dict.fromkeys(failures))}). Set `engine: reference` in the "
@@ -84,27 +145,64 @@ def bank_model(
 def probe_examples(base: FrozenBase) -> list[Example]:
     """Three short sequences of unequal length, over the whole vocabulary."""
     vocabulary = base.model.config.get_text_config().vocab_size
-    lengths = [min(n, base.outline.context) for n in (9, 5, 12)]
+    lengths = [base.outline.within(n) for n in (9, 5, 12)]
     return [
         Example(tuple((7 * i + 31 * k + 1) % vocabulary for i in range(n)), 1, False) for k, n in enumerate(lengths)
     ]
 
 
+def _probe_texts(base: FrozenBase, texts: Sequence[Example]) -> list[Example]:
+    """What is compared; the longest text is not the first, so that positions in the pass are not those in the text."""
+    ends = [replace(text, prompt_length=1) for text in _shortest_and_longest(texts)]
+    return [*probe_examples(base), *ends]
+
+
+def _shortest_and_longest(texts: Sequence[Example]) -> list[Example]:
+    return [choose(texts, key=lambda text: len(text.ids)) for choose in (min, max)] if texts else []
+
+
+def _known(base: FrozenBase, way: tuple[object, ...], probe: Sequence[Example]) -> _Comparison | None:
+    """The comparison of an earlier bank, if its texts were as long."""
+    before = _COMPARED.setdefault(base.model, {}).get(way)
+    return before if before and before.longest >= max(len(text.ids) for text in probe) else None
+
+
+def _compared(
+    model: BankModel, base: FrozenBase, way: tuple[object, ...], probe: Sequence[Example], expected: Tensor | None
+) -> _Comparison:
+    """Compares a way of running the base with the `expected` logits, unless an earlier bank did."""
+    if expected is not None:
+        error = _deviation(model, base, probe, expected)
+        longest = max(len(text.ids) for text in probe)
+        _COMPARED[base.model][way] = _Comparison(longest, error, frozenset(model.kernels))
+    found = _COMPARED[base.model][way]
+    model.kernels.update(found.kernels)
+    return found
+
+
+def _rows(text: Example) -> Tensor:
+    """Positions of a text whose logits are compared: all but the last, or an even spread that holds both ends."""
+    count = len(text.ids) - 1
+    return torch.linspace(0, count - 1, min(count, _POSITIONS)).round().long()
+
+
 @torch.no_grad()
-def _own_logits(base: FrozenBase) -> Tensor:
-    """The model's own logits of the probe examples, computed one by one; (C, V)."""
+def _own_logits(base: FrozenBase, probe: Sequence[Example]) -> Tensor:
+    """The model's own logits of the probe's texts, computed one by one; (C, V)."""
     parts = []
-    for example in probe_examples(base):
-        ids = torch.tensor([example.ids], device=base.device)
-        parts.append(base.model(input_ids=ids, use_cache=False).logits[0, :-1])
+    for text in probe:
+        ids = torch.tensor([text.ids], device=base.device)
+        parts.append(base.model(input_ids=ids, use_cache=False).logits[0, _rows(text)])
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def _deviation(model: BankModel, base: FrozenBase, expected: Tensor) -> float:
-    packed = pack([probe_examples(base)], base.device, model.padded)
+def _deviation(model: BankModel, base: FrozenBase, probe: Sequence[Example], expected: Tensor) -> float:
+    packed = pack([probe], base.device, model.padded)
+    begins = itertools.accumulate((len(text.ids) - 1 for text in probe), initial=0)
+    rows = torch.cat([begin + _rows(text) for begin, text in zip(begins, probe, strict=False)])
     with current_batch(BankBatch(packed, kernels=model.kernels)):
-        found = model.head.logits(model.hidden(packed)[packed.keep])
+        found = model.head.logits(model.hidden(packed)[packed.keep[rows.to(base.device)]])
     return float((found - expected).abs().max() / expected.abs().max())
 
 

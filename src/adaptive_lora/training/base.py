@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +14,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptive_lora.errors import ModelError, UsageError
-from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of
-from adaptive_lora.planning.outline import DType, ModelOutline
+from adaptive_lora.models.cache import revision_of
+from adaptive_lora.models.libraries import quiet_libraries
+from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
+from adaptive_lora.planning.outline import DType, ModelOutline, context_of
+from adaptive_lora.training.positions import scale_each_text
+from adaptive_lora.training.text_pass import called_in_text, outside_towers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -32,7 +34,7 @@ class FrozenBase:
     tokenizer: Any
     outline: ModelOutline
     revision: str
-    """The hub's commit, or `sha256:` and a hash of a folder's configuration and weights."""
+    """The hub's commit, `sha256:` and a hash of a folder's configuration and weights, or the hash of a GGUF file."""
     location: str
     """The folder or hub name it was loaded from."""
     device: torch.device
@@ -43,13 +45,19 @@ def outline_of(name: str, location: str | Path, revision: str | None = None) -> 
 
     `location` is a folder or a hub name; `name` is used in messages. Raises ModelError.
     """
+    model = meta_model(name, location, revision)
+    return outline_of_model(name, model, (str(location), revision))
+
+
+def meta_model(name: str, location: str | Path, revision: str | None = None) -> Any:
+    """The model on the meta device: all modules and shapes, no weights. Raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _explained(name, location):
+    with _explained(name, location), quiet_libraries():
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    return _outline(name, model)
+    return model.eval().requires_grad_(False)
 
 
 def load_base(
@@ -61,11 +69,14 @@ def load_base(
 ) -> FrozenBase:
     """Loads model and tokenizer, frozen and in evaluation mode (its own dropout is off).
 
+    Where position scaling depends on length, each text has that of its own (`positions.py`).
     Only safetensors are read, `trust_remote_code` is off. Raises ModelError with the remedy.
     """
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(name, location, revision)
+    local = Path(location).is_dir()
+    own = revision_of(Path(location)) if local else ""
     with _explained(name, location), quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(
             location,
@@ -75,13 +86,13 @@ def load_base(
             trust_remote_code=False,
         )
     model = model.to(device).eval().requires_grad_(False)
-    local = Path(location).is_dir()
+    scale_each_text(model)
     return FrozenBase(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        outline=_outline(name, model),
-        revision=_folder_hash(Path(location)) if local else getattr(model.config, "_commit_hash", None) or "unknown",
+        outline=outline_of_model(name, model, (str(location), revision)),
+        revision=own if local else getattr(model.config, "_commit_hash", None) or "unknown",
         location=str(location),
         device=torch.device(device),
     )
@@ -101,10 +112,12 @@ def frozen(model: Any, tokenizer: Any) -> Iterator[FrozenBase]:
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     name = getattr(model, "name_or_path", "") or type(model).__name__
     revision = getattr(model.config, "_commit_hash", None) or "unknown"
+    restore = scale_each_text(model)
     try:
         model.eval().requires_grad_(False)
-        yield FrozenBase(name, model, tokenizer, _outline(name, model), revision, name, gradients[0][0].device)
+        yield FrozenBase(name, model, tokenizer, outline_of_model(name, model), revision, name, gradients[0][0].device)
     finally:
+        restore()
         for module, training in modes:
             module.training = training
         for parameter, needed in gradients:
@@ -156,16 +169,60 @@ def find_modules(model: Any) -> tuple[ModuleShape, ...]:
     return tuple(shapes)
 
 
-def _outline(name: str, model: Any) -> ModelOutline:
+def outline_of_model(name: str, model: Any, origin: tuple[str, str | None] | None = None) -> ModelOutline:
+    """Modules and sizes of a model in memory, with its weights or on the meta device, in evaluation mode.
+
+    One short text-only pass decides which linear layers count; where it fails, names do, and `pass_failed` says why.
+    """
     text = model.config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 1024
-    parameters = list(model.parameters())
+    linear, parameters = find_modules(model), list(model.parameters())
+    failed = None
+    try:
+        with quiet_libraries():
+            used = called_in_text(model, {m.name: m.d_out for m in linear})
+    except Exception as error:
+        # Whatever an architecture's own code cannot do without values; names must do then.
+        failed = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        used = outside_towers(m.name for m in linear)
     return ModelOutline(
         name=name,
-        modules=find_modules(model),
+        modules=tuple(m for m in linear if m.name in used),
         total_parameters=sum(p.numel() for p in parameters),
-        context=int(context),
-        fused_parameters=sum(p.numel() for p in parameters if p.ndim >= 3),
+        context=context_of(lambda key: getattr(text, key, None)),
+        fused_parameters=_fused_parameters(model),
+        uncalled=tuple(m for m in linear if m.name not in used),
+        experts=_expert_stacks(model),
+        embedding_rows=_embedding_rows(model),
+        pass_failed=failed,
+        origin=origin,
+    )
+
+
+def _fused_parameters(model: Any) -> int:
+    """Parameters of matrices in stacks: the kernel of a convolution has three dimensions too, and is none."""
+    stacks = {
+        f"{name}.{own}": parameter.numel()
+        for name, module in model.named_modules()
+        if "Conv" not in type(module).__name__
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 3
+    }
+    return sum(stacks[name] for name in outside_towers(stacks))
+
+
+def _embedding_rows(model: Any) -> int | None:
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):  # an embedding in pieces
+        return None
+
+
+def _expert_stacks(model: Any) -> tuple[ExpertStack, ...]:
+    """Three-dimensional parameters of modules that are called experts."""
+    return tuple(
+        ExpertStack(name, int(p.shape[0]), int(p.shape[2]), int(p.shape[1]))
+        for name, p in model.named_parameters()
+        if p.ndim == 3 and "experts" in name.split(".")
     )
 
 
@@ -195,29 +252,3 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
         else:
             remedy = "Check the name and the network (`adaptive-lora doctor`), or name a local folder."
         raise ModelError(f"The model {name} could not be loaded: {reason} {remedy}") from error
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Silences loading bars and the libraries' deprecation warnings of each other: no user can act on them."""
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            for category in (FutureWarning, DeprecationWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _folder_hash(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors"), *folder.glob("tokenizer*.json")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return f"sha256:{digest.hexdigest()}"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adaptive_lora.training.positions import decoder_of
+
 LARGEST_LOGITS = 1 << 25
 """Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that during the loss."""
 
@@ -30,7 +32,15 @@ class TokenLosses:
 
 
 class _PassThrough(nn.Module):
-    """Replaces the decoder: returns its input as the last hidden states."""
+    """Replaces the decoder: returns its input as the last hidden states; its attributes are the decoder's."""
+
+    def __init__(self, decoder: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["_decoder"] = decoder  # no module of this one
+
+    def __getattr__(self, name: str) -> Any:
+        # Some models keep factors of their logits in the decoder.
+        return getattr(self.__dict__["_decoder"], name)
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
         return _hidden_states_only()(last_hidden_state=inputs_embeds)
@@ -57,7 +67,7 @@ class Head:
     """
 
     def __init__(self, model: Any) -> None:
-        self.decoder = model.get_decoder()
+        self.decoder = decoder_of(model)
         path = next(name for name, module in model.named_modules() if module is self.decoder)
         self._rest = _without(model, path.split("."))
         self._vocabulary = model.config.get_text_config().vocab_size
@@ -106,6 +116,6 @@ def _without(model: nn.Module, path: list[str]) -> nn.Module:
     name, *rest = path
     inner = modules[name]
     assert inner is not None  # `path` came from the model's own modules
-    modules[name] = _without(inner, rest) if rest else _PassThrough()
+    modules[name] = _without(inner, rest) if rest else _PassThrough(inner)
     object.__setattr__(shallow, "_modules", modules)
     return shallow

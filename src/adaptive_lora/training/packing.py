@@ -50,6 +50,8 @@ class Pack:
     """(S,) completion tokens of each sequence."""
     owners: tuple[int, ...]
     """(S,) the adapter each sequence belongs to, as an index into `segments`."""
+    fillers: frozenset[int] = frozenset()
+    """The sequences that are no text and only fill a segment up."""
 
     @property
     def size(self) -> int:
@@ -60,6 +62,11 @@ class Pack:
     def lengths(self) -> tuple[int, ...]:
         """(S,) tokens of each sequence."""
         return tuple(np.diff(self.starts.numpy()).tolist())
+
+    @cached_property
+    def text_lengths(self) -> tuple[int, ...]:
+        """(S,) likewise, 0 for what only fills a segment up."""
+        return tuple(0 if i in self.fillers else n for i, n in enumerate(self.lengths))
 
 
 def pack(
@@ -112,6 +119,7 @@ def pack(
         sequence=tensor(sequence),
         counts=tuple(int(count) for count in counts),
         owners=tuple(owners),
+        fillers=frozenset(i for i, example in enumerate(examples) if id(example) in filling),
     )
 
 

@@ -247,7 +247,8 @@ def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
 
     def broken(*arguments: Any) -> list[Evaluation]:
         found = real(*arguments)
-        found[1].nll[0] = float("nan")
+        if len(found) > 1:  # not where the bank is compared with the model
+            found[1].nll[0] = float("nan")
         return found
 
     monkeypatch.setattr(Bank, "evaluate", broken)

@@ -13,6 +13,7 @@ import pytest
 from peft import PeftModel
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.strategies import STRATEGIES, find_strategy
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.study.estimate import estimate
@@ -22,7 +23,7 @@ from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import export, load_results, ranks_table
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
-from adaptive_lora.training.base import FrozenBase, quiet_libraries
+from adaptive_lora.training.base import FrozenBase
 from tests.conftest import REFERENCE
 
 WriteStudy = Callable[..., Path]

@@ -56,6 +56,7 @@ def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings
     return templates.get_template("report.html").render(
         found=found, status=found.status(), facts=found.facts, spec=found.facts["spec"],
         names=list(dict.fromkeys(found.runs["arm"])), licence=render("study.licence", found.facts["data"]),
+        use_of_data=render("study.use_of_data", found.facts["data"]),
         verdict=render_all("comparisons.verdicts", found), description=render_all("comparisons.description", found),
         sections=[s for s in sections if s["tables"] or s["figures"] or s["remarks"]],
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),

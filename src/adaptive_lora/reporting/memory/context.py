@@ -34,6 +34,7 @@ def memory_context(found: Findings, runs: StudyStatus) -> dict[str, Any]:
         "equal_compute": at_equal_compute(found.runs, found.lock["controls"]["compute"]),
         "training": training(found),
         "licence": render("study.licence", found.facts["data"]).removesuffix("."),
+        "use_of_data": render("study.use_of_data", found.facts["data"]),
         "power": POWER,
         "most_seeds": MOST,
         **shared_sentences(found, runs),

@@ -112,6 +112,8 @@ def _setup(found: Findings) -> dict[str, Any]:
         "winners": winners(found, spec["budgets"][0], own),
         "licence": render("study.licence", found.facts["data"]).rstrip("."),
         "model_name": str(found.facts["model"]["name"]).lower(),
+        # A limit that there is not differs from one that is missing, which stops the build.
+        "unlimited_context": found.facts["model"].get("unlimited_context", False),
         "source": str(found.facts["data"]["source"]).lower(),
         "variants": bool(variants_of(spec)),
         "training": _training(found),

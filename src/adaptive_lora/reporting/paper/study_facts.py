@@ -22,6 +22,11 @@ from adaptive_lora.stats.stability import summaries
 Entries = Iterator[Mapping[str, Any]]
 """Name -> value, or (value, form, unit), of facts that belong together."""
 
+_DATA_COUNTS = (
+    "records", "unusable", "truncated_test", "rows", "duplicates", "empty", "idle", "truncated_validation",
+    "truncated_training", "unknown_records", "unknown_tokens", "control_records",
+)  # fmt: skip
+
 
 def gather(found: Findings) -> Facts:
     """All facts of a finished study; PaperError where runs are still to come."""
@@ -65,7 +70,7 @@ def _model_and_data(found: Findings) -> Entries:
         "study": found.facts["name"], "identity": found.facts["identity"][:12],
         "model": "the embedded demo model" if model["name"] == "demo" else short_name(model["name"]),
         "model.parameters": (model["total_parameters"], ",d"), "model.context": (model["context"], ",d"),
-        "model.dtype": model["dtype"],
+        "model.dtype": model["dtype"], "model.note": model.get("note"),
         "model.revision": str(model.get("revision") or "").removeprefix("sha256:")[:12],
         "modules": (model["target_modules"], ",d"), "blocks": (modules["depth"].nunique() or None, "d"),
         "data": short_name(data["source"]), "data.fingerprint": data["fingerprint"][:12],
@@ -74,7 +79,12 @@ def _model_and_data(found: Findings) -> Entries:
         "data.truncated_percent": (percent, ".0f", "%"),
     }  # fmt: skip
     yield {f"modules.{kind}": (int((modules["kind"] == kind).sum()), "d") for kind in ("attention", "mlp", "other")}
-    yield {f"data.{name}": (data.get(name), ",d") for name in ("records", "unusable", "truncated_test")}
+    yield {f"data.{name}": (data.get(name), ",d") for name in _DATA_COUNTS}
+    left_out = data.get("left_out")
+    yield {
+        "data.left_out": (None if left_out is None else sum(left_out.values()), ",d"),
+        "data.unused_columns": (len(data.get("unused_columns") or ()) or None, ",d"),
+    }
     yield {f"data.{name}": (asked.get(name), ",d") for name in ("train", "validation", "test", "max_length")}
     yield {f"versions.{name}": version for name, version in found.facts["versions"].items()}
 

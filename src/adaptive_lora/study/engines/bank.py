@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
 
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.resume import BankCheckpoints, Composition, read_compositions, replace_composition
+from adaptive_lora.study.ledger import BASE
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.checkpoint import Progress, StepRecord
 from adaptive_lora.training.evaluate import Evaluation
+from adaptive_lora.training.fidelity import check_bank
 from adaptive_lora.training.memory import is_out_of_memory, members_at_once
 from adaptive_lora.training.reference import Diverged
 
@@ -44,6 +47,20 @@ class BankRun:
 
 class BankEngine(Engine):
     """`engine: bank`, the default."""
+
+    def evaluate_base(self) -> None:
+        """Likewise, and once a study and machine the bank's pass without adapters against it, on the test split."""
+        super().evaluate_base()
+        base, test = self.prepared.base, self.prepared.splits.test
+        versions = {name: metadata.version(name) for name in ("adaptive-lora", "torch", "transformers")}
+        here = {"device": base.device.type, **versions}
+        own = self.ledger.by_record(BASE, "test")
+        if own is None or self.ledger.facts().get("bank_check", {}).get("here") == here:
+            return
+        self.listener.stage("comparing the bank with the frozen model")
+        evaluation = Evaluation(own.nll, own.tokens, own.exact)
+        found = check_bank(base, self.prepared.modules, test, evaluation, self.should_stop)
+        self.ledger.set_facts({"bank_check": {"here": here, **asdict(found)}})
 
     def train(self, pending: Mapping[str, Run]) -> None:
         waiting = dict(pending)
@@ -105,6 +122,7 @@ class BankEngine(Engine):
             [run.member for run in runs],
             chunk_tokens=checkpoints.composition.chunk_tokens,
             checkpointing=self.prepared.study.spec.train.activation_checkpointing,
+            texts=[example for split in self.splits_of(phase).values() for example in split],
         )
         with bank:
             for run in runs:

@@ -24,6 +24,8 @@ from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.training.adapter import save_adapter
 from adaptive_lora.training.checkpoint import Progress
 from adaptive_lora.training.evaluate import Evaluation, evaluate
+from adaptive_lora.training.fidelity import check_alone, check_causal
+from adaptive_lora.training.peft_check import read_back
 from adaptive_lora.training.reference import Diverged
 
 
@@ -67,18 +69,19 @@ class Engine:
         raise NotImplementedError
 
     def evaluate_base(self) -> None:
-        """The frozen model on both splits, once a study."""
+        """The frozen model on both splits, once a study, by the model itself; ModelError where its losses mean nothing:
+        where it sees later tokens, or a text's loss depends on the others in its batch."""
         if (BASE, "test") in self.ledger.totals():
             return
         self.listener.stage("evaluating the frozen model")
         base = self.prepared.base
+        check_causal(base)
         splits = {"validation": self.prepared.splits.validation, "test": self.prepared.splits.test}
-        self.ledger.store_base(
-            {
-                name: _result(evaluate(base.model, examples, base.device, self.should_stop))
-                for name, examples in splits.items()
-            }
-        )
+        found = {
+            name: evaluate(base.model, examples, base.device, self.should_stop) for name, examples in splits.items()
+        }
+        check_alone(base, splits["test"], found["test"])
+        self.ledger.store_base({name: _result(evaluation) for name, evaluation in found.items()})
 
     def plan_of(self, run_id: str) -> tuple[RankPlan, float]:
         """The plan that the ledger keeps of a run, and the seconds that it took."""
@@ -141,6 +144,7 @@ class Engine:
         temporary = folder.with_name(f".{run_id}")
         shutil.rmtree(temporary, ignore_errors=True)
         save_adapter(weights, plan, temporary, self.prepared.base, self.prepared.study.spec.train.dropout)
+        read_back(temporary, plan)
         plan.save(temporary / "plan.json")
         # The new folder is whole before the old one goes, so that a kill leaves one of them.
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,92 @@
+"""What a user must know of the data before trusting what is learnt from them: counted, and in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adaptive_lora.data.records import Reading, Record
+
+_CHUNK = 256
+
+
+@dataclass(frozen=True)
+class TextCounts:
+    """What a tokenizer makes of the texts of records, templates apart."""
+
+    unknown_records: int = 0
+    """Records with characters or words that the tokenizer does not know."""
+    unknown_tokens: int = 0
+    control_records: int = 0
+    """Records whose text spells one of the tokenizer's control tokens, as `<|im_end|>`."""
+
+    def to_json(self) -> dict[str, int]:
+        """The counts by name."""
+        return dict(vars(self))
+
+
+def count_texts(records: Iterable[Record], tokenizer: Any) -> TextCounts:
+    """Counts over the texts of records: turns, question, context and answer."""
+    texts = ["\n".join(record.texts()) for record in records]
+    unknown = [found for found in _unknown(texts, tokenizer) if found]
+    marks = _control_tokens(tokenizer)
+    return TextCounts(len(unknown), sum(unknown), sum(any(mark in text for mark in marks) for text in texts))
+
+
+def source_notices(reading: Reading) -> list[str]:
+    """What became of a source's rows and columns, as far as someone must know it."""
+    found = []
+    if reading.unused:
+        names = ", ".join(f"`{name}`" for name in reading.unused)
+        found.append(
+            f"nothing is made of the data's {_counted(len(reading.unused), 'column')} {names}; rename what belongs to "
+            "the question to `context`, or take it out"
+        )
+    for reason, count in reading.left_out.items():
+        found.append(f"{_counted(count, 'record')} of {reading.rows:,} left out: {reason}")
+    for column, count in reading.missing.items():
+        found.append(f"{_counted(count, 'record')} of {reading.rows:,} with null or NaN in `{column}`, read as empty")
+    return found
+
+
+def text_notices(counts: TextCounts, empty: int, where: str = "") -> list[str]:
+    """Empty answers, tokens that the tokenizer does not know, and control tokens in the text.
+
+    >>> text_notices(TextCounts(), empty=1)
+    ['1 record has an empty answer; it is neither learnt nor measured']
+    """
+    found = []
+    if empty:
+        its = "has an empty answer; it is" if empty == 1 else "have an empty answer; they are"
+        found.append(f"{_counted(empty, 'record')} {its} neither learnt nor measured")
+    if counts.unknown_tokens:
+        unknown = f"{_counted(counts.unknown_tokens, 'token')} unknown to the tokenizer"
+        records = _counted(counts.unknown_records, "record")
+        found.append(f"{records}{where} with {unknown}; all of these look alike to the model")
+    if counts.control_records:
+        found.append(
+            f"{_counted(counts.control_records, 'record')}{where} with a control token of the tokenizer in the text"
+        )
+    return found
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _unknown(texts: Sequence[str], tokenizer: Any) -> Iterator[int]:
+    """How many tokens of each text are the unknown one; one that the text spells out is none."""
+    unknown, spelled = tokenizer.unk_token_id, tokenizer.unk_token
+    if unknown is None:
+        return
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        ids = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
+        for text, own in zip(chunk, ids, strict=True):
+            yield max(own.count(unknown) - text.count(spelled), 0)
+
+
+def _control_tokens(tokenizer: Any) -> set[str]:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}

@@ -1,0 +1,47 @@
+"""A model's name -> the folder or hub name it is read from, and what must be said of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adaptive_lora import demo
+from adaptive_lora.errors import ModelError
+from adaptive_lora.models.cache import provenance_of
+from adaptive_lora.models.gguf import gguf_folder
+from adaptive_lora.models.known import KNOWN
+
+
+def is_named(name: str) -> bool:
+    """Whether a name stands for a model by itself, wherever it is written: the embedded one, or one to be fetched."""
+    return name == demo.MODEL or name in KNOWN
+
+
+def locate_model(name: str) -> str | Path:
+    """Where the model `name` is read from: a folder, or a hub name as it stands.
+
+    `name` is `demo`, a model that `fetch` brings, a .gguf file (converted once into the cache), a folder, or a hub
+    name. Raises ModelError with the command to run where a known model was not fetched yet.
+    """
+    if name == demo.MODEL:
+        return demo.model_folder()
+    path = Path(name).expanduser()
+    if name in KNOWN and not path.exists():
+        model = KNOWN[name]
+        if not model.is_fetched:
+            raise ModelError(
+                f"The model `{name}` ({model.title}, {model.parameters:,} parameters, {model.licence}) was not fetched "
+                f"yet. Run `adaptive-lora fetch {name}` once: it downloads {model.megabytes} MB."
+            )
+        return model.folder
+    if path.suffix.lower() == ".gguf":
+        return gguf_folder(path)
+    return path if path.exists() else name
+
+
+def model_note(name: str) -> str | None:
+    """What must be said of the model's weights wherever it is named, such as `weights dequantised from Q4_1`."""
+    found = provenance_of(Path(locate_model(name)))
+    if found is None:
+        return None
+    title = KNOWN[name].title + ", " if name in KNOWN else ""
+    return title + found.note

@@ -1,0 +1,191 @@
+"""Records as people have them: every column is used, harmless or named; nothing that asks is dropped."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from adaptive_lora.data.records import Record, Turn
+from adaptive_lora.data.sources import from_dicts
+from adaptive_lora.errors import DataError
+
+NAN = float("nan")
+
+
+def only(row: dict[str, Any]) -> Record:
+    return from_dicts([row], "rows").records[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "prompt", "context", "completion"),
+    [
+        ({"instruction": "Why?", "context": "Ice floats.", "response": "It is light."}, "alpaca", "Why?", "Ice floats.",
+         "It is light."),
+        ({"input": "7 times 6", "output": "42"}, "alpaca", "7 times 6", "", "42"),
+        ({"instruction": "Turn round.", "input": "abc", "output": "cba", "text": "Turn round. abc -> cba"}, "alpaca",
+         "Turn round.", "abc", "cba"),
+        ({"instruction": "Name it.", "text": "Round and red.", "output": "Apple"}, "alpaca", "Name it.",
+         "Round and red.", "Apple"),
+        ({"source": "Guten Tag", "target": "Good day"}, "alpaca", "Guten Tag", "", "Good day"),
+        ({"prompt": "Once", "response": " more"}, "prompt-completion", "Once", "", " more"),
+        ({"Question": "Whose?", "Context": "Ann's cup.", "Answer": "Ann's"}, "question-answer", "Whose?", "Ann's cup.",
+         "Ann's"),
+        ({"question": "Sum?", "table": [[1, 2], [3, 4]], "hint": "Add.", "answer": "10"}, "question-answer", "Sum?",
+         "[[1, 2], [3, 4]]\nAdd.", "10"),
+        ({"question": "Where?", "context": "In Rome.", "answers": {"text": ["Rome", "In Rome"], "start": [3, 0]}},
+         "question-answer", "Where?", "In Rome.", "Rome"),
+        ({"article": "Long news.", "highlights": "News."}, "summary", "Long news.\n\nTL;DR: ", "", "News."),
+        ({"text": "Long tale.", "summary": "Tale."}, "summary", "Long tale.\n\nTL;DR: ", "", "Tale."),
+    ],
+)  # fmt: skip
+def test_questions_with_answers(row: dict[str, Any], form: str, prompt: str, context: str, completion: str) -> None:
+    found = from_dicts([row], "rows")
+    assert found.records == (Record(form, prompt, context, completion, row=0),)
+    assert found.form == form and not found.reading.unused
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"choices": ["oak", "elm"], "answer": 1},
+        {"choices": ["oak", "elm"], "answer": "B"},
+        {"options": ["oak", "elm"], "answer": "elm"},
+        {"options": {"A": "oak", "B": "elm"}, "answer": "(b)"},
+        {"choices": {"text": ["oak", "elm"], "label": ["1", "2"]}, "answerKey": "2"},
+        {"choices": [{"label": "P", "text": "oak"}, {"label": "Q", "text": "elm"}], "answerKey": "Q"},
+        {"A": "oak", "B": "elm", "answer": "B"},
+        {"opa": "oak", "opb": "elm", "cop": 1},
+        {"option1": "oak", "option2": "elm", "answer": "2"},
+        {"choices": '["oak", "elm"]', "answer": "1"},
+    ],
+)
+def test_choices_are_lettered_and_the_right_line_is_learnt(row: dict[str, Any]) -> None:
+    found = only({"question": "Which is taller?", **row})
+    assert (found.context, found.completion) == ("A. oak\nB. elm", "B. elm")
+
+
+def test_a_choice_that_is_none_is_refused_and_one_not_told_is_left_out() -> None:
+    row = {"question": "Which?", "choices": ["oak", "elm"], "answer": 1}
+    found = from_dicts([row, {**row, "answer": -1}, {**row, "answer": ""}, {**row, "answer": None}], "rows")
+    assert (len(found.records), found.reading.left_out) == (1, {"no answer": 3})
+    with pytest.raises(
+        DataError, match=r"record 1: `answer` is 'ash', which is none of the options \(A: oak, B: elm\)"
+    ):
+        from_dicts([row, {**row, "answer": "ash"}], "rows")
+
+
+def test_system_and_history_are_turns() -> None:
+    row = {
+        "instruction": "Louder.",
+        "input": "",
+        "output": "RAIN",
+        "system": "Shout.",
+        "history": [["What falls?", "rain"]],
+    }
+    found = only(row)
+    assert found.before() == (
+        Turn("system", "Shout."), Turn("user", "What falls?"), Turn("assistant", "rain"), Turn("user", "Louder."),
+    )  # fmt: skip
+    assert found.prompt_key() != only({**row, "system": "Whisper."}).prompt_key()
+    with pytest.raises(DataError, match=r"record 0: `history` must be a list of \[question, answer\] pairs"):
+        only({**row, "history": [["alone"]]})
+
+
+SHARE = [("system", "Rhyme."), ("human", "moon"), ("gpt", "June"), ("human", "star"), ("gpt", "far")]
+
+
+@pytest.mark.parametrize("column", ["conversations", "messages"])
+def test_sharegpt(column: str) -> None:
+    found = only({"id": "z1", column: [{"from": who, "value": said} for who, said in SHARE]})
+    assert (found.form, found.prompt, found.completion) == ("messages", "star", "far")
+    assert [turn.role for turn in found.turns] == ["system", "user", "assistant"]
+    with pytest.raises(DataError, match=r"record 0: a turn's speaker is 'narrator', which is unknown\. .*human.*gpt"):
+        only({column: [{"from": "narrator", "value": "Night fell."}]})
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}, {"mask": True}])
+def test_turns_of_weight_zero_are_context_only(mark: dict[str, Any]) -> None:
+    turns = [
+        {"role": "user", "content": "one"}, {"role": "assistant", "content": "uno", **mark},
+        {"role": "user", "content": "two"}, {"role": "assistant", "content": "due", "weight": None},
+        {"role": "user", "content": "three"}, {"role": "assistant", "content": "tre", **mark},
+    ]  # fmt: skip
+    found = only({"messages": turns})
+    assert (found.prompt, found.completion) == ("two", "due")
+    assert found.turns == (Turn("user", "one"), Turn("assistant", "uno", learnt=False))
+    both = from_dicts([{"messages": turns}, {"messages": turns[:2]}], "rows")
+    assert (len(both.records), both.reading.left_out) == (1, {"no turn that may be learnt": 1})
+    with pytest.raises(DataError, match=r"`weight` of a turn is 0\.5\. Write 1"):
+        only({"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]})
+
+
+def test_tool_calls_are_the_answer_and_their_arguments_objects() -> None:
+    call = {"id": "k", "type": "function", "function": {"name": "tide", "arguments": '{"port": "Brest"}'}}
+    tools = [{"type": "function", "function": {"name": "tide"}}]
+    asked = {"role": "user", "content": "Tide?"}
+    row = {
+        "messages": [asked, {"role": "assistant", "content": None, "tool_calls": [call]}],
+        "tools": json.dumps(tools),
+    }
+    found = only(row)
+    assert found.answer().message()["tool_calls"][0]["function"]["arguments"] == {"port": "Brest"}
+    assert (found.completion, found.is_empty, json.loads(found.tools)) == ("", False, tools)
+    said = [
+        *row["messages"],
+        {"role": "tool", "content": "high", "tool_call_id": "k"},
+        {"role": "assistant", "content": "High."},
+    ]
+    later = only({**row, "messages": said})
+    assert later.turns[-1].message() == {"role": "tool", "content": "high", "tool_call_id": "k"}
+    broken = {**call, "function": {"name": "tide", "arguments": "{port"}}
+    kept = only({"messages": [asked, {"role": "assistant", "content": "", "tool_calls": [broken]}]})
+    assert kept.answer().message()["tool_calls"][0]["function"]["arguments"] == "{port"
+
+
+def test_a_call_in_sharegpt_is_a_call() -> None:
+    value = json.dumps({"name": "tide", "arguments": {"port": "Brest"}})
+    found = only({"conversations": [{"from": "human", "value": "Tide?"}, {"from": "function_call", "value": value}]})
+    assert found.answer().message()["tool_calls"][0]["function"]["name"] == "tide" and not found.completion
+
+
+def test_null_and_nan_are_empty_where_they_may_be_and_counted() -> None:
+    row = {"instruction": "Sing.", "input": "softly", "output": "la"}
+    found = from_dicts([row, {**row, "input": NAN}, {**row, "input": None}, {**row, "output": NAN}], "rows")
+    assert [record.context for record in found.records] == ["softly", "", ""]
+    assert [record.row for record in found.records] == [0, 1, 2]
+    assert (found.reading.missing, found.reading.left_out) == ({"input": 2, "output": 1}, {"no answer": 1})
+    with pytest.raises(DataError, match=r"none of its 2 records can be learnt: 2 have no answer in `output`"):
+        from_dicts([{**row, "output": None}] * 2, "rows")
+
+
+def test_pandas_missing_values_are_missing() -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {"question": ["How?", "Why?"], "context": pd.array(["", None], dtype="string"), "answer": "So."}
+    )
+    found = from_dicts(frame.to_dict("records"), "frame")
+    assert [record.context for record in found.records] == ["", ""]
+
+
+def test_every_column_is_used_harmless_or_named() -> None:
+    turns = [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": "Aha.", "mood": "calm", "id": 3}]
+    found = from_dicts(
+        [{"messages": turns, "prompt": "Hm?", "prompt_id": "p", "score": 4, "notes": None}], "rows"
+    ).reading
+    assert found.used == ("messages",)
+    assert set(found.harmless) == {"prompt", "prompt_id"}  # the prompt stands in the conversation too
+    assert set(found.unused) == {"score", "messages.mood"}
+
+
+@pytest.mark.parametrize("column", ["context", "passage", "schema", "options", "question"])
+def test_a_column_that_asks_is_never_dropped(column: str) -> None:
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    with pytest.raises(DataError, match=rf"the column `{column}` may hold part of the question"):
+        from_dicts([{"messages": turns, column: "A knock at the door."}], "rows")
+
+
+def test_an_empty_column_counts_as_none() -> None:
+    assert only({"text": "Fog.", "summary": "", "context": None}) == Record("text", "", "", "Fog.", row=0)
