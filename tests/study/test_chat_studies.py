@@ -17,6 +17,7 @@ from adaptive_lora.study.json_schema import study_json_schema
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.progress import Silent
 from adaptive_lora.study.study_file import Study, load_study
+from adaptive_lora.training.base import load_tokenizer
 
 WriteStudy = Callable[..., Path]
 TURNS = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}\n{% endfor %}"
@@ -94,5 +95,7 @@ def test_the_profile_says_who_writes_the_records_and_what_stays_text(chatty: Pat
     shown = json.loads(found.stdout)
     assert (shown["template"], shown["template_date"]) == ("chat", "26 Jul 2024")
     assert shown["samples"][0]["learnt"] == "no\n [...] yes\n"
+    ids = load_tokenizer("chatty", chatty)(["no\n", "yes\n"])["input_ids"]
+    assert shown["completion_tokens"]["max"] == sum(map(len, ids))
     assert "Records are written by the model's chat template" in found.stderr
-    assert "1 record spells a control token" in " ".join(found.stderr.split())
+    assert shown["control_records"] == 1
