@@ -116,12 +116,14 @@ def test_a_token_across_the_end_of_the_prompt_is_cut_there() -> None:
 
 
 def test_no_space_is_put_before_an_answer_by_a_tokenizer_that_begins_with_one() -> None:
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
-    tokenizer = with_space(
-        ["</s>"], template + "{% if add_generation_prompt %}[assistant]{% endif %}", eos_token="</s>"
-    )
+    turns = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+    tokenizer = with_space(["</s>"], turns + "{% if add_generation_prompt %}[assistant]{% endif %}", eos_token="</s>")
     example = Encoder(tokenizer, 999).encode(RECORD)
     assert tokenizer.convert_ids_to_tokens([example.ids[i] for i in example.learnt])[:2] == ["A", "▁"]
+    tokenizer.chat_template = turns.replace("]", "]: ") + "{% if add_generation_prompt %}[assistant]: {% endif %}"
+    example = Encoder(tokenizer, 999).encode(dataclasses.replace(RECORD, completion="Yes"))
+    assert "▁Y" in tokenizer.tokenize(" Yes")
+    assert tokenizer.convert_ids_to_tokens(example.ids[example.prompt_length - 1 :])[:3] == ["▁", "Y", "e"]
 
 
 def test_a_prompt_that_opens_a_think_block_does_not_move_the_answer() -> None:
@@ -248,6 +250,9 @@ def test_earlier_answers_that_a_template_writes_otherwise() -> None:
     assert spans(qwen(), Encoder(qwen(thinks), 999, learn="all").encode(LONGER)) == [
         "A lark.<|im_end|>\n", "<think>\n\n</think>\n\nAn owl.<|im_end|>\n",
     ]  # fmt: skip
-    forgets = QWEN.replace("{{ m.content }}", "{{ m.content if loop.last or m.role != 'assistant' else '...' }}")
-    with pytest.raises(DataError, match=r"writes turn 3 otherwise once other turns follow.*learn: last"):
-        Encoder(qwen(forgets), 999, learn="all").encode(LONGER)
+    for kept in ("'...'", "m.content[:3]"):
+        forgets = QWEN.replace(
+            "{{ m.content }}", "{{ m.content if loop.last or m.role != 'assistant' else " + kept + " }}"
+        )
+        with pytest.raises(DataError, match=r"writes turn 3 otherwise once other turns follow.*learn: last"):
+            Encoder(qwen(forgets), 999, learn="all").encode(LONGER)

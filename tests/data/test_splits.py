@@ -127,6 +127,8 @@ def test_one_question_with_a_thousand_answers_fills_one_split(encoder: Encoder) 
 def test_an_empty_answer_is_neither_learnt_nor_measured(encoder: Encoder) -> None:
     silent = [Record("alpaca", f"say nothing {i}", "", " ") for i in range(30)]
     call = Record("alpaca", "call", "", "", fields='{"tool_calls": [{"name": "bell"}]}')
+    calls = "{% for c in m.tool_calls or [] %}{{ c.name }}{% endfor %}"
+    encoder.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}" + calls + "\n{% endfor %}"
     splits = make_splits(source(numbered(30) + silent + [call]), encoder, 10, 5, 10)
     drawn = [record for record, _ in splits.training_draw(16, seed=1)]
     assert splits.empty == 30 and call not in silent

@@ -58,9 +58,11 @@ def with_space(
     Gemma's puts none there; Phi-3's control tokens swallow the white space behind them, as those in `eats` do.
     """
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
-    pieces += [] if space else ["\n"]
+    pieces += ["▁Y"] if space else ["\n"]
     vocabulary = {piece: at for at, piece in enumerate(pieces)}
-    made = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    made = Tokenizer(
+        models.BPE(vocabulary, [("▁", "Y")] if space else [], byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
     before = [normalizers.Prepend("▁")] if space else []
     made.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if space else []

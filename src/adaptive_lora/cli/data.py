@@ -51,8 +51,6 @@ def data_profile(
         err.print(note, markup=False, soft_wrap=True)
     for warning in encoder.warnings(records.form):
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    if spelling := encoder.spelling(records.records):
-        err.print(f"{spelling:,} records spell a control token of the model; it stays text.", soft_wrap=True)
     if png:
         save_histogram(found, png)
         err.print(f"wrote {png}", markup=False)

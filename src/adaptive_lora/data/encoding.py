@@ -125,10 +125,6 @@ class Encoder:
                 chunk = []
         yield from self._encode_chunk(chunk)
 
-    def spelling(self, records: Iterable[Record]) -> int:
-        """How many records spell a control token of this tokenizer; there it stays text."""
-        return sum(map(self._control.spelled_in, records))
-
     def learnt_text(self, example: Example) -> str:
         """What is learnt of an example, back from its tokens; what is masked between two answers is ` [...] `."""
         learnt, ids = example.learnt.tolist(), example.ids

@@ -13,7 +13,7 @@ from adaptive_lora.errors import DataError
 
 
 def earlier_answers(record: Record) -> list[int]:
-    """Which turns before the answer are answers that may be learnt."""
+    """Which turns before the answer are answers that may be learnt; one that nothing stands before is no answer."""
     return [i for i, turn in enumerate(record.before()) if turn.role == "assistant" and turn.learnt and i > 0]
 
 

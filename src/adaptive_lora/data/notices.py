@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptive_lora.data.control_tokens import ControlTokens
 from adaptive_lora.data.records import Reading, Record
 
 _CHUNK = 256
@@ -28,10 +29,10 @@ class TextCounts:
 
 def count_texts(records: Iterable[Record], tokenizer: Any) -> TextCounts:
     """Counts over the texts of records: turns, question, context and answer."""
+    records = tuple(records)
     texts = ["\n".join(record.texts()) for record in records]
     unknown = [found for found in _unknown(texts, tokenizer) if found]
-    marks = _control_tokens(tokenizer)
-    return TextCounts(len(unknown), sum(unknown), sum(any(mark in text for mark in marks) for text in texts))
+    return TextCounts(len(unknown), sum(unknown), sum(map(ControlTokens(tokenizer).spelled_in, records)))
 
 
 def source_notices(reading: Reading) -> list[str]:
@@ -66,7 +67,8 @@ def text_notices(counts: TextCounts, empty: int, where: str = "") -> list[str]:
         found.append(f"{records}{where} with {unknown}; all of these look alike to the model")
     if counts.control_records:
         found.append(
-            f"{_counted(counts.control_records, 'record')}{where} with a control token of the tokenizer in the text"
+            f"{_counted(counts.control_records, 'record')}{where} with a control token of the tokenizer in the text, "
+            "where it stays text"
         )
     return found
 
@@ -85,8 +87,3 @@ def _unknown(texts: Sequence[str], tokenizer: Any) -> Iterator[int]:
         ids = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
         for text, own in zip(chunk, ids, strict=True):
             yield max(own.count(unknown) - text.count(spelled), 0)
-
-
-def _control_tokens(tokenizer: Any) -> set[str]:
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
-    return {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)} - {""}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptive_lora.data.encoding import Encoder
+from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.grouping import group_records, without_duplicates
 from adaptive_lora.data.notices import TextCounts, count_texts, source_notices, text_notices
 from adaptive_lora.data.records import Reading, RecordSet
@@ -41,7 +41,9 @@ class DataProfile:
     empty_completions: int
     """Records without an answer or a tool call; they are never used."""
     prompt_tokens: tuple[int, ...]
+    """Masked tokens of each record: the prompt, and with `learn: all` what stands between answers."""
     completion_tokens: tuple[int, ...]
+    """Learnt tokens of each record."""
     max_length: int
     truncated: int
     """Records that lose the end of their completion at `max_length`."""
@@ -88,8 +90,8 @@ def profile(source: RecordSet, encoder: Encoder, samples: int = 3) -> DataProfil
         duplicates=len(source.records) - len(different),
         same_prompt=len(different) - len(group_records(different)),
         empty_completions=sum(record.is_empty for record in source.records),
-        prompt_tokens=tuple(example.prompt_length for example in examples),
-        completion_tokens=tuple(len(example.ids) - example.prompt_length for example in examples),
+        prompt_tokens=tuple(example.prompt_length + _between(example) for example in examples),
+        completion_tokens=tuple(len(example.ids) - example.prompt_length - _between(example) for example in examples),
         max_length=limit,
         truncated=sum(example.prompt_length < limit < len(example.ids) for example in examples),
         without_room=sum(example.prompt_length >= limit for example in examples),
@@ -128,8 +130,12 @@ def save_histogram(profile: DataProfile, path: Path) -> None:
 
 def _sample(encoder: Encoder, source: RecordSet, index: int) -> Sample:
     example = encoder.encode(source.records[index])
-    decode = encoder.tokenizer.decode
-    return Sample(decode(example.ids[: example.prompt_length]), decode(example.ids[example.prompt_length :]))
+    return Sample(encoder.tokenizer.decode(example.ids[: example.prompt_length]), encoder.learnt_text(example))
+
+
+def _between(example: Example) -> int:
+    """Masked tokens behind the first answer."""
+    return sum(end - begin for begin, end in example.unlearnt)
 
 
 def _spread(count: int, samples: int) -> list[int]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from adaptive_lora.data.chat import called_tools, check_default, template_names
+from adaptive_lora.data.chat import called_tools, check_default, template_names, where
 from adaptive_lora.data.records import Record
 from adaptive_lora.errors import DataError, UsageError
 
@@ -101,8 +101,9 @@ def render(record: Record, template: str) -> tuple[str, str]:
     """
     if calls := called_tools(record):
         raise DataError(
-            f"An answer calls the tool {calls[0]}, which only a chat template can write: `template: {template}` would "
-            "learn to say nothing. Leave such records out, or choose `template: chat` and a model that knows tools."
+            f"{where(record)}the answer calls the tool {calls[0]}, which only a chat template can write: "
+            f"`template: {template}` would learn to say nothing. Leave such records out, or choose "
+            "`template: chat` and a model that knows tools."
         )
     asked = "\n".join(text for text in (*(turn.content for turn in record.turns), record.prompt) if text)
     if template in PROMPTS:
