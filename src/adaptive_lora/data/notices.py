@@ -39,10 +39,8 @@ def source_notices(reading: Reading) -> list[str]:
     found = []
     if reading.unused:
         names = ", ".join(f"`{name}`" for name in reading.unused)
-        found.append(
-            f"nothing is made of the data's {_counted(len(reading.unused), 'column')} {names}; rename what belongs to "
-            "the question to `context`, or take it out"
-        )
+        columns = "the column" if len(reading.unused) == 1 else "the columns"
+        found.append(f"not used of the data: {columns} {names}; rename to `context` what belongs to the question")
     for reason, count in reading.left_out.items():
         found.append(f"{_counted(count, 'record')} of {reading.rows:,} left out: {reason}")
     for column, count in reading.missing.items():
