@@ -66,7 +66,8 @@ def test_records_that_ask_the_same_stay_together(encoder: Encoder) -> None:
 
 def table_to_text(records: int) -> list[Record]:
     """2 to 43 references a table."""
-    sizes, found = random.Random(3), []
+    sizes = random.Random(3)
+    found: list[Record] = []
     while len(found) < records:
         table = f"table {len(found)}"
         found += [Record("alpaca", table, "", f"{len(found)} text {i}") for i in range(sizes.randint(2, 43))]
