@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from adaptive_lora.data.encoding import Encoder
-from adaptive_lora.data.notices import TextCounts, count_texts, text_notices
+from adaptive_lora.data.notices import TextCounts, count_texts, source_notices, text_notices
 from adaptive_lora.data.profile import profile
-from adaptive_lora.data.records import Record, Turn
+from adaptive_lora.data.records import Reading, Record, Turn
 from adaptive_lora.data.sources import from_dicts
 
 
@@ -60,3 +60,6 @@ def test_a_profile_says_what_became_of_rows_columns_and_texts(words: Any) -> Non
     ):
         assert part in said
     assert not text_notices(TextCounts(), 0)
+    foreign = Reading(rows=9, unused=("\x1b[31mred", *(f"c{i}" for i in range(20))))
+    (named,) = source_notices(foreign)
+    assert "`?[31mred`, `c0`" in named and "`c10` and 9 more;" in named

@@ -98,6 +98,7 @@ def dialogue(number: int, turns: int, opening: str = "") -> list[Record]:
 
 def test_conversations_that_were_unrolled_stay_in_one_split(encoder: Encoder) -> None:
     records = [record for number in range(40) for record in dialogue(number, 4)]
+    records = [replace(record, fields='{"reasoning": "Hm."}') for record in records]
     splits = make_splits(source(records), replace(encoder, template="plain"), 60, 21, 33)
     rows = [{record.row // 10 for record in split if record.row is not None} for split in splits.records.values()]
     pool = {record.row // 10 for record in splits.pool if record.row is not None}
