@@ -112,7 +112,7 @@ def test_bad_input_ends_with_2_one_message_and_nothing_written(study_file: Write
     cases = [
         (study_file((source, f'"{tmp_path / "none.json"}"'), name="a.yaml"), "none.json does not exist"),
         (study_file((source, f'"{torn}"'), name="b.yaml"), "cut short"),
-        (study_file((source, f'"{keys}"'), name="c.yaml"), "expected alpaca records"),
+        (study_file((source, f'"{keys}"'), name="c.yaml"), "expected `messages` or"),
         (study_file((source, f'"{empty}"'), name="d.yaml"), "holds no records"),
         (study_file(("test: 20", "test: 20000"), name="e.yaml"), "the splits ask for"),
         (study_file(("budgets:", "targets: [nothing]\nbudgets:"), name="f.yaml"), "matches no module"),

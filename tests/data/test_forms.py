@@ -189,3 +189,22 @@ def test_a_column_that_asks_is_never_dropped(column: str) -> None:
 
 def test_an_empty_column_counts_as_none() -> None:
     assert only({"text": "Fog.", "summary": "", "context": None}) == Record("text", "", "", "Fog.", row=0)
+
+
+def test_turns_may_come_as_a_mapping_of_lists() -> None:
+    found = only({"conversations": {"from": ["human", "gpt"], "value": ["Tick?", "Tock."]}})
+    assert (found.prompt, found.completion) == ("Tick?", "Tock.")
+
+
+def test_two_system_prompts_that_differ_are_refused() -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Yes."}]
+    assert len(only({"messages": turns, "system": "Be brief."}).turns) == 1
+    with pytest.raises(DataError, match=r"record 0: its system turn and its own column of one differ \('Be long\.'\)"):
+        only({"messages": turns, "system": "Be long."})
+
+
+def test_questions_with_and_without_options_may_stand_together() -> None:
+    rows = [{"question": "Which?", "options": ["oak", "elm"], "answer": "elm"}, {"question": "Why?", "answer": "So."}]
+    assert [record.completion for record in from_dicts(rows, "rows").records] == ["B. elm", "So."]
+    sums = {"question": "a + b?", "answer": "7", "a": 3, "b": 4}
+    assert from_dicts([sums], "rows").reading.unused == ("a", "b")

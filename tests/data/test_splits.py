@@ -66,7 +66,8 @@ def test_records_that_ask_the_same_stay_together(encoder: Encoder) -> None:
 
 def table_to_text(records: int) -> list[Record]:
     """2 to 43 references a table."""
-    sizes, found = random.Random(3), []
+    sizes = random.Random(3)
+    found: list[Record] = []
     while len(found) < records:
         table = f"table {len(found)}"
         found += [Record("alpaca", table, "", f"{len(found)} text {i}") for i in range(sizes.randint(2, 43))]
@@ -97,6 +98,7 @@ def dialogue(number: int, turns: int, opening: str = "") -> list[Record]:
 
 def test_conversations_that_were_unrolled_stay_in_one_split(encoder: Encoder) -> None:
     records = [record for number in range(40) for record in dialogue(number, 4)]
+    records = [replace(record, fields='{"reasoning": "Hm."}') for record in records]
     splits = make_splits(source(records), replace(encoder, template="plain"), 60, 21, 33)
     rows = [{record.row // 10 for record in split if record.row is not None} for split in splits.records.values()]
     pool = {record.row // 10 for record in splits.pool if record.row is not None}

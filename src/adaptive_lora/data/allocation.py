@@ -28,7 +28,7 @@ def allocate(sizes: Sequence[int], wanted: Sequence[int], train: int) -> Allocat
 
     >>> found = allocate([3, 3, 3, 3], [4, 2], train=3)
     >>> found.parts, found.pool, found.idle
-    (((0, 3), (1, 1)), ((2, 2),), (3,), 3)
+    ((((0, 3), (1, 1)), ((2, 2),)), (3,), 3)
     """
     found = []
     for way in _ways(sizes, wanted):

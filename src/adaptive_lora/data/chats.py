@@ -33,6 +33,9 @@ def read_turns(value: Any, column: str) -> list[Turn]:
     """A conversation's turns; BadRow with the reason where it is no list of turns, or a speaker is unknown."""
     messages = parsed(value, column)
     shape = f"`{column}` must be a list of {{role, content}} or {{from, value}} objects whose content is text"
+    if isinstance(messages, Mapping) and messages and all(isinstance(own, list) for own in messages.values()):
+        # The hub's sequences of mappings come as a mapping of lists.
+        messages = [dict(zip(messages, own, strict=True)) for own in zip(*messages.values(), strict=False)]
     if not isinstance(messages, list | tuple):
         raise BadRow(f"{shape}, got a {type(messages).__name__}.")
     turns = []

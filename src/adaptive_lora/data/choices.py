@@ -105,6 +105,8 @@ def _index(answer: Any, labels: Sequence[str], texts: Sequence[str]) -> int | No
 
 
 def _label(column: str) -> str:
+    if len(column) == 1 and not column.isupper():
+        return ""  # `a` and `b` may be anything
     found = _COLUMN.fullmatch(column.lower())
     return (found[1] or found[2]) if found else ""
 

@@ -26,7 +26,7 @@ CONTEXTS = ("context", "contexts", "passage", "passages", "paragraph", "paragrap
 """What a question may be about; these, and questions and documents beside the question, are never left away."""
 
 HARMLESS = frozenset({
-    "id", "idx", "index", "uid", "uuid", "guid", "qid", "pid", "key", "row", "no", "number", "unnamed: 0",
+    "id", "idx", "index", "uid", "uuid", "guid", "qid", "pid", "row", "unnamed: 0",
     "__index_level_0__", "category", "subcategory", "source", "dataset", "data_source", "url", "link", "timestamp",
     "date", "created_at", "language", "lang", "locale", "license", "licence", "split", "subset", "difficulty", "tags",
     "author", "token_count", "num_tokens", "length", "hash",

@@ -75,8 +75,8 @@ def _answers(turns: Sequence[Turn]) -> Iterator[tuple[bytes, str]]:
     """For every answer to a user: a hash of the conversation up to it, and what is said next."""
     digest, asked = hashlib.sha256(), False
     for turn, later in zip(turns, [*turns[1:], None], strict=True):
-        said = " ".join(turn.content.split())
-        digest.update(f"{turn.role}\x1f{said}\x1f{turn.fields}\x1e".encode(errors="replace"))
+        said = " ".join(turn.content.split()) or turn.fields  # thoughts are often left out of what came before
+        digest.update(f"{turn.role}\x1f{said}\x1e".encode(errors="replace"))
         asked = asked or turn.role == "user"
         if asked and turn.role == "assistant":
             yield digest.digest(), later.content if later else ""

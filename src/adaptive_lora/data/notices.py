@@ -10,6 +10,7 @@ from adaptive_lora.data.control_tokens import ControlTokens
 from adaptive_lora.data.records import Reading, Record
 
 _CHUNK = 256
+_MOST_NAMES = 12
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,17 @@ def source_notices(reading: Reading) -> list[str]:
     """What became of a source's rows and columns, as far as someone must know it."""
     found = []
     if reading.unused:
-        names = ", ".join(f"`{name}`" for name in reading.unused)
-        found.append(
-            f"nothing is made of the data's {_counted(len(reading.unused), 'column')} {names}; rename what belongs to "
-            "the question to `context`, or take it out"
-        )
+        names = ", ".join(_named(name) for name in reading.unused[:_MOST_NAMES])
+        if len(reading.unused) > _MOST_NAMES:
+            names += f" and {len(reading.unused) - _MOST_NAMES} more"
+        columns = "the column" if len(reading.unused) == 1 else "the columns"
+        found.append(f"not used of the data: {columns} {names}; rename to `context` what belongs to the question")
     for reason, count in reading.left_out.items():
         found.append(f"{_counted(count, 'record')} of {reading.rows:,} left out: {reason}")
     for column, count in reading.missing.items():
-        found.append(f"{_counted(count, 'record')} of {reading.rows:,} with null or NaN in `{column}`, read as empty")
+        found.append(
+            f"{_counted(count, 'record')} of {reading.rows:,} with null or NaN in {_named(column)}, read as empty"
+        )
     return found
 
 
@@ -71,6 +74,11 @@ def text_notices(counts: TextCounts, empty: int, where: str = "") -> list[str]:
             "where it stays text"
         )
     return found
+
+
+def _named(column: str) -> str:
+    """A column's name without what could drive a terminal, in 40 characters."""
+    return f"`{''.join(c if c.isprintable() else '?' for c in column[:40])}`"
 
 
 def _counted(count: int, noun: str) -> str:

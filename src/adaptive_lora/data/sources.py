@@ -122,7 +122,7 @@ def _record(row: Mapping[str, Any], form: Form) -> Record:
         return _of_turns(before, chats.read_turns([*row[form.question], *turns], form.question), turns, tools)
     prompt = required_text(row, form.question)
     parts = [any_text(row.get(column)) for column in form.context]
-    if form.choices:
+    if any(is_filled(row.get(column)) for column in form.choices):
         labels, texts = choices.read_choices(row, form.choices)
         completion = choices.right_choice(row[form.answer], form.answer, labels, texts)
         parts.append(choices.lettered(texts))
@@ -137,7 +137,9 @@ def _record(row: Mapping[str, Any], form: Form) -> Record:
 
 
 def _of_turns(before: tuple[Turn, ...], turns: Sequence[Turn], messages: Any, tools: str) -> Record:
-    if any(turn.role == "system" for turn in turns):
+    if systems := [turn.content for turn in turns if turn.role == "system"]:
+        if other := [turn.content for turn in before if turn.role == "system" and turn.content not in systems]:
+            raise BadRow(f"its system turn and its own column of one differ ({other[0][:60]!r}); keep one of them.")
         before = tuple(turn for turn in before if turn.role != "system")
     record = chats.chat_record([*before, *turns], tools)
     if record.is_empty and chats.missing_contents(messages):
