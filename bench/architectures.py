@@ -2,8 +2,8 @@
 
 modules          linear layers that `targets: all-linear` adapts, and how many it leaves out as text does not pass there
 PEFT             the plan built by PEFT and read back: modules, ranks, scalings
-as alone         largest difference of a text's loss: plain transformers, one text a pass, against the reference engine's
-                 padded batches; relative
+as alone         largest difference of a text's loss, relative: plain transformers, one text a pass, against the padded
+                 batches of the reference engine
 as reference     largest difference between bank and reference engine, of losses relative and of adapters relative to a
                  tensor's largest value, after three updates of two adapters without dropout; float64, or float32 where
                  the model cannot
@@ -33,7 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from zoo import ZOO, texts
 
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Example
@@ -50,6 +49,7 @@ from adaptive_lora.training.fidelity import check_causal
 from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.peft_check import check_with_peft
 from adaptive_lora.training.reference import train
+from zoo import ZOO, texts
 
 ROOT = Path(__file__).parent.parent
 BOUND = 1e-5
@@ -161,9 +161,8 @@ def compared_in(dtype: str, family: str, folder: Path, targets: Targets) -> Row:
     """The row of a family."""
     base = load_base(family, folder, dtype=dtype)  # type: ignore[arg-type]
     modules, examples = targets_of(base.outline, targets), texts()
-    members = [
-        Member(plan=plan_of(modules, k), options=OPTIONS, seed=k, examples=tuple(examples)) for k in (0, 1)
-    ]
+    members = [Member(plan=plan_of(modules, k), options=OPTIONS, seed=k, examples=tuple(examples)) for k in (0, 1)]
+    check_causal(base)
     check_causal(base)
     check_with_peft(base.model, members[0].plan, base.outline.modules, family)
     as_alone = difference(evaluate(base.model, examples, base.device).nll.tolist(), alone(folder, examples, dtype))
@@ -257,7 +256,7 @@ def table(rows: Sequence[Row], versions: dict[str, str]) -> str:
             "",
             "*As alone*: the largest relative difference of a text's loss between plain transformers, one text a pass, "
             "and the reference engine's batches. *Bank = reference*: of losses and adapters after three updates. "
-            "Texts of 5 to 60 tokens reach beyond every window and chunk (8) and stand on both sides of every switch of "
+            "Texts of 5 to 60 tokens reach beyond every window and chunk (8) and lie on both sides of every switch of "
             "position scaling (32). *Packed*: sequences end to end, our attention; *padded*: rows, the model's own.",
             "",
             *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines),

@@ -24,9 +24,7 @@ def texts(count: int = 12, seed: int = 0) -> list[Example]:
     """Random texts of 5 to `LONGEST` tokens, some on either side of every window and switch; a third is prompt."""
     random = np.random.default_rng(seed)
     lengths = [5, LONGEST, SWITCH, SWITCH + 1, *random.integers(6, LONGEST, count - 4).tolist()]
-    return [
-        Example(tuple(random.integers(1, VOCABULARY, n).tolist()), max(1, n // 3), False) for n in lengths
-    ]
+    return [Example(tuple(random.integers(1, VOCABULARY, n).tolist()), max(1, n // 3), False) for n in lengths]
 
 
 def _text(**own: Any) -> dict[str, Any]:
@@ -179,8 +177,8 @@ ZOO: dict[str, Callable[[], Any]] = {
         "Gemma3nTextConfig",
         **_text(
             head_dim=8, sliding_window=WINDOW, layer_types=_SLIDING, vocab_size_per_layer_input=VOCABULARY,
-            hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0, activation_sparsity_pattern=[0.0, 0.0],
-            altup_num_inputs=2,
+            hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0,
+            activation_sparsity_pattern=[0.0, 0.0], altup_num_inputs=2,
         ),
     ),
     "phi": _c("PhiConfig", **_text()),
