@@ -171,6 +171,14 @@ def test_a_fact_that_is_missing_stops_the_build_with_its_name(results: Path, key
         told(results)
 
 
+def test_a_context_without_a_limit_is_no_missing_fact(results: Path) -> None:
+    facts = json.loads((results / "facts.json").read_text())
+    facts["model"] |= {"context": None, "unlimited_context": True}
+    (results / "facts.json").write_text(json.dumps(facts))
+    text = " ".join(told(results).split())
+    assert "no limit on its context, in float32" in text and "a context of" not in text
+
+
 def test_a_loss_that_is_missing_stops_the_build_with_its_name(results: Path) -> None:
     runs = pd.read_csv(results / "runs.csv")
     own = runs[(runs["phase"] == "evaluation") & (runs["status"] == "completed")].index[3]

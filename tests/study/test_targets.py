@@ -19,9 +19,13 @@ from adaptive_lora.cli.main import app
 from adaptive_lora.errors import ModelError
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.outline import ModelOutline
+from adaptive_lora.study.engines import engine as engines
 from adaptive_lora.study.prepare import prepare
+from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.study.targets import check_called, context_warnings, targets_of, warnings_of
+from adaptive_lora.training import peft_check
+from tests.conftest import mixed_plan
 from tests.training.conftest import tiny_config
 
 TEXT = ModuleShape("model.layers.0.self_attn.q_proj", "attention", 0, 10, 10)
@@ -90,12 +94,11 @@ def test_experts_as_targets_are_refused_with_their_cost(
     ) as refused:
         api.plan(mixture, targets=["q_proj", "experts"])
     assert "`targets: attention` (8 of 11 modules); tried just now" in str(refused.value)
-    for engine in ("bank", "reference"):
-        path = study_file(
-            (str(model_folders["gpt2"]), str(mixture)), ("engine: bank", f"engine: {engine}\ntargets: experts")
-        )
-        with pytest.raises(ModelError, match="Neither engine trains stacks of experts"):
-            prepare(load_study(path), "cpu")
+    path = study_file(
+        (str(model_folders["gpt2"]), str(mixture)), ("engine: bank", "engine: reference\ntargets: experts")
+    )
+    with pytest.raises(ModelError, match="Neither engine trains stacks of experts"):
+        prepare(load_study(path), "cpu")
 
 
 def test_a_plan_that_peft_builds_otherwise_is_not_written(mixture: Path, tmp_path: Path) -> None:
@@ -107,11 +110,10 @@ def test_a_plan_that_peft_builds_otherwise_is_not_written(mixture: Path, tmp_pat
     assert len(json.loads((peft / "adapter_config.json").read_text())["target_modules"]) == 8
 
 
-@pytest.mark.parametrize("engine", ["bank", "reference"])
 def test_a_study_that_peft_would_build_otherwise_does_not_begin(
-    mixture: Path, study_file: Callable[..., Path], model_folders: dict[str, Path], tmp_path: Path, engine: str
+    mixture: Path, study_file: Callable[..., Path], model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    path = study_file((str(model_folders["gpt2"]), str(mixture)), ("engine: bank", f"engine: {engine}"))
+    path = study_file((str(model_folders["gpt2"]), str(mixture)))
     refused = call("run", path, "--out", tmp_path / "out")
     assert refused.exit_code == 2 and "gate_proj, up_proj, down_proj" in refused.stderr
     assert not (tmp_path / "out").exists()
@@ -152,3 +154,46 @@ def test_a_study_says_that_its_texts_are_cut(study_file: Callable[..., Path]) ->
     prepared = prepare(load_study(study_file(("max_length: 64", "max_length: 100"))), "cpu")
     assert any("takes 64 tokens at most" in text for text in prepared.warnings())
     assert prepared.splits.encoder.max_length == 64
+
+
+def test_every_other_set_of_modules_is_tried_once(
+    study_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(load_study(study_file()), "cpu")
+    tried: list[set[str]] = []
+    monkeypatch.setattr(peft_check, "check_with_peft", lambda model, plan, *_: tried.append(set(plan.ranks)))
+    some = prepared.modules[1:]
+    for plan in (mixed_plan(prepared.modules), mixed_plan(some), mixed_plan(some, shift=1)):
+        prepared.check_plan(plan)
+    assert tried == [{m.name for m in some}]
+
+
+def test_an_arm_that_peft_builds_otherwise_and_an_adapter_that_was_not_written_whole_fail(
+    study_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One arm of each kind; what is wrong with one costs no other."""
+    whole, check = engines.save_adapter, peft_check.check_with_peft
+
+    def cut(weights: Any, plan: Any, *more: Any) -> None:
+        last = list(weights)[-1]
+        whole({name: pair for name, pair in weights.items() if name != last}, plan, *more)
+
+    def refusing(model: Any, plan: Any, *more: Any) -> None:
+        if not any("mlp" in name for name in plan.ranks):
+            raise ModelError("attention is not built")
+        check(model, plan, *more)
+
+    monkeypatch.setattr(engines, "save_adapter", cut)
+    monkeypatch.setattr(peft_check, "check_with_peft", refusing)
+    few = ("[uniform, linear-decay, empirical, random]", "[uniform, attention-only]")
+    status = run_study(load_study(study_file(few, ("steps: 6", "steps: 1"))), tmp_path / "out")
+    assert (status.completed, status.failed) == (0, 4)
+    found = {str(trouble["error"]) for trouble in status.troubles}
+    assert any("attention is not built" in text for text in found)
+    assert any("is not the plan that was trained: the tensor" in text and "missing" in text for text in found)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a file system that takes no files")
+def test_a_place_that_takes_no_files_is_named_before_anything_is_planned() -> None:
+    refused = call("plan", "--model", "nobody/nothing", "--peft", "/proc/x")
+    assert refused.exit_code == 2 and "/proc/x cannot be written" in refused.stderr

@@ -62,8 +62,8 @@ def test_what_peft_builds_otherwise_is_refused_with_targets_that_it_builds(kind:
     with pytest.raises(ModelError, match=r"PEFT \d.* does not build this plan on odd as it is written") as refused:
         check_with_peft(model, uniform_plan(outline.modules), outline.modules, "odd")
     assert [name for name, _ in model.named_modules()] == names and not hasattr(model, "peft_config")
-    assert f"It refuses {moved} here" in str(refused.value)
-    told = re.findall(r"`targets: (?:\[([^]]*)\]|(\w+))` \((\d+) of", str(refused.value))
+    assert f"PEFT refuses {moved} here" in str(refused.value)
+    told = re.findall(r"`targets: (?:\[([^]]*)\]|(\w+))`(?:, in a command `[^`]*`)? \((\d+) of", str(refused.value))
     assert told
     for listed, word, count in told:
         chosen = select_targets(outline.modules, listed.split(", ") if listed else word)

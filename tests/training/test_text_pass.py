@@ -125,3 +125,11 @@ def test_a_pass_moves_no_global_randomness() -> None:
     torch.manual_seed(5)
     called_in_text(model, {"blocks.0.experts.2": 6})
     torch.testing.assert_close(torch.rand(2), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "fused"), [("pictures", False), ("a weight read past its layer", False),
+                                             ("a router that answers with a pair", True)])  # fmt: skip
+def test_a_convolution_or_a_tower_is_no_stack_of_experts(kind: str, fused: bool, tmp_path: Path) -> None:
+    CONFIGS[kind][0]().save_pretrained(tmp_path)
+    outline = outline_of("x", tmp_path)
+    assert bool(outline.experts) == bool(outline.fused_parameters) == fused

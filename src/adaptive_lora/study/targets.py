@@ -48,17 +48,19 @@ def check_called(outline: ModelOutline, modules: Iterable[ModuleShape]) -> None:
 def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategies: Iterable[str]) -> list[str]:
     """What a user should know before trusting plans on these modules."""
     found = coverage_warnings(modules, strategies)
-    if outline.fused_parameters:
-        share = 100 * outline.fused_parameters / outline.total_parameters
+    share = 100 * outline.fused_parameters / outline.total_parameters
+    if share >= 0.5:
+        what = "fused stacks (experts of a mixture)" if outline.experts else "parameters of three dimensions"
         found.append(
-            f"{share:.0f} % of the parameters of {outline.name} lie in fused stacks (experts of a mixture), which get "
-            "no adapter: plans speak of the rest alone."
+            f"{share:.0f} % of the parameters of {outline.name} lie in {what}, which get no adapter: plans speak of "
+            "the rest alone."
         )
-    if outline.uncalled:
+    if count := len(outline.uncalled):
         share = 100 * sum(m.d_in * m.d_out for m in outline.uncalled) / outline.total_parameters
+        layers = "1 linear layer" if count == 1 else f"{count} linear layers"
         found.append(
-            f"`all-linear` leaves out {len(outline.uncalled)} linear layers of {outline.name} that are not called in a "
-            f"text-only pass, {share:.2g} % of its parameters: {_roles(outline.uncalled)}."
+            f"`all-linear` leaves out {layers} of {outline.name} not called in a text-only pass, "
+            f"{share:.2g} % of its parameters: {_roles(outline.uncalled)}."
         )
     if outline.pass_failed:
         found.append(

@@ -119,7 +119,7 @@ def verify(layers: dict[str, Any], plan: RankPlan) -> None:
 
     PEFT before 0.21 ignores a pattern key that matches nothing (huggingface/peft#3582).
     """
-    wrong = [f"{name} has an adapter that the plan does not name" for name in sorted(layers.keys() - plan.ranks.keys())]
+    wrong = []
     for name, rank in plan.ranks.items():
         layer, scaling = layers.get(name), plan.scaling_of(name)
         if layer is None:
@@ -131,6 +131,8 @@ def verify(layers: dict[str, Any], plan: RankPlan) -> None:
             wrong.append(f"{name} has rank {layer.r[ADAPTER]}, the plan says {rank}")
         elif abs(layer.scaling[ADAPTER] - scaling) > 1e-12 * scaling:
             wrong.append(f"{name} has scaling {layer.scaling[ADAPTER]}, the plan says {scaling}")
+    unplanned = sorted(layers.keys() - plan.ranks.keys())
+    wrong += [f"{name} has an adapter that the plan does not name" for name in unplanned]
     if wrong:
         raise TrainingError(f"PEFT did not build the plan: {'; '.join(wrong[:4])} ({len(wrong)} modules in all).")
 

@@ -46,7 +46,7 @@ def outline_of(name: str, location: str | Path, revision: str | None = None) -> 
     `location` is a folder or a hub name; `name` is used in messages. Raises ModelError.
     """
     model = meta_model(name, location, revision)
-    return _outline(name, model, (str(location), revision))
+    return outline_of_model(name, model, (str(location), revision))
 
 
 def meta_model(name: str, location: str | Path, revision: str | None = None) -> Any:
@@ -90,7 +90,7 @@ def load_base(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        outline=_outline(name, model, (str(location), revision)),
+        outline=outline_of_model(name, model, (str(location), revision)),
         revision=_folder_hash(Path(location)) if local else getattr(model.config, "_commit_hash", None) or "unknown",
         location=str(location),
         device=torch.device(device),
@@ -114,7 +114,7 @@ def frozen(model: Any, tokenizer: Any) -> Iterator[FrozenBase]:
     restore = scale_each_text(model)
     try:
         model.eval().requires_grad_(False)
-        yield FrozenBase(name, model, tokenizer, _outline(name, model), revision, name, gradients[0][0].device)
+        yield FrozenBase(name, model, tokenizer, outline_of_model(name, model), revision, name, gradients[0][0].device)
     finally:
         restore()
         for module, training in modes:
@@ -168,7 +168,11 @@ def find_modules(model: Any) -> tuple[ModuleShape, ...]:
     return tuple(shapes)
 
 
-def _outline(name: str, model: Any, origin: tuple[str, str | None] | None = None) -> ModelOutline:
+def outline_of_model(name: str, model: Any, origin: tuple[str, str | None] | None = None) -> ModelOutline:
+    """Modules and sizes of a model in memory, with its weights or on the meta device, in evaluation mode.
+
+    One short text-only pass decides which linear layers count; where it fails, names do, and `pass_failed` says why.
+    """
     text = model.config.get_text_config()
     linear, parameters = find_modules(model), list(model.parameters())
     failed = None
@@ -184,13 +188,25 @@ def _outline(name: str, model: Any, origin: tuple[str, str | None] | None = None
         modules=tuple(m for m in linear if m.name in used),
         total_parameters=sum(p.numel() for p in parameters),
         context=context_of(lambda key: getattr(text, key, None)),
-        fused_parameters=sum(p.numel() for p in parameters if p.ndim >= 3),
+        fused_parameters=_fused_parameters(model),
         uncalled=tuple(m for m in linear if m.name not in used),
         experts=_expert_stacks(model),
         embedding_rows=_embedding_rows(model),
         pass_failed=failed,
         origin=origin,
     )
+
+
+def _fused_parameters(model: Any) -> int:
+    """Parameters of matrices in stacks: the kernel of a convolution has three dimensions too, and is none."""
+    stacks = {
+        f"{name}.{own}": parameter.numel()
+        for name, module in model.named_modules()
+        if "Conv" not in type(module).__name__
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim >= 3
+    }
+    return sum(stacks[name] for name in outside_towers(stacks))
 
 
 def _embedding_rows(model: Any) -> int | None:

@@ -66,10 +66,10 @@ def remedy(model: Any, available: Sequence[ModuleShape]) -> str:
         return "No other targets on this model were built as planned either; take another model."
     odd = ", ".join(leaf for leaf in leaves if leaf not in kept)
     said = " or ".join(
-        f"`targets: {_written(targets)}` ({len(select_targets(available, targets))} of {len(available)} modules)"
+        f"{_written(targets)} ({len(select_targets(available, targets))} of {len(available)} modules)"
         for targets in built
     )
-    why = f"It refuses {odd} here, or moves them to other layers. " if odd else ""
+    why = f"PEFT refuses {odd} here, or moves what is meant for them to other layers. " if odd else ""
     return f"{why}Set {said}; tried just now, and built as planned."
 
 
@@ -95,7 +95,10 @@ def _builds(model: Any, available: Sequence[ModuleShape], targets: str | list[st
 
 
 def _written(targets: str | list[str]) -> str:
-    return targets if isinstance(targets, str) else f"[{', '.join(targets)}]"
+    """As a study file and, where that is another, a command say it."""
+    if isinstance(targets, str):
+        return f"`targets: {targets}`"
+    return f"`targets: [{', '.join(targets)}]`, in a command `--targets {','.join(targets)}`"
 
 
 def read_back(folder: Path, plan: RankPlan) -> None:

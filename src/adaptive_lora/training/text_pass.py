@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 _TOKENS = 8
 _EXPERT = re.compile(r"(.*\.\d+\..*\.)\d+(?=\.|$)(.*)")
@@ -78,16 +78,19 @@ def _pass(model: Any) -> None:
 class _AnyValue(TorchDispatchMode):
     """Answers questions for the value of a tensor that has none, so that code which branches on it goes on.
 
-    Tensors that a model makes on the CPU whatever its device is are taken for ones without values.
+    Yes, or 1: most questions are whether something is as it should be. Tensors that a model makes on the CPU whatever
+    its device is are taken for ones without values.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
-            return False if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
-        if tree_any(lambda x: isinstance(x, Tensor) and x.is_meta, (args, kwargs)):
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
+        try:
+            return func(*args, **kwargs)
+        except RuntimeError:  # seldom: asking every operation for its devices takes longer than the pass
             args, kwargs = tree_map_only(Tensor, lambda x: x if x.is_meta else x.to("meta"), (args, kwargs))
-        return func(*args, **kwargs)
+            return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
