@@ -2,11 +2,11 @@
 
 modules          linear layers that `targets: all-linear` adapts, and how many it leaves out as text does not pass there
 PEFT             the plan built by PEFT and read back: modules, ranks, scalings
-as alone         largest difference of a text's loss: plain transformers, one text a pass, against the reference engine's
-                 padded batches; relative
-as reference     largest difference between bank and reference engine, of losses relative and of adapters relative to a
-                 tensor's largest value, after three updates of two adapters without dropout; float64, or float32 where
-                 the model cannot
+as alone         largest difference of a text's loss, relative: plain transformers, one text a pass, against the padded
+                 batches of the reference engine
+as reference     largest difference between bank and reference engine, of losses relative and of adapters relative to
+                 the largest value of any A, or B, after three updates of two adapters without dropout; float64, or
+                 float32 where the model cannot
 every B moved    whether each of the bank's adapters left its start in every module
 
 Texts have 5 to 60 tokens: longer than every window and chunk (8), on both sides of every switch of position scaling
@@ -141,9 +141,12 @@ def difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def adapters_apart(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """The largest difference, relative to a tensor's largest value."""
-    pairs = [(a, b) for name in theirs for a, b in zip(ours[name], theirs[name], strict=True)]
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-6)) for a, b in pairs)
+    """The largest difference of all A, and of all B, relative to the largest value of any."""
+    found = []
+    for letter in (0, 1):
+        apart = max(float((ours[name][letter] - theirs[name][letter]).abs().max()) for name in theirs)
+        found.append(apart / max(float(pair[letter].abs().max()) for pair in theirs.values()))
+    return max(found)
 
 
 Targets = str | list[str]
@@ -250,13 +253,16 @@ def table(rows: Sequence[Row], versions: dict[str, str]) -> str:
         [
             "# Architectures",
             "",
+            "Which models the bank trains as they are, tried on tiny random models of each family. "
             f"Made by `python bench/architectures.py` with {named}. Of {len(rows)} tiny random models {agree} agree, "
             f"{refused} are refused, {len(rows) - agree - refused} differ by more than {BOUND:g}.",
             "",
             "*As alone*: the largest relative difference of a text's loss between plain transformers, one text a pass, "
             "and the reference engine's batches. *Bank = reference*: of losses and adapters after three updates. "
-            "Texts of 5 to 60 tokens reach beyond every window and chunk (8) and stand on both sides of every switch of "
-            "position scaling (32). *Packed*: sequences end to end, our attention; *padded*: rows, the model's own.",
+            "Texts of 5 to 60 tokens reach beyond every window and chunk (8) and lie on both sides of every switch of "
+            "position scaling (32). *Packed*: sequences end to end, our attention; *padded*: rows, the model's own. "
+            "Before a study is trained, the same is checked on its own model and texts; "
+            "[how](how-a-study-runs.md#the-bank-is-the-model).",
             "",
             *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines),
             "",

@@ -177,8 +177,8 @@ ZOO: dict[str, Callable[[], Any]] = {
         "Gemma3nTextConfig",
         **_text(
             head_dim=8, sliding_window=WINDOW, layer_types=_SLIDING, vocab_size_per_layer_input=VOCABULARY,
-            hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0, activation_sparsity_pattern=[0.0, 0.0],
-            altup_num_inputs=2,
+            hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=0,
+            activation_sparsity_pattern=[0.0, 0.0], altup_num_inputs=2,
         ),
     ),
     "phi": _c("PhiConfig", **_text()),

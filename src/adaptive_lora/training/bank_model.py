@@ -39,6 +39,8 @@ class _Comparison:
     longest: int
     """Tokens of the longest text."""
     error: float
+    what: str
+    """What was off."""
     kernels: frozenset[str]
 
 
@@ -129,8 +131,8 @@ def bank_model(
             except (TypeError, ValueError, AttributeError, IndexError, NotCausalOnly, RuntimeError) as problem:
                 failures.append(f"{type(problem).__name__}: {problem}")
                 continue
-            if not found.error <= _TOLERANCE.get(base.model.dtype, 5e-2):
-                failures.append(f"logits differ by {found.error:.2g}")
+            if not found.error <= _tolerance(base):
+                failures.append(f"{found.what} {found.error:.2g}")
                 continue
             if checkpointing:
                 stack.enter_context(recomputed_blocks(base.model))
@@ -140,6 +142,10 @@ def bank_model(
         f"{base.name} cannot be run by the bank ({'; '.join(dict.fromkeys(failures))}). Set `engine: reference` in the "
         "study file: it trains one adapter at a time through the model as it is."
     )
+
+
+def _tolerance(base: FrozenBase) -> float:
+    return _TOLERANCE.get(base.model.dtype, 5e-2)
 
 
 def probe_examples(base: FrozenBase) -> list[Example]:
@@ -153,7 +159,7 @@ def probe_examples(base: FrozenBase) -> list[Example]:
 
 def _probe_texts(base: FrozenBase, texts: Sequence[Example]) -> list[Example]:
     """What is compared; the longest text is not the first, so that positions in the pass are not those in the text."""
-    ends = [replace(text, prompt_length=1) for text in _shortest_and_longest(texts)]
+    ends = [Example(text.ids, 1, False) for text in _shortest_and_longest(texts)]
     return [*probe_examples(base), *ends]
 
 
@@ -172,9 +178,11 @@ def _compared(
 ) -> _Comparison:
     """Compares a way of running the base with the `expected` logits, unless an earlier bank did."""
     if expected is not None:
-        error = _deviation(model, base, probe, expected)
+        error, what = _deviation(model, base, probe, expected), "logits differ by"
+        if error <= _tolerance(base):
+            error, what = _mixing(model, base), "one adapter's layers change the logits of another's texts by"
         longest = max(len(text.ids) for text in probe)
-        _COMPARED[base.model][way] = _Comparison(longest, error, frozenset(model.kernels))
+        _COMPARED[base.model][way] = _Comparison(longest, error, what, frozenset(model.kernels))
     found = _COMPARED[base.model][way]
     model.kernels.update(found.kernels)
     return found
@@ -204,6 +212,26 @@ def _deviation(model: BankModel, base: FrozenBase, probe: Sequence[Example], exp
     with current_batch(BankBatch(packed, kernels=model.kernels)):
         found = model.head.logits(model.hidden(packed)[packed.keep[rows.to(base.device)]])
     return float((found - expected).abs().max() / expected.abs().max())
+
+
+@torch.no_grad()
+def _mixing(model: BankModel, base: FrozenBase) -> float:
+    """How far one adapter's layers reach into another's texts, relative to the largest logit; 0 where they do not.
+
+    A model that reorders positions before a layer would give them to the wrong adapters (XLNet puts texts second), with
+    the right logits as long as no adapter does anything.
+    """
+    first, *rest = probe_examples(base)
+    packed = pack([[first], rest], base.device, model.padded)
+
+    def logits(marked: tuple[int, int] | None) -> Tensor:
+        with current_batch(BankBatch(packed, marked=marked)):
+            return model.head.logits(model.hidden(packed)[packed.keep])
+
+    own = torch.tensor(packed.owners, device=base.device)[packed.sequence] == 0
+    plain, every = logits(None), logits((0, packed.size))
+    apart = [plain - logits(packed.segments[1]), every - logits(packed.segments[0])]
+    return float(torch.stack(apart)[:, own].abs().max() / plain.abs().max())
 
 
 @contextlib.contextmanager

@@ -247,6 +247,9 @@ def _explained(name: str, location: str | Path) -> Iterator[None]:
                 "Only safetensors are read; convert the weights with `model.save_pretrained(folder)` and name that "
                 "folder, or name a revision that has them."
             )
+        elif "Unrecognized configuration class" in str(error):
+            reason = "transformers has no causal language model of this kind (AutoModelForCausalLM)."
+            remedy = "Models of pictures and text are loaded where it has one, such as Gemma 3; name a text model."
         elif folder.exists():
             remedy = "Check that config.json, tokenizer.json and model.safetensors are complete and belong together."
         else:

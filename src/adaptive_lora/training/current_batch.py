@@ -24,6 +24,8 @@ class BankBatch:
     """By module; if not empty, segments are multiples of BLOCK and all adapters are multiplied at once."""
     kernels: set[str] = field(default_factory=set)
     """What computed attention and LoRA, noted by the layers."""
+    marked: tuple[int, int] | None = None
+    """Positions whose results the layers double, to see that they are those of the texts that were put there."""
 
 
 class _Current:

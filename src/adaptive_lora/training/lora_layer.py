@@ -43,6 +43,8 @@ class MultiLoraLinear(nn.Module):
         flat = x.reshape(-1, x.shape[-1]).contiguous()
         base_output = self.base(x).reshape(flat.shape[0], -1) if self.fused is None else None
         y = _MultiLoraLinear.apply(flat, anchor, base_output, self, batch)
+        if batch.marked is not None:
+            y[slice(*batch.marked)] *= 2.0
         # The view is made outside the function: models may modify the result in place.
         return y.view(*x.shape[:-1], y.shape[-1])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from adaptive_lora.errors import StudyFileError
+from adaptive_lora.errors import ModelError, StudyFileError
 from adaptive_lora.study.engines import bank as worker
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.resume import read_compositions
@@ -254,6 +254,20 @@ def test_a_loss_that_is_no_number_at_evaluation_is_a_divergence(
     monkeypatch.setattr(Bank, "evaluate", broken)
     outcome = run_study(load_study(study_file(TWO_ARMS)), tmp_path / "out")
     assert (outcome.diverged, outcome.completed, outcome.finished) == (1, 3, True)
+
+
+def test_the_bank_is_compared_with_the_frozen_model_once_a_study(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = load_study(study_file(TWO_ARMS, ("steps: 6", "steps: 1"))), tmp_path / "out"
+    run_study(study, out)
+    with contextlib.closing(open_to_read(out)) as ledger:
+        found = ledger.facts()["bank_check"]
+    assert found["records"] == 20 and 0 <= found["largest"] < 1e-5 and found["here"]["device"] == "cpu"
+    monkeypatch.setattr(worker, "check_bank", lambda *_: (_ for _ in ()).throw(ModelError("compared again")))
+    assert run_study(study, out).finished
+    with pytest.raises(ModelError, match="compared again"):
+        run_study(study, tmp_path / "another")
 
 
 def test_rate_multipliers_are_part_of_the_study(study_file: WriteStudy, tmp_path: Path) -> None:
