@@ -76,7 +76,7 @@ def exact_match(model: GPT2LMHeadModel, encoder: Encoder, rows: list[dict[str, s
             batch = collate(examples[start : start + 100])
             logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
             for row, exact in zip(rows[start:], sequence_losses(logits, batch.labels).exact.tolist(), strict=False):
-                right[row["family"]].append(exact)
+                right[row["category"]].append(exact)
     model.train()
     return {family: sum(values) / len(values) for family, values in sorted(right.items())}
 

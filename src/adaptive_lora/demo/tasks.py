@@ -210,7 +210,7 @@ def stream(group: str, seed: int) -> Iterator[dict[str, str]]:
     draw = python_stream(seed, "demo", group)
     while True:
         name, family = draw.choice(families)
-        yield {**family(draw)._asdict(), "family": name}
+        yield {**family(draw)._asdict(), "category": name}
 
 
 def generate(group: str, count: int, seed: int = 0) -> list[dict[str, str]]:
@@ -219,7 +219,7 @@ def generate(group: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     The same arguments give the same records on every machine. Where the families run out of new
     questions (some have a dozen), the list ends early.
 
-    >>> generate("fine-tuning", 1, seed=3)[0].keys() == {"instruction", "input", "output", "family"}
+    >>> generate("fine-tuning", 1, seed=3)[0].keys() == {"instruction", "input", "output", "category"}
     True
     """
     seen: set[tuple[str, str]] = set()
