@@ -24,7 +24,7 @@ from adaptive_lora.study.data_facts import Draw, data_counts, data_notices, spli
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import PlanTask, plan_task
 from adaptive_lora.study.preflight import check_distinct, check_equal_cost, checked_budgets
-from adaptive_lora.study.study_file import Study
+from adaptive_lora.study.study_file import Study, shown
 from adaptive_lora.study.targets import check_called, context_warnings, encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
 
@@ -128,7 +128,7 @@ class PreparedStudy:
                 "note": model_note(self.base.name),
             },
             "data": {
-                "source": spec.data.source, "form": self.source.form, "revision": self.source.revision,
+                "source": shown(spec.data.source), "form": self.source.form, "revision": self.source.revision,
                 "fingerprint": self.fingerprint, "records": len(self.source.records),
                 "duplicates": self.splits.duplicates, "unusable": self.splits.unusable,
                 "licence": self.source.licence, "exact_answers": self.source.exact_answers,

@@ -162,6 +162,19 @@ def fill_in(text: str) -> str:
     return re.sub(pattern, lambda m: os.environ.get(m.group(1)) or m.group(2) or m.group(0), text)
 
 
+def shown(text: str) -> str:
+    """How a report names a source of data: as it is written, but for `${NAME:-default}`, where what was taken
+    is named: the default, or the file without its folder.
+
+    >>> shown("${NO_SUCH_NAME:-owner/name}"), shown("${ASSETS}/a.json")
+    ('owner/name', '${ASSETS}/a.json')
+    """
+    if ":-" not in text:
+        return text
+    filled = fill_in(text)
+    return Path(filled).name if Path(filled).expanduser().exists() else filled
+
+
 def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]) -> dict[str, Any]:
     """Replaces `ranks: FILE` by what the file says, so that the study's identity covers it."""
     arms = data.get("arms")
