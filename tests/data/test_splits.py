@@ -207,3 +207,21 @@ def test_advice_of_a_refusal_works(encoder: Encoder, sizes: list[int], asked: tu
         for train, validation, test in advised:
             splits = make_splits(source(records), encoder, int(train), int(validation), int(test))
             assert len(splits.training_subset(int(train), 1)) == int(train) > 0
+
+
+def test_where_every_answer_is_learnt_no_question_of_the_test_is_trained_on() -> None:
+    def conversation(number: int, branch: int) -> Record:
+        opening = (Turn("user", f"Which town has {number} towers?"), Turn("assistant", f"Town {number}."))
+        return Record("messages", f"And branch {branch}?", "", f"{number} {branch}", opening)
+
+    branches = [conversation(number, branch) for number in range(12) for branch in range(2)]
+    alone = [Record("messages", f"Which town has {number} towers!", "", "Several.") for number in range(12)]
+    groups = group_records([*branches, *alone], every_answer=True)
+    assert sorted(map(len, groups)) == [3] * 12
+    assert sorted(map(len, group_records([*branches, *alone]))) == [1] * 36  # their last questions are others
+
+
+def test_a_greeting_ties_no_conversations_where_every_answer_is_learnt() -> None:
+    greeting = (Turn("user", "Good day"), Turn("assistant", "Good day. What is it?"))
+    records = [Record("messages", f"Question {number}?", "", "An answer.", greeting) for number in range(30)]
+    assert len(group_records(records, every_answer=True)) == 30

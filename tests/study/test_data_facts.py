@@ -41,7 +41,11 @@ def test_a_study_counts_what_became_of_its_data(prepared: PreparedStudy) -> None
                  "answers are cut at 64 tokens"):  # fmt: skip
         assert said in warnings
     sentence = render("study.use_of_data", data)
-    assert "99 rows; 1 left out (no answer)" in sentence and " 0 " not in sentence and "columns that are not used: mood" in sentence
+    assert (
+        "99 rows; 1 left out (no answer)" in sentence
+        and " 0 " not in sentence
+        and "columns that are not used: mood" in sentence
+    )
     assert render("study.use_of_data", {"records": 9, "duplicates": 1}) == ""  # exports of before
 
 

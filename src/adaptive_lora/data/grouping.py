@@ -17,12 +17,13 @@ def without_duplicates(records: Sequence[Record]) -> list[Record]:
     return list({record.content_key(): record for record in reversed(records)}.values())[::-1]
 
 
-def group_records(records: Sequence[Record]) -> list[list[Record]]:
+def group_records(records: Sequence[Record], every_answer: bool = False) -> list[list[Record]]:
     """Records together that share what they ask (`Record.prompt_key`), or of which one goes on where another ends.
 
     The second is a conversation that was written as one record a turn: there, the answers of its early records stand
-    in the prompts of the later ones. A shared system prompt or greeting alone does not tie. Groups come in the order
-    of their first records, and keep the order of their own.
+    in the prompts of the later ones. With `every_answer` earlier questions count too, as their answers are learnt. A
+    shared system prompt or greeting alone does not tie. Groups come in the order of their first records, and keep the
+    order of their own.
 
     >>> first = Record("messages", "Which tree?", "", "An oak.")
     >>> later = Record("messages", "How old?", "", "90.", (Turn("user", "Which tree?"), Turn("assistant", "An oak.")))
@@ -44,7 +45,7 @@ def group_records(records: Sequence[Record]) -> list[list[Record]]:
     first: dict[str, int] = {}
     for i, record in enumerate(records):
         tie(i, first.setdefault(record.prompt_key(), i))
-    for i, j in _continued(records):
+    for i, j in [*_continued(records), *(_shared(records) if every_answer else ())]:
         tie(i, j)
     groups: defaultdict[int, list[Record]] = defaultdict(list)
     for i, record in enumerate(records):
@@ -69,6 +70,21 @@ def _continued(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
     for state, found in after.items():
         if len({following for _, following in found}) <= _CONTINUATIONS:
             yield from ((ends[state], i) for i, _ in found)
+
+
+def _shared(records: Sequence[Record]) -> Iterator[tuple[int, int]]:
+    """Pairs of records that ask the same up to an answer that is learnt, in both or earlier in one."""
+    asked: defaultdict[tuple[str, ...], list[tuple[int, str]]] = defaultdict(list)
+    for i, record in enumerate(records):
+        turns = record.before()
+        said = tuple("".join(filter(str.isalnum, turn.content.casefold())) for turn in turns)
+        for at, turn in enumerate(turns):
+            if turn.role == "assistant" and turn.learnt and at:
+                asked[said[:at]].append((i, said[at + 1] if at + 1 < len(said) else ""))
+        asked[said].append((i, ""))
+    for found in asked.values():
+        if len({following for _, following in found}) <= _CONTINUATIONS:
+            yield from ((found[0][0], i) for i, _ in found[1:])
 
 
 def _answers(turns: Sequence[Turn]) -> Iterator[tuple[bytes, str]]:

@@ -88,7 +88,7 @@ def profile(source: RecordSet, encoder: Encoder, samples: int = 3) -> DataProfil
         licence=source.licence,
         records=len(examples),
         duplicates=len(source.records) - len(different),
-        same_prompt=len(different) - len(group_records(different)),
+        same_prompt=len(different) - len(group_records(different, encoder.learn == "all")),
         empty_completions=sum(record.is_empty for record in source.records),
         prompt_tokens=tuple(example.prompt_length + _between(example) for example in examples),
         completion_tokens=tuple(len(example.ids) - example.prompt_length - _between(example) for example in examples),
@@ -140,4 +140,4 @@ def _between(example: Example) -> int:
 
 def _spread(count: int, samples: int) -> list[int]:
     """First, middle and last, or what there is."""
-    return sorted({round(i * (count - 1) / max(samples - 1, 1)) for i in range(min(samples, count))})
+    return sorted({round(i * (count - 1) / max(min(samples, count) - 1, 1)) for i in range(min(samples, count))})

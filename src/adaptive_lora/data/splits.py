@@ -139,7 +139,10 @@ class _Material:
     def of(cls, records: Sequence[Record], encoder: Encoder, seed: int) -> _Material:
         split_seed = derive_seed(seed, "split")
         places = {id(r): hashlib.sha256(f"{split_seed} {r.place_key()}".encode()).hexdigest() for r in records}
-        groups = sorted(group_records(records), key=lambda group: min(places[id(record)] for record in group))
+        groups = sorted(
+            group_records(records, encoder.learn == "all"),
+            key=lambda group: min(places[id(record)] for record in group),
+        )
         return cls(groups, encoder, places)
 
     def usable(self, group: int) -> list[_Pair]:
