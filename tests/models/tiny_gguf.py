@@ -16,10 +16,12 @@ TEMPLATE = (
 )
 
 
-def write_tiny_gguf(path: Path, seed: int = 0) -> dict[str, np.ndarray]:
+def write_tiny_gguf(
+    path: Path, seed: int = 0, file_type: int = gguf.LlamaFileType.MOSTLY_Q8_0
+) -> dict[str, np.ndarray]:
     """Writes the file; returns its quantised matrices as they are meant, by GGUF name."""
     writer = gguf.GGUFWriter(path, "llama")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_file_type(file_type)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(1)

@@ -25,6 +25,7 @@ from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.study.targets import check_called, context_warnings, targets_of, warnings_of
 from adaptive_lora.training import peft_check
+from adaptive_lora.training.base import outline_of_model
 from tests.conftest import mixed_plan
 from tests.training.conftest import tiny_config
 
@@ -75,6 +76,25 @@ def test_a_loaded_model_that_calls_less_than_its_configuration_said_is_refused()
     check_called(OUTLINE, [TEXT])
     with pytest.raises(ModelError, match=r"does not pass through 1 target modules of two towers \(mlp.router\)"):
         check_called(OUTLINE, [TEXT, ROUTER])
+
+
+def test_a_model_of_which_a_part_is_read_is_said_to_be_one() -> None:
+    """Llama 4 with pictures is read as its text part, whose module names fit the whole model only by their endings."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**tiny_config()))
+    model.config.architectures = ["LlamaWithPictures"]
+    outline = outline_of_model("whole", model)
+    (said,) = warnings_of(outline, outline.modules, [])
+    assert "whole is an LlamaWithPictures, of which AutoModelForCausalLM reads a part" in said
+    model.config.architectures = None
+    assert not warnings_of(outline_of_model("plain", model), outline.modules, [])
+
+
+def test_a_group_that_a_model_lacks_is_not_advised() -> None:
+    modules = [ModuleShape("model.layers.0.mixer.q_proj", "other", 0, 8, 8)]
+    with pytest.raises(ModelError, match=r"'attention', which matches no module of this model\. It has: mixer"):
+        targets_of(ModelOutline("x", tuple(modules), 64, None), "attention")
+    with pytest.raises(ModelError, match=r"did you mean 'q_proj'\?"):
+        targets_of(ModelOutline("x", tuple(modules), 64, None), "qproj")
 
 
 def test_a_context_shorter_than_asked_is_said_and_none_is_no_limit() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.shared import remember, tell_report, tell_status
 from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, TrainingError, UsageError
 
@@ -66,11 +66,16 @@ def run(
 
         parsed = load_study(study)  # before torch is imported: what is wrong with the file is said at once
         from adaptive_lora.cli import terminal
+        from adaptive_lora.cli.progress import BarProgress, progress_for
         from adaptive_lora.study.estimate import estimate
         from adaptive_lora.study.prepare import prepare
 
-        with working("planning every arm and timing a few steps"):
-            found = estimate(prepare(parsed, device), _pilot(pilot) if pilot else ())
+        listener = progress_for(err)
+        with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
+            listener.stage("loading model and data")
+            prepared = prepare(parsed, device)
+            listener.stage("planning every arm at one seed")
+            found = estimate(prepared, _pilot(pilot) if pilot else (), listener)
         if as_json:
             print_json(dataclasses.asdict(found))
         else:

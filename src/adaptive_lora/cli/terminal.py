@@ -139,6 +139,10 @@ def plain(value: Any) -> Text:
     return Text("".join(c if c in "\n\t" or c.isprintable() else "�" for c in str(value)))
 
 
+def _unknown_licence(source: str) -> str:
+    return "Apache-2.0: generated" if source.startswith("demo:") else "not known; look it up before you publish"
+
+
 def profile_view(found: DataProfile) -> Group:
     """Facts, histogram and samples of a data set."""
     facts = _table("what", "value", box=None, show_header=False)
@@ -146,7 +150,7 @@ def profile_view(found: DataProfile) -> Group:
     for name, value in (
         ("source", found.source),
         ("form", found.form),
-        ("licence", found.licence or "not known; look it up before you publish"),
+        ("licence", found.licence or _unknown_licence(found.source)),
         ("records", f"{found.records:,}"),
         ("columns", _columns(found.reading)),
         ("duplicates", f"{found.duplicates:,} exact, {found.same_prompt:,} more that ask the same or go on"),

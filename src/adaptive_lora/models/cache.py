@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,6 +16,10 @@ from adaptive_lora.errors import ModelError
 
 PROVENANCE = "provenance.json"
 """The file in a converted folder that says where its weights came from."""
+
+
+_ABANDONED = 3600.0
+"""Seconds after which a folder in the making is one that a kill has left."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,9 @@ def build_in_cache(folder: Path, fill: Callable[[Path], Provenance]) -> Path:
     A kill leaves no half folder, and of two processes that build the same one, the second keeps the first's.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if time.time() - left.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as private:
         made = Path(private) / folder.name
         made.mkdir()

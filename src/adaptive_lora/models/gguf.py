@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ def gguf_folder(file: Path) -> Path:
     Converted once for each content of the file, wherever it lies. Weights are kept in float32, in which every
     quantised value is exact.
     """
+    if file.is_dir():
+        raise ModelError(f"{file} is a folder and not a GGUF file; name the file in it.")
     if not file.is_file():
         raise ModelError(f"The model file {file} does not exist. Give a .gguf file, a folder, a hub name, or `demo`.")
     sha256 = _known_sha256(file)
@@ -50,8 +53,8 @@ def dequantise(file: Path, to: Path, origin: Provenance) -> Provenance:
         # A dozen unrelated classes; all mean that transformers does not know this architecture or quantisation.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{file}: transformers {transformers.__version__} cannot read this GGUF file: {reason} Name a folder or "
-            "hub name with the model's safetensors instead."
+            f"{file}: transformers {transformers.__version__} cannot read this GGUF file: {reason.rstrip('.')}. "
+            "Is it whole? If so, name a folder or hub name with the model's safetensors instead."
         ) from error
     with quiet_libraries():
         model.save_pretrained(to)
@@ -69,7 +72,10 @@ def quantisation_of(file: Path) -> str:
     field = gguf.GGUFReader(file).fields.get("general.file_type")
     if field is None:
         return "an unnamed quantisation"
-    return str(gguf.LlamaFileType(int(field.contents())).name).removeprefix("MOSTLY_")
+    try:
+        return str(gguf.LlamaFileType(int(field.contents())).name).removeprefix("MOSTLY_")
+    except ValueError:  # newer than the library, or nobody's
+        return "an unnamed quantisation"
 
 
 def _read(file: Path) -> tuple[Any, Any]:
@@ -94,14 +100,16 @@ def _check_magic(file: Path) -> None:
 
 
 def _known_sha256(file: Path) -> str:
-    """The file's hash, remembered by name, size and time, as large files take seconds."""
+    """The file's hash, remembered by name, size and times, as large files take seconds."""
     facts = file.stat()
-    identity = f"{file.resolve()}\0{facts.st_size}\0{facts.st_mtime_ns}"
+    # The time of change cannot be set: files of equal size out of archives may have equal times of modification.
+    identity = f"{file.resolve()}\0{facts.st_ino}\0{facts.st_size}\0{facts.st_mtime_ns}\0{facts.st_ctime_ns}"
     stamp = cache_folder() / "stamps" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if stamp.is_file():
         return stamp.read_text().strip()
     found = file_sha256(file)
-    write_atomically(stamp, found + "\n")
+    with contextlib.suppress(OSError):  # only a convenience
+        write_atomically(stamp, found + "\n")
     return found
 
 

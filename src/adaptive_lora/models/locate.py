@@ -16,16 +16,27 @@ def is_named(name: str) -> bool:
     return name == demo.MODEL or name in KNOWN
 
 
-def locate_model(name: str) -> str | Path:
+def locate_model(name: str, revision: str | None = None) -> str | Path:
     """Where the model `name` is read from: a folder, or a hub name as it stands.
 
     `name` is `demo`, a model that `fetch` brings, a .gguf file (converted once into the cache), a folder, or a hub
-    name. Raises ModelError with the command to run where a known model was not fetched yet.
+    name; a folder that is called as one of the first two is `./demo`. Raises ModelError with the command to run where
+    a known model was not fetched yet, and where a `revision` is asked of what has none.
     """
+    found = _locate(name)
+    if revision is not None and isinstance(found, Path):
+        raise ModelError(
+            f"The model {name} has no revisions, got {revision!r}: commits, tags and branches are those of hub names. "
+            "Leave `revision` out."
+        )
+    return found
+
+
+def _locate(name: str) -> str | Path:
     if name == demo.MODEL:
         return demo.model_folder()
     path = Path(name).expanduser()
-    if name in KNOWN and not path.exists():
+    if name in KNOWN:
         model = KNOWN[name]
         if not model.is_fetched:
             raise ModelError(

@@ -124,10 +124,11 @@ def select_targets(modules: Sequence[ModuleShape], targets: str | Sequence[str])
         found = [m for m in modules if matches(m, entry)]
         if not found:
             known = sorted({role_of(m.name) for m in modules})
+            leaves = sorted({name.split(".")[-1] for name in known})
+            hint = "" if entry in TARGET_GROUPS else nearest_hint(entry, [*leaves, *known, *TARGET_GROUPS])
             raise ModelError(
-                f"`targets` names {entry!r}, which matches no module of this model"
-                f"{nearest_hint(entry, [*known, *TARGET_GROUPS])}. It has: {', '.join(known) or 'no linear modules'}; "
-                f"or write one of {', '.join(TARGET_GROUPS)}."
+                f"`targets` names {entry!r}, which matches no module of this model{hint}. It has: "
+                f"{', '.join(known) or 'no linear modules'}; or write one of {', '.join(TARGET_GROUPS)}."
             )
         chosen.update((m.name, m) for m in found)
     return tuple(m for m in modules if m.name in chosen)

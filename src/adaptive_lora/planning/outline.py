@@ -35,6 +35,8 @@ class ModelOutline:
     """How many different tokens the model knows."""
     pass_failed: str | None = None
     """Why the text-only pass could not be run, where `modules` rests on names instead."""
+    other_class: str | None = None
+    """The class that the model's configuration names, where causal language models are read as another."""
     origin: tuple[str, str | None] | None = field(default=None, compare=False)
     """Folder or hub name, and revision, where the model has them."""
 

@@ -20,7 +20,9 @@ from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import collected, needed
+from adaptive_lora.study.planning_phase import measuring_progress
 from adaptive_lora.study.prepare import PreparedStudy
+from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
@@ -54,15 +56,21 @@ class Estimate:
     warnings: tuple[str, ...]
 
 
-def estimate(prepared: PreparedStudy, pilot: Sequence[ArmSummary] = ()) -> Estimate:
+def estimate(
+    prepared: PreparedStudy, pilot: Sequence[ArmSummary] = (), listener: ProgressListener | None = None
+) -> Estimate:
     """Plans every cell once and times a few updates by the study's engine; nothing is written.
+
+    `listener` is told what is measured for plans, which takes minutes on a large model.
 
     What the seeds can tell apart is reckoned from the spread of a `pilot`: another study's arms.
     """
     spec, matrix = prepared.study.spec, prepared.study.matrix
     seed, rate = spec.seeds.evaluation[0], spec.train.learning_rate[0]
     first = [Run(Phase.EVALUATION, cell, rate, seed) for cell in matrix.cells]
-    plans, planning_seconds = _plan_all(prepared, first)
+    listener = listener or Silent()
+    plans, planning_seconds = _plan_all(prepared, first, listener)
+    listener.stage("timing a few steps")
     examples = prepared.training_examples(seed)
     members = [
         Member(plan=plan, options=prepared.training_options(run), seed=seed, examples=examples)
@@ -95,7 +103,9 @@ def estimate(prepared: PreparedStudy, pilot: Sequence[ArmSummary] = ()) -> Estim
     )
 
 
-def _plan_all(prepared: PreparedStudy, first: Sequence[Run]) -> tuple[list[RankPlan], float]:
+def _plan_all(
+    prepared: PreparedStudy, first: Sequence[Run], listener: ProgressListener
+) -> tuple[list[RankPlan], float]:
     """Plans of the cells at one seed, and the seconds that planning the whole study will take.
 
     Each distinct measurement of the study is counted once, at the price of one of its kind here.
@@ -103,7 +113,8 @@ def _plan_all(prepared: PreparedStudy, first: Sequence[Run]) -> tuple[list[RankP
     tasks = [prepared.plan_task(run) for run in first]
     stored: dict[MeasurementKey, MeasurementResult | Exception] = {}
     price: dict[str, float] = {}
-    for taken in take(m for task in tasks for m in needed(task)):
+    wanted = [m for task in tasks for m in needed(task)]
+    for taken in take(wanted, measuring_progress(listener)):
         stored |= taken.results
         for key in taken.results:
             price[key.measure] = max(price.get(key.measure, 0.0), taken.seconds / len(taken.results))

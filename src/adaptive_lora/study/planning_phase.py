@@ -88,17 +88,23 @@ def _measure(
             results[key] = MeasurementResult(content["values"], content["facts"])
     missing = [measurement for key, measurement in wanted.items() if key not in results]
 
-    def on_progress(now: MeasuringProgress) -> None:
-        step = f", step {now.step} of {now.steps}" if now.steps else ""
-        seeds = f"seed{'s' if len(now.seeds) > 1 else ''} {', '.join(map(str, now.seeds))}"
-        listener.planning(f"{', '.join(now.measures)}, {seeds}{step}", now.done, now.total)
-
-    for taken in take(missing, on_progress, should_stop):
+    for taken in take(missing, measuring_progress(listener), should_stop):
         _store(ledger, taken)
         results |= taken.results
     if missing:
         listener.close()
     return results
+
+
+def measuring_progress(listener: ProgressListener) -> Callable[[MeasuringProgress], None]:
+    """Tells a listener what is being measured."""
+
+    def tell(now: MeasuringProgress) -> None:
+        step = f", step {now.step} of {now.steps}" if now.steps else ""
+        seeds = f"seed{'s' if len(now.seeds) > 1 else ''} {', '.join(map(str, now.seeds))}"
+        listener.planning(f"{', '.join(now.measures)}, {seeds}{step}", now.done, now.total)
+
+    return tell
 
 
 def _store(ledger: Ledger, taken: Taken) -> None:

@@ -37,18 +37,18 @@ DEMO_RECORDS = 4000
 
 def open_outline(name: str, revision: str | None = None) -> ModelOutline:
     """A model's outline, by its configuration alone; knows what `locate_model` knows."""
-    if found := outline_from_config(name, Path(locate_model(name))):
+    if found := outline_from_config(name, Path(locate_model(name, revision))):
         return found
     from adaptive_lora.training.base import outline_of
 
-    return outline_of(name, locate_model(name), revision)
+    return outline_of(name, locate_model(name, revision), revision)
 
 
 def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
     """`training.base.load_base` that knows the embedded model, fetched ones and GGUF files."""
     from adaptive_lora.training.base import load_base
 
-    return load_base(name, locate_model(name), revision, dtype, device)
+    return load_base(name, locate_model(name, revision), revision, dtype, device)
 
 
 def open_encoder(
@@ -58,7 +58,7 @@ def open_encoder(
     from adaptive_lora.training.base import load_tokenizer
 
     outline = open_outline(name, revision)
-    tokenizer = load_tokenizer(name, locate_model(name), revision)
+    tokenizer = load_tokenizer(name, locate_model(name, revision), revision)
     return encoder_of(outline, tokenizer, max_length, template, learn)
 
 
@@ -67,7 +67,7 @@ def check_with_peft(plan: RankPlan, name: str, revision: str | None = None) -> N
     from adaptive_lora.training import peft_check
     from adaptive_lora.training.base import meta_model
 
-    model = meta_model(name, locate_model(name), revision)
+    model = meta_model(name, locate_model(name, revision), revision)
     peft_check.check_with_peft(model, plan, open_outline(name, revision).modules, name)
 
 

@@ -54,6 +54,11 @@ def warnings_of(outline: ModelOutline, modules: Sequence[ModuleShape], strategie
             f"{share:.0f} % of the parameters of {outline.name} lie in {what}, which get no adapter: plans speak of "
             "the rest alone."
         )
+    if outline.other_class:
+        found.append(
+            f"{outline.name} is an {outline.other_class}, of which AutoModelForCausalLM reads a part: plans and "
+            "adapters fit that part alone, and on the whole model PEFT may build others without a word."
+        )
     if count := len(outline.uncalled):
         share = 100 * sum(m.d_in * m.d_out for m in outline.uncalled) / outline.total_parameters
         layers = "1 linear layer" if count == 1 else f"{count} linear layers"

@@ -139,6 +139,11 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def _other_class(model: Any) -> str | None:
+    named = getattr(model.config, "architectures", None) or [type(model).__name__]
+    return None if type(model).__name__ in named else str(named[0])
+
+
 def check_device(device: str | torch.device) -> torch.device:
     """The device if it is available; otherwise UsageError with those that are."""
     available = ["cpu"]
@@ -194,6 +199,7 @@ def outline_of_model(name: str, model: Any, origin: tuple[str, str | None] | Non
         experts=_expert_stacks(model),
         embedding_rows=_embedding_rows(model),
         pass_failed=failed,
+        other_class=_other_class(model),
         origin=origin,
     )
 
