@@ -178,7 +178,7 @@ def test_a_tool_call_is_what_is_learnt(arguments: Any) -> None:
         with pytest.raises(DataError, match=r"calls the tool tides, which only a chat template can write"):
             Encoder(qwen(), 999, template).encode(record)
     tools = json.dumps([{"type": "function", "function": {"name": "tides", "parameters": {}}}])
-    with pytest.raises(DataError, match="cannot write tools: tides would not be in the prompt"):
+    with pytest.raises(DataError, match="cannot write tools"):
         Encoder(qwen(), 999).encode(dataclasses.replace(RECORD, tools=tools))
 
 
@@ -256,3 +256,54 @@ def test_earlier_answers_that_a_template_writes_otherwise() -> None:
         )
         with pytest.raises(DataError, match=r"writes turn 3 otherwise once other turns follow.*learn: last"):
             Encoder(qwen(forgets), 999, learn="all").encode(LONGER)
+
+
+def calling(*calls: Any) -> str:
+    return json.dumps({"tool_calls": calls})
+
+
+TIDES = {"type": "function", "function": {"name": "tides", "arguments": {"place": "quay"}}}
+
+
+@pytest.mark.parametrize("silent", ["", " \n", "<think>Say nothing.</think>"])
+def test_an_earlier_answer_that_says_nothing_is_context_only(silent: str) -> None:
+    tokenizer = qwen()
+    quiet = dataclasses.replace(LONGER, turns=(*LONGER.turns[:2], Turn("assistant", silent)))
+    last, every = (Encoder(tokenizer, 999, learn=learn).encode(quiet) for learn in ("last", "all"))
+    assert every == last and spans(tokenizer, every) == ["An owl.<|im_end|>\n"]
+
+
+def test_an_earlier_tool_call_is_learnt_or_refused() -> None:
+    turns = (Turn("user", "High water?"), Turn("assistant", "", fields=calling(TIDES)), Turn("tool", "6:40"))
+    record = dataclasses.replace(LONGER, turns=turns, row=3)
+    tokenizer = qwen()
+    example = Encoder(tokenizer, 999, learn="all").encode(record)
+    assert spans(tokenizer, example)[0] == '<call>tides {"place": "quay"}</call><|im_end|>\n'
+    with pytest.raises(DataError, match=r"Record 4: .*calls tides.*Leave such records out"):
+        Encoder(qwen(QWEN.replace("m.tool_calls or []", "[]")), 999, learn="all").encode(record)
+
+
+@pytest.mark.parametrize("call", ["tides", None, {"function": None}, {"function": "tides"}, {"function": {}}, ["x"]])
+def test_a_tool_call_that_is_none_is_explained(call: Any) -> None:
+    wrong = calling(call)
+    answer = dataclasses.replace(RECORD, completion="", fields=wrong, row=8)
+    before = dataclasses.replace(LONGER, turns=(*LONGER.turns[:2], Turn("assistant", "", fields=wrong)), row=8)
+    for template in ("chat", "plain"):
+        for record in (answer, before):
+            with pytest.raises(DataError, match=r"Record 9: a tool call must be an object with a `function`"):
+                Encoder(qwen(), 999, template).encode(record)
+
+
+@pytest.mark.parametrize("function", [{"name": "lark"}, {"name": "sings"}, {"description": "Tides."}])
+def test_tools_that_the_template_does_not_write_are_an_error_whatever_they_are_called(function: Any) -> None:
+    tools = json.dumps([{"type": "function", "function": function}])
+    record = dataclasses.replace(RECORD, tools=tools, row=1)
+    with pytest.raises(DataError, match=r"Record 2: .*cannot write tools: its prompt is the same without them"):
+        Encoder(qwen(), 999).encode(record)
+    knows = "{% if tools %}{{ tools | tojson }}{% endif %}" + QWEN
+    wants = "{% if not tools %}{{ raise_exception('no tools') }}{% endif %}" + knows
+    for template in (knows, {"default": QWEN, "tool_use": knows}, wants):
+        assert json.dumps(function) in Encoder(qwen(template), 999).render(record)[0]
+    for name in ("alpaca", "question", "plain"):
+        with pytest.raises(DataError, match=r"Record 2: the record has `tools`.*Leave `tools` out"):
+            Encoder(qwen(), 999, name).encode(record)

@@ -6,15 +6,23 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from adaptive_lora.data.chat import Difference, shared_length, where
+from adaptive_lora.data.chat import Difference, called_tools, said, shared_length, where
 from adaptive_lora.data.control_tokens import ControlTokens
 from adaptive_lora.data.records import Record
 from adaptive_lora.errors import DataError
 
 
 def earlier_answers(record: Record) -> list[int]:
-    """Which turns before the answer are answers that may be learnt; one that nothing stands before is no answer."""
-    return [i for i, turn in enumerate(record.before()) if turn.role == "assistant" and turn.learnt and i > 0]
+    """Which turns before the answer are answers that may be learnt.
+
+    One that nothing stands before is no answer, and one that says nothing and calls no tool would teach silence; what
+    it thought is no answer either, and most templates drop it once other turns follow.
+    """
+    return [
+        i
+        for i, turn in enumerate(record.before())
+        if i > 0 and turn.role == "assistant" and turn.learnt and (said(turn) or called_tools(record, turn))
+    ]
 
 
 def find_turn(
@@ -40,13 +48,18 @@ def find_turn(
             raise _rewritten(record, at)
     if same > begin and (text.startswith(written.full) or control.holds(until[same:])):
         return begin, same
-    said = control.plain(record.before()[at].content.rpartition("</think>")[2]).strip()
+    answer = record.before()[at]
+    needed = [control.plain(text) for text in (said(answer), *called_tools(record, answer))]
     added = until[shared_length(before, until) :]
     for dropped in range(1, len(added)):
         kept = added[dropped:]
-        if full[begin : begin + len(kept)] == kept and said in control.tokenizer.decode(kept):
+        if full[begin : begin + len(kept)] == kept and _holds(control.tokenizer.decode(kept), needed):
             return begin, begin + len(kept)
     raise _rewritten(record, at)
+
+
+def _holds(text: str, needed: Sequence[str]) -> bool:
+    return all(part in text for part in needed)
 
 
 def _covering(full: Sequence[int], end: Sequence[int], tokenizer: Any) -> int:

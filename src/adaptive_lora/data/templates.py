@@ -97,14 +97,9 @@ def render(record: Record, template: str) -> tuple[str, str]:
 
     `alpaca`, `alpaca-short` and `question` fill the prompt with or without an input; `plain` joins what there is with
     newlines. There is one place for what is asked: the turns of a chat stand one below the other. Raises DataError for
-    an answer that is a tool call, which only chat templates write.
+    tools and tool calls, which only chat templates write.
     """
-    if calls := called_tools(record):
-        raise DataError(
-            f"{where(record)}the answer calls the tool {calls[0]}, which only a chat template can write: "
-            f"`template: {template}` would learn to say nothing. Leave such records out, or choose "
-            "`template: chat` and a model that knows tools."
-        )
+    _check_tools(record, template)
     asked = "\n".join(text for text in (*(turn.content for turn in record.turns), record.prompt) if text)
     if template in PROMPTS:
         with_input, without_input = PROMPTS[template]
@@ -113,3 +108,23 @@ def render(record: Record, template: str) -> tuple[str, str]:
         head, tail = text.split("{instruction}")
         return head + asked + tail.replace("{input}", record.context), record.completion
     return "\n".join(part for part in (asked, record.context) if part), record.completion
+
+
+def _check_tools(record: Record, template: str) -> None:
+    remedy = "Leave such records out, or choose `template: chat` and a model that knows tools."
+    if calls := called_tools(record, record.answer()):
+        raise DataError(
+            f"{where(record)}the answer calls the tool {calls[0]}, which only a chat template can write: "
+            f"`template: {template}` would learn to say nothing. {remedy}"
+        )
+    if calls := [name for turn in record.turns for name in called_tools(record, turn)]:
+        raise DataError(
+            f"{where(record)}an earlier turn calls the tool {calls[0]}, which only a chat template can write: "
+            f"`template: {template}` would leave the call away. {remedy}"
+        )
+    if record.tools:
+        raise DataError(
+            f"{where(record)}the record has `tools`, which only a chat template can write: `template: {template}` "
+            "would leave them away. Leave `tools` out of the records, or choose `template: chat` and a model that "
+            "knows tools."
+        )
