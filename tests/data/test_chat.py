@@ -250,7 +250,7 @@ def test_earlier_answers_that_a_template_writes_otherwise() -> None:
     assert spans(qwen(), Encoder(qwen(thinks), 999, learn="all").encode(LONGER)) == [
         "A lark.<|im_end|>\n", "<think>\n\n</think>\n\nAn owl.<|im_end|>\n",
     ]  # fmt: skip
-    for kept in ("'...'", "m.content[:3]"):
+    for kept in ("'(' ~ m.content ~ ')'", "'Once: ' ~ m.content"):
         forgets = QWEN.replace(
             "{{ m.content }}", "{{ m.content if loop.last or m.role != 'assistant' else " + kept + " }}"
         )
@@ -307,3 +307,54 @@ def test_tools_that_the_template_does_not_write_are_an_error_whatever_they_are_c
     for name in ("alpaca", "question", "plain"):
         with pytest.raises(DataError, match=r"Record 2: the record has `tools`.*Leave `tools` out"):
             Encoder(qwen(), 999, name).encode(record)
+
+
+LOOP = "{% for m in messages %}"
+AT_THE_QUAY = dataclasses.replace(
+    RECORD, row=4, prompt="Thanks, and tides tomorrow?", completion="At 7:30.",
+    turns=(
+        Turn("system", "Speak\n plainly."), Turn("user", "High water?"), Turn("assistant", "", fields=calling(TIDES)),
+        Turn("tool", 'at "6:40"\n'), Turn("assistant", '<think>Six.</think>At at "6:40".'),
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["system", "user", "tool", "assistant"])
+def test_an_earlier_turn_that_the_template_leaves_away_is_an_error(role: str) -> None:
+    assert Encoder(qwen(), 999).encode(AT_THE_QUAY).completion_tokens
+    at = {"system": 1, "user": 2, "tool": 4, "assistant": 5}[role]
+    deaf = QWEN.replace(LOOP, f"{LOOP}{{% if m.role != '{role}' or m.content == 'At 7:30.' %}}")
+    deaf = deaf.replace("<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endif %}{% endfor %}")
+    with pytest.raises(DataError, match=rf"Record 5: .* turn {at} \({role}\) says.*(another model|knows tools)"):
+        Encoder(qwen(deaf), 999).encode(AT_THE_QUAY)
+
+
+def test_an_earlier_call_that_the_template_writes_as_an_empty_turn_is_an_error() -> None:
+    """SmolLM2's does; the name of the function stands in the next question here."""
+    with pytest.raises(DataError, match=r"Record 5: .* turn 3 \(assistant\) calls.*template knows tools"):
+        Encoder(qwen(QWEN.replace("m.tool_calls or []", "[]")), 999).encode(AT_THE_QUAY)
+
+
+@pytest.mark.parametrize(
+    ("written", "instead"),
+    [
+        ("{{ m.content }}", "{{ m.content | trim if m.role != 'tool' else m.content | tojson }}"),  # Llama 3.1
+        ("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}"),  # DeepSeek
+        ("{{ m.content }}", "{{ m.content | replace('\n', ' ') }}"),
+        (
+            LOOP,
+            "{% set first = messages[0].content %}{% for m in messages[1:] %}"
+            "{% if loop.index0 == 4 %}{{ first }}\n\n{% endif %}",  # Mistral: before the last question
+        ),
+    ],
+)
+def test_turns_that_are_written_in_another_way_are_written(written: str, instead: str) -> None:
+    example = Encoder(qwen(QWEN.replace(written, instead)), 999).encode(AT_THE_QUAY)
+    assert learnt(qwen(), example) == "At 7:30.<|im_end|>\n"
+
+
+def test_answers_of_several_tools_may_be_sorted() -> None:
+    calls, tools = calling(TIDES, TIDES), (Turn("tool", "neap"), Turn("tool", "ebb"))
+    record = dataclasses.replace(RECORD, turns=(Turn("user", "Both?"), Turn("assistant", "", fields=calls), *tools))
+    swapped = "{% set messages = [messages[0], messages[1], messages[3], messages[2]] + messages[4:] %}" + QWEN
+    assert Encoder(qwen(swapped), 999).encode(record).completion_tokens

@@ -214,7 +214,8 @@ def said(turn: Turn) -> str:
 def called_tools(record: Record, turn: Turn) -> list[str]:
     """Names of the functions that a turn of a record calls; DataError where a call names none.
 
-    >>> called_tools(Record("messages", "", "", ""), Turn("assistant", "", fields='{"tool_calls": [{"function": {"name": "tides"}}]}'))
+    >>> call = Turn("assistant", "", fields='{"tool_calls": [{"function": {"name": "tides"}}]}')
+    >>> called_tools(Record("messages", "", "", ""), call)
     ['tides']
     """
     if "tool_calls" not in turn.fields:

@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptive_lora.data.chat import DATE, ChatTemplate, Difference, shared_length
 from adaptive_lora.data.control_tokens import ControlTokens, is_marked, start_tokens
-from adaptive_lora.data.learnt_turns import earlier_answers, find_turn, gaps
+from adaptive_lora.data.learnt_turns import check_turns, earlier_answers, find_turn, gaps
 from adaptive_lora.data.records import Record
 from adaptive_lora.data.templates import check_template, choose_template, render
 from adaptive_lora.errors import DataError
@@ -107,7 +107,7 @@ class Encoder:
     def render(self, record: Record) -> tuple[str, str]:
         """(prompt, completion) as text, by the template in force for this record."""
         if self.is_chat(record.form):
-            difference = self._chat.difference(record)
+            difference = self._difference(record)
             return difference.prompt, difference.completion
         return render(record, self.template_for(record.form))
 
@@ -180,8 +180,13 @@ class Encoder:
                     f"is `{self.template_for(record.form)}`. Write `learn: last` under `data`."
                 )
             return list(self.render(record))
-        pairs = [*(self._chat.earlier(record, at) for at in earlier), self._chat.difference(record)]
+        pairs = [*(self._chat.earlier(record, at) for at in earlier), self._difference(record)]
         return [text for pair in pairs for text in (pair.prompt, pair.full)]
+
+    def _difference(self, record: Record) -> Difference:
+        found = self._chat.difference(record)
+        check_turns(record, found.prompt)
+        return found
 
     def _tokens(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Token ids of (text, whether a chat template wrote it), all but the marked ones in one call."""

@@ -1,14 +1,15 @@
-"""Where the earlier answers of a conversation stand among its tokens, for `learn: all`."""
+"""The turns before an answer: whether a prompt holds them, and which tokens the answers among them have."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from adaptive_lora.data.chat import Difference, called_tools, said, shared_length, where
 from adaptive_lora.data.control_tokens import ControlTokens
-from adaptive_lora.data.records import Record
+from adaptive_lora.data.records import Record, Turn
 from adaptive_lora.errors import DataError
 
 
@@ -23,6 +24,29 @@ def earlier_answers(record: Record) -> list[int]:
         for i, turn in enumerate(record.before())
         if i > 0 and turn.role == "assistant" and turn.learnt and (said(turn) or called_tools(record, turn))
     ]
+
+
+def check_turns(record: Record, prompt: str) -> None:
+    """DataError unless a prompt holds what each turn says, in order, and each call; white space and thoughts apart.
+
+    System turns may stand anywhere (Mistral puts them before the last question), a turn that calls tools and what they
+    answer in any order (Gemma 4 writes the turn's text behind the answers), and a text as JSON has it.
+    """
+    text, turns = _squeezed(prompt), record.before()
+    end = begin = 0  # of what was found; where to look, which is the same for tools and the turn that called them
+    for at, turn in enumerate(turns):
+        if turn.role != "tool":
+            begin = end
+        ends = [found for way in _ways(turn) if (found := _end(text, way, 0 if turn.role == "system" else begin))]
+        if not ends and said(turn):
+            raise _unwritten(record, _first_lost(turns, text, at), "says")
+        if turn.role != "system":
+            end = max(end, min(ends, default=0))
+    for at, turn in enumerate(turns):
+        for name in called_tools(record, turn):
+            calls = sum(called_tools(record, other).count(name) for other in turns)
+            if text.count(_squeezed(name)) < calls + sum(_squeezed(said(o)).count(_squeezed(name)) for o in turns):
+                raise _unwritten(record, at, "calls")
 
 
 def find_turn(
@@ -83,4 +107,40 @@ def _rewritten(record: Record, at: int) -> DataError:
     return DataError(
         f"{where(record)}the model's chat template writes turn {at + 1} otherwise once other turns follow, so that "
         "`learn: all` cannot tell it in the whole conversation. Write `learn: last` under `data`."
+    )
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _ways(turn: Turn) -> list[str]:
+    """What a turn says, as it is and as JSON strings have it, without white space."""
+    text = said(turn)
+    return [_squeezed(way) for way in (text, *(json.dumps(text, ensure_ascii=only)[1:-1] for only in (False, True)))]
+
+
+def _end(text: str, part: str, begin: int) -> int:
+    """Where the first `part` of a text ends; 0 if there is none."""
+    return found + len(part) if (found := text.find(part, begin)) >= 0 else 0
+
+
+def _first_lost(turns: Sequence[Turn], text: str, at: int) -> int:
+    """Which turn up to `at` a text lacks: a later turn may say the same, and was taken for it."""
+    parts = [_squeezed(said(turn)) for turn in turns]
+    if parts[at] not in text:
+        return at
+    lacks = (i for i in range(at) if parts[i] and text.count(parts[i]) < sum(other.count(parts[i]) for other in parts))
+    return next(lacks, at)
+
+
+def _unwritten(record: Record, at: int, does: str) -> DataError:
+    turn = record.before()[at]
+    remedy = "or choose a model whose template knows tools."
+    calls = any("tool_calls" in other.fields for other in (*record.turns, record.answer()))
+    if does == "says" and not calls and not record.tools:
+        remedy = "choose another model, or write `template: plain` under `data`, which shows the turns without roles."
+    return DataError(
+        f"{where(record)}the model's chat template does not write what turn {at + 1} ({turn.role}) {does}: the model "
+        f"would learn to answer without it. Leave such records out, {remedy}"
     )
