@@ -358,3 +358,32 @@ def test_answers_of_several_tools_may_be_sorted() -> None:
     record = dataclasses.replace(RECORD, turns=(Turn("user", "Both?"), Turn("assistant", "", fields=calls), *tools))
     swapped = "{% set messages = [messages[0], messages[1], messages[3], messages[2]] + messages[4:] %}" + QWEN
     assert Encoder(qwen(swapped), 999).encode(record).completion_tokens
+
+
+STRIPS = QWEN.replace("{{ m.content }}", "{{ m.content.split('</think>')[-1] }}")
+BESIDE = "{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}"
+
+
+def test_thoughts_that_the_template_does_not_write_are_counted() -> None:
+    inside = dataclasses.replace(RECORD, completion="<think>\nIt is dawn.\n</think>\n\nA wren.")
+    beside = dataclasses.replace(RECORD, completion="A wren.", fields='{"reasoning_content": "It is dawn."}')
+    none = dataclasses.replace(RECORD, completion="<think>\n\n</think>\n\nA wren.")
+    for template, name, lost in [
+        (QWEN, "chat", [beside]), (STRIPS, "chat", [inside, beside]), (QWEN, "question", [beside]),
+        (QWEN.replace("{{ m.content }}", BESIDE), "chat", []),
+    ]:  # fmt: skip
+        encoder = Encoder(qwen(template), 999, name)
+        longer = dataclasses.replace(encoder, max_length=9999)  # as the profile of data takes it
+        assert encoder.warnings("messages") == []
+        assert len(list(longer.encode_all([inside, beside, none, RECORD, beside]))) == 5
+        found = " ".join(encoder.warnings("messages"))
+        assert (f"does not write what answers thought: {len(lost)} of those" in found) == bool(lost)
+
+
+def test_a_thought_alone_that_the_template_does_not_write_is_an_error() -> None:
+    alone = dataclasses.replace(RECORD, completion="<think>A wren?</think>", row=2)
+    with pytest.raises(DataError, match=r"Record 3: the answer is a thought alone.*learn to say nothing.*Leave such"):
+        Encoder(qwen(STRIPS), 999).encode(alone)
+    assert learnt(qwen(), Encoder(qwen(), 999).encode(alone)) == "<think>A wren?</think><|im_end|>\n"
+    call = dataclasses.replace(alone, fields=calling(TIDES))
+    assert learnt(qwen(), Encoder(qwen(STRIPS), 999).encode(call)).startswith("<call>tides")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,9 @@ from adaptive_lora.data.chat import Difference, called_tools, said, shared_lengt
 from adaptive_lora.data.control_tokens import ControlTokens
 from adaptive_lora.data.records import Record, Turn
 from adaptive_lora.errors import DataError
+
+_THINK = re.compile("</?think>")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def earlier_answers(record: Record) -> list[int]:
@@ -47,6 +51,24 @@ def check_turns(record: Record, prompt: str) -> None:
             calls = sum(called_tools(record, other).count(name) for other in turns)
             if text.count(_squeezed(name)) < calls + sum(_squeezed(said(o)).count(_squeezed(name)) for o in turns):
                 raise _unwritten(record, at, "calls")
+
+
+def leaves_thoughts(record: Record, written: str) -> bool:
+    """Whether what is written for an answer lacks what it thought; DataError where its end alone would be learnt.
+
+    >>> leaves_thoughts(Record("messages", "2+2?", "", "<think>Twice two.</think>4"), "4<end>")
+    True
+    """
+    text, fields = _squeezed(written), json.loads(record.fields or "{}")
+    inside = [part for part in _THINK.split(record.completion.rpartition("</think>")[0]) if part.strip()]
+    beside = [part for name in _THOUGHTS if isinstance(part := fields.get(name), str) and part.strip()]
+    lacks = not all(_squeezed(part) in text for part in inside)
+    if lacks and not said(record.answer()) and "tool_calls" not in fields:
+        raise DataError(
+            f"{where(record)}the answer is a thought alone, and the model's chat template does not write it: the model "
+            "would learn to say nothing. Leave such records out, or write `template: plain` under `data`."
+        )
+    return lacks or (bool(beside) and not any(_squeezed(part) in text for part in beside))
 
 
 def find_turn(
