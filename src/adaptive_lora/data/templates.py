@@ -39,6 +39,9 @@ PROMPTS = {
 }
 
 
+GOES_ON = ("prompt-completion", "text", "summary")
+"""Forms of records whose answers `plain` writes right behind what is asked; it breaks the line before all others."""
+
 AUTO: Mapping[str, str] = {"alpaca": "alpaca", "question-answer": "question", "messages": "chat"}
 """Form of records -> the template for `auto` where the model has no chat template; all others are `plain`."""
 
@@ -96,8 +99,8 @@ def render(record: Record, template: str) -> tuple[str, str]:
     """(prompt, completion) of a record as text, by one of the templates here; `data.chat` has the models' own.
 
     `alpaca`, `alpaca-short` and `question` fill the prompt with or without an input; `plain` joins what there is with
-    newlines. There is one place for what is asked: the turns of a chat stand one below the other. Raises DataError for
-    tools and tool calls, which only chat templates write.
+    newlines, the answer too unless it goes on (`GOES_ON`). There is one place for what is asked: the turns of a chat
+    stand one below the other. Raises DataError for tools and tool calls, which only chat templates write.
     """
     _check_tools(record, template)
     asked = "\n".join(text for text in (*(turn.content for turn in record.turns), record.prompt) if text)
@@ -107,7 +110,9 @@ def render(record: Record, template: str) -> tuple[str, str]:
         # Split, not str.format: a record may hold braces and placeholders of its own.
         head, tail = text.split("{instruction}")
         return head + asked + tail.replace("{input}", record.context), record.completion
-    return "\n".join(part for part in (asked, record.context) if part), record.completion
+    prompt = "\n".join(part for part in (asked, record.context) if part)
+    breaks = prompt and not prompt.endswith("\n") and record.form not in GOES_ON
+    return prompt + "\n" * bool(breaks), record.completion
 
 
 def _check_tools(record: Record, template: str) -> None:
