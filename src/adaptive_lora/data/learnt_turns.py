@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import json
 import re
@@ -46,11 +47,12 @@ def check_turns(record: Record, prompt: str) -> None:
             raise _unwritten(record, _first_lost(turns, text, at), "says")
         if turn.role != "system":
             end = max(end, min(ends, default=0))
-    for at, turn in enumerate(turns):
-        for name in called_tools(record, turn):
-            calls = sum(called_tools(record, other).count(name) for other in turns)
-            if text.count(_squeezed(name)) < calls + sum(_squeezed(said(o)).count(_squeezed(name)) for o in turns):
-                raise _unwritten(record, at, "calls")
+    called = [(_squeezed(name), at) for at, turn in enumerate(turns) for name in called_tools(record, turn)]
+    calls = collections.Counter(name for name, _ in called)
+    for name, at in dict(reversed(called)).items():
+        # The name may stand in what is said as well: there must be one more for each call.
+        if text.count(name) < calls[name] + sum(_squeezed(said(turn)).count(name) for turn in turns):
+            raise _unwritten(record, at, "calls")
 
 
 def leaves_thoughts(record: Record, written: str) -> bool:
