@@ -65,7 +65,7 @@ def chat(*turns: tuple[str, str]) -> Record:
 @pytest.mark.parametrize(
     ("template", "before", "after"),
     [
-        ("plain", "", ""),
+        ("plain", "", "\n"),
         ("alpaca-short", "### Instruction:\n", "\n\n### Response:\n"),
         ("question", "Question: ", "\n\nAnswer: "),
         ("alpaca", ALPACA_WITHOUT_INPUT.partition("{")[0], "\n\n### Response:"),
@@ -76,7 +76,16 @@ def test_templates_without_roles_show_every_turn(template: str, before: str, aft
     assert render(several, template) == (f"{before}Be kind.\nTopic {{input}}\nGo on.{after}", "yo")
     for turns in ([("user", "hi\n")], [("system", "hi\n")], []):  # as one question, or none at all
         asked = turns[0][1] if turns else ""
-        assert render(chat(*turns), template) == (f"{before}{asked}{after}", "yo")
+        end = after if template != "plain" else ""  # the line is broken, or nothing stands there
+        assert render(chat(*turns), template) == (f"{before}{asked}{end}", "yo")
+
+
+@pytest.mark.parametrize("form", ["alpaca", "question-answer", "messages", "prompt-completion", "summary", "text"])
+def test_plain_breaks_the_line_before_an_answer_that_does_not_go_on(form: str) -> None:
+    goes_on = form in ("prompt-completion", "summary", "text")
+    asked = "Which fish?" + "\n" * (not goes_on)
+    assert render(Record(form, "Which fish?", "", "eel"), "plain") == (asked, "eel")
+    assert render(Record(form, "", "", "eel"), "plain") == ("", "eel")
 
 
 def test_other_histories_are_other_prompts_to_the_model(gpt2: FrozenBase) -> None:

@@ -72,15 +72,20 @@ class ChatTemplate:
                 f"{where(record)}a chat template needs something asked before the answer, and this record has no "
                 "prompt. Leave such records out, or write `template: plain` under `data`."
             )
-        found = Difference(self._render(record, before, True), self._render(record, (*before, record.answer()), False))
-        self._check_tools(record, found.full)
-        self._check_answer(record, found)
+        found = self._answered(record, before, record.answer())
+        if record.tools:
+            self._check_tools(record, found.prompt)
         return found
 
     def earlier(self, record: Record, at: int) -> Difference:
-        """The same for an earlier answer: the turns before turn `at`, and those up to it."""
+        """The same for an earlier answer, which is turn `at`: the turns before it, and those up to it."""
         turns = record.before()
-        return Difference(self._render(record, turns[:at], True), self._render(record, turns[: at + 1], False))
+        return self._answered(record, turns[:at], turns[at])
+
+    def _answered(self, record: Record, before: Sequence[Turn], answer: Turn) -> Difference:
+        found = Difference(self._render(record, before, True), self._render(record, (*before, answer), False))
+        self._check_answer(record, before, answer, found)
+        return found
 
     def warnings(self) -> list[str]:
         """What the template does that a user should know of, tried on one question and its answer."""
@@ -101,12 +106,16 @@ class ChatTemplate:
             )
         return found
 
-    def _render(self, record: Record, turns: Sequence[Turn], generation: bool) -> str:
+    def _render(self, record: Record, turns: Sequence[Turn], generation: bool, shown: bool = True) -> str:
+        """The turns as the template writes them, the tools of the record among them unless they are not `shown`."""
+        for turn in turns:
+            called_tools(record, turn)  # calls that are none would end in the template, or here
         messages = [turn.message() for turn in turns]
         tools = json.loads(record.tools) if record.tools else None
-        asked = {"tokenize": False, "add_generation_prompt": generation, "date_string": DATE}
+        asked: dict[str, Any] = {"tokenize": False, "add_generation_prompt": generation, "date_string": DATE}
         template = self._with_tools if tools else self._without_tools
-        render = functools.partial(self.tokenizer.apply_chat_template, tools=tools, chat_template=template, **asked)
+        asked |= {"tools": tools if shown else None, "chat_template": template}
+        render = functools.partial(self.tokenizer.apply_chat_template, **asked)
         try:
             # Templates take a call's arguments as an object, which most write as JSON, or as the text that it is.
             if not any("tool_calls" in message for message in messages):
@@ -140,35 +149,38 @@ class ChatTemplate:
             text = templates
         return _FIXED_DATE + text if "strftime_now" in text else str(text)
 
-    def _check_tools(self, record: Record, full: str) -> None:
-        names = [str(tool.get("function", tool).get("name", "")) for tool in json.loads(record.tools or "[]")]
-        if names and not any(name in full for name in names):
+    def _check_tools(self, record: Record, prompt: str) -> None:
+        """DataError where the prompt is the same without the tools, by the same template."""
+        try:
+            without = self._render(record, record.before(), True, shown=False)
+        except DataError:  # a template that wants tools writes them
+            return
+        if without == prompt:
             raise DataError(
-                f"{where(record)}this model's chat template cannot write tools: {', '.join(names)} would not be in "
-                "the prompt. Leave `tools` out of the records, or choose a model whose template knows them."
+                f"{where(record)}this model's chat template cannot write tools: its prompt is the same without them. "
+                "Leave `tools` out of the records, or choose a model whose template knows them."
             )
 
-    def _check_answer(self, record: Record, found: Difference) -> None:
+    def _check_answer(self, record: Record, before: Sequence[Turn], answer: Turn, found: Difference) -> None:
         # The answer stands behind the prompt, or behind the turns before it where the template writes that otherwise.
-        written = found.full[len(found.prompt) :] if found.continues else found.full[self._header(record, found) :]
-        for name in called_tools(record):
+        begin = len(found.prompt) if found.continues else self._header(record, before, found)
+        written = found.full[begin:]
+        for name in called_tools(record, answer):
             if name not in written:
                 raise DataError(
                     f"{where(record)}this model's chat template cannot write tool calls: the answer calls {name}, "
                     "and what would be learnt is an answer without it. Leave such records out, or choose a model whose "
                     "template knows tools."
                 )
-        said = record.completion.rpartition("</think>")[2].strip()  # templates move or drop what was thought
-        if said not in written or not written:
+        if said(answer) not in written or not written:
             raise DataError(
-                f"{where(record)}the model's chat template does not write the answer {record.completion[:60]!r} "
+                f"{where(record)}the model's chat template does not write the answer {answer.content[:60]!r} "
                 "behind the turns before it. Write `template: plain` or `template: alpaca` under `data`."
             )
 
-    def _header(self, record: Record, found: Difference) -> int:
+    def _header(self, record: Record, before: Sequence[Turn], found: Difference) -> int:
         """Where the prompt begins the model's turn; the whole text may differ from there on and not before."""
-        before = self._render(record, record.before(), False)
-        header = shared_length(before, found.prompt)
+        header = shared_length(self._render(record, before, False), found.prompt)
         if shared_length(found.full, found.prompt) < header:
             raise DataError(
                 f"{where(record)}the model's chat template writes the turns before an answer otherwise once the "
@@ -190,10 +202,35 @@ def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((at for at, (one, other) in pairs if one != other), len(second))
 
 
-def called_tools(record: Record) -> list[str]:
-    """Names of the functions that the answer of a record calls."""
-    calls = json.loads(record.fields).get("tool_calls") if record.fields else None
-    return [str(call.get("function", call).get("name", "")) for call in calls or ()]
+def said(turn: Turn) -> str:
+    """What a turn says, without what it thought, which templates move or drop.
+
+    >>> said(Turn("assistant", "<think>2 + 2</think> 4"))
+    '4'
+    """
+    return (turn.content.rpartition("</think>")[2] if turn.role == "assistant" else turn.content).strip()
+
+
+def called_tools(record: Record, turn: Turn) -> list[str]:
+    """Names of the functions that a turn of a record calls; DataError where a call names none.
+
+    >>> call = Turn("assistant", "", fields='{"tool_calls": [{"function": {"name": "tides"}}]}')
+    >>> called_tools(Record("messages", "", "", ""), call)
+    ['tides']
+    """
+    if "tool_calls" not in turn.fields:
+        return []
+    names = []
+    for call in json.loads(turn.fields).get("tool_calls") or ():
+        inner = call.get("function", call) if isinstance(call, dict) else None
+        name = inner.get("name") if isinstance(inner, dict) else None
+        if not isinstance(name, str) or not name:
+            raise DataError(
+                f"{where(record)}a tool call must be an object with a `function` that has a `name`, got "
+                f"{json.dumps(call, ensure_ascii=False)[:60]}. Repair such records, or leave them out."
+            )
+        names.append(name)
+    return names
 
 
 def template_names(tokenizer: Any) -> tuple[str, ...]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from adaptive_lora.data.chat import DATE, ChatTemplate, Difference, shared_length
 from adaptive_lora.data.control_tokens import ControlTokens, is_marked, start_tokens
-from adaptive_lora.data.learnt_turns import earlier_answers, find_turn, gaps
+from adaptive_lora.data.learnt_turns import check_turns, earlier_answers, find_turn, gaps, leaves_thoughts
 from adaptive_lora.data.records import Record
 from adaptive_lora.data.templates import check_template, choose_template, render
 from adaptive_lora.errors import DataError
@@ -67,6 +67,8 @@ class Encoder:
     max_length: int
     template: str = "auto"
     learn: Learn = "last"
+    thoughtless: set[str] = field(default_factory=set, repr=False, compare=False, kw_only=True)
+    """Records (by content) whose answers are learnt without what they thought, met here or in a `replace`d copy."""
 
     def __post_init__(self) -> None:
         check_template(self.template, self.tokenizer)
@@ -89,15 +91,19 @@ class Encoder:
         return [f"Records are written by {which}{chosen}; for it, today is {DATE}."]
 
     def warnings(self, form: str) -> list[str]:
-        """What a user should know before training on records of a form."""
-        if self.is_chat(form):
-            return self._chat.warnings()
-        if self.tokenizer.eos_token_id is not None:
-            return []
-        return [
-            "The tokenizer has no end token: no answer ends in one, and the model does not learn where to stop. "
-            "Give the tokenizer an `eos_token`, or choose a model with a chat template."
-        ]
+        """What a user should know before training on records of a form; of thoughts, what encoding has met so far."""
+        found = self._chat.warnings() if self.is_chat(form) else []
+        if self.tokenizer.eos_token_id is None and not self.is_chat(form):
+            found.append(
+                "The tokenizer has no end token: no answer ends in one, and the model does not learn where to stop. "
+                "Give the tokenizer an `eos_token`, or choose a model with a chat template."
+            )
+        if self.thoughtless:
+            found.append(
+                f"The template does not write what answers thought: {len(self.thoughtless):,} of those encoded so far "
+                "are learnt without. Choose a model whose template writes it, or take it out of the records."
+            )
+        return found
 
     def facts(self, form: str) -> dict[str, str]:
         """What a study records of how records of a form are written: the template, and its date if it is a chat's."""
@@ -107,9 +113,11 @@ class Encoder:
     def render(self, record: Record) -> tuple[str, str]:
         """(prompt, completion) as text, by the template in force for this record."""
         if self.is_chat(record.form):
-            difference = self._chat.difference(record)
+            difference = self._difference(record)
             return difference.prompt, difference.completion
-        return render(record, self.template_for(record.form))
+        prompt, completion = render(record, self.template_for(record.form))
+        self._note_thoughts(record, completion)
+        return prompt, completion
 
     def encode(self, record: Record) -> Example:
         """One record; `completion_tokens` is 0 where the prompt alone fills `max_length`."""
@@ -180,8 +188,19 @@ class Encoder:
                     f"is `{self.template_for(record.form)}`. Write `learn: last` under `data`."
                 )
             return list(self.render(record))
-        pairs = [*(self._chat.earlier(record, at) for at in earlier), self._chat.difference(record)]
+        pairs = [*(self._chat.earlier(record, at) for at in earlier), self._difference(record)]
         return [text for pair in pairs for text in (pair.prompt, pair.full)]
+
+    def _difference(self, record: Record) -> Difference:
+        found = self._chat.difference(record)
+        check_turns(record, found.prompt)
+        self._note_thoughts(record, found.completion)
+        return found
+
+    def _note_thoughts(self, record: Record, written: str) -> None:
+        thinks = "</think>" in record.completion or record.fields
+        if thinks and not record.is_empty and leaves_thoughts(record, written):
+            self.thoughtless.add(record.content_key())
 
     def _tokens(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Token ids of (text, whether a chat template wrote it), all but the marked ones in one call."""

@@ -39,6 +39,9 @@ PROMPTS = {
 }
 
 
+GOES_ON = ("prompt-completion", "text", "summary")
+"""Forms of records whose answers `plain` writes right behind what is asked; it breaks the line before all others."""
+
 AUTO: Mapping[str, str] = {"alpaca": "alpaca", "question-answer": "question", "messages": "chat"}
 """Form of records -> the template for `auto` where the model has no chat template; all others are `plain`."""
 
@@ -96,15 +99,10 @@ def render(record: Record, template: str) -> tuple[str, str]:
     """(prompt, completion) of a record as text, by one of the templates here; `data.chat` has the models' own.
 
     `alpaca`, `alpaca-short` and `question` fill the prompt with or without an input; `plain` joins what there is with
-    newlines. There is one place for what is asked: the turns of a chat stand one below the other. Raises DataError for
-    an answer that is a tool call, which only chat templates write.
+    newlines, the answer too unless it goes on (`GOES_ON`). There is one place for what is asked: the turns of a chat
+    stand one below the other. Raises DataError for tools and tool calls, which only chat templates write.
     """
-    if calls := called_tools(record):
-        raise DataError(
-            f"{where(record)}the answer calls the tool {calls[0]}, which only a chat template can write: "
-            f"`template: {template}` would learn to say nothing. Leave such records out, or choose "
-            "`template: chat` and a model that knows tools."
-        )
+    _check_tools(record, template)
     asked = "\n".join(text for text in (*(turn.content for turn in record.turns), record.prompt) if text)
     if template in PROMPTS:
         with_input, without_input = PROMPTS[template]
@@ -112,4 +110,26 @@ def render(record: Record, template: str) -> tuple[str, str]:
         # Split, not str.format: a record may hold braces and placeholders of its own.
         head, tail = text.split("{instruction}")
         return head + asked + tail.replace("{input}", record.context), record.completion
-    return "\n".join(part for part in (asked, record.context) if part), record.completion
+    prompt = "\n".join(part for part in (asked, record.context) if part)
+    breaks = prompt and not prompt.endswith("\n") and record.form not in GOES_ON
+    return prompt + "\n" * bool(breaks), record.completion
+
+
+def _check_tools(record: Record, template: str) -> None:
+    remedy = "Leave such records out, or choose `template: chat` and a model that knows tools."
+    if calls := called_tools(record, record.answer()):
+        raise DataError(
+            f"{where(record)}the answer calls the tool {calls[0]}, which only a chat template can write: "
+            f"`template: {template}` would learn to say nothing. {remedy}"
+        )
+    if calls := [name for turn in record.turns for name in called_tools(record, turn)]:
+        raise DataError(
+            f"{where(record)}an earlier turn calls the tool {calls[0]}, which only a chat template can write: "
+            f"`template: {template}` would leave the call away. {remedy}"
+        )
+    if record.tools:
+        raise DataError(
+            f"{where(record)}the record has `tools`, which only a chat template can write: `template: {template}` "
+            "would leave them away. Leave `tools` out of the records, or choose `template: chat` and a model that "
+            "knows tools."
+        )
