@@ -208,3 +208,46 @@ def test_questions_with_and_without_options_may_stand_together() -> None:
     assert [record.completion for record in from_dicts(rows, "rows").records] == ["B. elm", "So."]
     sums = {"question": "a + b?", "answer": "7", "a": 3, "b": 4}
     assert from_dicts([sums], "rows").reading.unused == ("a", "b")
+
+
+def painted(n: int) -> list[dict[str, Any]]:
+    rows = [{"instruction": f"Paint house {i}.", "input": "" if i % 2 else f"shade {i}", "output": f"It is hue {i}."}
+            for i in range(n)]  # fmt: skip
+    for row in rows:
+        row["text"] = (
+            f"Below is a task.\n\n### Task:\n{row['instruction']}\n\n{row['input']}\n### Reply:\n{row['output']}"
+        )
+    return rows
+
+
+def test_a_record_written_out_is_no_context_whatever_single_rows_lack() -> None:
+    rows = painted(6)
+    rows[1]["output"] = ""
+    rows[2]["text"] = rows[2]["text"].replace("It is", "It  is\n") + "</s>"
+    found = from_dicts(rows, "rows")
+    assert [record.context for record in found.records] == ["shade 0", "", "shade 2", "", "shade 4", ""]
+    assert found.reading.harmless == ("text",)
+    prompts = [{**row, "prompt": row["text"].split("### Reply")[0]} for row in rows]
+    assert set(from_dicts(prompts, "rows").reading.harmless) == {"text", "prompt"}
+    with pytest.raises(DataError, match=r"`text` holds question and answer together in 5 of 7 .* record 1\)"):
+        from_dicts([*rows, *({**rows[0], "text": f"Paint it {mood}."} for mood in ("dim", "wild"))], "rows")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Grade", "input": "Grade as fair or foul: dull play", "output": "fair"},
+        {"question": "Port?", "context": "Port? It is Brest, says the map.", "answer": "Brest"},
+        {"instruction": "Grade the play.", "prompt": "Grade the play. It was dull.", "output": "foul"},
+    ],
+)
+def test_what_a_question_is_about_stays_though_it_names_the_answer(row: dict[str, Any]) -> None:
+    asked, about, _ = row.values()
+    assert (only(row).prompt, only(row).context) == (asked, about)
+
+
+def test_a_text_with_an_answer_is_the_question() -> None:
+    found = from_dicts([{"text": "Is tin a metal?", "response": "Yes."}], "rows")
+    assert (found.form, found.records[0].prompt, found.records[0].completion) == (
+        "question-answer", "Is tin a metal?", "Yes.",
+    )  # fmt: skip

@@ -52,7 +52,7 @@ def from_dicts(rows: Sequence[Any], name: str, revision: str | None = None, exac
     if not rows:
         raise DataError(f"{name} holds no records; expected {FORMS_IN_WORDS}.")
     table = [_as_row(row, i, name) for i, row in enumerate(rows)]
-    form = without_repeats(recognise(table, name), table)
+    form = without_repeats(recognise(table, name), table, name)
     records: list[Record] = []
     left_out: Counter[str] = Counter()
     texts: list[str | None] = []
