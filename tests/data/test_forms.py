@@ -251,3 +251,41 @@ def test_a_text_with_an_answer_is_the_question() -> None:
     assert (found.form, found.records[0].prompt, found.records[0].completion) == (
         "question-answer", "Is tin a metal?", "Yes.",
     )  # fmt: skip
+
+
+TREES = [{"choice1": "oak", "choice2": "elm"}, {"choice1": "ash", "choice2": "fir"}]
+
+
+@pytest.mark.parametrize(
+    ("answers", "lines"),
+    [
+        ([0, 1], ["A. oak", "B. fir"]),
+        (["1", "0"], ["B. elm", "A. ash"]),
+        ([2, 1], ["B. elm", "A. ash"]),
+        (["1", "2"], ["A. oak", "B. fir"]),
+        ([1, 1], ["B. elm", "B. fir"]),
+        (["A", "fir"], ["A. oak", "B. fir"]),
+    ],
+)
+def test_numbers_count_from_0_or_1_in_all_rows(answers: list[Any], lines: list[str]) -> None:
+    for rows in (TREES, [{"options": list(row.values())} for row in TREES]):
+        asked = [{"question": "Which?", **row, "label": a} for row, a in zip(rows, answers, strict=True)]
+        assert [record.completion for record in from_dicts(asked, "rows").records] == lines
+
+
+def test_what_numbers_mean_is_said_and_holds_for_other_columns() -> None:
+    social = {"context": "Kai fell.", "question": "Then?", "answerA": "rise", "answerB": "lie", "answerC": "run"}
+    rows = [{**social, "label": said} for said in ("1", "3")]
+    assert [record.completion for record in from_dicts(rows, "rows").records] == ["A. rise", "C. run"]
+    with pytest.raises(DataError, match=r"`label` is 9, .*\(A: rise, B: lie, C: run\); numbers count from 1"):
+        from_dicts([*rows, {**social, "label": 9}], "rows")
+    with pytest.raises(DataError, match=r"`label` is 2, which is none .* numbers count from 0"):
+        from_dicts([{"question": "Which?", **TREES[0], "label": said} for said in (0, 2)], "rows")
+
+
+@pytest.mark.parametrize("kind", [int, str])
+def test_numbers_that_are_options_themselves_are_texts(kind: type) -> None:
+    sums = [{"question": "3 + 4?", "choices": ["6", "7", "8"], "answer": kind(7)}]
+    assert from_dicts(sums, "rows").records[0].completion == "B. 7"
+    mixed = [*sums, {"question": "Most?", "choices": ["9", "2", "1"], "answer": kind(0)}]
+    assert [record.completion for record in from_dicts(mixed, "rows").records] == ["B. 7", "A. 9"]

@@ -11,7 +11,7 @@ from typing import Any
 from adaptive_lora.data.cells import any_text, is_filled
 from adaptive_lora.data.choices import ANSWERS as CHOICE_ANSWERS
 from adaptive_lora.data.choices import LISTS as CHOICE_LISTS
-from adaptive_lora.data.choices import choice_columns
+from adaptive_lora.data.choices import Counting, choice_columns
 from adaptive_lora.errors import DataError
 
 CHATS = ("messages", "conversations", "conversation")
@@ -67,6 +67,8 @@ class Form:
     history: str = ""
     tools: str = ""
     choices: tuple[str, ...] = ()
+    counting: Counting = Counting()
+    """What numbers among the answers mean where there are choices."""
     repeats: tuple[str, ...] = ()
     """Columns that say once more what the others say."""
 

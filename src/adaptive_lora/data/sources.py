@@ -52,7 +52,7 @@ def from_dicts(rows: Sequence[Any], name: str, revision: str | None = None, exac
     if not rows:
         raise DataError(f"{name} holds no records; expected {FORMS_IN_WORDS}.")
     table = [_as_row(row, i, name) for i, row in enumerate(rows)]
-    form = without_repeats(recognise(table, name), table, name)
+    form = _form(table, name)
     records: list[Record] = []
     left_out: Counter[str] = Counter()
     texts: list[str | None] = []
@@ -97,6 +97,14 @@ def check_source(source: str) -> bool:
     return True
 
 
+def _form(table: Sequence[Mapping[str, Any]], name: str) -> Form:
+    """The form of a source with what only all of its rows together tell."""
+    form = without_repeats(recognise(table, name), table, name)
+    if form.choices:
+        form = replace(form, counting=choices.counting_of(table, form.choices, form.answer))
+    return form
+
+
 def _as_row(row: Any, index: int, name: str) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise DataError(
@@ -124,7 +132,7 @@ def _record(row: Mapping[str, Any], form: Form) -> Record:
     parts = [any_text(row.get(column)) for column in form.context]
     if any(is_filled(row.get(column)) for column in form.choices):
         labels, texts = choices.read_choices(row, form.choices)
-        completion = choices.right_choice(row[form.answer], form.answer, labels, texts)
+        completion = choices.right_choice(row[form.answer], form.answer, labels, texts, form.counting)
         parts.append(choices.lettered(texts))
     else:
         completion = _answer(row, form)
