@@ -71,7 +71,7 @@ def test_a_choice_that_is_none_is_refused_and_one_not_told_is_left_out() -> None
     found = from_dicts([row, {**row, "answer": -1}, {**row, "answer": ""}, {**row, "answer": None}], "rows")
     assert (len(found.records), found.reading.left_out) == (1, {"no answer": 3})
     with pytest.raises(
-        DataError, match=r"record 1: `answer` is 'ash', which is none of the options \(A: oak, B: elm\)"
+        DataError, match=r"record 2: `answer` is 'ash', which is none of the options \(A: oak, B: elm\)"
     ):
         from_dicts([row, {**row, "answer": "ash"}], "rows")
 
@@ -89,7 +89,7 @@ def test_system_and_history_are_turns() -> None:
         Turn("system", "Shout."), Turn("user", "What falls?"), Turn("assistant", "rain"), Turn("user", "Louder."),
     )  # fmt: skip
     assert found.prompt_key() != only({**row, "system": "Whisper."}).prompt_key()
-    with pytest.raises(DataError, match=r"record 0: `history` must be a list of \[question, answer\] pairs"):
+    with pytest.raises(DataError, match=r"record 1: `history` must be a list of \[question, answer\] pairs"):
         only({**row, "history": [["alone"]]})
 
 
@@ -101,7 +101,7 @@ def test_sharegpt(column: str) -> None:
     found = only({"id": "z1", column: [{"from": who, "value": said} for who, said in SHARE]})
     assert (found.form, found.prompt, found.completion) == ("messages", "star", "far")
     assert [turn.role for turn in found.turns] == ["system", "user", "assistant"]
-    with pytest.raises(DataError, match=r"record 0: a turn's speaker is 'narrator', which is unknown\. .*human.*gpt"):
+    with pytest.raises(DataError, match=r"record 1: a turn's speaker is 'narrator', which is unknown\. .*human.*gpt"):
         only({column: [{"from": "narrator", "value": "Night fell."}]})
 
 
@@ -199,7 +199,7 @@ def test_turns_may_come_as_a_mapping_of_lists() -> None:
 def test_two_system_prompts_that_differ_are_refused() -> None:
     turns = [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "Yes."}]
     assert len(only({"messages": turns, "system": "Be brief."}).turns) == 1
-    with pytest.raises(DataError, match=r"record 0: its system turn and its own column of one differ \('Be long\.'\)"):
+    with pytest.raises(DataError, match=r"record 1: its system turn and its own column of one differ \('Be long\.'\)"):
         only({"messages": turns, "system": "Be long."})
 
 
@@ -289,3 +289,41 @@ def test_numbers_that_are_options_themselves_are_texts(kind: type) -> None:
     assert from_dicts(sums, "rows").records[0].completion == "B. 7"
     mixed = [*sums, {"question": "Most?", "choices": ["9", "2", "1"], "answer": kind(0)}]
     assert [record.completion for record in from_dicts(mixed, "rows").records] == ["B. 7", "A. 9"]
+
+
+ASKED = [{"role": "user", "content": "How deep?"}]
+REPLY = [{"role": "assistant", "content": "Nine metres."}]
+
+
+@pytest.mark.parametrize("write", [list, json.dumps])
+def test_prompts_of_turns_keep_their_context_and_may_be_json(write: Any) -> None:
+    found = only({"prompt": write(ASKED), "context": "The lake.", "completion": write(REPLY)})
+    assert (found.prompt, found.context, found.completion) == ("How deep?", "The lake.", "Nine metres.")
+    assert only({"prompt": "How deep?", "completion": write(REPLY)}).before() == (Turn("user", "How deep?"),)
+
+
+def test_answers_that_are_not_wanted_are_left_out_and_counted() -> None:
+    rows = [{"prompt": "Sum?", "completion": said, "label": said == "4"} for said in ("4", "5")]
+    found = from_dicts(rows, "rows")
+    assert [record.completion for record in found.records] == ["4"]
+    assert found.reading.left_out == {"not wanted (`label` is false)": 1} and not found.reading.unused
+
+
+def test_turns_of_merged_files_have_the_keys_of_both() -> None:
+    turns = [{"from": "human", "value": "Oars?", "role": None, "content": None},
+             {"role": "assistant", "content": "Two.", "from": None, "value": None}]  # fmt: skip
+    assert (only({"messages": turns}).prompt, only({"messages": turns}).completion) == ("Oars?", "Two.")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "Sea?", "answer": "wave \ud83c"}, r"record 1: its text holds half a character \(\\ud83c\)"),
+        ({"messages": [*ASKED, {"role": "assistant", "tool_calls": ["sound()"]}]}, "record 1: each of `tool_calls`"),
+        ({"messages": [*ASKED, {"role": "assistant", "tool_calls": [{"function": None}]}]}, "each of `tool_calls`"),
+        ({"messages": [*ASKED, *REPLY], "tools": [{"function": None}]}, "record 1: each of `tools` must be"),
+    ],
+)
+def test_what_no_model_can_read_is_refused(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        only(row)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptive_lora.data.cells import any_text, is_filled
@@ -67,15 +67,26 @@ class Form:
     history: str = ""
     tools: str = ""
     choices: tuple[str, ...] = ()
-    counting: Counting = Counting()
+    counting: Counting = field(default_factory=Counting)
     """What numbers among the answers mean where there are choices."""
+    wanted: str = ""
+    """A column of yes and no: rows with no are examples of what is not wanted (KTO)."""
     repeats: tuple[str, ...] = ()
     """Columns that say once more what the others say."""
 
     @property
     def used(self) -> tuple[str, ...]:
         """All columns that records are made of."""
-        every = (self.question, *self.context, self.system, self.history, self.tools, *self.choices, self.answer)
+        every = (
+            self.question,
+            *self.context,
+            self.system,
+            self.history,
+            self.tools,
+            *self.choices,
+            self.answer,
+            self.wanted,
+        )
         return tuple(dict.fromkeys(column for column in every if column))
 
 
@@ -141,6 +152,20 @@ def _context(columns: Sequence[str], taken: set[str]) -> tuple[str, ...]:
     lower = {column: column.strip().lower() for column in columns if column not in taken}
     about = _BESIDE | ({"source"} if "target" in map(str.lower, taken) else set())
     return tuple(column for column, name in lower.items() if name in about)
+
+
+def with_wanted(form: Form, rows: Sequence[Mapping[str, Any]]) -> Form:
+    """The form with the column that says whether an answer is wanted, if there is one and it is yes or no throughout.
+
+    Beside a prompt and its completion that is KTO's `label`; elsewhere a label may say anything.
+    """
+    if (form.question.strip().lower(), form.answer.strip().lower()) != ("prompt", "completion"):
+        return form
+    for column in dict.fromkeys(column for row in rows for column in row):
+        said = {str(row[column]).lower() for row in rows if is_filled(row.get(column))}
+        if column.strip().lower() == "label" and said and said <= {"true", "false"}:
+            return replace(form, wanted=column)
+    return form
 
 
 def without_repeats(form: Form, rows: Sequence[Mapping[str, Any]], name: str) -> Form:
