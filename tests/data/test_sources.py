@@ -88,7 +88,7 @@ def test_json_lines_named_json_are_read(tmp_path: Path) -> None:
         ("blank.jsonl", "\n\n", "holds no records"),
         ("keys.json", '[{"ask": "a", "say": "b"}]', "records have `ask`, `say`; expected `messages` or .*question"),
         ("late.json", '[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "record 2: no `output`"),
-        ("type.json", '[{"instruction": "a", "output": 3}]', "record 1: `output` must be text, got a int"),
+        ("type.json", '[{"instruction": "a", "output": [[3]]}]', "record 1: `output` must be text, got a list"),
         ("scalar.json", "3", "expected a list of records"),
         ("list.json", '["a"]', "record 1: expected an object, got a str"),
         ("data.txt", "hello", "files ending in .txt are not read"),

@@ -205,7 +205,7 @@ def _with_objects(call: Any) -> Any:
         return dict(call)
     try:
         found = json.loads(arguments)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return dict(call)
     return {**call, "arguments": found} if isinstance(found, dict) else dict(call)
 
@@ -214,7 +214,7 @@ def _call_in_text(content: str) -> list[Any]:
     """The calls that a ShareGPT turn of the speaker `function_call` writes as its text."""
     try:
         found = json.loads(content)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return []
     calls = found if isinstance(found, list) else [found]
     if not all(isinstance(call, Mapping) and "name" in call for call in calls):

@@ -94,12 +94,12 @@ def check_source(source: str) -> bool:
     path = Path(source).expanduser()
     if path.is_dir():
         raise DataError(f"{source} is a folder; name one {ENDINGS} file in it.")
-    looks_local = path.suffix in READERS or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    looks_local = path.suffix.lower() in READERS or source.count("/") != 1 or source.startswith((".", "/", "~"))
     if not path.exists():
         if not looks_local:
             return False
         raise DataError(f"{path} does not exist. Give a {ENDINGS} file, or a hub data set owner/name.")
-    if path.suffix not in READERS:
+    if path.suffix.lower() not in READERS:
         raise DataError(f"{path}: files ending in {path.suffix or 'nothing'} are not read; use {', '.join(READERS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; expected {FORMS_IN_WORDS}.")
