@@ -327,3 +327,26 @@ def test_turns_of_merged_files_have_the_keys_of_both() -> None:
 def test_what_no_model_can_read_is_refused(row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         only(row)
+
+
+def test_preferences_are_learnt_from_what_was_chosen_and_say_so() -> None:
+    for chosen in ("Nine metres.", REPLY, [*ASKED, *REPLY]):
+        found = from_dicts([{"prompt": "How deep?", "chosen": chosen, "rejected": "Dunno."}], "rows")
+        assert found.records[0].before() == (Turn("user", "How deep?"),)
+        assert (found.records[0].completion, found.reading.unused) == ("Nine metres.", ("rejected",))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"ctx": "Snow.", "endings": ["Melts.", "Sings."], "label": "0"}, "Rename `ctx` to `question` and `endings`"),
+        ({"chosen": "Human: Hm?", "rejected": "Human: Ha?"}, "Rename `chosen` to `messages` if it holds turns"),
+        ({"question": "Tin?", "answer": {"said": "Yes."}}, "record 1: `answer` must be text, got a dict"),
+    ],
+)
+def test_an_error_names_the_rename_that_works(row: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        only(row)
+    renamed = {"ctx": "question", "endings": "choices", "chosen": "text", "answer": "mood"}
+    if "answer" not in row:
+        assert only({renamed.get(column, column): value for column, value in row.items()}).completion

@@ -16,7 +16,7 @@ from adaptive_lora.errors import DataError
 
 CHATS = ("messages", "conversations", "conversation")
 QUESTIONS = ("instruction", "prompt", "question", "query", "input")
-ANSWERS = ("output", "response", "completion", "answer", "answers", "target")
+ANSWERS = ("output", "response", "completion", "answer", "answers", "target", "chosen")
 DOCUMENTS = ("text", "document", "article", "dialogue")
 SUMMARIES = ("summary", "highlights")
 SYSTEMS = ("system", "system_prompt", "system_message")
@@ -46,6 +46,12 @@ _FORMS = {"instruction": "alpaca", "input": "alpaca", "prompt": "prompt-completi
           "query": "question-answer", "source": "alpaca"}  # fmt: skip
 _BESIDE = {*QUESTIONS, *DOCUMENTS, *CONTEXTS}
 _CARRIES = {*_BESIDE, *SYSTEMS, *HISTORIES, *TOOLS, *CHOICE_LISTS}
+
+_RENAMES = (
+    ({"ctx", "endings"}, "Rename `ctx` to `question` and `endings` to `choices` (HellaSwag)"),
+    ({"chosen"}, "Rename `chosen` to `messages` if it holds turns, to `text` if it is one text (preferences)"),
+)
+"""Columns of well-known data -> what to call them."""
 
 FORMS_IN_WORDS = (
     "`messages` or `conversations` (chat), a question (`instruction`, `prompt`, `question`, `query` or `input`) with "
@@ -98,7 +104,9 @@ def recognise(rows: Sequence[Mapping[str, Any]], name: str) -> Form:
         if form := _recognise(columns):
             return form
     found = ", ".join(f"`{column}`" for column in every[:8]) or "no keys"
-    raise DataError(f"{name}: its records have {found}; expected {FORMS_IN_WORDS}. Rename the columns.")
+    lower = {column.strip().lower() for column in every}
+    renames = "; ".join(said for columns, said in _RENAMES if columns <= lower) or "Rename the columns"
+    raise DataError(f"{name}: its records have {found}; expected {FORMS_IN_WORDS}. {renames}.")
 
 
 def _recognise(columns: Sequence[str]) -> Form | None:

@@ -153,7 +153,11 @@ def _record(row: Mapping[str, Any], form: Form) -> Record:
     parts = [any_text(row.get(column)) for column in form.context]
     asked, said = (chats.turns_in(row.get(column), column) for column in (form.question, form.answer))
     if not form.choices and (asked or said):  # prompt and completion may each be turns, as TRL has them
-        asked = asked or [{"role": "user", "content": required_text(row, form.question)}]
+        if not asked:
+            question = required_text(row, form.question)
+            first = next((turn for turn in chats.read_turns(said, form.answer) if turn.role == "user"), None)
+            # Preferences have the question in their turns too.
+            asked = [] if first and first.content == question else [{"role": "user", "content": question}]
         said = said or [{"role": "assistant", "content": _answer(row, form)}]
         record = _of_turns(before, chats.read_turns([*asked, *said], form.question), said, tools)
         return _with_context(record, "\n".join(part for part in parts if part), form)
@@ -203,12 +207,12 @@ def _before(row: Mapping[str, Any], form: Form) -> tuple[Turn, ...]:
 def _answer(row: Mapping[str, Any], form: Form) -> str:
     """An answer's text; the first where there are several, as in SQuAD."""
     value = row[form.answer]
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and {"text", "value"} & value.keys():
         value = value.get("text", value.get("value"))
     if isinstance(value, list | tuple):
         value = value[0] if value else None
-    if isinstance(value, Mapping):
-        value = value.get("text")
+    if isinstance(value, Mapping) and "text" in value:
+        value = value["text"]
     if is_missing(value):
         raise LeftOut(chats.NO_ANSWER)
     return required_text({form.answer: value}, form.answer)
