@@ -90,3 +90,38 @@ def test_one_conversation_alone_in_a_file_is_a_record(tmp_path: Path) -> None:
     assert load_records(str(tmp_path / "a.json")).records[0].prompt == "Ping"
     (tmp_path / "b.json").write_text('{"version": "2", "data": [{"text": "Rain."}, {"text": "Sun."}]}')
     assert len(load_records(str(tmp_path / "b.json")).records) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "count"),
+    [
+        ("a.json", '{"question": "Which?", "answers": [{"text": "Tin"}, {"text": "Zinc"}]}', 1),
+        ("a.json", '{"instruction": "Hum.", "output": "Mm.", "history": []}', 1),
+        ("a.json", '{"text": "All tides", "data": [{"text": "Ebb."}, {"text": "Flood."}]}', 2),
+        ("a.json", '{"text": "Kiel lies low.", "spans": [{"start": 0}]}', 1),
+        ("A.JSONL", '[{"text": "Ebb."},\n {"text": "Flood."}]', 2),
+        ("a.jsonl", '{"question": "7 + 3?", "answer": 10}\n{"question": "Even?", "answer": true}', 2),
+    ],
+)
+def test_records_are_found_where_they_stand(tmp_path: Path, name: str, content: str, count: int) -> None:
+    (tmp_path / name).write_text(content)
+    found = load_records(str(tmp_path / name)).records
+    assert len(found) == count
+    assert [r.completion for r in found if "+" in r.prompt or "Even" in r.prompt] in ([], ["10", "true"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", b'{"question": {"0": "Tin?"}, "answer": {"0": "Yes."}}', 'orient="records"'),
+        ("a.json", b'{"question": ["Tin?"], "answer": ["Yes."]}', 'orient="records"'),
+        ("a.csv", "text\nSmørrebrød".encode("cp1252"), "not UTF-8 text .*Save it as UTF-8"),
+        ("a.csv", "text\nfog".encode("utf-16"), "looks like UTF-16. Save it as UTF-8"),
+        ("a.json", b"[" * 200_000, "nested too deeply"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ' + b"9" * 5000 + b"}", "line 2: a number has thousands of digits"),
+    ],
+)
+def test_files_of_other_kinds_are_told_apart(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_records(str(tmp_path / name))

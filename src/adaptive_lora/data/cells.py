@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from adaptive_lora.data.json_errors import too_much
+
 
 class BadRow(Exception):
     """A row that cannot be read; its text says why, the caller says which."""
@@ -37,15 +39,18 @@ def plain(value: Any) -> Any:
 
 
 def required_text(row: Mapping[str, Any], column: str) -> str:
-    """The text in a column; empty where it is missing, BadRow where it is no text or the row lacks the column."""
+    """The text in a column, numbers, true and false as JSON has them; empty where it is missing.
+
+    BadRow where it is no text or the row lacks the column.
+    """
     if column not in row:
         raise BadRow(f"no `{column}`, which the others have.")
     value = row[column]
     if is_missing(value):
         return ""
-    if not isinstance(value, str):
+    if not isinstance(value, str | int | float):
         raise BadRow(f"`{column}` must be text, got a {type(value).__name__}.")
-    return value
+    return any_text(value)
 
 
 def any_text(value: Any) -> str:
@@ -74,3 +79,5 @@ def parsed(value: Any, column: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as error:
         raise BadRow(f"`{column}` is text that is not valid JSON ({error.msg} at character {error.pos + 1}).") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"`{column}`: {too_much(error)}.") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ TEMPLATE_FIELDS = ("tool_calls", "tool_call_id", "name", "reasoning_content", "r
 _WEIGHTS = {"weight": True, "train": True, "trainable": True, "learn": True, "loss": True, "mask": False}
 """Words for whether a turn is learnt -> whether a yes means that it is (OpenAI, Axolotl, LLaMA-Factory, ms-swift)."""
 _KNOWN = {"role", "from", "content", "value", "function_call", *TEMPLATE_FIELDS, *_WEIGHTS}
+_TURNS = re.compile(r"""\s*\[\s*\{\s*["'](?:role|from|content|value)["']\s*:""")
 _YES_OR_NO = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
 
 NO_ASSISTANT, NOT_LEARNT, NO_ANSWER = "no assistant turn", "no turn that may be learnt", "no answer"
@@ -40,10 +42,20 @@ def read_turns(value: Any, column: str) -> list[Turn]:
         raise BadRow(f"{shape}, got a {type(messages).__name__}.")
     turns = []
     for message in messages:
-        if not isinstance(message, Mapping) or not ({"role", "from"} & message.keys()):
+        if not isinstance(message, Mapping) or not _speaker(message):
             raise BadRow(f"{shape}, got {any_text(message)[:60]!r}.")
         turns.append(_turn(message, shape))
     return turns
+
+
+def turns_in(value: Any, column: str) -> list[Any] | None:
+    """The turns that a cell of a question or an answer holds, as a list or as its JSON; None where it is text."""
+    if isinstance(value, str):
+        if not _TURNS.match(value):
+            return None
+        value = parsed(value, column)
+    is_turns = isinstance(value, list) and value and all(isinstance(v, Mapping) and _speaker(v) for v in value)
+    return value if is_turns else None
 
 
 def read_history(value: Any, column: str) -> list[Turn]:
@@ -85,16 +97,18 @@ def read_tools(value: Any, column: str) -> str:
         tools = [tools]
     if not isinstance(tools, list | tuple):
         raise BadRow(f"`{column}` must be a list of JSON schemas, got a {type(tools).__name__}.")
-    return as_json([parsed(tool, column) for tool in tools]) if tools else ""
+    found = [parsed(tool, column) for tool in tools]
+    for tool in found:
+        if not isinstance(tool, Mapping) or not isinstance(tool.get("function", {}), Mapping):
+            raise BadRow(f"each of `{column}` must be a JSON schema with a name, got {any_text(tool)[:60]!r}.")
+    return as_json(found) if found else ""
 
 
 def missing_contents(value: Any) -> int:
     """Turns of a conversation whose text is null and that call no tool."""
     turns = value if isinstance(value, list | tuple) else []
     return sum(
-        is_missing(turn.get("content", turn.get("value"))) and not is_filled(turn.get("tool_calls"))
-        for turn in turns
-        if isinstance(turn, Mapping)
+        is_missing(_said(turn)) and not is_filled(turn.get("tool_calls")) for turn in turns if isinstance(turn, Mapping)
     )
 
 
@@ -111,12 +125,12 @@ def unknown_fields(value: Any) -> set[str]:
 
 
 def _turn(message: Mapping[str, Any], shape: str) -> Turn:
-    speaker = str(message["role"] if "role" in message else message["from"])
+    speaker = _speaker(message)
     role = SPEAKERS.get(speaker.strip().lower())
     if role is None:
         known = ", ".join(SPEAKERS)
         raise BadRow(f"a turn's speaker is {speaker!r}, which is unknown. Name it one of {known}.")
-    content = _content(message["content"] if "content" in message else message.get("value"), shape)
+    content = _content(_said(message), shape)
     calls = _tool_calls(message)
     if speaker == "function_call" and not calls and (calls := _call_in_text(content)):
         content = ""
@@ -124,6 +138,16 @@ def _turn(message: Mapping[str, Any], shape: str) -> Turn:
     if calls:
         fields = {"tool_calls": calls, **fields}
     return Turn(role, content, _is_learnt(message), as_json(fields) if fields else "")
+
+
+def _speaker(message: Mapping[str, Any]) -> str:
+    """What is filled of `role` and `from`: files of both kinds, merged, have both keys in every turn."""
+    return str(message["role"] if is_filled(message.get("role")) else message.get("from") or "")
+
+
+def _said(message: Mapping[str, Any]) -> Any:
+    content, value = message.get("content"), message.get("value")
+    return value if is_missing(content) or (not is_filled(content) and is_filled(value)) else content
 
 
 def _content(content: Any, shape: str) -> str:
@@ -161,6 +185,13 @@ def _tool_calls(message: Mapping[str, Any]) -> list[Any]:
     calls = parsed(calls, "tool_calls") if is_filled(calls) else []
     if not isinstance(calls, list | tuple):
         raise BadRow(f"`tool_calls` of a turn must be a list, got a {type(calls).__name__}.")
+    for call in calls:
+        inner = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(inner, Mapping) or not is_filled(inner.get("name")):
+            raise BadRow(
+                'each of `tool_calls` must be {"function": {"name": ..., "arguments": {...}}}, got '
+                f"{any_text(call)[:60]!r}."
+            )
     return [_with_objects(call) for call in calls]
 
 
@@ -174,7 +205,7 @@ def _with_objects(call: Any) -> Any:
         return dict(call)
     try:
         found = json.loads(arguments)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return dict(call)
     return {**call, "arguments": found} if isinstance(found, dict) else dict(call)
 
@@ -183,7 +214,7 @@ def _call_in_text(content: str) -> list[Any]:
     """The calls that a ShareGPT turn of the speaker `function_call` writes as its text."""
     try:
         found = json.loads(content)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return []
     calls = found if isinstance(found, list) else [found]
     if not all(isinstance(call, Mapping) and "name" in call for call in calls):

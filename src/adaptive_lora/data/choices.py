@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.data.cells import BadRow, LeftOut, any_text, is_filled, parsed
@@ -17,6 +18,38 @@ ANSWERS = ("answer", "answerkey", "answer_key", "answer_idx", "answer_index", "l
 _COLUMN = re.compile(r"(?:(?:option|choice|answer|op)[ _]?)?([a-j])|(?:option|choice)[ _]?([1-9])")
 _LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_NUMBER = re.compile(r"[0-9]{1,4}")
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What numbers as answers mean, the same in all rows of a source."""
+
+    base: int = 0
+    """The number of the first option: 0 or 1."""
+    is_told: bool = True
+    """Whether the data tell: a 0 is among the answers, or the count of the options is, or there are no numbers."""
+    zero: bool = False
+    """Whether an answer is 0 where no option is called so; numbers are then no labels."""
+    is_text: bool = False
+    """Whether numbers are the options themselves, as in `3 + 4?` with 6, 7 and 8."""
+
+
+def counting_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], answer: str) -> Counting:
+    """What numbers in the column `answer` mean, decided once over all rows: text where each is one of its options,
+    else counted from 0 where a 0 is among them, from 1 where the count of the options is, from 0 otherwise.
+
+    >>> rows = [{"choices": ["oak", "elm"], "answer": 2}, {"choices": ["ash", "fir"], "answer": 1}]
+    >>> counting_of(rows, ["choices"], "answer").base
+    1
+    """
+    found = list(_numbers(rows, columns, answer))
+    if found and all(said in texts for said, _, texts in found):
+        return Counting(is_text=True)
+    counted = [(said, texts) for said, labels, texts in found if said not in labels]
+    zero = any(int(said) == 0 for said, _ in counted)
+    last = any(int(said) == len(texts) for said, texts in counted)
+    return Counting(int(last and not zero), zero or last or not counted, zero)
 
 
 def choice_columns(columns: Sequence[str]) -> list[str]:
@@ -38,7 +71,8 @@ def read_choices(row: Mapping[str, Any], columns: Sequence[str]) -> tuple[list[s
     """(labels as the data have them, texts) of a row's options; BadRow where they are not."""
     if len(columns) > 1:
         found = {_label(column).upper(): any_text(row.get(column)) for column in columns if is_filled(row.get(column))}
-        return list(found), list(found.values())
+        # The number in `choice1` is a column's, and says nothing of how answers count.
+        return [LETTERS[int(label) - 1] if label.isdigit() else label for label in found], list(found.values())
     value = parsed(row.get(columns[0]), columns[0])
     if isinstance(value, Mapping) and isinstance(value.get("text"), list | tuple):
         texts = [any_text(text) for text in value["text"]]
@@ -65,8 +99,10 @@ def lettered(texts: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
 
 
-def right_choice(answer: Any, column: str, labels: Sequence[str], texts: Sequence[str]) -> str:
-    """The line that is right; `answer` is a number counted from 0, an option's label or letter, or its text.
+def right_choice(
+    answer: Any, column: str, labels: Sequence[str], texts: Sequence[str], counting: Counting = Counting()
+) -> str:
+    """The line that is right; `answer` is a number as `counting` says, an option's label or letter, or its text.
 
     LeftOut where the answer is not told (empty, -1), BadRow where it is none of the options.
 
@@ -77,22 +113,53 @@ def right_choice(answer: Any, column: str, labels: Sequence[str], texts: Sequenc
         answer = answer[0]
     if not is_filled(answer) or answer in (-1, "-1"):
         raise LeftOut("no answer")
-    index = _index(answer, labels, texts)
+    said = _said(answer)
+    index = _numbered(said, labels, texts, counting) if _NUMBER.fullmatch(said) else _named(said, labels, texts)
     if index is None:
-        options = ", ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))
-        raise BadRow(f"`{column}` is {answer!r}, which is none of the options ({options[:120]}).")
+        options = ", ".join(f"{label}: {text}" for label, text in zip(labels, texts, strict=True))[:120]
+        count = "are options as they are" if counting.is_text else f"count from {counting.base}"
+        raise BadRow(
+            f"`{column}` is {answer!r}, which is none of the options ({options}); numbers {count} in these data. Give "
+            "the option's letter or its text."
+        )
     return f"{LETTERS[index]}. {texts[index]}"
 
 
-def _index(answer: Any, labels: Sequence[str], texts: Sequence[str]) -> int | None:
-    said = str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer).strip()
-    is_number = isinstance(answer, int | float)
-    if not is_number and said in texts:
-        return texts.index(said)
-    if said in labels and not (is_number and labels[0] == "0"):
+def _numbers(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], answer: str
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(number, labels, texts) of the rows whose answer is a number."""
+    for row in rows:
+        value = row.get(answer)
+        if isinstance(value, list | tuple) and len(value) == 1:
+            value = value[0]
+        if not _NUMBER.fullmatch(said := _said(value)) or not any(is_filled(row.get(c)) for c in columns):
+            continue
+        try:
+            labels, texts = read_choices(row, columns)
+        except BadRow:
+            continue  # said with its record when that is read
+        yield said, labels, texts
+
+
+def _said(answer: Any) -> str:
+    return str(int(answer)) if isinstance(answer, float) and answer.is_integer() else str(answer).strip()
+
+
+def _numbered(said: str, labels: Sequence[str], texts: Sequence[str], counting: Counting) -> int | None:
+    if said in labels and not (counting.zero and "0" not in labels):
         return labels.index(said)
-    if said.isdigit():
-        return int(said) if int(said) < len(texts) else None
+    place = int(said) - counting.base
+    if not counting.is_text and 0 <= place < len(texts):
+        return place
+    return texts.index(said) if said in texts else None
+
+
+def _named(said: str, labels: Sequence[str], texts: Sequence[str]) -> int | None:
+    if said in texts:
+        return texts.index(said)
+    if said in labels:
+        return labels.index(said)
     blind = [text.strip().casefold() for text in texts]
     if said.casefold() in blind:
         return blind.index(said.casefold())

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptive_lora.data.cells import any_text, is_filled
 from adaptive_lora.data.choices import ANSWERS as CHOICE_ANSWERS
 from adaptive_lora.data.choices import LISTS as CHOICE_LISTS
-from adaptive_lora.data.choices import choice_columns
+from adaptive_lora.data.choices import Counting, choice_columns
 from adaptive_lora.errors import DataError
 
 CHATS = ("messages", "conversations", "conversation")
 QUESTIONS = ("instruction", "prompt", "question", "query", "input")
-ANSWERS = ("output", "response", "completion", "answer", "answers", "target")
+ANSWERS = ("output", "response", "completion", "answer", "answers", "target", "chosen")
 DOCUMENTS = ("text", "document", "article", "dialogue")
 SUMMARIES = ("summary", "highlights")
 SYSTEMS = ("system", "system_prompt", "system_message")
@@ -33,11 +35,23 @@ HARMLESS = frozenset({
 })  # fmt: skip
 """Columns that say nothing that question or answer would lack; so do all whose name ends in `_id`."""
 
+RENDERED = ("text", "prompt", "full_text", "full_prompt", "formatted", "formatted_text", "formatted_prompt")
+"""Columns that may be the whole record, or its prompt, as some template writes it; no others are taken for that."""
+_NEARLY_ALL = 0.99
+_MARKS = re.compile(r"(?:<\|?/?\w+\|?>|\[/?\w+\]|#+ ?(?i:end)|\s)*")
+"""What a template may write behind an answer: marks as `</s>` or `### End`."""
+
 _PAIRS = (("instruction", "output"), ("prompt", "completion"), ("question", "answer"))
 _FORMS = {"instruction": "alpaca", "input": "alpaca", "prompt": "prompt-completion", "question": "question-answer",
           "query": "question-answer", "source": "alpaca"}  # fmt: skip
 _BESIDE = {*QUESTIONS, *DOCUMENTS, *CONTEXTS}
 _CARRIES = {*_BESIDE, *SYSTEMS, *HISTORIES, *TOOLS, *CHOICE_LISTS}
+
+_RENAMES = (
+    ({"ctx", "endings"}, "Rename `ctx` to `question` and `endings` to `choices` (HellaSwag)"),
+    ({"chosen"}, "Rename `chosen` to `messages` if it holds turns, to `text` if it is one text (preferences)"),
+)
+"""Columns of well-known data -> what to call them."""
 
 FORMS_IN_WORDS = (
     "`messages` or `conversations` (chat), a question (`instruction`, `prompt`, `question`, `query` or `input`) with "
@@ -59,13 +73,26 @@ class Form:
     history: str = ""
     tools: str = ""
     choices: tuple[str, ...] = ()
+    counting: Counting = field(default_factory=Counting)
+    """What numbers among the answers mean where there are choices."""
+    wanted: str = ""
+    """A column of yes and no: rows with no are examples of what is not wanted (KTO)."""
     repeats: tuple[str, ...] = ()
     """Columns that say once more what the others say."""
 
     @property
     def used(self) -> tuple[str, ...]:
         """All columns that records are made of."""
-        every = (self.question, *self.context, self.system, self.history, self.tools, *self.choices, self.answer)
+        every = (
+            self.question,
+            *self.context,
+            self.system,
+            self.history,
+            self.tools,
+            *self.choices,
+            self.answer,
+            self.wanted,
+        )
         return tuple(dict.fromkeys(column for column in every if column))
 
 
@@ -77,7 +104,9 @@ def recognise(rows: Sequence[Mapping[str, Any]], name: str) -> Form:
         if form := _recognise(columns):
             return form
     found = ", ".join(f"`{column}`" for column in every[:8]) or "no keys"
-    raise DataError(f"{name}: its records have {found}; expected {FORMS_IN_WORDS}. Rename the columns.")
+    lower = {column.strip().lower() for column in every}
+    renames = "; ".join(said for columns, said in _RENAMES if columns <= lower) or "Rename the columns"
+    raise DataError(f"{name}: its records have {found}; expected {FORMS_IN_WORDS}. {renames}.")
 
 
 def _recognise(columns: Sequence[str]) -> Form | None:
@@ -113,6 +142,8 @@ def _pair(columns: Sequence[str], named: Mapping[str, str], first: Callable[[Seq
     document, summary = first(DOCUMENTS), first(SUMMARIES)
     if document and summary and not question:
         return Form("summary", document, summary)
+    if document and not question and (answer := first(ANSWERS)):
+        return Form("question-answer", document, answer, _context(columns, {document, answer}))
     return Form("text", answer=named["text"]) if "text" in named and not (question and answer) else None
 
 
@@ -131,9 +162,27 @@ def _context(columns: Sequence[str], taken: set[str]) -> tuple[str, ...]:
     return tuple(column for column, name in lower.items() if name in about)
 
 
-def without_repeats(form: Form, rows: Sequence[Mapping[str, Any]]) -> Form:
-    """The form without context columns that repeat what the others say, as `text` does in tatsu-lab/alpaca."""
-    repeats = tuple(c for c in form.context if all(_repeats(row, c, form) for row in rows if is_filled(row.get(c))))
+def with_wanted(form: Form, rows: Sequence[Mapping[str, Any]]) -> Form:
+    """The form with the column that says whether an answer is wanted, if there is one and it is yes or no throughout.
+
+    Beside a prompt and its completion that is KTO's `label`; elsewhere a label may say anything.
+    """
+    if (form.question.strip().lower(), form.answer.strip().lower()) != ("prompt", "completion"):
+        return form
+    for column in dict.fromkeys(column for row in rows for column in row):
+        said = {str(row[column]).lower() for row in rows if is_filled(row.get(column))}
+        if column.strip().lower() == "label" and said and said <= {"true", "false"}:
+            return replace(form, wanted=column)
+    return form
+
+
+def without_repeats(form: Form, rows: Sequence[Mapping[str, Any]], name: str) -> Form:
+    """The form without columns that are the record written out by a template, as `text` is in tatsu-lab/alpaca.
+
+    DataError where only some rows are: as context, the column would put their answers into their prompts.
+    """
+    rendered = [column for column in form.context if column.strip().lower() in RENDERED]
+    repeats = tuple(column for column in rendered if _is_rendered(rows, column, form, name))
     return replace(form, context=tuple(c for c in form.context if c not in repeats), repeats=repeats)
 
 
@@ -164,10 +213,75 @@ def sort_columns(
     return tuple(harmless), tuple(unused)
 
 
-def _repeats(row: Mapping[str, Any], column: str, form: Form) -> bool:
-    """Whether a column says nothing new: it stands in the question, or holds the whole record written out."""
-    value, asked, answered = (any_text(row.get(c)).strip() for c in (column, form.question, form.answer))
-    return value in asked or (bool(answered) and asked in value and answered in value)
+def _is_rendered(rows: Sequence[Mapping[str, Any]], column: str, form: Form, name: str) -> bool:
+    """Whether a column says nothing new: it stands in the question, or is the record or its prompt in a template."""
+    others = [form.question, *(c for c in form.context if c.strip().lower() not in RENDERED)]
+    cells = [
+        _Written(_flat(row.get(column)), tuple(_flat(row.get(c)) for c in others), _flat(row.get(form.answer)))
+        for row in rows
+        if is_filled(row.get(column)) and is_filled(row.get(form.question)) and is_filled(row.get(form.answer))
+    ]
+    if not cells:
+        return False
+    tails = Counter(tail for cell in cells if (tail := cell.tail()) is not None)
+    usual = {tail for tail, count in tails.items() if _MARKS.fullmatch(tail) or count > max(1, len(cells) // 2)}
+    whole = [cell.tail() in usual for cell in cells]
+    repeated = sum(full or cell.value in cell.others[0] for full, cell in zip(whole, cells, strict=True))
+    if repeated >= _NEARLY_ALL * len(cells) or _is_prompt(cells):
+        return True
+    if any(whole):
+        raise DataError(
+            f"{name}: the column `{column}` holds question and answer together in {sum(whole):,} of {len(cells):,} "
+            f"records that have an answer (the first is record {_nth_filled(rows, column, form, whole)}). Used, it "
+            "would show the model the answers it has to give; remove the column, or rename it to `context` if it is "
+            "what the question is about."
+        )
+    return False
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A cell that may be a record written out, with what the record's own columns say; white space is one blank."""
+
+    value: str
+    others: tuple[str, ...]
+    """The question and what stands beside it."""
+    answer: str
+
+    def tail(self) -> str | None:
+        """What follows on the answer; None where the cell does not hold the question with the answer behind it."""
+        start = self.value.find(self.others[0])
+        place = self.value.rfind(self.answer)
+        if start < 0 or place < start + len(self.others[0]):
+            return None
+        return self.value[place + len(self.answer) :].strip()
+
+    def frame(self) -> str | None:
+        """What a template adds to question and context; None where they are not all there."""
+        rest = self.value
+        for part in sorted(filter(None, self.others), key=len, reverse=True):
+            if part not in rest:
+                return None
+            rest = rest.replace(part, "\0", 1)
+        return rest
+
+
+def _is_prompt(cells: Sequence[_Written]) -> bool:
+    """Whether the cells are prompts of one template, or of Alpaca's two (with and without `input`)."""
+    frames = Counter(frame for cell in cells if (frame := cell.frame()) is not None)
+    usual = frames.most_common(2)
+    asked = len({cell.others for cell in cells})
+    return asked > len(usual) and sum(count for _, count in usual) >= _NEARLY_ALL * len(cells)
+
+
+def _nth_filled(rows: Sequence[Mapping[str, Any]], column: str, form: Form, whole: Sequence[bool]) -> int:
+    columns = (column, form.question, form.answer)
+    places = [place for place, row in enumerate(rows, 1) if all(is_filled(row.get(c)) for c in columns)]
+    return places[whole.index(True)]
+
+
+def _flat(value: Any) -> str:
+    return " ".join(any_text(value).split())
 
 
 def _is_within(row: Mapping[str, Any], column: str, text: str) -> bool:

@@ -23,6 +23,17 @@ def what_is_wrong(text: str, error: json.JSONDecodeError, first_line: int = 1) -
     return f"line {line}, column {column}: not valid JSON: {reason}"
 
 
+def too_much(error: Exception) -> str:
+    """Why valid JSON cannot be read.
+
+    >>> too_much(RecursionError())
+    'its lists or objects are nested too deeply; write them flatter, or as text'
+    """
+    if isinstance(error, RecursionError):
+        return "its lists or objects are nested too deeply; write them flatter, or as text"
+    return "a number has thousands of digits; write it as text, in double quotes"
+
+
 def _reason(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
     place, rest = error.pos, text[error.pos :].lstrip()
     before = text[:place].rstrip()

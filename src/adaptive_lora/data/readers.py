@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.data.json_errors import what_is_wrong
+from adaptive_lora.data.forms import recognise
+from adaptive_lora.data.json_errors import too_much, what_is_wrong
 from adaptive_lora.errors import DataError
 
 Rows = Sequence[Any]
@@ -21,7 +22,7 @@ _LARGEST_CELL = 2**31 - 1
 
 def read_file(path: Path) -> Rows:
     """The rows of a file by its ending; DataError with line, column and cause where it cannot be read."""
-    return READERS[path.suffix](path)
+    return READERS[path.suffix.lower()](path)
 
 
 def read_hub(source: str) -> tuple[Rows, str | None]:
@@ -50,11 +51,15 @@ def read_hub(source: str) -> tuple[Rows, str | None]:
 
 
 def _text_of(path: Path) -> str:
+    content = path.read_bytes()
     try:
         # As it is: a text file's own reading of line ends would change what stands inside quotes.
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        looks = ", but looks like UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}){looks}. Save it as UTF-8."
+        ) from None
 
 
 def _read_json(path: Path) -> Rows:
@@ -67,7 +72,14 @@ def _read_json(path: Path) -> Rows:
         if first.startswith("{") and _parses(first):
             return _json_lines(text, path)
         raise DataError(f"{path}, {what_is_wrong(text, error)}.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: {too_much(error)}.") from None
     if isinstance(rows, Mapping):
+        if _is_by_columns(rows):
+            raise DataError(
+                f"{path} holds one list or mapping a column, as pandas writes it; expected a list of records. Write "
+                'it with `frame.to_json(path, orient="records")`.'
+            )
         lists = [value for value in rows.values() if isinstance(value, list)]
         rows = lists[0] if len(lists) == 1 and not _is_record(rows) else [rows]
     if not isinstance(rows, list):
@@ -77,13 +89,34 @@ def _read_json(path: Path) -> Rows:
 
 def _is_record(row: Mapping[str, Any]) -> bool:
     """Whether a file's only mapping is a record that has a list, and not a wrapping of records (`{"data": [...]}`)."""
-    return bool({"messages", "conversations", "conversation"} & row.keys()) or any(
-        isinstance(value, list) and value and not isinstance(value[0], Mapping) for value in row.values()
-    )
+    lists = [value for value in row.values() if isinstance(value, list)]
+    if form := _form_of([row]):
+        return form != "text" or not all(_form_of([v for v in own if isinstance(v, Mapping)]) for own in lists)
+    return any(own and not isinstance(own[0], Mapping) for own in lists)
+
+
+def _form_of(rows: Rows) -> str:
+    """The form of rows by their keys; empty where it is not known."""
+    try:
+        return recognise(rows, "").name if rows else ""
+    except DataError:
+        return ""
+
+
+def _is_by_columns(rows: Mapping[str, Any]) -> bool:
+    """Whether each key has the cells of all records: numbered, or as lists of as many texts."""
+    own = list(rows.values())
+    if len(own) < 2:
+        return False
+    if all(isinstance(column, Mapping) and column for column in own):
+        return all(column.keys() == own[0].keys() and all(map(str.isdigit, column)) for column in own)
+    return all(isinstance(c, list) and c and len(c) == len(own[0]) and isinstance(c[0], str) for c in own)
 
 
 def _read_jsonl(path: Path) -> Rows:
-    return _json_lines(_text_of(path), path)
+    text = _text_of(path)
+    # One list of all records, as .json files have it, is taken as such.
+    return _read_json(path) if text.lstrip().startswith("[") else _json_lines(text, path)
 
 
 def _json_lines(text: str, path: Path) -> Rows:
@@ -95,6 +128,8 @@ def _json_lines(text: str, path: Path) -> Rows:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise DataError(f"{path}, {what_is_wrong(line, error, number)}.") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}, line {number}: {too_much(error)}.") from None
     return rows
 
 
@@ -158,7 +193,7 @@ def _pruned(value: Any) -> Any:
 def _parses(line: str) -> bool:
     try:
         json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return True
 

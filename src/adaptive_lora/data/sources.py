@@ -10,7 +10,15 @@ from typing import Any
 
 from adaptive_lora.data import chats, choices
 from adaptive_lora.data.cells import BadRow, LeftOut, any_text, is_filled, is_missing, parsed, plain, required_text
-from adaptive_lora.data.forms import FORMS_IN_WORDS, Form, is_harmless, recognise, sort_columns, without_repeats
+from adaptive_lora.data.forms import (
+    FORMS_IN_WORDS,
+    Form,
+    is_harmless,
+    recognise,
+    sort_columns,
+    with_wanted,
+    without_repeats,
+)
 from adaptive_lora.data.readers import ENDINGS, READERS, read_file, read_hub
 from adaptive_lora.data.records import Reading, Record, RecordSet, Turn
 from adaptive_lora.errors import DataError
@@ -52,19 +60,20 @@ def from_dicts(rows: Sequence[Any], name: str, revision: str | None = None, exac
     if not rows:
         raise DataError(f"{name} holds no records; expected {FORMS_IN_WORDS}.")
     table = [_as_row(row, i, name) for i, row in enumerate(rows)]
-    form = without_repeats(recognise(table, name), table)
+    form = _form(table, name)
     records: list[Record] = []
     left_out: Counter[str] = Counter()
     texts: list[str | None] = []
     for index, row in enumerate(table):
         try:
-            records.append(replace(_record(row, form), row=index))
-            texts.append("\n".join(records[-1].texts()))
+            record = replace(_record(row, form), row=index)
+            texts.append(_sound(record))
+            records.append(record)
         except LeftOut as reason:
             left_out[str(reason)] += 1
             texts.append(None)
         except BadRow as error:
-            raise DataError(f"{name}, record {index}: {error}") from None
+            raise DataError(f"{name}, record {index + 1}: {error}") from None
     if not records:
         counts = ", ".join(f"{count:,} have {reason}" for reason, count in left_out.items())
         raise DataError(f"{name}: none of its {len(rows):,} records can be learnt: {counts} in `{form.answer}`.")
@@ -85,24 +94,47 @@ def check_source(source: str) -> bool:
     path = Path(source).expanduser()
     if path.is_dir():
         raise DataError(f"{source} is a folder; name one {ENDINGS} file in it.")
-    looks_local = path.suffix in READERS or source.count("/") != 1 or source.startswith((".", "/", "~"))
+    looks_local = path.suffix.lower() in READERS or source.count("/") != 1 or source.startswith((".", "/", "~"))
     if not path.exists():
         if not looks_local:
             return False
         raise DataError(f"{path} does not exist. Give a {ENDINGS} file, or a hub data set owner/name.")
-    if path.suffix not in READERS:
+    if path.suffix.lower() not in READERS:
         raise DataError(f"{path}: files ending in {path.suffix or 'nothing'} are not read; use {', '.join(READERS)}.")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; expected {FORMS_IN_WORDS}.")
     return True
 
 
+def _form(table: Sequence[Mapping[str, Any]], name: str) -> Form:
+    """The form of a source with what only all of its rows together tell."""
+    form = without_repeats(recognise(table, name), table, name)
+    form = with_wanted(form, table)
+    if form.choices:
+        form = replace(form, counting=choices.counting_of(table, form.choices, form.answer))
+    return form
+
+
 def _as_row(row: Any, index: int, name: str) -> dict[str, Any]:
     if not isinstance(row, Mapping):
         raise DataError(
-            f"{name}, record {index}: expected an object, got a {type(row).__name__}; records have {FORMS_IN_WORDS}."
+            f"{name}, record {index + 1}: expected an object, got a {type(row).__name__}; records have "
+            f"{FORMS_IN_WORDS}."
         )
     return {str(column): plain(value) for column, value in row.items()}
+
+
+def _sound(record: Record) -> str:
+    """All words of a record; BadRow where a tokenizer could not read them."""
+    words = "\n".join(record.texts())
+    try:
+        "".join((words, record.fields, record.tools, *(turn.fields for turn in record.turns))).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise BadRow(
+            f"its text holds half a character (\\u{ord(half):04x}). Write both halves, as \\ud83d\\ude00, or remove it."
+        ) from None
+    return words
 
 
 def _record(row: Mapping[str, Any], form: Form) -> Record:
@@ -110,21 +142,30 @@ def _record(row: Mapping[str, Any], form: Form) -> Record:
         raise BadRow(f"no `{form.answer}`, which the others have ({form.name} form).")
     if not form.choices and is_missing(row[form.answer]):
         raise LeftOut(chats.NO_ANSWER)
+    if form.wanted and str(row.get(form.wanted)).lower() == "false":
+        raise LeftOut(f"not wanted (`{form.wanted}` is false)")
     if form.name == "text":
         return Record("text", "", "", required_text(row, form.answer))
     tools = chats.read_tools(row.get(form.tools), form.tools)
     before = _before(row, form)
     if not form.question:
         return _of_turns(before, chats.read_turns(row[form.answer], form.answer), row[form.answer], tools)
-    if isinstance(row.get(form.question), list):  # prompt and completion may each be turns, as TRL has them
-        answer = row[form.answer]
-        turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-        return _of_turns(before, chats.read_turns([*row[form.question], *turns], form.question), turns, tools)
-    prompt = required_text(row, form.question)
     parts = [any_text(row.get(column)) for column in form.context]
+    asked, said = (chats.turns_in(row.get(column), column) for column in (form.question, form.answer))
+    if not form.choices and (asked or said):  # prompt and completion may each be turns, as TRL has them
+        if not asked:
+            question = required_text(row, form.question)
+            first = next((turn for turn in chats.read_turns(said, form.answer) if turn.role == "user"), None)
+            # Preferences have the question in their turns too.
+            asked = [] if first and first.content == question else [{"role": "user", "content": question}]
+        said = said or [{"role": "assistant", "content": _answer(row, form)}]
+        record = _of_turns(before, chats.read_turns([*asked, *said], form.question), said, tools)
+        return _with_context(record, "\n".join(part for part in parts if part), form)
+    prompt = required_text(row, form.question)
+    prompt = required_text(row, form.question)
     if any(is_filled(row.get(column)) for column in form.choices):
         labels, texts = choices.read_choices(row, form.choices)
-        completion = choices.right_choice(row[form.answer], form.answer, labels, texts)
+        completion = choices.right_choice(row[form.answer], form.answer, labels, texts, form.counting)
         parts.append(choices.lettered(texts))
     else:
         completion = _answer(row, form)
@@ -134,6 +175,13 @@ def _record(row: Mapping[str, Any], form: Form) -> Record:
     if form.name == "summary":
         prompt = SUMMARY_PROMPT.replace("{text}", prompt)
     return Record(form.name, prompt, context, completion, before, tools=tools)
+
+
+def _with_context(record: Record, context: str, form: Form) -> Record:
+    if context and not record.prompt:
+        columns = ", ".join(f"`{column}`" for column in form.context)
+        raise BadRow(f"no user turn stands right before its answer that {columns} could belong to. Add one.")
+    return replace(record, context=context)
 
 
 def _of_turns(before: tuple[Turn, ...], turns: Sequence[Turn], messages: Any, tools: str) -> Record:
@@ -159,12 +207,12 @@ def _before(row: Mapping[str, Any], form: Form) -> tuple[Turn, ...]:
 def _answer(row: Mapping[str, Any], form: Form) -> str:
     """An answer's text; the first where there are several, as in SQuAD."""
     value = row[form.answer]
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and {"text", "value"} & value.keys():
         value = value.get("text", value.get("value"))
     if isinstance(value, list | tuple):
         value = value[0] if value else None
-    if isinstance(value, Mapping):
-        value = value.get("text")
+    if isinstance(value, Mapping) and "text" in value:
+        value = value["text"]
     if is_missing(value):
         raise LeftOut(chats.NO_ANSWER)
     return required_text({form.answer: value}, form.answer)
