@@ -35,6 +35,13 @@ class Counting:
     """Whether numbers are the options themselves, as in `3 + 4?` with 6, 7 and 8."""
 
 
+COUNTED_FROM_0 = (
+    "numbers as answers are read as counted from 0, as neither a 0 nor the number of options is among them; write "
+    "letters, or the options' own words, if they count from 1"
+)
+"""What is said where `Counting.is_told` is False."""
+
+
 def counting_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], answer: str) -> Counting:
     """What numbers in the column `answer` mean, decided once over all rows: text where each is one of its options,
     else counted from 0 where a 0 is among them, from 1 where the count of the options is, from 0 otherwise.

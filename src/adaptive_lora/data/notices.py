@@ -51,7 +51,7 @@ def source_notices(reading: Reading) -> list[str]:
         found.append(
             f"{_counted(count, 'record')} of {reading.rows:,} with null or NaN in {_named(column)}, read as empty"
         )
-    return found
+    return [*found, *reading.assumed]
 
 
 def text_notices(counts: TextCounts, empty: int, where: str = "") -> list[str]:

@@ -118,6 +118,8 @@ class Reading:
     """Columns that are known to say nothing about question or answer (`id`), or to repeat them."""
     unused: tuple[str, ...] = ()
     """All other columns with something in them."""
+    assumed: tuple[str, ...] = ()
+    """What the data leave open and reading had to decide, a sentence each."""
 
 
 @dataclass(frozen=True)

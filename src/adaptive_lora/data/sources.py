@@ -78,9 +78,9 @@ def from_dicts(rows: Sequence[Any], name: str, revision: str | None = None, exac
         counts = ", ".join(f"{count:,} have {reason}" for reason, count in left_out.items())
         raise DataError(f"{name}: none of its {len(rows):,} records can be learnt: {counts} in `{form.answer}`.")
     harmless, unused = sort_columns(form, table, texts, name)
-    reading = Reading(
-        len(rows), dict(left_out), _missing(table, form), form.used, harmless, (*unused, *_unused_fields(table, form))
-    )
+    assumed = () if form.counting.is_told else (choices.COUNTED_FROM_0,)
+    spare = (*unused, *_unused_fields(table, form))
+    reading = Reading(len(rows), dict(left_out), _missing(table, form), form.used, harmless, spare, assumed)
     return RecordSet(
         name, form.name, tuple(records), revision, LICENCES.get(name.partition(":")[0]), exact_answers, reading
     )
