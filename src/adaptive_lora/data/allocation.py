@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -99,14 +100,18 @@ def _close_gaps(
     sizes: Sequence[int], wanted: Sequence[int], parts: list[list[tuple[int, int]]], rest: list[int]
 ) -> Allocation:
     """Takes part of the smallest group that closes each gap; where none does, the largest ones whole before."""
-    idle = 0
+    places = sorted((sizes[group], place) for place, group in enumerate(rest) if sizes[group])
+    taken, idle = set(), 0
     for split in sorted(range(len(wanted)), key=lambda i: -wanted[i]):
-        while rest and (gap := wanted[split] - sum(n for _, n in parts[split])):
-            closing = [g for g in rest if sizes[g] >= gap]
-            group = min(closing, key=lambda g: sizes[g]) if closing else max(rest, key=lambda g: sizes[g])
-            rest.remove(group)
-            parts[split].append((group, min(gap, sizes[group])))
-            idle += sizes[group] - parts[split][-1][1]
+        gap = wanted[split] - sum(n for _, n in parts[split])
+        while gap and places:
+            # Of groups of one size the first in `rest`.
+            size, place = places.pop(bisect.bisect_left(places, (min(gap, places[-1][0]), -1)))
+            taken.add(place)
+            parts[split].append((rest[place], min(gap, size)))
+            idle += max(size - gap, 0)
+            gap -= min(gap, size)
+    rest = [group for place, group in enumerate(rest) if place not in taken]
     return Allocation(
         parts=tuple(tuple((g, n) for g, n in part if n) for part in parts),
         pool=tuple(rest),

@@ -74,9 +74,15 @@ def check_with_peft(plan: RankPlan, name: str, revision: str | None = None) -> N
 def open_records(source: str) -> RecordSet:
     """`data.sources.load_records` that knows the generated tasks (`demo:fine-tuning` and others)."""
     if source.startswith(demo.SOURCE_PREFIX):
-        rows = generate(source.removeprefix(demo.SOURCE_PREFIX), DEMO_RECORDS)
-        return from_dicts(rows, source, exact_answers=True)
+        return _generated(source)
     return load_records(source)
+
+
+@functools.cache
+def _generated(source: str) -> RecordSet:
+    """Records of a generated source; always the same ones, so a process makes them once."""
+    rows = generate(source.removeprefix(demo.SOURCE_PREFIX), DEMO_RECORDS)
+    return from_dicts(rows, source, exact_answers=True)
 
 
 @dataclass(frozen=True)
