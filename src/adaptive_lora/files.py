@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and the user's cache."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+
+
+def user_cache() -> Path:
+    """The user's cache of this package: `adaptive-lora` in `XDG_CACHE_HOME`, or in `~/.cache`; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-lora"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -13,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from adaptive_lora.errors import ModelError
+from adaptive_lora.files import user_cache
 
 PROVENANCE = "provenance.json"
 """The file in a converted folder that says where its weights came from."""
@@ -56,8 +56,8 @@ class Provenance:
 
 
 def cache_folder() -> Path:
-    """The user's cache: `XDG_CACHE_HOME` or `~/.cache`, and in it `adaptive-lora/models`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-lora" / "models"
+    """Where converted models lie: `models` in the user's cache."""
+    return user_cache() / "models"
 
 
 def provenance_of(folder: Path) -> Provenance | None:

@@ -18,6 +18,8 @@ from typing import ClassVar
 
 import torch
 
+from adaptive_lora.files import user_cache
+
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _FUNCTIONS = {"attention": ("forward", "backward"), "lora": ("forward", "backward", "product")}
@@ -120,7 +122,7 @@ def _compiler() -> list[str]:
 
 def _opened(name: str, compiler: list[str], flags: tuple[str, ...]) -> ctypes.CDLL:
     """The shared library, from the user's cache if this source was compiled for this processor before."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-lora"
+    folder = user_cache()
     cached = folder / f"{name}-{_cache_key(name, compiler, flags)}.so"
     if cached.exists():
         with contextlib.suppress(OSError):  # a corrupt file is compiled again
