@@ -46,7 +46,11 @@ def short_name(source: str) -> str:
 
     >>> short_name("${ASSETS}/models/tiny"), short_name("${ASSETS}/alpaca_9k.json"), short_name("owner/name")
     ('tiny', 'alpaca_9k.json', 'owner/name')
+    >>> short_name("${MINE:-owner/name}")
+    'owner/name'
     """
+    if source.startswith("${") and ":-" in source and source.endswith("}"):
+        source = source.removesuffix("}").partition(":-")[2]
     return source.rsplit("/", 1)[-1] if source.startswith(("$", "/", ".", "~")) else source
 
 
