@@ -68,14 +68,15 @@ def winners(found: Findings, budget: str, names: Sequence[str]) -> dict[str, int
 def _model_and_data(found: Findings) -> Entries:
     model, data, asked = found.facts["model"], found.facts["data"], found.facts["spec"]["data"]
     modules = found.ranks.drop_duplicates("module")
+    note = f" ({model['note']})" if model.get("note") else ""  # stands wherever the model is named
     truncated = data.get("truncated_test")
     percent = 100 * truncated / asked["test"] if truncated and asked["test"] else None
     yield {
         "study": found.facts["name"], "identity": found.facts["identity"][:12],
-        "model": "the embedded demo model" if model["name"] == "demo" else short_name(model["name"]),
+        "model": ("the embedded demo model" if model["name"] == "demo" else short_name(model["name"])) + note,
         "model.parameters": (model["total_parameters"], ",d"), "model.context": (model["context"], ",d"),
-        "model.dtype": model["dtype"], "model.note": model.get("note"),
-        "model.revision": str(model.get("revision") or "").removeprefix("sha256:")[:12],
+        "model.dtype": model["dtype"],
+        "model.revision": str(model.get("revision") or "").rpartition("sha256:")[2][:12],
         "modules": (model["target_modules"], ",d"), "blocks": (modules["depth"].nunique() or None, "d"),
         "data": short_name(data["source"]), "data.fingerprint": data["fingerprint"][:12],
         "data.licence": data.get("licence"), "data.template": data.get("template") or asked.get("template"),
