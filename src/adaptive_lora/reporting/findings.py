@@ -13,12 +13,13 @@ import pandas as pd
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
+from adaptive_lora.stats.evidence import StudyTables, judge_primary
 from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
 from adaptive_lora.stats.variants import variants_of
-from adaptive_lora.stats.verdicts import Judgement, judge_primary
+from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
@@ -186,7 +187,8 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: ty
     facts = _completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
     arms = summarise(runs, analysis["baseline"])
-    judged = judge_primary(arms, facts["lock"]["primary"], analysis)
+    by_record = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
+    judged = judge_primary(StudyTables(runs, by_record), facts["lock"]["primary"], facts["spec"])
     return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
 
 

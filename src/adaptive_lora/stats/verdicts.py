@@ -1,27 +1,25 @@
-"""What a family of comparisons with the baseline says: equivalent, better, worse, or not decided."""
+"""What a family of comparisons with the baseline says: equivalent, better, worse, or not decided.
+
+Tests and intervals are over new seeds and new records (`stats.crossed`), variances of few seeds are drawn towards each
+other (`stats.moderation`), the family is judged by step-down max-T (`stats.step_down`), at each look of the study's plan
+(`stats.looks`). Differences are one family at alpha, equivalences another.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
-from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.stats.cautions import Caution, cautions_of
+from adaptive_lora.stats.crossed import Components, Crossed, PairedTable, crossed
 from adaptive_lora.stats.divergence import NONE_DIVERGED, DivergedPairs
-from adaptive_lora.stats.estimators import (
-    Interval,
-    equivalence_interval,
-    equivalence_p,
-    holm,
-    improvement_probability,
-    interval_of,
-    sign_flip_p,
-)
-from adaptive_lora.stats.power import seeds_to_call_equivalent, seeds_to_detect
-from adaptive_lora.stats.run_table import Comparison
+from adaptive_lora.stats.estimators import Interval, improvement_probability
+from adaptive_lora.stats.looks import spent
+from adaptive_lora.stats.margins import Margin, equivalence_p, margin_of
+from adaptive_lora.stats.moderation import moderated
+from adaptive_lora.stats.step_down import correlation_of, step_down
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -36,50 +34,82 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How a study is judged, as it was locked."""
+
+    alpha: float = 0.05
+    margin: float | None = None
+    """Nats per token; None for a quarter of what half the budget costs."""
+    seeds: tuple[int, ...] = ()
+    """Planned, in the order in which they are trained; without looks it does not matter."""
+    looks: tuple[int, ...] = ()
+    """After how many of them the family is judged; empty: once, with the seeds that there are."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one comparison."""
+
+    table: PairedTable | None
+    """Arm less baseline; None where no seed has both."""
+    half: PairedTable | None = None
+    """The baseline at half the budget less itself at the whole; None where that was not trained."""
+    diverged: DivergedPairs = NONE_DIVERGED
+    """Pairs that the table lacks because one of the two diverged."""
+    finished: frozenset[int] = frozenset()
+    """Seeds on which everything that it needs is done, be it by divergence."""
+
+
+@dataclass(frozen=True)
 class Judgement:
-    """One comparison of a family, by the paired differences of its seeds; tests and intervals need two of them."""
+    """One comparison of a family, at the look that decided it, or at the last there was."""
 
     n: int
+    """Seeds."""
+    records: int | None
+    """None where losses by record are not known: then all is of these records alone."""
     mean: float | None
     interval: Interval | None
-    """95 %."""
+    """Of level 1 - alpha, over new seeds and new records."""
+    over_seeds: Interval | None
+    """Of new seeds on these records."""
+    over_records: Interval | None
+    """Of new records with these seeds."""
     equivalence_interval: Interval | None
-    """Of level 1 - 2 alpha: within ±margin just where two one-sided tests at alpha reject."""
+    """Of level 1 - 2 alpha."""
     p: float | None
     adjusted_p: float | None
-    """Under Holm, over the family."""
+    """By step-down max-T over the family and the looks."""
     equivalence_p: float | None
+    """Of two one-sided tests against the margin, with its own error."""
+    adjusted_equivalence_p: float | None
+    """Likewise adjusted, over the family of equivalences."""
     improvement: Interval | None
     """Share of seeds with the lower loss."""
     verdict: Verdict
-    needed: int | None
-    """Seeds that would decide with a power of 0.8, were mean and spread as found; None where decided, not known, too
-    many, or where a run of a pair diverged."""
     alpha: float
-    margin: float
+    margin: Margin
     diverged_pairs: DivergedPairs
+    components: Components | None
+    """What the difference varies by."""
+    look: int | None
+    """Which look, from 1, these are of; None before the first."""
+    decided: bool
+    """Whether the verdict stands and no later look changes it."""
+    cautions: tuple[Caution, ...]
 
     @property
     def significant(self) -> bool:
         """Whether the mean differs from zero by the adjusted test, whatever its size."""
         return self.adjusted_p is not None and self.adjusted_p <= self.alpha
 
-
-def verdict(differences: Sequence[float], margin: float, alpha: float, adjusted_p: float | None) -> Verdict:
-    """The first that holds: equivalent, where the t interval of level 1 - 2 alpha lies within ±margin; better or worse,
-    where `adjusted_p` is at most alpha, by the sign of the mean; undecided.
-
-    >>> str(verdict([0.001, -0.001, 0.0], margin=0.01, alpha=0.05, adjusted_p=1.0))
-    'equivalent'
-    """
-    if len(differences) < 2:
-        return Verdict.UNDECIDED
-    interval = equivalence_interval(differences, alpha)
-    if interval.low is not None and interval.high is not None and -margin <= interval.low <= interval.high <= margin:
-        return Verdict.EQUIVALENT
-    if adjusted_p is None or adjusted_p > alpha:
-        return Verdict.UNDECIDED
-    return Verdict.BETTER if interval.mean < 0 else Verdict.WORSE
+    @property
+    def beyond_margin(self) -> bool:
+        """Whether all of the interval lies beyond the margin, on one side."""
+        value, found = self.margin.value, self.interval
+        if value is None or found is None or found.low is None or found.high is None:
+            return False
+        return found.low > value or found.high < -value
 
 
 def without_survivorship(found: Verdict, diverged: DivergedPairs) -> Verdict:
@@ -97,78 +127,140 @@ def without_survivorship(found: Verdict, diverged: DivergedPairs) -> Verdict:
     return Verdict.UNDECIDED if found in refused else found
 
 
-def judge_primary(
-    arms: Sequence[ArmSummary], primary: Sequence[Mapping[str, str]], analysis: Mapping[str, Any]
-) -> dict[Comparison, Judgement]:
-    """A judgement for each primary comparison, one family over all budgets.
-
-    One whose arm has no finished pair of runs keeps its place in the family.
-    """
-    found = {Comparison(arm.arm, arm.budget): arm for arm in arms}
-    family = [Comparison(part["arm"], part["budget"]) for part in primary]
-    differences = {c: [d for _, d in found[c].differences] if c in found else [] for c in family}
-    diverged = {c: found[c].diverged_pairs for c in family if c in found}
-    return judge_family(differences, analysis["margin"], analysis["alpha"], diverged)
-
-
 def judge_family(
-    comparisons: Mapping[Key, Sequence[float]],
-    margin: float,
-    alpha: float,
-    diverged: Mapping[Key, DivergedPairs] | None = None,
+    family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable] = ()
 ) -> dict[Key, Judgement]:
-    """Judges every comparison; p values are adjusted by Holm over all of them.
+    """Judges every comparison, look by look; what is decided at one look stays, and leaves the family smaller.
 
-    A comparison with fewer than two seeds keeps its place in the family, so that a missing run makes no other
-    comparison easier. `diverged`: pairs that differences lack by divergence, see `without_survivorship`.
+    One without two seeds keeps its place, so that a missing run makes no other comparison easier. `pool`: tables of
+    the study's other comparisons with the baseline, whose variances tell of those here.
 
-    >>> found = judge_family({"arm": [-0.011, -0.012, -0.013, -0.011, -0.012, -0.013]}, 0.01, 0.05)["arm"]
+    >>> import numpy as np
+    >>> values = np.array([-0.011, -0.012, -0.013, -0.011, -0.012, -0.013])[:, None]
+    >>> arm = Evidence(PairedTable(values, np.ones(1), tuple(range(6))))
+    >>> found = judge_family({"arm": arm}, Rule(margin=0.01))["arm"]
     >>> str(found.verdict), round(found.mean, 4)
     ('better', -0.012)
     """
-    p_values = [sign_flip_p(found) if len(found) > 1 else 1.0 for found in comparisons.values()]
-    pairs = diverged or {}
-    return {
-        key: _judge(found, p, adjusted, len(comparisons), (margin, alpha), pairs.get(key, NONE_DIVERGED))
-        for (key, found), p, adjusted in zip(comparisons.items(), p_values, holm(p_values), strict=True)
-    }
+    if not rule.looks:
+        return _Look(rule, None).judged(family, pool)
+    found: dict[Key, Judgement] = {}
+    for index, count in enumerate(rule.looks):
+        seeds = frozenset(rule.seeds[:count])
+        waiting = {key: own for key, own in family.items() if key not in found or not found[key].decided}
+        if not waiting or not any(seeds <= own.finished for own in waiting.values()):
+            break
+        here = {key: own if seeds <= own.finished else Evidence(None) for key, own in waiting.items()}
+        judged = _Look(rule, index).judged(here, pool)
+        found |= {key: own for key, own in judged.items() if seeds <= waiting[key].finished}
+    unseen = {key: own for key, own in family.items() if key not in found}
+    return {key: found[key] if key in found else _described(unseen[key], rule) for key in family}
 
 
-def _judge(
-    differences: Sequence[float],
-    p: float,
-    adjusted_p: float,
-    comparisons: int,
-    rule: tuple[float, float],
-    diverged: DivergedPairs,
+@dataclass(frozen=True)
+class _Look:
+    """The family at one look."""
+
+    rule: Rule
+    index: int | None
+    """From 0; None where there is one look, with all the seeds there are."""
+    looks: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "looks", self.rule.looks or (max(1, len(self.rule.seeds)),))
+
+    def judged(self, family: Mapping[Key, Evidence], pool: Sequence[PairedTable]) -> dict[Key, Judgement]:
+        seen = {key: self._restricted(own) for key, own in family.items()}
+        tables = {key: own.table for key, own in seen.items() if own.table is not None}
+        own = _crossed([*tables.values(), *filter(None, map(self._of_look, pool))])
+        found = dict(zip(tables, own, strict=False))
+        p = {key: self._spent(found[key].p() if key in found else None, 2) for key in family}
+        rho = correlation_of(tables)
+        adjusted = dict(zip(p, step_down(list(p.values()), rho), strict=True))
+        same = self._equivalences(seen, found, rho)
+        return {
+            key: _judgement(seen[key], found.get(key), (adjusted[key], *same[key]), self.rule, self.index)
+            for key in family
+        }
+
+    def _restricted(self, own: Evidence) -> Evidence:
+        table, half = (None if t is None else self._of_look(t) for t in (own.table, own.half))
+        return Evidence(table, half, own.diverged, own.finished)
+
+    def _of_look(self, table: PairedTable) -> PairedTable | None:
+        if self.index is not None:
+            table = table.of_seeds(self.rule.seeds[: self.looks[self.index]])
+        return table if table.seeds else None
+
+    def _spent(self, p: float | None, sided: int) -> float:
+        return 1.0 if p is None else spent(p, self.looks, self.index or 0, sided)
+
+    def _equivalences(
+        self, seen: Mapping[Key, Evidence], found: Mapping[Key, Crossed], rho: float
+    ) -> dict[Key, tuple[float | None, float | None, Margin]]:
+        """(p, adjusted p, margin) of each."""
+        margins = {key: margin_of(own.half, self.rule.margin, self.rule.alpha) for key, own in seen.items()}
+        p = equivalence_p({k: (own, found.get(k)) for k, own in _tables(seen).items()}, margins)
+        spends = [self._spent(p.get(key), 1) for key in seen]
+        adjusted = step_down(spends, rho, sided=1)
+        return {
+            key: (p.get(key), None if p.get(key) is None else value, margins[key])
+            for key, value in zip(seen, adjusted, strict=True)
+        }
+
+
+def _tables(seen: Mapping[Key, Evidence]) -> dict[Key, tuple[PairedTable, PairedTable | None]]:
+    return {key: (own.table, own.half) for key, own in seen.items() if own.table is not None}
+
+
+def _crossed(tables: Sequence[PairedTable]) -> list[Crossed]:
+    return moderated([crossed(table) for table in tables])
+
+
+def _described(own: Evidence, rule: Rule) -> Judgement:
+    """Of a comparison that no look has come to: numbers, and nothing decided."""
+    found = crossed(own.table) if own.table is not None else None
+    margin = margin_of(own.half, rule.margin, rule.alpha)
+    return _judgement(own, found, (None, None, None, margin), rule, None, seen=False)
+
+
+def _judgement(
+    own: Evidence,
+    found: Crossed | None,
+    tests: tuple[float | None, float | None, float | None, Margin],
+    rule: Rule,
+    index: int | None,
+    seen: bool = True,
 ) -> Judgement:
-    margin, alpha = rule
-    n = len(differences)
-    several = n > 1
-    found = without_survivorship(verdict(differences, margin, alpha, adjusted_p), diverged)
-    open_ = several and found is Verdict.UNDECIDED and not diverged.any
-    interval = interval_of(differences) if n else None
+    adjusted, same_p, adjusted_same, margin = tests
+    tested = seen and found is not None and found.error is not None
+    verdict = Verdict.UNDECIDED
+    if tested and adjusted_same is not None and adjusted_same <= rule.alpha:
+        verdict = Verdict.EQUIVALENT
+    elif tested and found is not None and adjusted is not None and adjusted <= rule.alpha:
+        verdict = Verdict.BETTER if found.mean < 0 else Verdict.WORSE
+    verdict = without_survivorship(verdict, own.diverged)
+    several = found is not None and found.error is not None
+    level = 1 - rule.alpha
     return Judgement(
-        n=n,
-        mean=interval.mean if interval else None,
-        interval=interval if several else None,
-        equivalence_interval=equivalence_interval(differences, alpha) if several else None,
-        p=p if several else None,
-        adjusted_p=adjusted_p if several else None,
-        equivalence_p=equivalence_p(differences, margin) if several else None,
-        improvement=improvement_probability(differences) if n else None,
-        verdict=found,
-        needed=_needed(differences, margin, alpha, comparisons) if open_ else None,
-        alpha=alpha,
+        n=found.n if found else 0,
+        records=found.records if found and found.records > 1 else None,
+        mean=found.mean if found else None,
+        interval=found.interval(level) if found and several else None,
+        over_seeds=found.over_seeds(level) if found else None,
+        over_records=found.over_records(level) if found else None,
+        equivalence_interval=found.interval(1 - 2 * rule.alpha) if found and several else None,
+        p=found.p() if found and tested else None,
+        adjusted_p=adjusted if tested else None,
+        equivalence_p=same_p if tested else None,
+        adjusted_equivalence_p=adjusted_same if tested else None,
+        improvement=improvement_probability(own.table.by_seed.tolist(), level) if own.table is not None else None,
+        verdict=verdict,
+        alpha=rule.alpha,
         margin=margin,
-        diverged_pairs=diverged,
+        diverged_pairs=own.diverged,
+        components=found.components if found else None,
+        look=None if not seen else (index or 0) + 1,
+        decided=verdict is not Verdict.UNDECIDED,
+        cautions=cautions_of(own.table, margin, own.diverged),
     )
-
-
-def _needed(differences: Sequence[float], margin: float, alpha: float, comparisons: int) -> int | None:
-    """The smaller number of seeds that would show, in four of five studies, a difference or an equivalence, were mean
-    and spread as found; more than there are, in any case."""
-    mean, sd = float(np.mean(differences)), float(np.std(differences, ddof=1))
-    ways = (seeds_to_detect(mean, sd, alpha, comparisons), seeds_to_call_equivalent(mean, sd, margin, alpha))
-    seeds = min((way for way in ways if way is not None), default=None)
-    return None if seeds is None else max(seeds, len(differences) + 1)

@@ -1,0 +1,61 @@
+"""What should be kept in mind beside a verdict: one word each, for a column of its own."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+
+from adaptive_lora.stats.crossed import PairedTable
+from adaptive_lora.stats.divergence import DivergedPairs
+from adaptive_lora.stats.estimators import Floats
+from adaptive_lora.stats.margins import Margin
+
+FEW_SEEDS, FEW_RECORDS = 6, 200
+SKEW = 1.0
+"""Of ten normal differences, one in twenty sets is as skewed; of ten exponential ones, every other."""
+UNCERTAIN_MARGIN = 0.5
+"""Half width of the margin's interval over the margin."""
+
+
+class Caution(StrEnum):
+    """Why a comparison deserves less trust than its p says."""
+
+    FEW_SEEDS = "few seeds"
+    FEW_RECORDS = "few records"
+    ONE_SET_OF_RECORDS = "one set of records"
+    """Losses by record are not known, so that all is conditional on the records that were tested."""
+    SKEWED = "skewed"
+    """Differences by seed lie to one side: intervals of few such cover less than they say."""
+    MARGIN = "uncertain margin"
+    INSENSITIVE = "task insensitive to rank"
+    """Half the budget is not shown to be worse."""
+    DIVERGED = "diverged pairs"
+    EDGE = "rate at edge of grid"
+    RATE = "depends on rate"
+    """At a neighbouring learning rate the difference has the other sign."""
+    CLIPPED = "every step clipped"
+    CEILING = "near the frozen model"
+
+
+def cautions_of(table: PairedTable | None, margin: Margin, diverged: DivergedPairs) -> tuple[Caution, ...]:
+    """Those that the differences themselves give cause for."""
+    found = []
+    if table is not None:
+        seeds, records = len(table.seeds), len(table.tokens)
+        found += [Caution.FEW_SEEDS] if seeds < FEW_SEEDS else []
+        found += [Caution.ONE_SET_OF_RECORDS] if records < 2 else [Caution.FEW_RECORDS] if records < FEW_RECORDS else []
+        found += [Caution.SKEWED] if seeds >= FEW_SEEDS and abs(skewness(table.by_seed)) > SKEW else []
+    if margin.interval is not None and not margin.usable:
+        found.append(Caution.INSENSITIVE)
+    elif margin.interval is not None and margin.value and margin.interval.high is not None:
+        wide = (margin.interval.high - margin.value) / margin.value > UNCERTAIN_MARGIN
+        found += [Caution.MARGIN] if wide else []
+    return (*found, *([Caution.DIVERGED] if diverged.any else []))
+
+
+def skewness(values: Floats) -> float:
+    """The mean cube of standardised values; 0 for equal ones."""
+    centred = values - values.mean()
+    scale = float(np.sqrt((centred**2).mean()))
+    return float((centred**3).mean()) / scale**3 if scale > 0 else 0.0
