@@ -134,7 +134,8 @@ class Crossed:
 
         Satterthwaite's, but never more than the fewer of the two: where few seeds happen to vary little, the formula
         takes the variance of records for all of it and lends a comparison their hundreds of degrees of freedom, and
-        families of ten err in 8 studies of 100 instead of 5 (`bench/calibration.py`). With one seed it is over records alone, with one record over seeds alone; None with one of each.
+        families of ten err in 8 studies of 100 instead of 5. With one seed it is over records alone, with one record
+        over seeds alone; None with one of each.
         """
         parts = [] if self.seed_variance is None else [(self.seed_variance / self.n, self.seed_freedom)]
         if self.record_variance is not None:
