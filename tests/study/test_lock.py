@@ -71,6 +71,16 @@ def test_a_lock_says_what_was_decided(study_file: WriteStudy) -> None:
     assert {name: lock[name] for name in FACTS} == FACTS and lock["deviations"] == []
 
 
+def test_a_lock_says_whose_ranks_each_control_shuffles(study_file: WriteStudy) -> None:
+    seeds = ("evaluation: 2", "evaluation: 7")
+    study = load_study(study_file(JUDGED, ("controls: none", "controls: [own-shuffled]"), seeds))
+    controls = lock_of(study, FACTS)["controls"]
+    assert controls["arms"] == controls["shadows"] == {
+        "shuffled-linear-decay": "linear-decay", "shuffled-empirical": "empirical",
+    }  # fmt: skip
+    assert "shadows" not in lock_of(load_study(study_file()), FACTS)["controls"]
+
+
 def locked(study: Study, folder: Path) -> dict[str, Any]:
     write_lock(folder, lock_of(study, FACTS))
     found = read_lock(folder)

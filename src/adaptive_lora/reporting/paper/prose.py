@@ -206,7 +206,7 @@ def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str
                 options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
             except StrategyError:  # the source is a file of the study's author, which reading does not load
                 options = arm["options"]
-            hidden = {"seed", "source_options", *({"min_rank"} if options.get("min_rank") == 1 else ())}
+            hidden = {"seed", "source_options", *(n for n in ("min_rank", "power") if options.get(n) == 1)}
             if shown := {k: v for k, v in options.items() if v is not None and k not in hidden}:
                 found[arm["name"]] = shown
     return found
