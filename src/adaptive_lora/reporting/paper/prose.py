@@ -162,7 +162,7 @@ def _controls(found: Findings) -> dict[str, Any]:
     longer = [arm for arm in found.compared if arm.arm in compute.values()]
     return {
         "controls": by_chance,
-        "equal_compute": at_equal_compute(found.runs, compute),
+        "equal_compute": at_equal_compute(found.runs, compute, found.baseline),
         # Longer trained baselines that are worse for it, with the whole 95 % interval.
         "overtrained": [arm for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0],
         "chance": _beside_chance(found, by_chance),

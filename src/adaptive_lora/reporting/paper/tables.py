@@ -18,7 +18,7 @@ _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], .
                                   "plan_seconds", "train_seconds", "notes")),
     (evidence.sizes, "sizes", ("arm", "budget", "over_records", "perplexity_percent", "share_of_gain", "improvement",
                                "sd")),
-    (evidence.compute, "equal-compute", ("arm", "budget", "control", "difference", "seeds")),
+    (evidence.compute, "equal-compute", ("arm", "budget", "control", "difference", "seeds", "stopped")),
     (evidence.worth, "worth", ("arm", "budget", "percent", "percent_low", "percent_high")),
     (evidence.power, "power", ("arm", "budget", "sd", "detectable", "seeds_for_margin", "seeds_for_equivalence")),
     (sections.rates, "learning-rates", ("arm", "budget", "learning_rate", "validation_loss", "seeds", "chosen")),
