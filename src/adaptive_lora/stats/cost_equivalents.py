@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,36 +106,41 @@ def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str], baseline: 
     the compute is its longer run or its usual one, whichever has the lower *validation* loss (the longer where that is
     not known), and its test loss counts. A longer run that diverged is not chosen.
     """
-    cells = {key: own.set_index("seed") for key, own in evaluations(runs).groupby(["arm", "budget"], sort=False)}
+    cells: dict[tuple[str, str], _Cell] = {}
+    for run in evaluations(runs).to_dict("records"):
+        cells.setdefault((str(run["arm"]), str(run["budget"])), {})[int(run["seed"])] = run
     found = []
     for (arm, budget), own in cells.items():
-        longer = cells.get((controls.get(str(arm), ""), budget))
+        longer = cells.get((controls.get(arm, ""), budget))
         if longer is None:
             continue
-        chosen = _best_spent(longer, cells.get((baseline, budget)))
-        ended = own.loc[own["status"] == Status.COMPLETED, "test_loss"]
-        shared = [seed for seed in ended.index if seed in chosen]
+        chosen = _best_spent(longer, cells.get((baseline, budget), {}))
+        shared = [seed for seed, run in own.items() if run["status"] == Status.COMPLETED and seed in chosen]
         if shared:
-            difference = interval_of([float(ended[seed]) - chosen[seed][0] for seed in shared])
+            difference = interval_of([float(own[seed]["test_loss"]) - chosen[seed][0] for seed in shared])
             stopped = sum(chosen[seed][1] for seed in shared)
-            found.append(AtEqualCompute(str(arm), str(budget), controls[str(arm)], difference, stopped))
+            found.append(AtEqualCompute(arm, budget, controls[arm], difference, stopped))
     return found
 
 
-def _best_spent(longer: pd.DataFrame, usual: pd.DataFrame | None) -> dict[int, tuple[float, bool]]:
+_Cell = dict[int, Mapping[Any, Any]]
+"""Seed -> its run."""
+
+
+def _best_spent(longer: _Cell, usual: _Cell) -> dict[int, tuple[float, bool]]:
     """Seed -> test loss of the run that validation chooses, and whether that is the usual one."""
     found = {}
-    for seed, run in longer.iterrows():
-        other = usual.loc[seed] if usual is not None and seed in usual.index else None
+    for seed, run in longer.items():
+        other = usual.get(seed)
         if other is not None and other["status"] == Status.COMPLETED and _is_better(other, run):
-            found[int(str(seed))] = float(other["test_loss"]), True
+            found[seed] = float(other["test_loss"]), True
         elif run["status"] == Status.COMPLETED:
-            found[int(str(seed))] = float(run["test_loss"]), False
+            found[seed] = float(run["test_loss"]), False
     return found
 
 
-def _is_better(usual: pd.Series, longer: pd.Series) -> bool:
+def _is_better(usual: Mapping[Any, Any], longer: Mapping[Any, Any]) -> bool:
     if longer["status"] == Status.DIVERGED:
         return True
-    # A comparison with a loss that is not known is never true.
-    return bool(usual.get("validation_loss", math.nan) < longer.get("validation_loss", math.nan))
+    losses = [run.get("validation_loss") for run in (usual, longer)]
+    return not any(pd.isna(loss) for loss in losses) and losses[0] < losses[1]

@@ -29,6 +29,7 @@ from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
+from adaptive_lora.stats.decomposition import Decomposition
 from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.stability import summaries
@@ -57,7 +58,7 @@ class Account:
         """What templates know of it."""
         several = len(self.found.facts["spec"]["budgets"]) > 1  # controls, which may have others, have telling names
 
-        def named(what: Comparison | ArmSummary | AtEqualCompute) -> str:
+        def named(what: Comparison | ArmSummary | AtEqualCompute | Decomposition) -> str:
             return f"{what.arm} at {what.budget}" if several else what.arm
 
         return {
