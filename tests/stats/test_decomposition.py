@@ -33,7 +33,7 @@ def spec_of(*arms: str, looks: tuple[int, ...] = ()) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def found_in(runs: pd.DataFrame, spec: dict[str, Any], by_record: Any = None, *arms: str) -> list[Decomposition]:
+def found_in(runs: pd.DataFrame, spec: dict[str, Any], by_record: Any = None) -> list[Decomposition]:
     primary = [{"arm": arm["name"], "budget": "rank:8"} for arm in spec["arms"][1:]]
     tables = StudyTables(runs, by_record or (lambda run_id, split: None))
     return decompositions(tables, {"primary": primary, "controls": CONTROLS}, spec)

@@ -9,7 +9,7 @@ on the same seeds and records. A price above zero is a cost, a value below zero 
 baseline may know much and pay for it. Both parts of all arms are one family, the second tier of a study: judged by the
 rule and the looks of the first, at alpha, without a margin, so that nothing here is called equivalent.
 
-Where an arm has no shuffle of its own, random ranks (the control `random`) stand in: uneven likewise, though not as much.
+Where an arm has no shuffle of its own, random ranks (the control `random`) stand in: uneven too, though not like it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def decompositions(tables: StudyTables, lock: Mapping[str, Any], spec: Mapping[s
 
 
 def shadows_of(controls: Mapping[str, Any], arms: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Control -> the arm whose own ranks it has at other places, by the lock's `controls` and the arms of the study file.
+    """Control -> the arm whose own ranks it has at other places, by the lock's `controls` and the study file's arms.
 
     The control `shuffled` has those of the first arm of its source.
 
