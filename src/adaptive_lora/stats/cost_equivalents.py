@@ -142,5 +142,5 @@ def _best_spent(longer: _Cell, usual: _Cell) -> dict[int, tuple[float, bool]]:
 def _is_better(usual: Mapping[Any, Any], longer: Mapping[Any, Any]) -> bool:
     if longer["status"] == Status.DIVERGED:
         return True
-    losses = [run.get("validation_loss") for run in (usual, longer)]
-    return not any(pd.isna(loss) for loss in losses) and losses[0] < losses[1]
+    here, there = (run.get("validation_loss") for run in (usual, longer))
+    return bool(pd.notna(here) and pd.notna(there) and float(here) < float(there))
