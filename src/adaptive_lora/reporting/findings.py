@@ -91,7 +91,7 @@ class Findings:
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
         """Arms whose best learning rate lies at the edge of the grid."""
-        if tuned_by_baseline(self.facts):
+        if self.tuned_by_baseline:
             return edges_of_choices(self.facts)
         tuning = self.runs[self.runs["phase"] == Phase.TUNING]
         losses: TuningLosses = {}
@@ -156,6 +156,11 @@ class Findings:
     def tuned(self) -> bool:
         """Whether learning rates were chosen on validation."""
         return bool((self.runs["phase"] == Phase.TUNING).any())
+
+    @property
+    def tuned_by_baseline(self) -> bool:
+        """Whether they were tuned on the baseline, and arms checked beside it."""
+        return tuned_by_baseline(self.facts)
 
     @property
     def compared(self) -> list[ArmSummary]:

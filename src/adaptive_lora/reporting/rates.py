@@ -27,7 +27,7 @@ def edges_of_choices(facts: Mapping[str, Any]) -> list[Edge]:
     for row in facts.get("rate_choices", []):
         if row["edge"]:
             rate, beyond = row["edge"]
-            found.append(Edge(row["arm"], row["budget"], rate, beyond, trained=row["rate"] is not None))
+            found.append(Edge(row["arm"], row["budget"], rate, beyond, row["rate"] is not None, by_steps=True))
     return found
 
 

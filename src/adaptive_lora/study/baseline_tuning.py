@@ -137,7 +137,8 @@ class BaselineSearch:
             if choice.edge:
                 lowest_tried = min(self.asked[key])
                 rate = choice.rate or lowest_tried
-                found.append(Edge(*key, rate, stepped(rate, rate != lowest_tried), choice.rate is not None))
+                beyond = stepped(rate, rate != lowest_tried)
+                found.append(Edge(*key, rate, beyond, choice.rate is not None, by_steps=True))
         return found
 
     @property

@@ -119,7 +119,8 @@ def _tune(engine: Engine) -> Search:
         done = search.asked
     for edge in search.edges:
         best = f"the best rate, {edge.rate:g}, is at the edge of the grid" if edge.trained else "every rate diverges"
-        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; add {edge.beyond:g} to `learning_rate`")
+        remedy = f"{'begin at' if edge.by_steps else 'add'} {edge.beyond:g} {'by' if edge.by_steps else 'to'}"
+        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; {remedy} `learning_rate`")
     return search
 
 

@@ -20,6 +20,8 @@ class Edge:
     """The next value to try."""
     trained: bool = True
     """Whether any rate of the grid is a candidate; where every one diverged, `rate` is the smallest."""
+    by_steps: bool = False
+    """Whether rates were added step by step, as often as may be: what helps is another start."""
 
 
 def added_rates(
