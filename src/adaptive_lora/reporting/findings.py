@@ -10,8 +10,10 @@ from typing import Any
 
 import pandas as pd
 
+from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
+from adaptive_lora.stats.cautions import Caution
 from adaptive_lora.stats.decomposition import Decomposition, decompositions
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.evidence import StudyTables, judge_primary
@@ -91,6 +93,8 @@ class Findings:
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
         """Arms whose best learning rate lies at the edge of the grid."""
+        if self.tuned_by_baseline:
+            return edges_of_choices(self.facts)
         tuning = self.runs[self.runs["phase"] == Phase.TUNING]
         losses: TuningLosses = {}
         for run in tuning[tuning["status"].isin([Status.COMPLETED, Status.DIVERGED])].to_dict("records"):
@@ -99,6 +103,11 @@ class Findings:
             at_rate.append(None if missing else float(run["validation_loss"]))
         grid = sorted(set(tuning["learning_rate"]))
         return edges(losses, grid) if len(grid) > 1 else []
+
+    @functools.cached_property
+    def cautions(self) -> Mapping[Comparison, tuple[Caution, ...]]:
+        """What to keep in mind beside each verdict: its judgement's own, and those of its learning rates."""
+        return cautions_with_rates(self)
 
     @functools.cached_property
     def over_records(self) -> OverRecords:
@@ -155,6 +164,11 @@ class Findings:
     def tuned(self) -> bool:
         """Whether learning rates were chosen on validation."""
         return bool((self.runs["phase"] == Phase.TUNING).any())
+
+    @property
+    def tuned_by_baseline(self) -> bool:
+        """Whether they were tuned on the baseline, and arms checked beside it."""
+        return tuned_by_baseline(self.facts)
 
     @property
     def compared(self) -> list[ArmSummary]:

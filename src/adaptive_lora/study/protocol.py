@@ -55,14 +55,14 @@ def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, .
 def own_shuffles(spec: StudySpec, budgets: Sequence[str] | None = None) -> dict[str, ArmPart]:
     """Name of a primary arm -> the control with its ranks at other places, trained and scaled as the arm is.
 
-    Every primary arm whose plan can be changed has one, at the budgets where it is primary (`budgets`: some of them);
-    one that the study has as an arm already is that arm.
+    Every primary arm that measures something has one, at the budgets where it is primary (`budgets`: some of them); one
+    that the study has as an arm already is that arm. A shape has none: its ranks hold no information of the task.
     """
     wanted = spec.budgets if budgets is None else budgets
     found = {}
     for arm in spec.arms:
         own = [c.budget for c in primary_comparisons(spec) if c.arm == arm.name and c.budget in wanted]
-        if not own or not _can_be_shuffled(arm):
+        if not own or not _can_be_shuffled(arm) or not _measures(arm):
             continue
         options = {**source_options(arm), "must_differ": False}
         if not _all_least(own, options):
@@ -80,6 +80,11 @@ def shadows(spec: StudySpec) -> dict[str, str]:
 
 def _can_be_shuffled(arm: ArmPart) -> bool:
     return arm.strategy not in (None, "uniform") and why_no_source(find_strategy(arm.strategy or "")) is None
+
+
+def _measures(arm: ArmPart) -> bool:
+    strategy = find_strategy(arm.strategy or "")
+    return bool(strategy.needs(check_options(strategy, arm.options)))
 
 
 def _same_run(one: ArmPart, other: ArmPart) -> bool:

@@ -92,6 +92,8 @@ def open_cells(matrix: StudyMatrix, waiting: Set[Comparison]) -> frozenset[CellK
 
 def shadowed_arm(matrix: StudyMatrix, cell: Cell) -> str | None:
     """The arm whose ranks a control has on other modules; None where the cell is no such control."""
+    if (named := matrix.shadow_of.get(cell.arm.name)) is not None:
+        return named
     source = cell.arm.options.get("source") if cell.role is Role.CHANCE else None
     return next((arm.name for arm in matrix.spec.arms if source is not None and arm.strategy == source), None)
 

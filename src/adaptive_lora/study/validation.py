@@ -115,6 +115,12 @@ def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
             ("seeds", "tuning"),
             "a grid of learning rates needs tuning seeds to choose with; write for example `tuning: 3`",
         )
+    elif _part(data, "train", dict).get("tune") == "baseline" and len(lists["tuning"]) < 2:
+        yield (
+            ("seeds", "tuning"),
+            "`tune: baseline` needs two tuning seeds or more, whose spread says which preference is beyond the noise; "
+            "write for example `tuning: 3`",
+        )
 
 
 def _look_complaints(looks: list[Any], cap: int) -> Iterator[tuple[Location, str]]:
