@@ -14,7 +14,7 @@ from adaptive_lora.stats.cautions import FEW_RECORDS
 from adaptive_lora.stats.power import POWER, Design, equivalence_power, fewest, power_of
 from adaptive_lora.stats.spreads import Spread
 
-FEWEST_SEEDS, MOST_SEEDS = 3, 60
+FEWEST_SEEDS, MOST_SEEDS = 4, 60
 MOST_RECORDS = 20_000
 
 

@@ -69,6 +69,8 @@ class ArmPower:
     records are too few for any number of seeds."""
     seeds_for_equivalence: int | None
     """Seeds that show equivalence with that power, were there no difference."""
+    by_record: bool
+    """Whether losses by record are known; without, all of this is about the records that were tested."""
 
 
 def power_by_arm(spreads: Sequence[Spread], design: Design) -> list[ArmPower]:
@@ -96,6 +98,7 @@ def _arm_power(spread: Spread, design: Design) -> ArmPower:
         margin=margin,
         seeds_for_margin=for_margin,
         seeds_for_equivalence=for_equivalence,
+        by_record=spread.by_record,
     )
 
 

@@ -52,12 +52,6 @@ class Pilot:
     correlation: float
     """Between two comparisons that share a baseline."""
 
-    @property
-    def typical(self) -> Spread | None:
-        """The one with the median variance over ten seeds and a thousand records; None of an empty pilot."""
-        ordered = sorted(self.spreads, key=lambda spread: spread.difference.variance(10, 1000))
-        return ordered[len(ordered) // 2] if ordered else None
-
 
 def pilot_of(tables: StudyTables, baseline: str, margin: float | None) -> Pilot:
     """Of every arm that shares two seeds or more with the baseline; `margin` is a number, or None to be measured."""
