@@ -24,7 +24,8 @@ from adaptive_lora.streams import numpy_stream
 
 STUDIES = 2_000
 """Simulated: a standard error of a share of at most 0.011."""
-TINY = float(np.finfo(np.float64).tiny)
+TINY = 1e-100
+"""A variance that is as good as none, and can be squared."""
 
 Flags = NDArray[np.bool_]
 Scores = tuple[Floats, Floats]
@@ -134,7 +135,8 @@ class _Effects:
         variance = np.maximum(seeds + self.record_variance, TINY)
         spread = seeds**2 / (freedom + n - 1) + self.record_variance**2 / max(1, records - 1)
         mean = true + self.by_seed[..., :n].mean(axis=-1) + self.by_record
-        return mean / np.sqrt(variance), variance**2 / np.maximum(spread, TINY)
+        whole = np.full(variance.shape, freedom + n - 1)
+        return mean / np.sqrt(variance), np.divide(variance**2, spread, out=whole, where=spread > 0)
 
 
 def _variance(one: float, other: float, factor: float, correlation: float) -> float:
