@@ -11,7 +11,7 @@ from adaptive_lora.stats.design import MOST_SEEDS, Costs, Plan, cheapest, plan_o
 from adaptive_lora.stats.power import Design, equivalence_power, power_of
 from adaptive_lora.stats.spreads import Spread
 
-SPREAD = Spread("a", "rank:8", Components(8e-5, 0.02, 0.02), Components(8e-5, 0.03, 0.02), 0.015, 2.0, True)
+SPREAD = Spread("a", "rank:8", Components(8e-5, 0.02, 0.02), Components(8e-5, 0.03, 0.02), 0.015, 8.0, True)
 DESIGN = Design(seeds=10, alpha=0.05, comparisons=5, margin=None, records=2000, correlation=0.4)
 
 
@@ -21,7 +21,7 @@ def at(seeds: int, records: int, costs: Costs, spread: Spread = SPREAD) -> Plan:
 
 def test_a_plan_has_the_powers_of_its_size() -> None:
     found = at(12, 1500, Costs(run=20.0, record=0.01))
-    family = (12, 1500, 0.05, 5, 0.4, 2.0)
+    family = (12, 1500, 0.05, 5, 0.4, 1 + 8 / 11)
     assert found.power == power_of(0.015, SPREAD.difference, *family)
     assert found.equivalence_power == equivalence_power(0.015, SPREAD.contrast, *family)
     assert found.cost == 12 * (20 + 15)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.stats.simulated import Simulated
 
 PARTS = Components(1.0, 80.0, 150.0)
 LOOKS = (4, 6, 8)
-SPREAD = Spread("a", "rank:8", PARTS, PARTS, 3.0, 1.0, True)
+SPREAD = Spread("a", "rank:8", PARTS, PARTS, 3.0, 0.0, True)
 DESIGN = Design(seeds=8, alpha=0.05, comparisons=3, margin=None, records=200, looks=LOOKS, correlation=0.5)
 
 
@@ -79,7 +80,7 @@ def test_without_a_difference_looks_and_families_hold_alpha() -> None:
 
 
 def test_moderated_variances_decide_sooner() -> None:
-    plain, moderated = (expected(replace(SPREAD, freedom_factor=f), DESIGN, 3.0) for f in (1.0, 3.0))
+    plain, moderated = (expected(replace(SPREAD, prior_freedom=f), DESIGN, 3.0) for f in (0.0, math.inf))
     assert moderated.different > plain.different and moderated.seeds < plain.seeds
 
 

@@ -77,7 +77,7 @@ def test_power_of_equivalence_is_how_often_it_is_shown(margin: float) -> None:
 def test_a_measured_margin_counts_with_its_own_error(margin: float) -> None:
     found = judged(Simulated(MIXED, 8, 250, 0.5), [0.0], STUDIES, Rule(), half=margin / SHARE)
     share = np.mean([str(j.verdict) == "equivalent" for j in found])
-    spread = Spread("a", "rank:8", MIXED, MIXED, margin, 1.0, True)
+    spread = Spread("a", "rank:8", MIXED, MIXED, margin, 0.0, True)
     reckoned = equivalence_power(margin, spread.contrast, 8, 250, 0.05)
     assert reckoned == pytest.approx(share, abs=0.04) and reckoned < equivalence_power(margin, MIXED, 8, 250, 0.05)
 

@@ -17,7 +17,7 @@ from adaptive_lora.study.outlook import StudyCosts, design_of, outlook
 from adaptive_lora.study.study_file import load_study
 
 PARTS = Components(8e-5, 0.02, 0.02)
-TYPICAL = Spread("a", "rank:8", PARTS, None, 0.02, 1.0, True)
+TYPICAL = Spread("a", "rank:8", PARTS, None, 0.02, 0.0, True)
 WIDE = replace(TYPICAL, arm="b", difference=Components(9e-5, 0.04, 0.02))
 NARROW = replace(TYPICAL, arm="c", difference=Components(1e-5, 0.01, 0.02))
 PILOT = Pilot((WIDE, TYPICAL, NARROW), 0.5)

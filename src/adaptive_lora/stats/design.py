@@ -63,11 +63,12 @@ def plan_of(spread: Spread, design: Design, costs: Costs) -> Plan:
         raise ValueError(f"A plan takes a margin; none was measured for {spread.arm} at {spread.budget}.")
     records = design.records if spread.by_record else 1
     family = (design.seeds, records, design.alpha, max(1, design.comparisons), design.correlation)
+    factor = spread.freedom_factor(design.seeds)
     return Plan(
         seeds=design.seeds,
         records=design.records,
-        power=power_of(spread.margin, spread.difference, *family, spread.freedom_factor),
-        equivalence_power=equivalence_power(spread.margin, spread.contrast, *family, spread.freedom_factor),
+        power=power_of(spread.margin, spread.difference, *family, factor),
+        equivalence_power=equivalence_power(spread.margin, spread.contrast, *family, factor),
         cost=costs.of(design.seeds, design.records),
     )
 

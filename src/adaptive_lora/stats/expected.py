@@ -18,6 +18,7 @@ from adaptive_lora.stats.crossed import Components
 from adaptive_lora.stats.estimators import Floats
 from adaptive_lora.stats.looks import levels
 from adaptive_lora.stats.margins import SHARE
+from adaptive_lora.stats.moderation import MOST_PRIOR
 from adaptive_lora.stats.power import Design, first_level
 from adaptive_lora.stats.spreads import Spread
 from adaptive_lora.streams import numpy_stream
@@ -55,7 +56,7 @@ def expected(spread: Spread, design: Design, difference: float, studies: int = S
     Without looks it is judged once, after all seeds. Where the margin is not known nothing is called equivalent.
 
     >>> from adaptive_lora.stats.crossed import Components
-    >>> spread = Spread("a", "rank:8", Components(1.0, 0.0, 0.0), None, None, 1.0, True)
+    >>> spread = Spread("a", "rank:8", Components(1.0, 0.0, 0.0), None, None, 0.0, True)
     >>> found = expected(spread, Design(12, 0.05, 1, None, records=100, looks=(6, 9, 12)), difference=3.0)
     >>> found.seeds < 7, found.decided
     (True, 1.0)
@@ -150,7 +151,7 @@ class _Drawn:
 
     design: Design
     margin: float | None
-    freedom_factor: float
+    prior_freedom: float
     records: int
     own: _Effects
     half: _Effects | None
@@ -159,7 +160,7 @@ class _Drawn:
     def p_values(self, n: int, difference: float, waiting: Flags, most: tuple[float, float]) -> tuple[Floats, Floats]:
         """(two-sided p of a difference, p of equivalence) of each comparison with n seeds; 1 beyond `most`."""
         shape = self.own.by_record.shape
-        added = (self.freedom_factor - 1) * (n - 1)
+        added = min(self.prior_freedom, MOST_PRIOR * (n - 1))
         chi2 = numpy_stream(0, "expected", "pooled", n).chisquare(added, shape) if added > 0 else np.zeros(shape)
         pooled = added, chi2
         t, freedom = self.own.t(difference, n, self.records, pooled)
@@ -204,4 +205,4 @@ def _drawn(spread: Spread, design: Design, studies: int) -> _Drawn:
 
     half = effects(spread.half, slice(m, None)) if spread.half is not None else None
     own = effects(spread.difference, slice(0, m))
-    return _Drawn(design, spread.margin, spread.freedom_factor, records, own, half)
+    return _Drawn(design, spread.margin, spread.prior_freedom, records, own, half)

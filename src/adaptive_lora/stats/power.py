@@ -85,16 +85,16 @@ def _arm_power(spread: Spread, design: Design) -> ArmPower:
     for_margin = for_equivalence = None
     if margin is not None:
         found: float = margin  # a name that the functions below may hold
-        for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor) >= POWER)
+        for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor(n)) >= POWER)
         for_equivalence = fewest(
-            lambda n: equivalence_power(found, spread.contrast, n, records, *family, factor) >= POWER
+            lambda n: equivalence_power(found, spread.contrast, n, records, *family, factor(n)) >= POWER
         )
     return ArmPower(
         arm=spread.arm,
         budget=spread.budget,
         sd=math.sqrt(own.seeds + own.both / records),
-        half_width=half_width(own, design.seeds, records, 1 - design.alpha, factor),
-        detectable=smallest_detectable(own, design.seeds, records, *family, freedom_factor=factor),
+        half_width=half_width(own, design.seeds, records, 1 - design.alpha, factor(design.seeds)),
+        detectable=smallest_detectable(own, design.seeds, records, *family, freedom_factor=factor(design.seeds)),
         margin=margin,
         seeds_for_margin=for_margin,
         seeds_for_equivalence=for_equivalence,
