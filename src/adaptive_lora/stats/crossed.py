@@ -83,7 +83,8 @@ def clustered(table: PairedTable, clusters: Sequence[Hashable]) -> PairedTable:
     which = np.array([places[name] for name in clusters], dtype=np.intp)
     sums = np.zeros((len(table.seeds), len(places)))
     np.add.at(sums.T, which, table.differences.T)
-    tokens = np.bincount(which, weights=table.tokens, minlength=len(places))
+    tokens = np.zeros(len(places))
+    np.add.at(tokens, which, table.tokens)
     return PairedTable(sums, tokens, table.seeds)
 
 

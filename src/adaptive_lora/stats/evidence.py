@@ -56,7 +56,7 @@ class StudyTables:
         seeds = [int(seed) for seed in done[0].index if seed in done[1].index]
         if not seeds:
             return None
-        pairs = [[self._losses(own.loc[seed, "run_id"]) for own in done] for seed in seeds]
+        pairs = [[self._losses(str(own.loc[seed, "run_id"])) for own in done] for seed in seeds]
         if any(losses is None for pair in pairs for losses in pair):
             loss = f"{self._split}_loss"
             by_seed = [own[loss].astype(float) for own in done]

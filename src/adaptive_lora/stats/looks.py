@@ -2,9 +2,9 @@
 
 Of alpha, 2 (1 - Φ(z(alpha/2) / √t)) is spent when a share t of the seeds is in (Lan and DeMets 1983, in the manner of
 O'Brien and Fleming 1979): almost nothing at first. The scores of successive looks are those of a sum of independent
-steps, so the level that each look may use follows by recursion (Armitage, McPherson and Rowe 1969). A t test's p is held
-against the level of a normal one (Jennison and Turnbull 2000, section 4.4). With few seeds the variance changes from look
-to look as well, and by that alone studies err a tenth more often (`STEPS_OF_T`): that tenth is paid for.
+steps, so the level that each look may use follows by recursion (Armitage, McPherson and Rowe 1969). A t test's p is
+held against the level of a normal one (Jennison and Turnbull 2000, section 4.4). With few seeds the variance changes
+from look to look as well, and by that alone studies err a tenth more often (`STEPS_OF_T`): that tenth is paid for.
 
 `spent(p, ...)` is the smallest alpha at which a comparison with this p at this look would be decided. It is a p value
 like any other, so a family's step-down is done on it.
