@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.shared import remember, tell_report, tell_status
 from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from adaptive_lora.stats.spreads import Pilot
+    from adaptive_lora.study.study_file import Study
 
 
 @app.command()
@@ -56,7 +60,10 @@ def run(
     ] = None,
     pilot: Annotated[
         Path | None,
-        typer.Option(help="With --dry-run: a study folder or exported results, whose spread tells the power."),
+        typer.Option(
+            help="With --dry-run: a study folder or exported results, whose spread tells the power and the cheapest "
+            "size; without, the runs of --out, where there are some."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -75,7 +82,7 @@ def run(
             listener.stage("loading model and data")
             prepared = prepare(parsed, device)
             listener.stage("planning every arm at one seed")
-            found = estimate(prepared, _pilot(pilot) if pilot else (), listener)
+            found = estimate(prepared, _pilot(pilot, to, parsed), listener)
         if as_json:
             print_json(dataclasses.asdict(found))
         else:
@@ -94,12 +101,18 @@ def run(
         tell_status(to, as_json=True)
 
 
-def _pilot(folder: Path) -> list[Any]:
-    """Arms of a study that was run before."""
+def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
+    """The spread of a study that was run before, or of the runs that this one has, its tuning runs at first."""
     from adaptive_lora.reporting.exported import open_findings
+    from adaptive_lora.study.folder import StudyPaths
 
+    if folder is None and own is not None and StudyPaths(own).ledger.is_file():
+        folder = own
+    if folder is None:
+        return None
+    margin = study.spec.analysis.margin
     with open_findings(folder) as found:
-        return list(found.arms)
+        return found.pilot_for(margin if isinstance(margin, float) else None)
 
 
 def _run(

@@ -20,12 +20,13 @@ from adaptive_lora.planning.strategies import StrategyOptions
 from adaptive_lora.planning.strategies.base import CalibrationOptions
 from adaptive_lora.planning.strategies.registry import all_strategies
 from adaptive_lora.reporting.formatting import interval_ends, percent, signed
-from adaptive_lora.reporting.templating import render
+from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.study.status import StudyStatus
 
 if TYPE_CHECKING:
     from adaptive_lora.study.estimate import Estimate
+    from adaptive_lora.study.outlook import Outlook
 
 # Sampled from matplotlib's viridis; the number in each cell carries the value, the colour repeats it.
 _VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",
@@ -190,9 +191,27 @@ def estimate_view(found: Estimate) -> Group:
     for table, counts in zip(tables, (found.runs, found.parameters), strict=True):
         for label, count in counts.items():
             table.add_row(Text(label), f"{count:,}")
-    power = render("power.outlook", found.power, found.design)
+    power: list[Text | Table] = [Text(line) for line in render_all("power.outlook", found.outlook, found.design)]
+    if found.outlook is not None and found.outlook.expected:
+        power.insert(1, _expected_view(found.outlook, bool(found.design.looks)))
     warnings = (Text(f"warning: {text}", style="yellow") for text in found.warnings)
-    return Group(tables[0], Text(), tables[1], Text("\n" + render("power.cost", found)), Text(power), *warnings)
+    return Group(tables[0], Text(), tables[1], Text("\n" + render("power.cost", found)), *power, *warnings)
+
+
+def _expected_view(found: Outlook, looks: bool) -> Table:
+    """What the study takes on average under several true differences; without looks all of them take the same."""
+    names = ("no effect", "the margin", "twice the margin")
+    table = _table(
+        "if every arm differs by", "seeds an arm" if looks else "seeds", "runs", "hours", "decided", box=None
+    )
+    for row in found.expected:
+        numbers = (
+            f"{row.seeds:.1f}" if looks else f"{row.seeds:.0f}",
+            f"{row.runs:,.0f}",
+            render("power.hours", row.seconds),
+        )
+        table.add_row(names[row.margins], *numbers, percent(row.decided))
+    return table
 
 
 def status_view(found: StudyStatus) -> Group:
@@ -200,7 +219,8 @@ def status_view(found: StudyStatus) -> Group:
     state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}"
+    looking = f" at look {found.looking}" if found.looking else ""
+    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left{looking}; {state}"
     parts = [Text(summary), Text(counts, style="dim")]
     for run in (*found.current, *found.troubles):
         step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""

@@ -10,13 +10,17 @@ from typing import Any
 
 import pandas as pd
 
+from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
+from adaptive_lora.stats.cautions import Caution
 from adaptive_lora.stats.decomposition import Decomposition, decompositions
-from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
-from adaptive_lora.stats.evidence import StudyTables, judge_primary
-from adaptive_lora.stats.power import Design
+from adaptive_lora.stats.effect_sizes import ByRecord, EffectSize, OverRecords, effect_sizes, record_intervals
+from adaptive_lora.stats.evidence import StudyTables, judge_primary, rule_of
+from adaptive_lora.stats.margins import nominal
+from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
+from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
 from adaptive_lora.stats.variants import variants_of
@@ -90,6 +94,8 @@ class Findings:
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
         """Arms whose best learning rate lies at the edge of the grid."""
+        if self.tuned_by_baseline:
+            return edges_of_choices(self.facts)
         tuning = self.runs[self.runs["phase"] == Phase.TUNING]
         losses: TuningLosses = {}
         for run in tuning[tuning["status"].isin([Status.COMPLETED, Status.DIVERGED])].to_dict("records"):
@@ -98,6 +104,11 @@ class Findings:
             at_rate.append(None if missing else float(run["validation_loss"]))
         grid = sorted(set(tuning["learning_rate"]))
         return edges(losses, grid) if len(grid) > 1 else []
+
+    @functools.cached_property
+    def cautions(self) -> Mapping[Comparison, tuple[Caution, ...]]:
+        """What to keep in mind beside each verdict: its judgement's own, and those of its learning rates."""
+        return cautions_with_rates(self)
 
     @functools.cached_property
     def over_records(self) -> OverRecords:
@@ -119,9 +130,9 @@ class Findings:
 
     @property
     def analysis(self) -> Mapping[str, Any]:
-        """How the study file says it is judged."""
+        """How the study file says it is judged; a margin that is measured by its `nominal`."""
         found: Mapping[str, Any] = self.facts["spec"]["analysis"]
-        return found
+        return {**found, "margin": nominal(found["margin"])}
 
     @property
     def baseline(self) -> str:
@@ -146,14 +157,51 @@ class Findings:
 
     @property
     def design(self) -> Design:
-        """What the study asks of its seeds."""
-        seeds = len(self.facts["spec"]["seeds"]["evaluation"])
-        return Design(seeds, self.analysis["alpha"], max(1, len(self.judged)), self.analysis["margin"])
+        """What the study asks of its seeds and records."""
+        spec, rule = self.facts["spec"], rule_of(self.facts["spec"])
+        return Design(
+            seeds=len(spec["seeds"]["evaluation"]),
+            alpha=rule.alpha,
+            comparisons=max(1, len(self.judged)),
+            margin=rule.margin,
+            records=spec["data"]["test"],
+            looks=rule.looks,
+            correlation=self.pilot.correlation,
+        )
+
+    @functools.cached_property
+    def pilot(self) -> Pilot:
+        """How much its differences vary by seed and by record."""
+        tables = StudyTables(self.runs, self._by_record)
+        return pilot_of(tables, self.baseline, rule_of(self.facts["spec"]).margin)
+
+    @functools.cached_property
+    def powers(self) -> Sequence[ArmPower]:
+        """What its seeds and records could show of each arm, by the spread that it has."""
+        return power_by_arm(self.pilot.spreads, self.design)
+
+    def pilot_for(self, margin: float | None) -> Pilot:
+        """What it tells a study like it, whose margin is a number, or None where that is to be measured.
+
+        Of its tuning runs where no arm has two evaluation seeds yet.
+        """
+        found = pilot_of(StudyTables(self.runs, self._by_record), self.baseline, margin)
+        return found if found.spreads else tuning_pilot(self.runs, self._by_record, self.baseline, margin)
+
+    @property
+    def _by_record(self) -> ByRecord:
+        found: ByRecord = getattr(self.source, "by_record", lambda run_id, split: None)  # tables of an export have none
+        return found
 
     @property
     def tuned(self) -> bool:
         """Whether learning rates were chosen on validation."""
         return bool((self.runs["phase"] == Phase.TUNING).any())
+
+    @property
+    def tuned_by_baseline(self) -> bool:
+        """Whether they were tuned on the baseline, and arms checked beside it."""
+        return tuned_by_baseline(self.facts)
 
     @property
     def compared(self) -> list[ArmSummary]:
@@ -193,10 +241,11 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: ty
     """From facts and runs, of a ledger or of an export."""
     facts = _completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
+    margin = nominal(analysis["margin"])
     arms = summarise(runs, analysis["baseline"])
-    by_record = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
+    by_record = getattr(source, "by_record", lambda run_id, split: None)
     judged = judge_primary(StudyTables(runs, by_record), facts["lock"]["primary"], facts["spec"])
-    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
+    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, margin))
 
 
 def _completed(facts: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.cost_equivalents import at_equal_compute, parameter_equivalents
-from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.stability import summaries
 
 NATS = "nats per token"
@@ -80,17 +79,19 @@ def compute(found: Findings) -> Table | None:
 
 
 def power(found: Findings) -> Table | None:
-    """What the seeds could detect, by the spread they had."""
+    """What the seeds and records could show, by the spread they had."""
     columns = (
         *ARM,
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
-        Column("detectable", "smallest detectable", form=".4f", unit=NATS, optional=True),
+        Column("half_width", "interval reaches either side", form=".4f", unit=NATS),
+        Column("detectable", "smallest detectable", form=".4f", unit=NATS),
+        Column("margin", form=".4f", unit=NATS, optional=True),
         Column("seeds_for_margin", "seeds to find the margin", form=",d", optional=True),
         Column("seeds_for_equivalence", "seeds to show equivalence", form=",d", optional=True),
     )
     cells = (
-        (p.arm, p.budget, p.sd, p.detectable, p.seeds_for_margin, p.seeds_for_equivalence)
-        for p in power_by_arm(found.arms, found.design)
+        (p.arm, p.budget, p.sd, p.half_width, p.detectable, p.margin, p.seeds_for_margin, p.seeds_for_equivalence)
+        for p in found.powers
     )
     return captioned(found, "power", ("power", "Power"), columns, cells)
 

@@ -13,6 +13,7 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence
 from adaptive_lora.reporting.html.decomposition import decomposition
 from adaptive_lora.reporting.html.evidence import ARM, NATS, captioned
+from adaptive_lora.reporting.html.rate_table import rate_choices
 from adaptive_lora.reporting.tables import Column, Table
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.estimators import Interval, mean_interval
@@ -128,7 +129,7 @@ SECTIONS = (
     Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",),
             lambda found: render_all("comparisons.no_parameter_equivalents", found)),
     Section("ranks", "Ranks", (), ("ranks", "scores")),
-    Section("rates", "Learning rates", (rates,), ("rates",),
+    Section("rates", "Learning rates", (rate_choices, rates), ("rates",),
             lambda found: [render("rates.at_edge", edge) for edge in found.edges], detail=True),
     Section("training", "Training", (), ("curves", "seconds")),
     Section("stability", "Stability", (evidence.stability,), ("stability",),

@@ -30,7 +30,6 @@ from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
 from adaptive_lora.stats.decomposition import Decomposition
-from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.stability import summaries
 from adaptive_lora.stats.variants import variants_of
@@ -174,7 +173,7 @@ def _extremes(found: Findings) -> dict[str, Any]:
     """The study's own arms with the lowest and the highest difference, and what stands in the middle or out."""
     own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.over_seeds.mean)
     arms = {(arm.arm, arm.budget): arm for arm in found.arms}
-    powers = sorted(power_by_arm(found.arms, found.design), key=lambda power: power.sd)
+    powers = sorted(found.powers, key=lambda power: power.half_width)
     unsteady = [s for s in summaries(found.stability) if s.excess is not None and s.excess.low is not None]
     return {
         "best": arms[own[0].arm, own[0].budget],
