@@ -200,7 +200,8 @@ def status_view(found: StudyStatus) -> Group:
     state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}"
+    looking = f" at look {found.looking}" if found.looking else ""
+    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left{looking}; {state}"
     parts = [Text(summary), Text(counts, style="dim")]
     for run in (*found.current, *found.troubles):
         step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""

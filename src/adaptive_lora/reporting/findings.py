@@ -16,6 +16,7 @@ from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.cautions import Caution
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.evidence import StudyTables, judge_primary
+from adaptive_lora.stats.margins import nominal
 from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.stability import stability_table
@@ -121,9 +122,9 @@ class Findings:
 
     @property
     def analysis(self) -> Mapping[str, Any]:
-        """How the study file says it is judged."""
+        """How the study file says it is judged; a margin that is measured by its `nominal`."""
         found: Mapping[str, Any] = self.facts["spec"]["analysis"]
-        return found
+        return {**found, "margin": nominal(found["margin"])}
 
     @property
     def baseline(self) -> str:
@@ -200,10 +201,11 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: ty
     """From facts and runs, of a ledger or of an export."""
     facts = _completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
+    margin = nominal(analysis["margin"])
     arms = summarise(runs, analysis["baseline"])
     by_record = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
     judged = judge_primary(StudyTables(runs, by_record), facts["lock"]["primary"], facts["spec"])
-    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
+    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, margin))
 
 
 def _completed(facts: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ FEWEST = 4
 """Comparisons below which a spread of variances says nothing."""
 
 
-def moderated(found: Sequence[Crossed], most: float = 2.0) -> list[Crossed]:
+def moderated(found: Sequence[Crossed], most: float = 1.0) -> list[Crossed]:
     """Each with its seeds' variance drawn towards the others'.
 
     `most`: the prior has at most so many times the degrees of freedom of the comparison itself. The variances of arms

@@ -155,7 +155,10 @@ class BaselineSearch:
         return {"rate_choices": rows}
 
     def expected_runs(self) -> dict[Phase, int]:
-        """How many runs the study has in the end, by what is known now, and for the rest by `first_rates`."""
+        """How many runs the study has in the end, by what is known now, and for the rest by `first_rates`.
+
+        With looks, by the first of them.
+        """
         first, asked = first_rates(self.matrix), self.asked
         rates = {**first, **asked}
         for budget, own in self._baseline.items():
@@ -164,7 +167,7 @@ class BaselineSearch:
                 rates[key] = (*asked[key], *first[key][3:])
         for key in self.untrainable - set(asked):
             rates.pop(key, None)
-        return self.matrix.counts(rates, self.untrainable)
+        return self.matrix.counts(rates, self.untrainable, self.matrix.first_seeds)
 
     @functools.cached_property
     def _baseline(self) -> dict[str, Climb]:

@@ -15,6 +15,7 @@ from adaptive_lora.measures.request import MeasurementKey
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.stats.margins import nominal
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.lock import undecidable
@@ -89,7 +90,7 @@ def estimate(
     seconds = total * (sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record)
     seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + planning_seconds
     analysis = spec.analysis
-    design = Design(len(spec.seeds.evaluation), analysis.alpha, len(matrix.comparisons), analysis.margin)
+    design = Design(len(spec.seeds.evaluation), analysis.alpha, len(matrix.comparisons), nominal(analysis.margin))
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,

@@ -90,8 +90,8 @@ class LearningRateSearch:
         return {}
 
     def expected_runs(self) -> dict[Phase, int]:
-        """How many runs the study has in the end, by what is known now."""
-        return self.matrix.counts(self.grid, self.untrainable)
+        """How many runs the study has in the end, by what is known now; with looks, by the first of them."""
+        return self.matrix.counts(self.grid, self.untrainable, self.matrix.first_seeds)
 
 
 Search = LearningRateSearch | BaselineSearch

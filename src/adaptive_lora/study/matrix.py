@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from adaptive_lora.planning.budget_text import halved
 from adaptive_lora.stats.rate_choice import STEP, around
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.study.protocol import (
@@ -171,14 +172,33 @@ class StudyMatrix:
                     for seed in self.spec.seeds.tuning:
                         yield Run(Phase.TUNING, cell, rate, seed)
 
-    def evaluation_runs(self, rates: Rates) -> Iterator[Run]:
-        """Every cell that has a rate with every evaluation seed, seed by seed; twins of the baseline with the first."""
-        for seed in self.spec.seeds.evaluation:
-            for cell in self.cells:
-                if (rate := rates.get(cell.key)) is not None:
+    def evaluation_runs(
+        self, rates: Rates, seeds: Sequence[int] | None = None, cells: Container[CellKey] | None = None
+    ) -> Iterator[Run]:
+        """Every cell that has a rate with every evaluation seed, seed by seed; twins of the baseline with the first.
+
+        By default all that the study can ask for; `seeds` and `cells` narrow it down. Where there are looks, cells that
+        no verdict needs have the seeds of the first alone.
+        """
+        for seed in self.spec.seeds.evaluation if seeds is None else seeds:
+            for cell in self.cells if cells is None else (own for own in self.cells if own.key in cells):
+                rate = rates.get(cell.key)
+                if rate is not None and (seed in self.first_seeds or not self.is_brief(cell)):
                     yield Run(Phase.EVALUATION, cell, rate, seed)
                     if self._has_twin(cell, seed):
                         yield Run(Phase.EVALUATION, cell, rate, seed, replica=1)
+
+    @functools.cached_property
+    def first_seeds(self) -> tuple[int, ...]:
+        """Evaluation seeds of the first look; all of them where there are no looks."""
+        seeds, looks = self.spec.seeds.evaluation, self.spec.seeds.looks
+        return tuple(seeds[: looks[0]] if looks else seeds)
+
+    def is_brief(self, cell: Cell) -> bool:
+        """Whether a cell describes and no verdict waits for it: the compute control, and the baseline at a budget that
+        is not half of one of the study's."""
+        halves = map(halved, self.spec.budgets)
+        return cell.role is Role.COMPUTE or (cell.role is Role.ASSAY and cell.budget not in halves)
 
     def _has_twin(self, cell: Cell, seed: int) -> bool:
         first = self.spec.seeds.evaluation[0]
@@ -199,13 +219,15 @@ class StudyMatrix:
         self,
         grid: Sequence[float] | Mapping[CellKey, Collection[float]] | None = None,
         excluded: Container[CellKey] = (),
+        seeds: Sequence[int] | None = None,
     ) -> dict[Phase, int]:
-        """How many runs each phase has in the end, with this grid; `excluded`: cells that will have no rate."""
+        """How many runs each phase can have, with this grid and, where not with all, with these evaluation `seeds`;
+        `excluded`: cells that will have no rate."""
         # Any rate will do, as runs are only counted.
         rates = {cell.key: 1.0 for cell in self.cells if cell.key not in excluded}
         return {
             Phase.TUNING: sum(1 for _ in self.tuning_runs(grid)),
-            Phase.EVALUATION: sum(1 for _ in self.evaluation_runs(rates)),
+            Phase.EVALUATION: sum(1 for _ in self.evaluation_runs(rates, seeds)),
         }
 
 

@@ -5,14 +5,14 @@ Everything else is exploratory. **Controls** check the study itself:
 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;
-- `half` and `double`: the baseline at half and at twice the budget. Where half is not worse by more than the
-  margin, the task cannot tell ranks apart by what matters;
+- `half` and `double`: the baseline at half and at twice the budget. What half costs is the measure of the margin;
+  where it is not shown to be worse, the task cannot tell ranks apart;
 - `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
@@ -22,9 +22,12 @@ from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.study.schema import ArmPart, StudySpec
 from adaptive_lora.study.schema_training import ArmTrainPart
 from adaptive_lora.study.settings import steps_of
+from adaptive_lora.study.yaml import Location
 
 MOST_PRIMARY = 10
 """More hypotheses than this are no hypotheses."""
+HALF_BUDGET = "half-budget"
+"""`analysis.margin` of a study that measures it."""
 
 
 def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, ...]:
@@ -119,3 +122,29 @@ def primary_comparisons(spec: StudySpec) -> tuple[Comparison, ...]:
         own = [arm for arm in spec.arms if arm.name != spec.analysis.baseline and arm.ranks is None]
         wanted = [(arm.name, spec.budgets) for arm in own if arm.strategy not in ("random", "shuffled", "inverted")]
     return tuple(dict.fromkeys(Comparison(arm, budget) for arm, budgets in wanted for budget in budgets))
+
+
+def rule_complaints(spec: StudySpec) -> dict[Location, str]:
+    """Looks and margins that the study's comparisons, controls or budgets leave without meaning."""
+    found: dict[Location, str] = {}
+    comparisons = primary_comparisons(spec)
+    if spec.seeds.looks and not comparisons:
+        found["seeds", "looks"] = (
+            "the study has no primary comparison, so that there is nothing to decide at a look; leave `looks` out, or "
+            "name hypotheses under `analysis.primary`"
+        )
+    if comparisons and spec.analysis.margin == HALF_BUDGET and (why := _why_unmeasured(spec, comparisons)):
+        found["analysis", "margin"] = (
+            f"`{HALF_BUDGET}`, the default, is measured by the baseline at half the budget, and {why}; give a number "
+            "in nats per token, such as `margin: 0.01`"
+        )
+    return found
+
+
+def _why_unmeasured(spec: StudySpec, comparisons: Sequence[Comparison]) -> str:
+    """What keeps half the budget from being trained, and what would mend it; "" where nothing does."""
+    if whole := [c.budget for c in comparisons if halved(c.budget) is None]:
+        return f"{whole[0]} has no half"
+    if baseline_of(spec).ranks is not None:
+        return f"{spec.analysis.baseline!r} has fixed `ranks`, of one size"
+    return "" if "half" in spec.controls else "`controls` are without `half`, which could be added"

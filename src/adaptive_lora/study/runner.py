@@ -17,6 +17,7 @@ from typing import Any
 
 from adaptive_lora.errors import StudyFolderError, Terminated
 from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.data_facts import splits_csv
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
@@ -30,6 +31,7 @@ from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
+from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.status import StudyStatus, ledger_status
 from adaptive_lora.study.strategy_files import kept_files
@@ -90,10 +92,7 @@ def run_study(
         engine.evaluate_base()
         search = _tune(engine)
         _set_aside(prepared, ledger)  # by the rates that are chosen now
-        expected = search.expected_runs()
-        chosen = [[*key, rate] for key, rate in search.chosen.items()]
-        ledger.set_facts({"chosen_rates": chosen, "expected_runs": expected, **search.facts})
-        engine.run_all(list(study.matrix.evaluation_runs(search.chosen)), sum(expected.values()))
+        _evaluate(engine, search)
         check_twins(ledger)
         return ledger_status(ledger)
 
@@ -122,6 +121,19 @@ def _tune(engine: Engine) -> Search:
         remedy = f"{'begin at' if edge.by_steps else 'add'} {edge.beyond:g} {'by' if edge.by_steps else 'to'}"
         engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; {remedy} `learning_rate`")
     return search
+
+
+def _evaluate(engine: Engine, search: Search) -> None:
+    """Trains what is compared, all at once or look by look."""
+    matrix, ledger, expected = engine.prepared.study.matrix, engine.ledger, search.expected_runs()
+    chosen = [[*key, rate] for key, rate in search.chosen.items()]
+    ledger.set_facts({"chosen_rates": chosen, "expected_runs": expected, **search.facts})
+    if matrix.spec.seeds.looks:
+        evaluate_by_looks(engine, search.chosen, expected[Phase.TUNING])
+    else:
+        if "looking" in ledger.facts():  # a deviation may have left it there
+            ledger.set_facts({"looking": None})
+        engine.run_all(list(matrix.evaluation_runs(search.chosen)), sum(expected.values()))
 
 
 def _lock(study: Study, prepared: PreparedStudy, out: Path, ledger: Ledger, deviation: str | None) -> None:
@@ -183,6 +195,7 @@ def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None,
 def study_facts(study: Study) -> dict[str, Any]:
     """What the ledger keeps of the study file and of what runs it."""
     packages = ("adaptive-lora", "torch", "transformers", "peft", "numpy")
+    counts = study.matrix.counts(seeds=study.matrix.first_seeds)
     return {
         "name": study.spec.name,
         "identity": study.identity,
@@ -193,7 +206,7 @@ def study_facts(study: Study) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
         },
-        "expected_runs": {phase.value: count for phase, count in study.matrix.counts().items()},
+        "expected_runs": {phase.value: count for phase, count in counts.items()},
     }
 
 
