@@ -91,6 +91,16 @@ def test_a_lock_has_the_looks_and_how_the_margin_is_measured(study_file: WriteSt
     assert verdicts_rest_on(lock["spec"], lock["primary"])["looks"] == [3, 6]
 
 
+def test_a_lock_says_whose_ranks_each_control_shuffles(study_file: WriteStudy) -> None:
+    seeds = ("evaluation: 2", "evaluation: 7")
+    study = load_study(study_file(JUDGED, ("controls: none", "controls: [own-shuffled]"), seeds))
+    controls = lock_of(study, FACTS)["controls"]
+    assert controls["arms"] == controls["shadows"] == {
+        "shuffled-linear-decay": "linear-decay", "shuffled-empirical": "empirical",
+    }  # fmt: skip
+    assert "shadows" not in lock_of(load_study(study_file()), FACTS)["controls"]
+
+
 def locked(study: Study, folder: Path) -> dict[str, Any]:
     write_lock(folder, lock_of(study, FACTS))
     found = read_lock(folder)

@@ -34,7 +34,7 @@ _NONE = "–"
 """Shown where a module is left out."""
 
 _BOUNDS = tuple(StrategyOptions.model_fields)
-_MEASURING = tuple(name for name in CalibrationOptions.model_fields if name not in _BOUNDS)
+_SHARED = tuple(CalibrationOptions.model_fields)
 """Options that many strategies share, listed once for all."""
 
 
@@ -226,14 +226,15 @@ def strategies_rows() -> list[dict[str, Any]]:
 
 def strategies_view() -> Group:
     """The strategies: what each does, what its plans need measured, where it comes from, its own options."""
-    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, _MEASURING))
+    calibrating = [name for name in _SHARED if name not in (*_BOUNDS, "power")]
+    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, calibrating))
     headings = ("strategy", "needs", "what it does; source; options")
     table = _table(*headings, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.columns[1].no_wrap = True
     for row in strategies_rows():
-        options = {name: value for name, value in row["options"].items() if name not in (*_BOUNDS, *_MEASURING)}
+        options = {name: value for name, value in row["options"].items() if name not in _SHARED}
         own = [f"{name}={value}" for name, value in options.items() if value is not None]
         about = "; ".join([row["source"], *([", ".join(own)] if own else [])])
         table.add_row(Text(row["name"], "bold"), row["needs"], Text.assemble(row["summary"], "\n", (about, "dim")))
-    common = f"All have the options {bounds}; those that measure on data also {measuring}; `--json` gives all defaults."
-    return Group(table, Text(f"\n{common}", style="dim"))
+    common = f"All have the options {bounds}; those that measure also `power`, and on data {measuring}"
+    return Group(table, Text(f"\n{common}; `--json` gives all defaults.", style="dim"))

@@ -14,6 +14,7 @@ from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices,
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.cautions import Caution
+from adaptive_lora.stats.decomposition import Decomposition, decompositions
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.evidence import StudyTables, judge_primary
 from adaptive_lora.stats.margins import nominal
@@ -46,7 +47,7 @@ class Findings:
 
     def __getstate__(self) -> dict[str, Any]:
         """With what figures need, for a process that has no ledger open."""
-        for name in ("ranks", "curves", "costs", "stability", "left_out"):
+        for name in ("ranks", "curves", "costs", "stability", "left_out", "decompositions"):
             getattr(self, name)
         return {**self.__dict__, "source": None}
 
@@ -112,6 +113,12 @@ class Findings:
     def over_records(self) -> OverRecords:
         """`record_intervals` of the study."""
         return record_intervals(self.source.by_record, self.runs, self.arms, self.baseline)
+
+    @functools.cached_property
+    def decompositions(self) -> Sequence[Decomposition]:
+        """What the difference of each primary arm is made of, where a control can tell."""
+        by_record = getattr(self.source, "by_record", lambda run_id, split: None)  # tables of an export have none
+        return decompositions(StudyTables(self.runs, by_record), self.lock, self.facts["spec"])
 
     @property
     def period(self) -> tuple[float, float] | None:
@@ -221,5 +228,9 @@ def _completed(facts: dict[str, Any]) -> dict[str, Any]:
     for arm in spec["arms"]:
         arm["name"] = plain_name(arm["name"])
     arms = {plain_name(arm): source for arm, source in lock["controls"]["arms"].items()}
-    compute = {plain_name(arm): plain_name(longer) for arm, longer in lock["controls"]["compute"].items()}
-    return {**facts, "lock": {**lock, "controls": {**lock["controls"], "arms": arms, "compute": compute}}}
+    compute, shadows = (
+        {plain_name(one): plain_name(other) for one, other in lock["controls"].get(part, {}).items()}
+        for part in ("compute", "shadows")
+    )
+    controls = {**lock["controls"], "arms": arms, "compute": compute, "shadows": shadows}
+    return {**facts, "lock": {**lock, "controls": controls}}

@@ -239,6 +239,8 @@ def _followed(matrix: StudyMatrix, cell: Cell) -> str | None:
     """The arm whose rate a control takes; None for what is tuned itself."""
     if cell.role in (Role.BASELINE, Role.ARM, Role.ASSAY):
         return None
+    if cell.arm.name in matrix.shadow_of:
+        return matrix.shadow_of[cell.arm.name]
     options = cell.arm.options
     arms = [other.arm for other in matrix.cells if other.role is Role.ARM and other.budget == cell.budget]
     same = [arm for arm in arms if arm.strategy is not None and arm.strategy == options.get("source")]

@@ -74,7 +74,11 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
         "primary": named,
         "exploratory": [e for e in every if e not in named and e["arm"] != spec.analysis.baseline],
         "controls": {
-            "arms": {arm.name: arm.options.get("source") for arm in matrix.arms_with_role(Role.CHANCE)},
+            "arms": {
+                arm.name: matrix.shadow_of.get(arm.name, arm.options.get("source"))
+                for arm in matrix.arms_with_role(Role.CHANCE)
+            },
+            **({"shadows": dict(matrix.shadow_of)} if matrix.shadow_of else {}),
             "baseline_alone_at": list(matrix.assay_budgets),
             "compute": dict(matrix.compute_controls),
             "twin": "twin" in spec.controls,

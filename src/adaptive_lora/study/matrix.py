@@ -24,6 +24,7 @@ from adaptive_lora.study.protocol import (
     compute_controls,
     control_arms,
     primary_comparisons,
+    shadows,
 )
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.study.schema_training import TrainPart
@@ -126,6 +127,8 @@ class StudyMatrix:
     """The primary ones, judged as one family."""
     compute_controls: Mapping[str, str]
     """Arm that trains before it has a plan -> the control at equal compute."""
+    shadow_of: Mapping[str, str]
+    """Control with an arm's own ranks at other places -> that arm; empty without the control `own-shuffled`."""
 
     @functools.cached_property
     def baseline(self) -> ArmPart:
@@ -270,7 +273,7 @@ def matrix_of(spec: StudySpec) -> StudyMatrix:
                 cells.append(_cell(spec, arm, budget, Role.COMPUTE if arm.name in computing else Role.CHANCE))
     cells += [_cell(spec, baseline, budget, Role.ASSAY) for budget in assay_budgets(spec)]
     names = {arm: control.name for arm, control in longer.items()}
-    return StudyMatrix(spec, tuple(cells), primary_comparisons(spec), names)
+    return StudyMatrix(spec, tuple(cells), primary_comparisons(spec), names, shadows(spec))
 
 
 def _cell(spec: StudySpec, arm: ArmPart, budget: str, role: Role) -> Cell:
