@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from simulated import SHAPES, Array, Simulated, Simulator, read_tables
 
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.crossed import Components, Crossed, crossed
@@ -40,6 +39,7 @@ from adaptive_lora.stats.power import smallest_detectable
 from adaptive_lora.stats.step_down import correlation_of, step_down
 from adaptive_lora.stats.verdicts import Rule, Verdict, judge_family
 from adaptive_lora.streams import numpy_stream
+from simulated import SHAPES, Array, Simulated, Simulator, read_tables
 
 RESULTS = Path(__file__).parent.parent / "results"
 LOOKS = (4, 6, 8, 10, 12)

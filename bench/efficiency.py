@@ -26,17 +26,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from calibration import OLD_MARGIN, old_rule
-from simulated import HALF, RealTable, Simulated, Simulator, read_tables
 
 from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.evidence import rule_of
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.stats.verdicts import Judgement, Verdict, judge_family
-from adaptive_lora.stats.evidence import rule_of
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study.matrix import Run, StudyMatrix, matrix_of
 from adaptive_lora.study.sequential import looks_of, open_cells
 from adaptive_lora.study.study_file import Study, load_study
+from calibration import OLD_MARGIN, old_rule
+from simulated import HALF, RealTable, Simulated, Simulator, read_tables
 
 ROOT = Path(__file__).parent.parent
 STUDIES = ("alpaca-babyllama-full", "alpaca-stories260k", "gsm8k-stories260k")
@@ -74,7 +74,9 @@ def old_steps(matrix: StudyMatrix) -> dict[str, int]:
 def tuning_steps(runs: pd.DataFrame, matrix: StudyMatrix) -> int:
     """What tuning took in the committed study."""
     tuned = runs[runs["phase"] == Phase.TUNING]
-    return sum(matrix.by_key[str(arm), str(budget)].steps for arm, budget in zip(tuned["arm"], tuned["budget"], strict=True))
+    return sum(
+        matrix.by_key[str(arm), str(budget)].steps for arm, budget in zip(tuned["arm"], tuned["budget"], strict=True)
+    )
 
 
 def new_steps(matrix: StudyMatrix, judged: Mapping[Comparison, Judgement]) -> int:
@@ -137,7 +139,7 @@ def _named(drawn: Simulated, seeds: tuple[int, ...]) -> list[Any]:
 def _old(drawn: Mapping[str, tuple[list[Comparison], Simulated]]) -> dict[Comparison, str]:
     """One family over all budgets, as it was."""
     keys = [key for own, _ in drawn.values() for key in own]
-    family = {i: own for i, own in enumerate(e for _, study in drawn.values() for e in study.family.values())}
+    family = dict(enumerate(own for _, study in drawn.values() for own in study.family.values()))
     return dict(zip(keys, old_rule(Simulated(family, (), np.zeros(len(family)))), strict=True))
 
 
@@ -204,8 +206,7 @@ def main() -> None:
         "false_positive_new": max(own[NULL]["wrong_new"] for own in found.values()),
         "false_positive_old": max(own[NULL]["wrong_old"] for own in found.values()),
         "saving": {
-            part: sum(own["saving"][part] for own in found.values())
-            for part in next(iter(found.values()))["saving"]
+            part: sum(own["saving"][part] for own in found.values()) for part in next(iter(found.values()))["saving"]
         },
         "old_steps": total_old,
         "studies": asked.studies,

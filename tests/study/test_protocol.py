@@ -298,3 +298,34 @@ def test_what_cannot_be_a_hypothesis_is_refused_with_the_line(
 def test_an_unknown_control_is_refused(spec: Callable[..., StudySpec]) -> None:
     with pytest.raises(StudyFileError, match=r"controls\[0\].*'twim'"):
         spec(controls("[twim]"))
+
+
+def test_the_baseline_is_trained_without_clipping_only_where_that_is_asked_by_name(study_file: WriteStudy) -> None:
+    every = load_study(study_file(("controls: none", "controls: all")))
+    assert "unclipped" not in every.spec.controls and "uniform-unclipped" not in {
+        c.arm.name for c in every.matrix.cells
+    }
+    asked = load_study(study_file(("controls: none", "controls: [unclipped]"), name="b.yaml"))
+    cell = asked.matrix.by_key["uniform-unclipped", "rank:2"]
+    assert cell.role is Role.UNCLIPPED and cell.training.max_grad_norm is None and asked.spec.train.max_grad_norm == 1
+    own, baseline = ({run.seed: run.run_id({}) for run in asked.matrix.evaluation_runs({key: 1e-3})}
+                     for key in (cell.key, ("uniform", "rank:2")))  # fmt: skip
+    assert own.keys() == baseline.keys() and not set(own.values()) & set(baseline.values())
+    free = ("steps: 6", "steps: 6, max_grad_norm: null")
+    nothing = load_study(study_file(("controls: none", "controls: [unclipped]"), free, name="c.yaml"))
+    assert "uniform-unclipped" not in {c.arm.name for c in nothing.matrix.cells}
+
+
+def test_an_arms_training_that_says_nothing_of_clipping_is_what_it_was(study_file: WriteStudy) -> None:
+    arms = "[uniform, linear-decay, empirical, random]"
+    warm = "[uniform, {strategy: linear-decay, train: {warmup: 2%s}}]"
+    silent = load_study(study_file((arms, warm % "")))
+    said = load_study(study_file((arms, warm % ", clip: true"), name="b.yaml"))
+    other = load_study(study_file((arms, warm % ", clip: false"), name="c.yaml"))
+    assert silent.spec.model_dump(mode="json")["arms"][1]["train"] == {
+        "longer": 1.0, "warmup": 2.0, "multipliers": None,
+    }  # fmt: skip
+    assert silent.identity == said.identity != other.identity
+    ids = [{run.run_id({}) for run in study.matrix.evaluation_runs({("linear-decay", "rank:2"): 1e-3})}
+           for study in (silent, said, other)]  # fmt: skip
+    assert ids[0] == ids[1] and not ids[0] & ids[2]

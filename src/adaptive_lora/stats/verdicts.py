@@ -127,9 +127,7 @@ def without_survivorship(found: Verdict, diverged: DivergedPairs) -> Verdict:
     return Verdict.UNDECIDED if found in refused else found
 
 
-def judge_family(
-    family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable] = ()
-) -> dict[Key, Judgement]:
+def judge_family(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable] = ()) -> dict[Key, Judgement]:
     """Judges every comparison, look by look; what is decided at one look stays, and leaves the family smaller.
 
     One without two seeds keeps its place, so that a missing run makes no other comparison easier. `pool`: tables of
