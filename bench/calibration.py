@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from adaptive_lora.files import write_atomically
-from adaptive_lora.stats.crossed import Components, Crossed, crossed
+from adaptive_lora.stats.crossed import Components, Crossed, PairedTable, crossed
 from adaptive_lora.stats.estimators import equivalence_interval, holm, mean_interval, sign_flip_p
 from adaptive_lora.stats.looks import STEPS_OF_T, levels
 from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated
@@ -45,7 +45,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 LOOKS = (4, 6, 8, 10, 12)
 ONE_LOOK = 8
 OLD_SEEDS, OLD_MARGIN = 10, 0.01
-RECORDS, ALPHA = 600, 0.05
+RECORDS, OTHER_RECORDS, ALPHA = 500, 100, 0.05
 FAMILIES = (1, 5, 10)
 ERRORS = 20.0
 """What half the budget costs in the hardest case of equivalence, in standard errors of a margin."""
@@ -113,6 +113,26 @@ def planned(sim: Simulator, family: int) -> Shares:
     }
 
 
+def two_sets(sim: Simulator, family: int) -> Shares:
+    """The same runs on two disjoint sets of records: how often two intervals for one quantity exclude each other."""
+    like = sim.chosen(family)
+    drawn = sim.study(like, sim.real.means[like], OLD_SEEDS, RECORDS + OTHER_RECORDS)
+    tables = [own.table for own in drawn.family.values() if own.table is not None]
+    cut = [(_of_records(t, slice(None, RECORDS)), _of_records(t, slice(RECORDS, None))) for t in tables]
+    sides = [moderated([crossed(pair[i]) for pair in cut]) for i in (0, 1)]
+    new = [(one.interval(), two.interval()) for one, two in zip(*sides, strict=True)]
+    old = [tuple(mean_interval(t.by_seed.tolist()) for t in pair) for pair in cut]
+    return {"disjoint_intervals": [_disjoint(*p) for p in new], "old_disjoint_intervals": [_disjoint(*p) for p in old]}
+
+
+def _of_records(table: PairedTable, which: slice) -> PairedTable:
+    return PairedTable(table.differences[:, which], table.tokens[which], table.seeds)
+
+
+def _disjoint(one: Any, other: Any) -> float:
+    return float(one.high < other.low or other.high < one.low)
+
+
 def old_rule(drawn: Simulated, margin: float = OLD_MARGIN) -> list[str]:
     """Verdicts of the rule before: ten seeds, each comparison by its own sign flips, records as if they were all."""
     rows = [own.table.of_seeds(range(OLD_SEEDS)).by_seed.tolist() for own in drawn.family.values()]
@@ -167,6 +187,7 @@ SCENARIOS: Mapping[str, Callable[[Simulator, int], Shares]] = {
     "spread": spread_study,
     "margin": at_margin,
     "planned": planned,
+    "two-sets": two_sets,
 }
 
 
