@@ -13,9 +13,10 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.run_table import Comparison, Phase
-from adaptive_lora.study.matrix import matrix_of
+from adaptive_lora.study.matrix import Role, matrix_of
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.protocol import assay_budgets, compute_controls, control_arms, primary_comparisons
-from adaptive_lora.study.schema import StudySpec
+from adaptive_lora.study.schema import ScalingPart, StudySpec
 from adaptive_lora.study.settings import steps_of, training_of
 from adaptive_lora.study.study_file import load_study
 
@@ -146,6 +147,69 @@ def test_shuffled_has_no_place_where_the_least_rank_is_all_there_is(spec: Callab
     assert control_arms(spec(controls("[shuffled]"), ("rank:2", "rank:1"))) == ()
     least = (ARMS, "arms: [uniform, {strategy: linear-decay, options: {min_rank: 2}}]")
     assert control_arms(spec(controls("[shuffled]"), least)) == ()
+
+
+OWN = (
+    "analysis: {primary: []}\ncontrols: none",
+    "analysis: {primary: [drop, half, linear-decay, random]}\ncontrols: [shuffled, own-shuffled, random, compute]",
+)
+DROPS = """arms:
+  - uniform
+  - {name: drop, strategy: lora-drop, scaling: rslora, train: {warmup: 0.2}}
+  - {name: half, strategy: lora-drop, options: {power: 0.5, max_rank: 9}}
+  - linear-decay
+  - empirical
+  - random"""
+
+
+def test_every_hypothesis_has_its_own_ranks_shuffled(spec: Callable[..., StudySpec]) -> None:
+    own = spec(OWN, (ARMS, DROPS))
+    shuffles = {arm.name: arm for arm in control_arms(own) if arm.strategy == "shuffled"}
+    assert {name: arm.options for name, arm in shuffles.items()} == {
+        "shuffled-drop": {"source": "lora-drop", "must_differ": False},
+        "shuffled-half": {"source": "lora-drop", "max_rank": 9, "source_options": {"power": 0.5}, "must_differ": False},
+        "shuffled-linear-decay": {"source": "linear-decay", "must_differ": False},
+    }
+    drop = shuffles["shuffled-drop"]
+    assert (drop.scaling, drop.train) == (own.arms[1].scaling, own.arms[1].train) and drop.scaling is not None
+    matrix = matrix_of(own)
+    assert matrix.shadow_of == {
+        "shuffled-drop": "drop", "shuffled-half": "half", "shuffled-linear-decay": "linear-decay",
+    }  # fmt: skip
+    assert [arm.name for arm in matrix.arms_with_role(Role.CHANCE)] == [*shuffles]
+    assert matrix_of(spec(controls("all"))).shadow_of == {}
+
+
+def test_all_controls_are_what_they_were(spec: Callable[..., StudySpec]) -> None:
+    assert spec(controls("all")).controls == ["random", "shuffled", "twin", "half", "double", "compute"]
+
+
+def test_own_shuffles_stand_where_their_arm_is_a_hypothesis(spec: Callable[..., StudySpec]) -> None:
+    primary = ("analysis: {primary: []}", "analysis: {primary: [{arm: empirical, budget: 'rank:3'}, linear-decay]}")
+    own = spec(controls("[own-shuffled]"), primary, ('["rank:2"]', '["rank:1", "rank:2", "rank:3"]'))
+    assert [cell.key for cell in matrix_of(own).cells if cell.role is Role.CHANCE] == [
+        ("shuffled-linear-decay", "rank:2"), ("shuffled-linear-decay", "rank:3"), ("shuffled-empirical", "rank:3"),
+    ]  # fmt: skip
+    assert matrix_of(spec(controls("[own-shuffled]"))).shadow_of == {}  # no hypotheses
+
+
+def test_an_own_shuffle_that_is_an_arm_already_is_that_arm(spec: Callable[..., StudySpec]) -> None:
+    mine = "{name: mine, strategy: shuffled, options: {source: empirical, must_differ: false}}"
+    primary = ("analysis: {primary: []}", "analysis: {primary: [empirical]}")
+    own = spec(controls("[own-shuffled]"), primary, (ARMS, f"arms: [uniform, empirical, {mine}]"))
+    assert control_arms(own) == () and matrix_of(own).shadow_of == {"mine": "empirical"}
+    taken = spec(controls("[own-shuffled]"), primary,
+                 (ARMS, "arms: [uniform, empirical, {name: shuffled-empirical, strategy: gora}]"))  # fmt: skip
+    assert matrix_of(taken).shadow_of == {"shuffled-empirical-control": "empirical"}
+
+
+def test_own_shuffles_are_drawn_anew_for_every_seed(spec: Callable[..., StudySpec]) -> None:
+    modules = tuple(ModuleShape(f"h.{i}.mlp.x", "mlp", i, 32, 32) for i in range(8))
+    budget = resolve_budget("rank:8", modules)
+    primary = ("analysis: {primary: []}", "analysis: {primary: [linear-decay]}")
+    (control,) = control_arms(spec(controls("[own-shuffled]"), primary))
+    drawn = [make_plan(None, modules, control, budget, ScalingPart(), seed).ranks for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1] and sorted(drawn[0].values()) == sorted(drawn[1].values())
 
 
 def test_half_and_double_budgets_are_trained_once(spec: Callable[..., StudySpec]) -> None:

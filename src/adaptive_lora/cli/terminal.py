@@ -35,7 +35,7 @@ _NONE = "–"
 """Shown where a module is left out."""
 
 _BOUNDS = tuple(StrategyOptions.model_fields)
-_MEASURING = tuple(name for name in CalibrationOptions.model_fields if name not in _BOUNDS)
+_SHARED = tuple(CalibrationOptions.model_fields)
 """Options that many strategies share, listed once for all."""
 
 
@@ -219,7 +219,8 @@ def status_view(found: StudyStatus) -> Group:
     state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}"
+    looking = f" at look {found.looking}" if found.looking else ""
+    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left{looking}; {state}"
     parts = [Text(summary), Text(counts, style="dim")]
     for run in (*found.current, *found.troubles):
         step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""
@@ -244,14 +245,15 @@ def strategies_rows() -> list[dict[str, Any]]:
 
 def strategies_view() -> Group:
     """The strategies: what each does, what its plans need measured, where it comes from, its own options."""
-    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, _MEASURING))
+    calibrating = [name for name in _SHARED if name not in (*_BOUNDS, "power")]
+    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, calibrating))
     headings = ("strategy", "needs", "what it does; source; options")
     table = _table(*headings, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.columns[1].no_wrap = True
     for row in strategies_rows():
-        options = {name: value for name, value in row["options"].items() if name not in (*_BOUNDS, *_MEASURING)}
+        options = {name: value for name, value in row["options"].items() if name not in _SHARED}
         own = [f"{name}={value}" for name, value in options.items() if value is not None]
         about = "; ".join([row["source"], *([", ".join(own)] if own else [])])
         table.add_row(Text(row["name"], "bold"), row["needs"], Text.assemble(row["summary"], "\n", (about, "dim")))
-    common = f"All have the options {bounds}; those that measure on data also {measuring}; `--json` gives all defaults."
-    return Group(table, Text(f"\n{common}", style="dim"))
+    common = f"All have the options {bounds}; those that measure also `power`, and on data {measuring}"
+    return Group(table, Text(f"\n{common}; `--json` gives all defaults.", style="dim"))

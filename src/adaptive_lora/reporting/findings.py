@@ -10,10 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
+from adaptive_lora.stats.cautions import Caution
+from adaptive_lora.stats.decomposition import Decomposition, decompositions
 from adaptive_lora.stats.effect_sizes import ByRecord, EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.evidence import StudyTables, judge_primary, rule_of
+from adaptive_lora.stats.margins import nominal
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
@@ -44,7 +48,7 @@ class Findings:
 
     def __getstate__(self) -> dict[str, Any]:
         """With what figures need, for a process that has no ledger open."""
-        for name in ("ranks", "curves", "costs", "stability", "left_out"):
+        for name in ("ranks", "curves", "costs", "stability", "left_out", "decompositions"):
             getattr(self, name)
         return {**self.__dict__, "source": None}
 
@@ -90,6 +94,8 @@ class Findings:
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
         """Arms whose best learning rate lies at the edge of the grid."""
+        if self.tuned_by_baseline:
+            return edges_of_choices(self.facts)
         tuning = self.runs[self.runs["phase"] == Phase.TUNING]
         losses: TuningLosses = {}
         for run in tuning[tuning["status"].isin([Status.COMPLETED, Status.DIVERGED])].to_dict("records"):
@@ -100,9 +106,20 @@ class Findings:
         return edges(losses, grid) if len(grid) > 1 else []
 
     @functools.cached_property
+    def cautions(self) -> Mapping[Comparison, tuple[Caution, ...]]:
+        """What to keep in mind beside each verdict: its judgement's own, and those of its learning rates."""
+        return cautions_with_rates(self)
+
+    @functools.cached_property
     def over_records(self) -> OverRecords:
         """`record_intervals` of the study."""
         return record_intervals(self.source.by_record, self.runs, self.arms, self.baseline)
+
+    @functools.cached_property
+    def decompositions(self) -> Sequence[Decomposition]:
+        """What the difference of each primary arm is made of, where a control can tell."""
+        by_record = getattr(self.source, "by_record", lambda run_id, split: None)  # tables of an export have none
+        return decompositions(StudyTables(self.runs, by_record), self.lock, self.facts["spec"])
 
     @property
     def period(self) -> tuple[float, float] | None:
@@ -113,9 +130,9 @@ class Findings:
 
     @property
     def analysis(self) -> Mapping[str, Any]:
-        """How the study file says it is judged."""
+        """How the study file says it is judged; a margin that is measured by its `nominal`."""
         found: Mapping[str, Any] = self.facts["spec"]["analysis"]
-        return found
+        return {**found, "margin": nominal(found["margin"])}
 
     @property
     def baseline(self) -> str:
@@ -182,6 +199,11 @@ class Findings:
         return bool((self.runs["phase"] == Phase.TUNING).any())
 
     @property
+    def tuned_by_baseline(self) -> bool:
+        """Whether they were tuned on the baseline, and arms checked beside it."""
+        return tuned_by_baseline(self.facts)
+
+    @property
     def compared(self) -> list[ArmSummary]:
         """Arms that have a difference from the baseline."""
         return [arm for arm in self.arms if arm.difference is not None]
@@ -219,10 +241,11 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: ty
     """From facts and runs, of a ledger or of an export."""
     facts = _completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
+    margin = nominal(analysis["margin"])
     arms = summarise(runs, analysis["baseline"])
     by_record = getattr(source, "by_record", lambda run_id, split: None)
     judged = judge_primary(StudyTables(runs, by_record), facts["lock"]["primary"], facts["spec"])
-    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
+    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, margin))
 
 
 def _completed(facts: dict[str, Any]) -> dict[str, Any]:
@@ -238,5 +261,9 @@ def _completed(facts: dict[str, Any]) -> dict[str, Any]:
     for arm in spec["arms"]:
         arm["name"] = plain_name(arm["name"])
     arms = {plain_name(arm): source for arm, source in lock["controls"]["arms"].items()}
-    compute = {plain_name(arm): plain_name(longer) for arm, longer in lock["controls"]["compute"].items()}
-    return {**facts, "lock": {**lock, "controls": {**lock["controls"], "arms": arms, "compute": compute}}}
+    compute, shadows = (
+        {plain_name(one): plain_name(other) for one, other in lock["controls"].get(part, {}).items()}
+        for part in ("compute", "shadows")
+    )
+    controls = {**lock["controls"], "arms": arms, "compute": compute, "shadows": shadows}
+    return {**facts, "lock": {**lock, "controls": controls}}

@@ -56,10 +56,11 @@ class StudyTables:
         seeds = [int(seed) for seed in done[0].index if seed in done[1].index]
         if not seeds:
             return None
-        pairs = [[self._losses(own.loc[seed, "run_id"]) for own in done] for seed in seeds]
+        pairs = [[self._losses(str(own.loc[seed, "run_id"])) for own in done] for seed in seeds]
         if any(losses is None for pair in pairs for losses in pair):
             loss = f"{self._split}_loss"
-            return of_seed_means({s: float(done[0].loc[s, loss] - done[1].loc[s, loss]) for s in seeds})
+            by_seed = [own[loss].astype(float) for own in done]
+            return of_seed_means({s: float(by_seed[0][s]) - float(by_seed[1][s]) for s in seeds})
         differences = np.stack([one.nll - two.nll for one, two in pairs])
         return PairedTable(differences, pairs[0][0].tokens.astype(np.float64), tuple(seeds))
 

@@ -23,7 +23,7 @@ from adaptive_lora.stats.crossed import Crossed
 
 FEWEST = 4
 """Comparisons below which a spread of variances says nothing."""
-MOST_PRIOR = 2.0
+MOST_PRIOR = 1.0
 """The prior has at most so many times a comparison's own degrees of freedom."""
 
 

@@ -1,8 +1,8 @@
 """What a family of comparisons with the baseline says: equivalent, better, worse, or not decided.
 
 Tests and intervals are over new seeds and new records (`stats.crossed`), variances of few seeds are drawn towards each
-other (`stats.moderation`), the family is judged by step-down max-T (`stats.step_down`), at each look of the study's plan
-(`stats.looks`). Differences are one family at alpha, equivalences another.
+other (`stats.moderation`), the family is judged by step-down max-T (`stats.step_down`), at each look of the study's
+plan (`stats.looks`). Differences are one family at alpha, equivalences another.
 """
 
 from __future__ import annotations

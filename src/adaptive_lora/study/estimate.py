@@ -204,7 +204,7 @@ def _warnings(prepared: PreparedStudy, parameters: dict[str, int]) -> list[str]:
         found.append("no primary comparison: the study describes and gives no verdict.")
     elif refused := undecidable(prepared.study):
         found.append(f"`run` will refuse this study: {refused[1]}.")
-    if len(spec.train.learning_rate) == 1 and len(spec.arms) > 1:
+    if prepared.study.matrix.fixed_rates and len(spec.arms) > 1:
         found.append("one learning rate for all arms: a difference may be the rate's; give a grid and tuning seeds.")
     found += prepared.notes() + prepared.warnings()
     fixed = {arm.name for arm in spec.arms if arm.ranks is not None}

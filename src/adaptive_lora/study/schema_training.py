@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class Part(BaseModel):
@@ -72,6 +80,10 @@ class TrainPart(Part):
     grid, sets `widen`."""
     widen: bool = False
     """Whether the grid grows, for all arms, while the best rate of one lies at its edge."""
+    tune: Literal["baseline", "every-arm"] = "every-arm"
+    """`every-arm`: the whole grid for each arm, controls too. `baseline`: for the baseline alone, in steps of 1.8
+    around the rate, or the best of the rates, that `learning_rate` gives, as far as it takes; each arm is then checked
+    one step to either side and gets a rate of its own where it prefers one beyond the noise."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after the warm-up: to 0 linearly, to 0 as a cosine, or not at all."""
     warmup: Annotated[float, Field(ge=0)] = 0.0
@@ -94,6 +106,12 @@ class TrainPart(Part):
         if "auto" not in rates:
             return value
         return {**value, "learning_rate": [r for r in rates if r != "auto"] or list(FIRST_RATES), "widen": True}
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `tune` stays the study that it was before there was such a key."""
+        said: dict[str, Any] = dump(self)
+        return {key: value for key, value in said.items() if key != "tune" or value != "every-arm"}
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainPart:

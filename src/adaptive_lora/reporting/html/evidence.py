@@ -71,9 +71,10 @@ def compute(found: Findings) -> Table | None:
         Column("control", "against", "text"),
         Column("difference", "difference, 95 % interval", "interval", "+.4f", NATS),
         Column("seeds"),
+        Column("stopped", "stopped at the usual length", optional=True),
     )
-    every = at_equal_compute(found.runs, found.lock["controls"]["compute"])
-    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n) for e in every)
+    every = at_equal_compute(found.runs, found.lock["controls"]["compute"], found.baseline)
+    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n, e.stopped or None) for e in every)
     return captioned(found, "compute", ("equal-compute", "At equal compute"), columns, cells)
 
 

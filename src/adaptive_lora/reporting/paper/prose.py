@@ -29,6 +29,7 @@ from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
+from adaptive_lora.stats.decomposition import Decomposition
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.stability import summaries
 from adaptive_lora.stats.variants import variants_of
@@ -56,7 +57,7 @@ class Account:
         """What templates know of it."""
         several = len(self.found.facts["spec"]["budgets"]) > 1  # controls, which may have others, have telling names
 
-        def named(what: Comparison | ArmSummary | AtEqualCompute) -> str:
+        def named(what: Comparison | ArmSummary | AtEqualCompute | Decomposition) -> str:
             return f"{what.arm} at {what.budget}" if several else what.arm
 
         return {
@@ -161,7 +162,7 @@ def _controls(found: Findings) -> dict[str, Any]:
     longer = [arm for arm in found.compared if arm.arm in compute.values()]
     return {
         "controls": by_chance,
-        "equal_compute": at_equal_compute(found.runs, compute),
+        "equal_compute": at_equal_compute(found.runs, compute, found.baseline),
         # Longer trained baselines that are worse for it, with the whole 95 % interval.
         "overtrained": [arm for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0],
         "chance": _beside_chance(found, by_chance),
@@ -205,7 +206,7 @@ def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str
                 options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
             except StrategyError:  # the source is a file of the study's author, which reading does not load
                 options = arm["options"]
-            hidden = {"seed", "source_options", *({"min_rank"} if options.get("min_rank") == 1 else ())}
+            hidden = {"seed", "source_options", *(n for n in ("min_rank", "power") if options.get(n) == 1)}
             if shown := {k: v for k, v in options.items() if v is not None and k not in hidden}:
                 found[arm["name"]] = shown
     return found
