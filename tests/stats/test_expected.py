@@ -24,7 +24,7 @@ SPREAD = Spread("a", "rank:8", PARTS, PARTS, 3.0, 0.0, True)
 DESIGN = Design(seeds=8, alpha=0.05, comparisons=3, margin=None, records=200, looks=LOOKS, correlation=0.5)
 
 
-def by_the_rule(true: float, rule: Rule, half: float | None, studies: int = 300) -> tuple[float, float, float, float]:
+def by_the_rule(true: float, rule: Rule, half: float | None, studies: int = 500) -> tuple[float, float, float, float]:
     """(seeds of a comparison, of the study, share different, share equivalent)."""
     draw, size = numpy_stream(0, "tests", "expected", str(true)), Simulated(PARTS, 8, 200, 0.5)
     seeds, last, verdicts = [], [], []

@@ -69,24 +69,7 @@ def run(
 ) -> None:
     """Train what is missing of a study. Ctrl-C saves a checkpoint; the same command goes on."""
     if dry_run:
-        from adaptive_lora.study.study_file import load_study
-
-        parsed = load_study(study)  # before torch is imported: what is wrong with the file is said at once
-        from adaptive_lora.cli import terminal
-        from adaptive_lora.cli.progress import BarProgress, progress_for
-        from adaptive_lora.study.estimate import estimate
-        from adaptive_lora.study.prepare import prepare
-
-        listener = progress_for(err)
-        with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
-            listener.stage("loading model and data")
-            prepared = prepare(parsed, device)
-            listener.stage("planning every arm at one seed")
-            found = estimate(prepared, _pilot(pilot, to, parsed), listener)
-        if as_json:
-            print_json(dataclasses.asdict(found))
-        else:
-            out.print(terminal.estimate_view(found))
+        _dry_run(study, to, device, pilot, as_json)
         return
     if to is None:
         raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
@@ -99,6 +82,28 @@ def run(
     _run(study, to, device, checkpoint_seconds, deviation)
     if as_json:
         tell_status(to, as_json=True)
+
+
+def _dry_run(study: Path, to: Path | None, device: str | None, pilot: Path | None, as_json: bool) -> None:
+    from adaptive_lora.study.study_file import load_study
+
+    parsed = load_study(study)  # before torch is imported: what is wrong with the file is said at once
+    spread = _pilot(pilot, to, parsed)
+    from adaptive_lora.cli import terminal
+    from adaptive_lora.cli.progress import BarProgress, progress_for
+    from adaptive_lora.study.estimate import estimate
+    from adaptive_lora.study.prepare import prepare
+
+    listener = progress_for(err)
+    with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
+        listener.stage("loading model and data")
+        prepared = prepare(parsed, device)
+        listener.stage("planning every arm at one seed")
+        found = estimate(prepared, spread, listener)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        out.print(terminal.estimate_view(found))
 
 
 def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:

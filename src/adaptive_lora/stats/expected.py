@@ -16,7 +16,7 @@ from scipy import special
 
 from adaptive_lora.stats.crossed import Components
 from adaptive_lora.stats.estimators import Floats
-from adaptive_lora.stats.looks import levels
+from adaptive_lora.stats.looks import STEPS_OF_T, levels
 from adaptive_lora.stats.margins import SHARE
 from adaptive_lora.stats.moderation import MOST_PRIOR
 from adaptive_lora.stats.power import Design, first_level
@@ -25,11 +25,10 @@ from adaptive_lora.streams import numpy_stream
 
 STUDIES = 2_000
 """Simulated: a standard error of a share of at most 0.011."""
-TINY = 1e-100
-"""A variance that is as good as none, and can be squared."""
+TINY = float(np.finfo(np.float64).tiny)
 
 Flags = NDArray[np.bool_]
-Scores = tuple[Floats, Floats]
+Scores = tuple[Floats, float]
 """(t, its degrees of freedom)."""
 
 
@@ -90,8 +89,9 @@ def _levels(looks: tuple[int, ...], alpha: float, most: int, correlation: float,
     own = [first_level(alpha, m, correlation, sided) for m in range(1, most + 1)]
     if len(looks) == 1:
         return [own]
-    # A one-sided test at alpha is one side of a two-sided one at 2 alpha, as in `looks.spent`.
-    every = [levels(looks, level) if sided == 2 else [p / 2 for p in levels(looks, 2 * level)] for level in own]
+    # As in `looks.spent`: t tests pay for their looks, and a one-sided test is one side of a two-sided one at 2 alpha.
+    sides = 3 - sided
+    every = [[p / sides for p in levels(looks, sides * level / STEPS_OF_T)] for level in own]
     return [list(by_look) for by_look in zip(*every, strict=True)]
 
 
@@ -134,10 +134,9 @@ class _Effects:
         own = self.by_seed[..., :n].var(axis=-1) * n
         seeds = (own + self.seed_variance * chi2) / (freedom + n - 1) / n
         variance = np.maximum(seeds + self.record_variance, TINY)
-        spread = seeds**2 / (freedom + n - 1) + self.record_variance**2 / max(1, records - 1)
         mean = true + self.by_seed[..., :n].mean(axis=-1) + self.by_record
-        whole = np.full(variance.shape, freedom + n - 1)
-        return mean / np.sqrt(variance), np.divide(variance**2, spread, out=whole, where=spread > 0)
+        # Of the seeds, or of the records where these are fewer, as in `Crossed.error`.
+        return mean / np.sqrt(variance), min(freedom + n - 1, records - 1) if records > 1 else freedom + n - 1
 
 
 def _variance(one: float, other: float, factor: float, correlation: float) -> float:
@@ -185,7 +184,7 @@ def _beyond(scores: Scores, wanted: Flags, most: float) -> Floats:
     t, freedom = scores
     near = wanted & (special.ndtr(-t) <= most)
     found = np.ones(t.shape)
-    found[near] = special.stdtr(freedom[near], -t[near])
+    found[near] = special.stdtr(freedom, -t[near])
     return found
 
 

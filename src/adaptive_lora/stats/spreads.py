@@ -37,7 +37,7 @@ class Spread:
 
         >>> still = Components(0.0, 0.0, 0.0)
         >>> [Spread("a", "rank:8", still, None, None, d0, True).freedom_factor(5) for d0 in (0.0, 4.0, float("inf"))]
-        [1.0, 2.0, 3.0]
+        [1.0, 2.0, 2.0]
         """
         return 1 + min(self.prior_freedom / (seeds - 1), MOST_PRIOR)
 

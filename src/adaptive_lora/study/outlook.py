@@ -9,8 +9,9 @@ from adaptive_lora.stats.expected import Expected, expected
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.stats.spreads import Pilot
-from adaptive_lora.study.matrix import StudyMatrix
+from adaptive_lora.study.matrix import Cell, Role, StudyMatrix
 from adaptive_lora.study.schema import StudySpec
+from adaptive_lora.study.sequential import shadowed_arm
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class StudyCosts:
     @property
     def twins(self) -> int:
         """Evaluation runs that are there once, whatever the number of seeds."""
-        spec = self.matrix.spec
-        return self.matrix.counts()[Phase.EVALUATION] - len(self.matrix.cells) * len(spec.seeds.evaluation)
+        baselines = sum(cell.role is Role.BASELINE for cell in self.matrix.cells)
+        return baselines if "twin" in self.matrix.spec.controls else 0
 
     def seconds(self, evaluation_runs: float, records: int) -> float:
         """Of all of the study with so many evaluation runs."""
@@ -95,7 +96,7 @@ def design_of(spec: StudySpec, matrix: StudyMatrix, pilot: Pilot | None = None) 
         comparisons=max(1, len(matrix.comparisons)),
         margin=margin if isinstance(margin, float) else None,
         records=spec.data.test,
-        looks=tuple(getattr(spec.seeds, "looks", None) or ()),
+        looks=tuple(spec.seeds.looks),
         correlation=pilot.correlation if pilot else 0.0,
     )
 
@@ -116,12 +117,18 @@ def outlook(pilot: Pilot, design: Design, costs: StudyCosts) -> Outlook:
 
 
 def _runs(margins: int, found: Expected, design: Design, costs: StudyCosts) -> ExpectedRuns:
-    """What is decided stops; the baseline and the controls go on until the last comparison does."""
     matrix = costs.matrix
-    compared = sum(Comparison(*cell.key) in matrix.comparisons for cell in matrix.cells)
-    evaluation = compared * found.seeds + (len(matrix.cells) - compared) * found.last_seeds + costs.twins
+    evaluation = sum(_seeds(matrix, cell, found) for cell in matrix.cells) + costs.twins
     runs, seconds = matrix.counts()[Phase.TUNING] + evaluation, costs.seconds(evaluation, design.records)
     return ExpectedRuns(margins, found.difference, found.seeds, runs, seconds, found.decided)
+
+
+def _seeds(matrix: StudyMatrix, cell: Cell, found: Expected) -> float:
+    """What is decided stops, with the control that has its ranks; what a verdict needs goes on until the last does."""
+    if matrix.is_brief(cell):
+        return len(matrix.first_seeds)
+    own = {Comparison(arm, cell.budget) for arm in (cell.arm.name, shadowed_arm(matrix, cell)) if arm is not None}
+    return found.seeds if own & set(matrix.comparisons) else found.last_seeds
 
 
 def _size(plan: Plan, costs: StudyCosts) -> Size:
