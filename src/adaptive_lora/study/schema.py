@@ -230,7 +230,7 @@ Control = Literal["random", "shuffled", "twin", "half", "double", "compute", "ow
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 _ALL = [name for name in get_args(Control) if name != "own-shuffled"]
-"""What `all` has always meant; `own-shuffled` costs a control for every hypothesis, and is asked for by name."""
+"""What `all` has always meant; `own-shuffled` costs a control for each arm that measures, so it is asked for by name."""
 
 
 def _as_controls(value: Any) -> Any:
@@ -265,7 +265,7 @@ class StudySpec(Part):
         BeforeValidator(_as_controls, json_schema_input_type=Literal["all", "none"] | list[Control]),
     ] = Field(default_factory=_ALL.copy, json_schema_extra={"default": "all"})
     """What is trained beside the arms so that a verdict can be trusted: `all` (but `own-shuffled`), `none`, or a list.
-    `own-shuffled` gives every hypothesis its own ranks at places drawn by chance, in place of the one `shuffled`."""
+    `own-shuffled` gives every hypothesis that measures its own ranks elsewhere, in place of the one `shuffled`."""
     engine: Literal["bank", "reference"] = "bank"
     """All adapters together, or one after another through PEFT."""
     tracking: Annotated[list[Tracker], BeforeValidator(as_list, json_schema_input_type=Tracker | list[Tracker])] = (
