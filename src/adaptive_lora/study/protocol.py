@@ -4,8 +4,8 @@
 Everything else is exploratory. **Controls** check the study itself:
 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
-- `own-shuffled`, in place of `shuffled`: that for every hypothesis, so that each difference can be told apart into what
-  uneven ranks cost and what it is worth to know where they go (`stats.decomposition`);
+- `own-shuffled`, in place of `shuffled`: that for every hypothesis that measures, so that its difference can be told
+  apart into what uneven ranks cost and what it is worth to know where they go (`stats.decomposition`);
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;
 - `half` and `double`: the baseline at half and at twice the budget. What half costs is the measure of the margin;
   where it is not shown to be worse, the task cannot tell ranks apart;

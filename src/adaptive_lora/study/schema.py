@@ -265,7 +265,7 @@ class StudySpec(Part):
         BeforeValidator(_as_controls, json_schema_input_type=Literal["all", "none"] | list[Control]),
     ] = Field(default_factory=_ALL.copy, json_schema_extra={"default": "all"})
     """What is trained beside the arms so that a verdict can be trusted: `all` (but the last two), `none`, or a list.
-    `own-shuffled` gives every hypothesis its own ranks at places drawn by chance, in place of the one `shuffled`;
+    `own-shuffled` gives every hypothesis that measures its own ranks elsewhere, in place of the one `shuffled`;
     `unclipped` trains the baseline without clipping of gradients."""
     engine: Literal["bank", "reference"] = "bank"
     """All adapters together, or one after another through PEFT."""
