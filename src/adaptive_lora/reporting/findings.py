@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.evidence import StudyTables, judge_primary
+from adaptive_lora.stats.outcomes import Outcome, outcomes
 from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.stability import stability_table
@@ -84,7 +86,7 @@ class Findings:
         """Where arms train and break, and what moves that."""
         rates = {(arm.arm, arm.budget): arm.learning_rate for arm in self.arms}
         variants = variants_of(self.facts["spec"])
-        return stability_findings(self.stability, self.baseline, self.analysis["margin"], rates, variants, self.tuned)
+        return stability_findings(self.stability, self.baseline, rates, variants, self.analysis["alpha"], self.tuned)
 
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
@@ -170,6 +172,12 @@ class Findings:
         """How far the study has come; `in_use`: whether a process works on it now."""
         rows = [{str(name): value for name, value in row.items()} for row in self.runs.to_dict("records")]
         return status_of(self.facts, rows, in_use)
+
+    @property
+    def no_better(self) -> Mapping[tuple[str, str], int]:
+        """(arm, phase) -> runs that ended no better than the frozen model."""
+        ended = self.runs[outcomes(self.runs) == Outcome.NO_BETTER]
+        return Counter(zip(ended["arm"], ended["phase"], strict=True))
 
     @property
     def base_loss(self) -> float | None:

@@ -31,7 +31,6 @@ from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
 from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.stats.stability import summaries
 from adaptive_lora.stats.variants import variants_of
 from adaptive_lora.stats.verdicts import Verdict
 
@@ -124,19 +123,24 @@ def _setup(found: Findings) -> dict[str, Any]:
 def _training(found: Findings) -> Mapping[str, Any]:
     """Arms that break at some rate, those with a training of their own separately, and what changes do there."""
     seen, own_way = found.stability_findings, {arm["name"] for arm in found.facts["spec"]["arms"] if arm.get("train")}
+    breaks = [b for b in seen.breaks if b.sweep.arm != found.baseline]
     hit = [b.sweep for b in seen.breaks if b.at_chosen]
+    first = [b.sweep for b in seen.less_stable]
     effects: dict[str, list[str]] = {}
-    for c in seen.variants:
+    for c in seen.variants.moved:
         changed = f"{render('stability.differences', c.variant)} of {c.variant.of} at {c.changed.budget}"
         effects.setdefault(render("stability.effect", c), []).append(changed)
     return {
-        "breaking": [b.sweep.label for b in seen.breaks if not b.untrainable],
+        "breaking": [b.sweep.label for b in breaks if not b.untrainable],
         "untrained": [b.sweep.label for b in seen.breaks if b.untrainable],
         "at_chosen": [sweep.label for sweep in hit if sweep.arm not in own_way],
         "changed": [sweep.label for sweep in hit if sweep.arm in own_way],
-        "baseline": [b.budget for b in seen.baseline_breaks if b.against is not None],
+        "baseline": [f"{b.sweep.budget} from {b.cell.learning_rate:g}" for b in seen.breaks
+                     if b.sweep.arm == found.baseline and not b.untrainable],
+        "less_stable": [sweep.label for sweep in first if sweep.arm not in own_way],
+        "changed_less_stable": [sweep.label for sweep in first if sweep.arm in own_way],
         "effects": effects,
-    }
+    }  # fmt: skip
 
 
 def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, Any]:
@@ -174,13 +178,11 @@ def _extremes(found: Findings) -> dict[str, Any]:
     own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.over_seeds.mean)
     arms = {(arm.arm, arm.budget): arm for arm in found.arms}
     powers = sorted(power_by_arm(found.arms, found.design), key=lambda power: power.sd)
-    unsteady = [s for s in summaries(found.stability) if s.excess is not None and s.excess.low is not None]
     return {
         "best": arms[own[0].arm, own[0].budget],
         "best_size": own[0],
         "worst": arms[own[-1].arm, own[-1].budget],
         "typical": powers[len(powers) // 2] if powers else None,
-        "least_steady": max(unsteady, key=lambda s: s.excess.mean if s.excess else 0.0, default=None),
     }
 
 
