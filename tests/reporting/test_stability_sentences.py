@@ -70,8 +70,10 @@ def spread(table: pd.DataFrame, arm: str, rate: float, *more: float) -> None:
 def test_when_no_arm_breaks_the_scope_is_named() -> None:
     said = said_of(study({"heavy": {}, "heavy-r": {}}))
     assert said[0] == (
-        "Exploratory, and not corrected for its 9 combinations of arm, budget and rate: an arm breaks at a learning rate "
-        "where a run diverges or ends no better than the frozen model, or where it keeps less than half of what it gains "
+        "Exploratory, and not corrected for its 9 combinations of arm, budget and rate: an arm breaks at a "
+        "learning rate "
+        "where a run diverges or ends no better than the frozen model, or where it keeps less than half of what "
+        "it gains "
         "over the frozen model at its own best rate, with the whole 95 % interval over paired seeds; with two seeds or "
         "more and none of these, it trains."
     )
@@ -100,7 +102,8 @@ def test_what_the_intervals_leave_open_is_said() -> None:
     said = said_of(table)
     assert said[1].startswith("No arm is shown to break: the instability")
     assert said[2] == (
-        "That less than half is kept is not ruled out at 1 of 6 combinations of arm, budget and rate; the least is kept "
+        "That less than half is kept is not ruled out at 1 of 6 combinations of arm, budget and rate; the least "
+        "is kept "
         "by heavy at rank:8, 0.01: 60 % of its gain at its best rate."
     )
 
@@ -119,9 +122,11 @@ def test_a_break_at_the_top_under_one_scaling_alone() -> None:
     assert said[1:] == [
         "At rank:8 every arm trains up to 0.003.",
         "heavy (constant scaling) at rank:8 breaks first at 0.01: it keeps 10 % of its gain at its best rate, short of "
-        "half by 0.400 [0.396, 0.404] over 3 seeds. Validation chooses 0.003 for it, below that. uniform is not shown to "
+        "half by 0.400 [0.396, 0.404] over 3 seeds. Validation chooses 0.003 for it, below that. uniform is not "
+        "shown to "
         "break there and is better (+0.700 [+0.691, +0.709] over 3 seeds).",
-        "Less stable than uniform: heavy at rank:8 breaks at a rate at which uniform is not shown to, and is worse there.",
+        "Less stable than uniform: heavy at rank:8 breaks at a rate at which uniform is not shown to, and is "
+        "worse there.",
         "At rank:8 uniform, heavy-r and linear break at no rate that was tried.",
         "Every break lies above the rate that validation chooses for the arm: at a tuned rate none appears.",
         "alpha-over-r scaling (heavy-r) at rank:8: it is not shown to break, heavy breaks first at 0.01; at 0.01 its "
@@ -141,7 +146,8 @@ def test_a_rate_that_kills_everybody_is_laid_at_nobodys_door() -> None:
         "No arm is shown to be less stable than uniform, which would be to break where uniform is not shown to, and to "
         "be worse there.",
         "Every break lies above the rate that validation chooses for the arm: at a tuned rate none appears.",
-        "At one and the same rate, among those tried, these break first with what sets them apart from their plain arms "
+        "At one and the same rate, among those tried, these break first with what sets them apart from their "
+        "plain arms "
         "and without it: heavy-r (alpha-over-r scaling) at rank:8.",
     ]
 
@@ -273,8 +279,8 @@ def test_more_budget_is_compared_where_one_of_both_breaks() -> None:
 def test_one_seed_says_nothing() -> None:
     said = said_of(study({"heavy": {1e-2: 0.5}}, seeds=1))
     assert said[1] == (
-        "Too few seeds to say whether anything breaks: 2 arms with uniform, learning rates 0.001, 0.003 and 0.01, "
-        "scaling constant, budget rank:8, 1 seed each."
+        "Whether anything breaks cannot be said: nowhere do two seeds have a gain over the frozen model to compare "
+        "(2 arms with uniform, learning rates 0.001, 0.003 and 0.01, scaling constant, budget rank:8, 1 seed each)."
     )
     assert not [sentence for sentence in said if sentence.startswith("No arm")]
 

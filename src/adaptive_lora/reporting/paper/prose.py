@@ -29,6 +29,7 @@ from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
+from adaptive_lora.stats.estimators import mean_interval
 from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.variants import variants_of
@@ -187,15 +188,21 @@ def _extremes(found: Findings) -> dict[str, Any]:
 
 
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
-    """Own arms whose whole 95 % interval lies above, or below, those of every control by chance at the same budget."""
-    seen: dict[str, list[str]] = {"above": [], "below": []}
-    ends = {(a.arm, a.budget): (a.difference.low, a.difference.high) for a in found.compared
-            if a.difference and a.difference.low is not None and a.difference.high is not None}  # fmt: skip
-    for (name, budget), (low, high) in ends.items():
-        others = [ends[control, budget] for control in controls if (control, budget) in ends]
-        if others and name in found.contenders:
-            seen["above"] += [found.named(name, budget)] * (low > max(end for _, end in others))
-            seen["below"] += [found.named(name, budget)] * (high < min(end for end, _ in others))
+    """Own arms that are worse, or better, than every control by chance at the same budget.
+
+    Shown is what the whole interval of level 1 - alpha says of the arm less the control, paired by seed.
+    """
+    seen: dict[str, list[str]] = {"worse": [], "better": []}
+    by_seed = {(arm.arm, arm.budget): dict(arm.differences) for arm in found.compared}
+    for (name, budget), own in by_seed.items():
+        others = [by_seed[control, budget] for control in controls if (control, budget) in by_seed]
+        pairs = [[own[seed] - other[seed] for seed in own if seed in other] for other in others]
+        if name in found.contenders and pairs and all(map(len, pairs)):
+            against = [mean_interval(differences, 1 - found.analysis["alpha"]) for differences in pairs]
+            ends = [(i.low, i.high) for i in against if i.low is not None and i.high is not None]
+            known = len(ends) == len(pairs)
+            seen["worse"] += [found.named(name, budget)] * (known and all(low > 0 for low, _ in ends))
+            seen["better"] += [found.named(name, budget)] * (known and all(high < 0 for _, high in ends))
     return seen
 
 
