@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 
+from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.stats.stability import stability_table
-from adaptive_lora.stats.stability_findings import stability_findings
-from adaptive_lora.stats.variants import Variant, variants_of
+from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
+from adaptive_lora.stats.variants import Effect, Variant, variants_of
 from tests.stats.test_stability import NO_CURVES, run, spiking_study
 
+RESULTS = Path(__file__).parents[2] / "results"
 WIGGLE = (-0.004, 0.001, 0.003)
 RATES = (1e-3, 3e-3, 1e-2)
 LEVELS = {1e-3: 2.1, 3e-3: 2.0, 1e-2: 2.2}
@@ -308,3 +312,36 @@ def test_a_baseline_that_diverges_is_reported() -> None:
         "uniform (constant scaling) at rank:8 breaks first at 0.01: 2 of 3 runs diverged, the first at step 31. "
         "Validation chooses 0.001 for it, below that." in said
     )
+
+
+def committed(study: str) -> StabilityFindings:
+    with open_findings(RESULTS / study) as found:
+        return found.stability_findings
+
+
+def first_breaks(found: StabilityFindings, arm: str) -> dict[str, float]:
+    return {b.sweep.budget: b.cell.learning_rate for b in found.breaks if b.sweep.arm == arm}
+
+
+def test_what_the_committed_stability_study_says() -> None:
+    found = committed("stability")
+    assert first_breaks(found, "uniform") == {"rank:2": 0.03, "rank:8": 0.03}
+    assert (
+        first_breaks(found, "empirical") == first_breaks(found, "attention-heavy") == {"rank:2": 0.03, "rank:8": 0.01}
+    )
+    assert first_breaks(found, "empirical-alpha-over-r") == {"rank:2": 0.03, "rank:8": 0.03}
+    assert {b.sweep.label for b in found.less_stable} == {
+        "empirical at rank:8", *(f"{arm}-lora-plus at {budget}" for arm in ("uniform", "attention-heavy")
+                                 for budget in ("rank:2", "rank:8")),
+    }  # fmt: skip
+    causes = {(c.changed.arm, c.changed.budget) for c in found.variants.moved if c.effect is Effect.REMOVES}
+    assert causes == {("empirical-alpha-over-r", "rank:8"), ("empirical-rank-aware", "rank:8")}
+
+
+@pytest.mark.parametrize("study", ["stability", "alpaca-babyllama-full", "alpaca-stories260k", "gsm8k-stories260k"])
+def test_no_committed_arm_breaks_at_the_rate_that_validation_chose_and_none_is_said_to(study: str) -> None:
+    found = committed(study)
+    assert not [b.sweep.label for b in found.breaks if b.at_chosen]
+    said = " ".join(render_all("stability.findings", found))
+    assert "At the rate that validation chooses, broken" not in said
+    assert ("at a tuned rate none appears" in said) == bool(found.breaks)

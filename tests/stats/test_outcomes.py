@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
+from adaptive_lora.cli.terminal import arms_table
 from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.stats.arms import summarise
 from adaptive_lora.stats.outcomes import Outcome, count_no_better, gains, outcomes
@@ -73,3 +76,6 @@ def test_arms_say_how_many_of_their_runs_learned_nothing() -> None:
     (arm,) = summarise(pd.DataFrame(rows).assign(**blank), "uniform")
     assert (arm.no_better, arm.diverged) == (2, 0)
     assert arm.loss is not None and arm.loss.n == 3  # their losses count
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(arms_table([arm], "uniform"))
+    assert "uniform (2 no better than the frozen model)" in console.export_text()
