@@ -402,32 +402,35 @@ def drawn_all(found: Any) -> dict[str, tuple[Figure, str]]:
     return {wanted.name: (figure, wanted.caption) for wanted, figure in made if figure is not None}
 
 
-def test_the_map_frames_what_breaks_and_names_what_diverged(made: MadeStudy) -> None:
+def test_the_map_frames_what_breaks_and_says_how_much_is_kept(made: MadeStudy) -> None:
     table = stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE)
     arm, budget = next((a, b) for a, b in zip(table["arm"], table["budget"], strict=True) if a != BASELINE)
     own = (table["arm"] == arm) & (table["budget"] == budget)
     rate = table[own]["learning_rate"].max()
-    worse = table.assign(excess=0.0)
-    worse.loc[own & (table["learning_rate"] == rate), "excess"] = 0.5
-    figure = break_map(worse, BASELINE, MARGIN, made.chosen)
+    worse = table.copy()
+    worse.loc[own & (table["learning_rate"] == rate), "gain"] = 0.01
+    figure = break_map(worse, BASELINE, 0.05, made.chosen)
     assert figure is not None
     frames = [p for ax in figure.axes for p in ax.patches if not p.get_fill()]
-    states = [s for course in rate_sweeps(worse, BASELINE, MARGIN).values() for s in course.states]
+    courses = rate_sweeps(worse)
+    states = [s for (_, of), course in courses.items() if of in made.budgets for s in course.states]
+    assert courses[arm, budget].state_at(rate) is State.BREAKS
     assert len(frames) == states.count(State.BREAKS) > 0
     words = [text.get_text() for ax in figure.axes for text in ax.texts]
-    assert "+0.500" in words and "chosen" in words
+    assert "1 %" in words and words.count("100 %") >= len(made.names)
     lone = worse[worse["arm"] == BASELINE].assign(budget="rank:1")
-    again = break_map(pd.concat([worse, lone]), BASELINE, MARGIN, made.chosen)
+    again = break_map(pd.concat([worse, lone]), BASELINE, 0.05, made.chosen)
     assert again is not None and [ax.get_title() for ax in again.axes] == [ax.get_title() for ax in figure.axes]
     assert again.get_size_inches().tolist() == figure.get_size_inches().tolist()
-    assert break_map(table[table["learning_rate"] == rate], BASELINE, MARGIN, made.chosen) is None
+    assert break_map(table[table["learning_rate"] == rate], BASELINE, 0.05, made.chosen) is None
+    assert break_map(table.assign(gain=np.nan), BASELINE, 0.05, made.chosen) is None
 
 
 def test_every_figure_has_its_caption(made: MadeStudy) -> None:
     facts = {
         "spec": {
             "arms": [{"name": name} for name in made.names[:-2]], "budgets": list(made.budgets),
-            "analysis": {"baseline": BASELINE, "margin": MARGIN},
+            "analysis": {"baseline": BASELINE, "margin": MARGIN, "alpha": 0.05},
         },
         "chosen_rates": [[arm, budget, rate] for (arm, budget), rate in made.chosen.items()],
     }  # fmt: skip

@@ -233,7 +233,7 @@ def test_a_finished_study_tells_verdicts_sizes_and_what_to_do(finished: Path) ->
     assert "- linear-decay is better than uniform." in texts["progress"]
     assert re.search(r"\| linear-decay \| −0\.0\d{3} \(−0\.0\d{3} to −0\.0\d{3}\) better \|", texts["progress"])
     assert "At rank:4 this task can tell ranks apart: half of it, rank:2" in texts["progress"]
-    assert "where there is one.\n\nExploratory:\n\n- No arm breaks" in texts["progress"]
+    assert "where there is one.\n\nExploratory:\n\n- Whether anything breaks cannot be said: " in texts["progress"]
     assert [step.split()[0] for step in steps(texts["activeContext"])] == ["Try"]
     assert "linear-decay at rank:4 on another model or data set" in texts["activeContext"]
     assert "2026-03-01: locked before the first step: 1 comparison, baseline uniform" in texts["decisionLog"]

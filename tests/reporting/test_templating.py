@@ -232,6 +232,8 @@ def test_the_description_has_ranges_and_what_is_missing() -> None:
         "outside the margin of 0.01: low.",
         "Runs diverged and are missing from the means: high (2).",
     ]
+    lost = render_all("comparisons.description", findings_with(runs.assign(base_loss=[1.96] + [9.0] * (len(runs) - 1))))
+    assert lost[-1] == "Runs ended no better than the frozen model, and learned nothing: uniform (1)."
     few = render_all("comparisons.description", findings({("uniform", "rank:8"): BASE[:3], ("a", "rank:8"): BASE[:3]}))
     assert few[0].endswith("all inside the margin of 0.01.")
     assert few[1].startswith("With 3 seeds no exact test can decide at 0.05 (the smallest p is 0.25)")

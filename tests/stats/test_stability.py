@@ -18,12 +18,15 @@ from adaptive_lora.stats.stability_findings import stability_findings
 
 RESULTS = Path(__file__).parents[2] / "results"
 STEPS = 150
+FROZEN = 3.0
+"""The frozen model's loss."""
 TUNED = {"phase": "tuning", "budget": "rank:8", "scaling": "constant", "status": "completed", "replica": 0}
 
 
 def run(arm: str, seed: int, loss: float | None = 2.0, rate: float = 1e-3, **other: object) -> dict[str, object]:
     """A row of the table of runs."""
-    labels = {**TUNED, "arm": arm, "seed": seed, "learning_rate": rate, "validation_loss": loss, "step": STEPS, **other}
+    losses = {"validation_loss": loss, "test_loss": loss, "base_loss": FROZEN}
+    labels = {**TUNED, **losses, "arm": arm, "seed": seed, "learning_rate": rate, "step": STEPS, **other}
     return {"run_id": "-".join(str(labels[k]) for k in ("phase", "arm", "budget", "learning_rate", "seed")), **labels}
 
 
@@ -276,7 +279,7 @@ def test_the_order_of_rows_changes_nothing(random: object) -> None:
     expected = stability_table(runs, curves, 1.0, "uniform")
     by_run = [t.sort_values("run_id", ignore_index=True) for t in (expected, shuffled)]
     pd.testing.assert_frame_equal(*by_run)
-    found = [stability_findings(t, "uniform", 0.01, {}, {}) for t in by_run]
+    found = [stability_findings(t, "uniform", {}, {}) for t in by_run]
     assert found[0] == found[1]
 
 

@@ -119,7 +119,8 @@ def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
     numbers = ("parameters", "rate", "seeds", "test loss", "difference", "95 % interval")
     table = _table("arm", "budget", numbers=numbers, title=title)
     for arm in arms:
-        name = arm.arm + (f" ({arm.diverged} diverged)" if arm.diverged else "")
+        ends = ((arm.diverged, "diverged"), (arm.no_better, "no better than the frozen model"))
+        name = arm.arm + "".join(f" ({count} {what})" for count, what in ends if count)
         sizes = " / ".join(f"{n:,}" for n in arm.trainable_parameters)
         found = arm.difference
         difference = (signed(found.mean), interval_ends(found, "+.4f")) if found else ("", "")

@@ -19,7 +19,7 @@ from adaptive_lora.reporting.findings import Findings, findings_of, read_finding
 from adaptive_lora.reporting.memory.memory_bank import export_memory_bank
 from adaptive_lora.stats.effect_sizes import OverRecords
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.stability import STABILITY_COLUMNS
+from adaptive_lora.stats.stability import STABILITY_COLUMNS, with_outcomes
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
@@ -93,7 +93,10 @@ class FindingsOfText(Findings):
 
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
-        return exported_table(self.source, "stability", STABILITY_COLUMNS).astype({"diverged": bool, "spikes": "Int64"})
+        table = exported_table(self.source, "stability", STABILITY_COLUMNS).astype(
+            {"diverged": bool, "spikes": "Int64"}
+        )
+        return with_outcomes(table, self.runs)[list(STABILITY_COLUMNS)]
 
     @functools.cached_property
     def over_records(self) -> OverRecords:

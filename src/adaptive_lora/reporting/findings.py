@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from adaptive_lora.stats.decomposition import Decomposition, decompositions
 from adaptive_lora.stats.effect_sizes import ByRecord, EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.evidence import StudyTables, judge_primary, rule_of
 from adaptive_lora.stats.margins import nominal
+from adaptive_lora.stats.outcomes import Outcome, outcomes
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
@@ -91,7 +93,7 @@ class Findings:
         """Where arms train and break, and what moves that."""
         rates = {(arm.arm, arm.budget): arm.learning_rate for arm in self.arms}
         variants = variants_of(self.facts["spec"])
-        return stability_findings(self.stability, self.baseline, self.analysis["margin"], rates, variants, self.tuned)
+        return stability_findings(self.stability, self.baseline, rates, variants, self.analysis["alpha"], self.tuned)
 
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
@@ -227,6 +229,12 @@ class Findings:
         """How far the study has come; `in_use`: whether a process works on it now."""
         rows = [{str(name): value for name, value in row.items()} for row in self.runs.to_dict("records")]
         return status_of(self.facts, rows, in_use)
+
+    @property
+    def no_better(self) -> Mapping[tuple[str, str], int]:
+        """(arm, phase) -> runs that ended no better than the frozen model."""
+        ended = self.runs[outcomes(self.runs) == Outcome.NO_BETTER]
+        return Counter(zip(ended["arm"], ended["phase"], strict=True))
 
     @property
     def base_loss(self) -> float | None:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from adaptive_lora.stats.divergence import NONE_DIVERGED, DivergedPairs, diverged_pairs
 from adaptive_lora.stats.estimators import Interval, mean_interval, perplexity
+from adaptive_lora.stats.outcomes import count_no_better
 from adaptive_lora.stats.run_table import Phase, Status
 
 
@@ -35,6 +36,8 @@ class ArmSummary:
     train_seconds: float | None
     """Medians over runs."""
     diverged: int
+    no_better: int
+    """Runs that ended no better than the frozen model; their losses count."""
     unfinished: int
     diverged_pairs: DivergedPairs
     """Seeds that `differences` lacks because one of the two diverged."""
@@ -98,6 +101,7 @@ def _summary(runs: pd.DataFrame, arm: str, budget: str, baseline: str) -> ArmSum
         plan_seconds=_median(done["plan_seconds"]),
         train_seconds=_median(done["train_seconds"]),
         diverged=int((mine["status"] == Status.DIVERGED).sum()),
+        no_better=count_no_better(mine),
         unfinished=int((~mine["status"].isin([Status.COMPLETED, Status.DIVERGED])).sum()),
         diverged_pairs=NONE_DIVERGED if is_baseline else diverged_pairs(mine, theirs),
     )

@@ -1,4 +1,4 @@
-"""How stably every run trained: divergence, loss spikes, gradients, clipping, sizes of updates."""
+"""How stably every run trained: what came of it, divergence, loss spikes, gradients, clipping, sizes of updates."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from adaptive_lora.stats.estimators import Floats, Interval, mean_interval
 from adaptive_lora.stats.loss_spikes import count_spikes, rises, row_medians, spikes
+from adaptive_lora.stats.outcomes import Outcome, gains, outcomes
 from adaptive_lora.stats.run_table import Status
 
 PAIRED_BY = ["phase", "budget", "learning_rate", "seed"]
@@ -18,12 +19,13 @@ PAIRED_BY = ["phase", "budget", "learning_rate", "seed"]
 STABILITY_COLUMNS = (
     "run_id", "phase", "arm", "budget", "scaling", "learning_rate", "seed", "diverged", "diverged_at", "spikes",
     "largest_spike", "gradient_norm", "largest_gradient_norm", "clipped", "validation_loss", "excess", "update",
-    "largest_update",
+    "largest_update", "outcome", "gain",
 )  # fmt: skip
 """`diverged_at`: the step, from 0. `spikes`: how many (`stats.loss_spikes`); `largest_spike`: rise of the largest, nats
 per token. `gradient_norm`: median over steps, before clipping. `clipped`: share of steps with a norm above the limit.
 `excess`: validation loss less the baseline's at the same phase, budget, rate and seed, nats per token. `update`: median
-over modules of the update's Frobenius norm over the frozen weight's. What does not exist is empty."""
+over modules of the update's Frobenius norm over the frozen weight's. `outcome` and `gain` over the frozen model, nats
+per token, on the split of the phase: `stats.outcomes`. What does not exist is empty."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,12 @@ class StabilitySummary:
     learning_rate: float
     seeds: int
     diverged: int
+    no_better: int
+    """Runs that ended no better than the frozen model."""
     first_divergence: int | None
     """The earliest step at which a run diverged, from 0; None where none did or the step is not known."""
     excess: Interval | None
-    """Mean over the seeds that have one, with a 95 % t interval; None for the baseline."""
+    """Mean over the seeds that have one, with a t interval; None for the baseline."""
     clipped: float | None
     """Median share of clipped steps."""
     spikes: float | None
@@ -48,6 +52,11 @@ class StabilitySummary:
     """Median over runs."""
     largest_update: float | None
     """Of any module in any run."""
+
+    @property
+    def unlearned(self) -> int:
+        """Runs that diverged or ended no better than the frozen model."""
+        return self.diverged + self.no_better
 
 
 def stability_table(
@@ -68,23 +77,34 @@ def stability_table(
     table["diverged_at"] = table["step"].where(table["diverged"]).astype("Int64")
     table["validation_loss"] = _numbers(table["validation_loss"])
     table["excess"] = _excess(table, baseline)
+    table = with_outcomes(table, runs)
     measured = [_of_curves(table, curves, max_grad_norm), _of_updates(ranks)]
     table = pd.concat([table, *(part.reindex(table["run_id"]).set_axis(table.index) for part in measured)], axis=1)
     return table.astype({"spikes": "Int64"})[list(STABILITY_COLUMNS)]
 
 
-def summaries(table: pd.DataFrame) -> list[StabilitySummary]:
-    """One for every arm, scaling, budget and rate of a `stability_table`, both phases together; rates rising."""
+def with_outcomes(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The table with `outcome` and `gain` of the `runs_table`, by run_id; an export may be older than they are."""
+    known = pd.DataFrame({"outcome": outcomes(runs), "gain": gains(runs)}).set_index(runs["run_id"])
+    found = known[~known.index.duplicated()].reindex(table["run_id"]).set_axis(table.index)
+    return table.assign(outcome=found["outcome"], gain=found["gain"].astype("float64"))
+
+
+def summaries(table: pd.DataFrame, alpha: float = 0.05) -> list[StabilitySummary]:
+    """One for every arm, scaling, budget and rate of a `stability_table`, both phases together; rates rising.
+
+    Intervals are of level 1 - alpha.
+    """
     keys = ["arm", "scaling", "budget", "learning_rate"]
     ordered = table.sort_values(keys, key=lambda values: values if values.name == keys[-1] else _as_first_seen(values))
-    return [_summary(key, group) for key, group in ordered.groupby(keys, sort=False)]
+    return [_summary(key, group, alpha) for key, group in ordered.groupby(keys, sort=False)]
 
 
 def _as_first_seen(values: pd.Series) -> pd.Series:
     return pd.Series(pd.factorize(values)[0], index=values.index)
 
 
-def _summary(key: Sequence[object], group: pd.DataFrame) -> StabilitySummary:
+def _summary(key: Sequence[object], group: pd.DataFrame, alpha: float) -> StabilitySummary:
     arm, scaling, budget, rate = key
     excess, diverged_at = group["excess"].dropna().tolist(), group["diverged_at"].dropna()
     return StabilitySummary(
@@ -94,8 +114,9 @@ def _summary(key: Sequence[object], group: pd.DataFrame) -> StabilitySummary:
         learning_rate=float(str(rate)),
         seeds=len(group),
         diverged=int(group["diverged"].sum()),
+        no_better=int((group["outcome"] == Outcome.NO_BETTER).sum()),
         first_divergence=int(diverged_at.min()) if len(diverged_at) else None,
-        excess=mean_interval(excess) if excess else None,
+        excess=mean_interval(excess, 1 - alpha) if excess else None,
         clipped=_or_none(group["clipped"].median()),
         spikes=_or_none(group["spikes"].mean()),
         gradient_norm=_or_none(group["gradient_norm"].median()),

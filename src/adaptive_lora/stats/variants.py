@@ -79,7 +79,7 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True)
 class VariantContrast:
-    """A changed arm beside its plain one, at the lowest rate at which either breaks."""
+    """A changed arm beside its plain one, at the lowest rate at which either breaks, where one of the two does not."""
 
     changed: RateSweep
     plain: RateSweep
@@ -95,11 +95,26 @@ class VariantContrast:
         return self.variant.only_scaling and self.changed.cells[0].scaling != self.plain.cells[0].scaling
 
 
-def variant_contrasts(
-    table: pd.DataFrame, sweeps: Mapping[tuple[str, str], RateSweep], variants: Mapping[str, Variant]
-) -> tuple[list[VariantContrast], list[RateSweep]]:
-    """Of a `stability_table`: the changed arms where either arm breaks, and those where neither does."""
-    found, unbroken = [], []
+@dataclass(frozen=True)
+class VariantFindings:
+    """What changes of scaling or training do to a break."""
+
+    moved: tuple[VariantContrast, ...] = ()
+    """Where one of changed and plain arm breaks at a lower rate than the other."""
+    unmoved: tuple[tuple[RateSweep, Variant], ...] = ()
+    """Changed arms that break first at the very rate at which their plain one does."""
+    unbroken: tuple[tuple[RateSweep, Variant], ...] = ()
+    """Changed arms where neither breaks."""
+
+
+def variant_findings(
+    table: pd.DataFrame,
+    sweeps: Mapping[tuple[str, str], RateSweep],
+    variants: Mapping[str, Variant],
+    alpha: float = 0.05,
+) -> VariantFindings:
+    """Of a `stability_table`; intervals of level 1 - alpha."""
+    moved, unmoved, unbroken = [], [], []
     for (arm, budget), sweep in sweeps.items():
         variant = variants.get(arm)
         plain = sweeps.get((variant.of, budget)) if variant else None
@@ -107,14 +122,17 @@ def variant_contrasts(
             continue
         breaks = [cell.learning_rate for s in (plain, sweep) if (cell := s.first_break)]
         if not breaks:
-            unbroken.append(sweep)
+            unbroken.append((sweep, variant))
             continue
         rate = min(breaks)
+        states = sweep.state_at(rate), plain.state_at(rate)
+        if states == (State.BREAKS, State.BREAKS):
+            unmoved.append((sweep, variant))
+            continue
         rows = [rows_at(table, name, budget, rate) for name in (arm, variant.of)]
-        against = contrast(rows[0], rows[1], "validation_loss")
-        effect = _effect(against.direction, (sweep.state_at(rate), plain.state_at(rate)))
-        found.append(VariantContrast(sweep, plain, variant, rate, against, effect))
-    return found, unbroken
+        against = contrast(rows[0], rows[1], alpha)
+        moved.append(VariantContrast(sweep, plain, variant, rate, against, _effect(against.direction, states)))
+    return VariantFindings(tuple(moved), tuple(unmoved), tuple(unbroken))
 
 
 def _effect(direction: int, states: tuple[State, State]) -> Effect:

@@ -87,14 +87,14 @@ def _by_budget(found: Findings, looks: Looks) -> Iterator[Wanted]:
 
 
 def _rates_and_costs(found: Findings, looks: Looks) -> Iterator[Wanted]:
-    runs, table, baseline, margin = found.runs, found.stability, found.baseline, found.analysis["margin"]
+    runs, table, baseline, alpha = found.runs, found.stability, found.baseline, found.analysis["alpha"]
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     compared = {budget for budget, _ in compared_settings(table)}
     lone = [budget for budget in dict.fromkeys(table["budget"]) if budget not in compared]
     yield Wanted("rates", partial(rate_curves, runs, looks, chosen), render("captions.rates_figure"))
     yield Wanted("costs", lambda: costs(found.costs, looks), render("captions.costs_figure", _trained_alone(found)))
-    caption = render("captions.stability_map", baseline, margin)
-    yield Wanted("stability-map", partial(break_map, table, baseline, margin, chosen), caption)
+    caption = render("captions.stability_map", alpha)
+    yield Wanted("stability-map", partial(break_map, table, baseline, alpha, chosen), caption)
     if runs["learning_rate"].nunique() > 1:
         yield Wanted("stability", partial(stability, table, looks), render("captions.stability_figure", found, lone))
 

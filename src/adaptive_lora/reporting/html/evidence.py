@@ -12,7 +12,6 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.cost_equivalents import at_equal_compute, parameter_equivalents
-from adaptive_lora.stats.stability import summaries
 
 NATS = "nats per token"
 ARM = (Column("arm", kind="text"), Column("budget", kind="text"))
@@ -98,22 +97,34 @@ def power(found: Findings) -> Table | None:
 
 def stability(found: Findings) -> Table | None:
     """How training went, by arm, budget and rate."""
+    alpha = found.analysis["alpha"]
     columns = (
         *ARM,
         Column("scaling", kind="text"),
         Column("learning_rate", form="g"),
         Column("runs"),
         Column("diverged"),
-        Column("excess", f"validation loss minus {found.baseline}, 95 % interval", "interval", "+.4f", NATS),
+        Column("no_better", "no better than frozen", optional=True),
+        Column("kept", "gain kept", form=".0f", unit="% of that at its best rate"),
+        Column("state", kind="text"),
+        Column(
+            "excess",
+            f"validation loss minus {found.baseline}, {_percent(1 - alpha):g} % interval",
+            "interval",
+            "+.4f",
+            NATS,
+        ),
         Column("clipped", "steps clipped", form=".0f", unit="%", optional=True),
         Column("gradient_norm", form=".3g"),
         Column("spikes", "spikes a run", form=".2f"),
         Column("largest_update", form=".1f", unit="% of the weight", optional=True),
     )
     cells = (
-        (s.arm, s.budget, s.scaling, s.learning_rate, s.seeds, s.diverged, s.excess, _percent(s.clipped),
-         s.gradient_norm, s.spikes, _percent(s.largest_update))
-        for s in summaries(found.stability)
+        (s.arm, s.budget, s.scaling, s.learning_rate, s.seeds, s.diverged, s.no_better or None,
+         _percent(course.kept(s)), str(state), s.excess, _percent(s.clipped), s.gradient_norm, s.spikes,
+         _percent(s.largest_update))
+        for course in found.stability_findings.sweeps
+        for s, state in course.paired
     )  # fmt: skip
     return captioned(found, "stability", ("stability", "Stability"), columns, cells)
 

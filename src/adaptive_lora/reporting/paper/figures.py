@@ -13,11 +13,11 @@ from adaptive_lora.reporting.templating import render
 
 def study_figures(found: Findings) -> dict[str, tuple[Figure, str]]:
     """Name -> figure and caption; none that rests on whole curves, of which an export has every tenth step."""
-    looks, budgets, margin = looks_in(found), found.facts["spec"]["budgets"], found.analysis["margin"]
+    looks, budgets, alpha = looks_in(found), found.facts["spec"]["budgets"], found.analysis["alpha"]
     runs, steady = (table[table["budget"].isin(budgets)] for table in (found.runs, found.stability))
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     drawn = {wanted.name: (wanted.draw(), wanted.caption) for wanted in main_figures(found, looks)}
     drawn["rates"] = rate_curves(runs, looks, chosen), render("captions.rates_figure")
-    caption = render("captions.stability_map", found.baseline, margin)
-    drawn["stability"] = break_map(steady, found.baseline, margin, chosen), caption
+    caption = render("captions.stability_map", alpha)
+    drawn["stability"] = break_map(steady, found.baseline, alpha, chosen), caption
     return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}

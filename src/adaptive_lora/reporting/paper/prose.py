@@ -30,8 +30,8 @@ from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
 from adaptive_lora.stats.decomposition import Decomposition
+from adaptive_lora.stats.estimators import mean_interval
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.stats.stability import summaries
 from adaptive_lora.stats.variants import variants_of
 from adaptive_lora.stats.verdicts import Verdict
 
@@ -124,19 +124,24 @@ def _setup(found: Findings) -> dict[str, Any]:
 def _training(found: Findings) -> Mapping[str, Any]:
     """Arms that break at some rate, those with a training of their own separately, and what changes do there."""
     seen, own_way = found.stability_findings, {arm["name"] for arm in found.facts["spec"]["arms"] if arm.get("train")}
+    breaks = [b for b in seen.breaks if b.sweep.arm != found.baseline]
     hit = [b.sweep for b in seen.breaks if b.at_chosen]
+    first = [b.sweep for b in seen.less_stable]
     effects: dict[str, list[str]] = {}
-    for c in seen.variants:
+    for c in seen.variants.moved:
         changed = f"{render('stability.differences', c.variant)} of {c.variant.of} at {c.changed.budget}"
         effects.setdefault(render("stability.effect", c), []).append(changed)
     return {
-        "breaking": [b.sweep.label for b in seen.breaks if not b.untrainable],
+        "breaking": [b.sweep.label for b in breaks if not b.untrainable],
         "untrained": [b.sweep.label for b in seen.breaks if b.untrainable],
         "at_chosen": [sweep.label for sweep in hit if sweep.arm not in own_way],
         "changed": [sweep.label for sweep in hit if sweep.arm in own_way],
-        "baseline": [b.budget for b in seen.baseline_breaks if b.against is not None],
+        "baseline": [f"{b.sweep.budget} from {b.cell.learning_rate:g}" for b in seen.breaks
+                     if b.sweep.arm == found.baseline and not b.untrainable],
+        "less_stable": [sweep.label for sweep in first if sweep.arm not in own_way],
+        "changed_less_stable": [sweep.label for sweep in first if sweep.arm in own_way],
         "effects": effects,
-    }
+    }  # fmt: skip
 
 
 def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, Any]:
@@ -174,26 +179,30 @@ def _extremes(found: Findings) -> dict[str, Any]:
     own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.over_seeds.mean)
     arms = {(arm.arm, arm.budget): arm for arm in found.arms}
     powers = sorted(found.powers, key=lambda power: power.half_width)
-    unsteady = [s for s in summaries(found.stability) if s.excess is not None and s.excess.low is not None]
     return {
         "best": arms[own[0].arm, own[0].budget],
         "best_size": own[0],
         "worst": arms[own[-1].arm, own[-1].budget],
         "typical": powers[len(powers) // 2] if powers else None,
-        "least_steady": max(unsteady, key=lambda s: s.excess.mean if s.excess else 0.0, default=None),
     }
 
 
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
-    """Own arms whose whole 95 % interval lies above, or below, those of every control by chance at the same budget."""
-    seen: dict[str, list[str]] = {"above": [], "below": []}
-    ends = {(a.arm, a.budget): (a.difference.low, a.difference.high) for a in found.compared
-            if a.difference and a.difference.low is not None and a.difference.high is not None}  # fmt: skip
-    for (name, budget), (low, high) in ends.items():
-        others = [ends[control, budget] for control in controls if (control, budget) in ends]
-        if others and name in found.contenders:
-            seen["above"] += [found.named(name, budget)] * (low > max(end for _, end in others))
-            seen["below"] += [found.named(name, budget)] * (high < min(end for end, _ in others))
+    """Own arms that are worse, or better, than every control by chance at the same budget.
+
+    Shown is what the whole interval of level 1 - alpha says of the arm less the control, paired by seed.
+    """
+    seen: dict[str, list[str]] = {"worse": [], "better": []}
+    by_seed = {(arm.arm, arm.budget): dict(arm.differences) for arm in found.compared}
+    for (name, budget), own in by_seed.items():
+        others = [by_seed[control, budget] for control in controls if (control, budget) in by_seed]
+        pairs = [[own[seed] - other[seed] for seed in own if seed in other] for other in others]
+        if name in found.contenders and pairs and all(map(len, pairs)):
+            against = [mean_interval(differences, 1 - found.analysis["alpha"]) for differences in pairs]
+            ends = [(i.low, i.high) for i in against if i.low is not None and i.high is not None]
+            known = len(ends) == len(pairs)
+            seen["worse"] += [found.named(name, budget)] * (known and all(low > 0 for low, _ in ends))
+            seen["better"] += [found.named(name, budget)] * (known and all(high < 0 for _, high in ends))
     return seen
 
 

@@ -14,6 +14,7 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.facts import NATS, Facts
 from adaptive_lora.stats.arms import evaluations
+from adaptive_lora.stats.outcomes import count_no_better
 from adaptive_lora.stats.power import POWER
 from adaptive_lora.stats.rate_choice import STEP
 from adaptive_lora.stats.run_table import Phase, Status
@@ -128,6 +129,7 @@ def _protocol_and_runs(found: Findings) -> Entries:
         "margin": (margin, "g", NATS), "margin.perplexity": (100 * math.expm1(margin), ".1f", "%"),
         "comparisons": (comparisons, "d"), "smallest_p": (smallest_p(len(seeds["evaluation"])), ".2g"),
         "seeds.needed": (seeds_needed(alpha, max(comparisons, 1)), "d"), "level": (95, "d", "%"),
+        "level.breaks": (100 * (1 - alpha), "g", "%"),
         "level.equivalence": (100 * (1 - 2 * alpha), "g", "%"), "power": (100 * POWER, ".0f", "%"),
         "locked": found.lock.get("locked", "")[:10], "twins": (len(twins), "d"),
     }  # fmt: skip
@@ -135,6 +137,8 @@ def _protocol_and_runs(found: Findings) -> Entries:
     yield {
         "runs": (len(found.runs), ",d"), "runs.tuning": (int((found.runs["phase"] == Phase.TUNING).sum()), ",d"),
         "runs.evaluation": (len(evaluation), ",d"), "runs.diverged": (int(diverged.sum()), ",d"),
+        "runs.no_better": (count_no_better(found.runs), ",d"),
+        "runs.no_better.evaluation": (count_no_better(evaluation), ",d"),
         "runs.diverged.evaluation": (int((evaluation["status"] == Status.DIVERGED).sum()), ",d"),
     }  # fmt: skip
 
@@ -160,6 +164,7 @@ def _stability(found: Findings) -> Entries:
     yield {
         "stability.runs": (sum(s.seeds for s in seen), ",d"),
         "stability.diverged": (sum(s.diverged for s in seen), ",d"),
+        "stability.no_better": (sum(s.no_better for s in seen), ",d"),
         "stability.spikes": (float(np.mean(spikes)) if spikes else None, ".2f"),
         "stability.clipped.least": (100 * min(clipped) if clipped else None, ".0f", "%"),
         "stability.clipped.most": (100 * max(clipped) if clipped else None, ".0f", "%"),

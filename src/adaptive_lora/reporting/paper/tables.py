@@ -25,8 +25,8 @@ _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], .
     (evidence.power, "power", ("arm", "budget", "sd", "half_width", "detectable", "seeds_for_margin",
                                "seeds_for_equivalence")),
     (sections.rates, "learning-rates", ("arm", "budget", "learning_rate", "validation_loss", "seeds", "chosen")),
-    (evidence.stability, "stability", ("arm", "budget", "learning_rate", "runs", "diverged", "excess", "clipped",
-                                       "spikes")),
+    (evidence.stability, "stability", ("arm", "budget", "learning_rate", "runs", "diverged", "no_better",
+                                       "kept", "state", "clipped", "spikes")),
     (sections.troubles, "runs-without-result", ("arm", "budget", "phase", "seed", "learning_rate", "status")),
 )  # fmt: skip
 _TITLES = {"arms": "Test losses", "every-arm": "Size, rate and time of every arm"}
@@ -54,7 +54,7 @@ def narrowed(table: Table, names: tuple[str, ...]) -> Table:
 
 def changes_of_training(found: Findings) -> Table | None:
     """What each change of scaling or training does where training breaks with it or without it."""
-    every = found.stability_findings.variants
+    every = found.stability_findings.variants.moved
     columns = (
         *(Column(name, name, "text") for name in ("change", "of", "budget")),
         Column("learning_rate", "at rate", form="g"),
@@ -66,7 +66,13 @@ def changes_of_training(found: Findings) -> Table | None:
              c.against.difference, render("stability.effect", c)), arm=c.changed.arm)
         for c in every
     )  # fmt: skip
-    return Table("changes", "What moves a break", columns, rows, render("paper.changes", len(every))) if every else None
+    return (
+        Table(
+            "changes", "What moves a break", columns, rows, render("paper.changes", len(every), found.analysis["alpha"])
+        )
+        if every
+        else None
+    )
 
 
 def conclusions(found: Findings) -> Table:
