@@ -230,7 +230,7 @@ Control = Literal["random", "shuffled", "twin", "half", "double", "compute", "ow
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 _ALL = [name for name in get_args(Control) if name != "own-shuffled"]
-"""What `all` has always meant; `own-shuffled` costs a control for each arm that measures, so it is asked for by name."""
+"""What `all` has always meant; `own-shuffled` costs a control for each arm that measures, so it is named."""
 
 
 def _as_controls(value: Any) -> Any:
