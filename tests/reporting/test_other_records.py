@@ -1,7 +1,7 @@
 """The same runs judged on two disjoint sets of records: no two verdicts, and no two intervals, may exclude each other.
 
-The rule before failed here: with one set of ten seeds, four of the main study's ten verdicts changed between its 400 test
-records and its 100 validation records, and half the budget at rank:8 had two intervals without a common point.
+The rule before failed here: with one set of ten seeds, four of the main study's ten verdicts changed between its 400
+test records and its 100 validation records, and half the budget at rank:8 had two intervals without a common point.
 """
 
 from __future__ import annotations
