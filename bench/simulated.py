@@ -96,7 +96,9 @@ def _taken_apart(name: str, tables: Mapping[str, PairedTable]) -> RealTable:
     s, r = by_seed.shape[1], by_record.shape[1]
     both = both * math.sqrt(s * r / ((s - 1) * (r - 1)))
     parts = [c.components for c in found if c.components is not None]
-    shrink = np.array([math.sqrt(p.records / max(float(b.var()), 1e-300)) for p, b in zip(parts, by_record, strict=True)])
+    shrink = np.array(
+        [math.sqrt(p.records / max(float(b.var()), 1e-300)) for p, b in zip(parts, by_record, strict=True)]
+    )
     centred = by_seed / np.maximum(by_seed.std(axis=1, keepdims=True), 1e-300)
     rho = np.corrcoef(centred)[np.triu_indices(len(centred), 1)].mean() if len(centred) > 1 else 0.0
     return RealTable(
@@ -175,6 +177,4 @@ class Simulator:
 def components(real: RealTable) -> list[Crossed]:
     """Of its comparisons, as the study itself would report them."""
     values = real.records[:, None, :] + real.both + real.means[:, None, None] * real.tokens / real.tokens.mean()
-    return [
-        crossed(PairedTable(v * real.tokens.mean(), real.tokens, tuple(range(v.shape[0])))) for v in values
-    ]
+    return [crossed(PairedTable(v * real.tokens.mean(), real.tokens, tuple(range(v.shape[0])))) for v in values]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from adaptive_lora.reporting.findings import read_findings
+from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.reporting.html.rate_table import rate_choices
 from adaptive_lora.reporting.rates import cautions_with_rates, clipped_shares, how_chosen, lines_of
 from adaptive_lora.reporting.tables import Table, to_csv
@@ -91,3 +92,21 @@ def test_the_paper_says_how_rates_were_chosen(tmp_path: Path) -> None:
     assert "chosen for every arm and budget from a grid" in text and "one step to either side" not in text
     text = paper_of(make_study(tmp_path / "steps", Made(rates="2.0e-3, tune: baseline")))
     assert "from 0.002 on rates are added in steps of a factor 1.8" in text and "one step to either side" in text
+
+
+def test_a_control_without_clipping_has_no_share_of_clipped_steps(
+    study_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = study_file(
+        ("arms: [uniform, linear-decay, empirical, random]", "arms: [uniform]"),
+        ("dropout: 0.1", "max_grad_norm: 1.0e-6"),
+        ("controls: none", "controls: [unclipped]"),
+    )
+    run_study(load_study(path), tmp_path / "out")
+    with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
+        found = read_findings(ledger)
+        losses = {arm.arm: arm.loss.mean for arm in found.arms if arm.loss}
+        assert losses.keys() == {"uniform", "uniform-unclipped"} and len(set(losses.values())) == 2
+        assert clipped_shares(found) == {("uniform", "rank:2"): 1.0}
+        assert found.lock["controls"]["unclipped"] == ["uniform-unclipped"]
+        assert "uniform-unclipped" in write_report(ledger, tmp_path / "out").read_text()

@@ -238,3 +238,15 @@ def test_a_study_tuned_by_its_baseline_is_interrupted_and_ends_the_same(study_fi
     assert {(row["arm"], row["budget"], row["rate"]) for row in rows} == {
         (run["arm"], run["budget"], run["learning_rate"]) for run in evaluation.to_dict("records")
     }
+
+
+def test_a_control_with_an_arms_own_ranks_has_that_arms_rate(study_file: WriteStudy) -> None:
+    named = ("analysis: {primary: []}", "analysis: {primary: [linear-decay, empirical]}")
+    own = ("controls: all", "controls: [own-shuffled, unclipped]")
+    more = ("evaluation: 2", "evaluation: 8")
+    matrix = load_study(baseline_study(study_file, named, own, more, name="own.yaml")).matrix
+    search = last(matrix, bowl)
+    for arm in ("linear-decay", "empirical"):
+        control = search.choices[f"shuffled-{arm}", "rank:8"]
+        assert control.rate == search.choices[arm, "rank:8"].rate and control.how is How.SOURCE
+    assert search.choices["uniform-unclipped", "rank:8"].rate == search.choices["uniform", "rank:8"].rate

@@ -95,9 +95,7 @@ def test_a_lock_says_whose_ranks_each_control_shuffles(study_file: WriteStudy) -
     seeds = ("evaluation: 2", "evaluation: 7")
     study = load_study(study_file(JUDGED, ("controls: none", "controls: [own-shuffled]"), seeds))
     controls = lock_of(study, FACTS)["controls"]
-    assert controls["arms"] == controls["shadows"] == {
-        "shuffled-linear-decay": "linear-decay", "shuffled-empirical": "empirical",
-    }  # fmt: skip
+    assert controls["arms"] == controls["shadows"] == {"shuffled-empirical": "empirical"}
     assert "shadows" not in lock_of(load_study(study_file()), FACTS)["controls"]
 
 

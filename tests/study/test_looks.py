@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 
 from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.study.archive import continue_from
+from adaptive_lora.study.engines import engine
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import export, load_results
 from adaptive_lora.study.runner import Silent, run_study
@@ -32,6 +34,7 @@ CHANGES = (
     ("evaluation: 2", "evaluation: 8, looks: [4, 6, 8]"),
     ("analysis: {primary: []}", "analysis: {margin: 1e-9, primary: [linear-decay, still]}"),
     ("controls: none", "controls: [shuffled, twin, half, double]"),
+    ("steps: 6", "steps: 3"),
     ("dropout: 0.1", "dropout: 0"),
 )
 WIDE = ("margin: 1e-9", "margin: 5.0")
@@ -88,18 +91,12 @@ def test_a_decided_arm_stops_and_what_it_shares_goes_on(study_file: WriteStudy, 
     order = load_results(out)["seed"].tolist()
     assert [max(order[:25]), min(order[25:33]), max(order[25:33]), min(order[33:])] == [3, 4, 5, 6]
     assert outcome.finished and (outcome.expected, outcome.done, outcome.left) == (41, 41, 0)
+    # The total is what is done and what the look asks for.
+    assert list(dict.fromkeys(total for _, total in heard.totals)) == [25, 33, 41] and heard.totals[-1] == (41, 41)
     judged = recorded(out)
     assert {c.arm: (own.look, own.n, own.decided) for c, own in judged.items()} == {
         "linear-decay": (3, 8, False), "still": (1, 4, True),
     }  # fmt: skip
-
-
-def test_the_total_is_what_is_done_and_what_the_look_asks_for(study_file: WriteStudy, tmp_path: Path) -> None:
-    heard = Heard()
-    run_study(load_study(study_file(*CHANGES)), tmp_path / "out", heard)
-    assert list(dict.fromkeys(total for _, total in heard.totals)) == [25, 33, 41]
-    assert [done for done, _ in heard.totals] == sorted(done for done, _ in heard.totals)
-    assert heard.totals[-1] == (41, 41)
 
 
 def test_a_study_that_is_decided_stops_early_and_is_complete(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -118,12 +115,12 @@ def test_a_study_that_is_decided_stops_early_and_is_complete(study_file: WriteSt
     pd.testing.assert_frame_equal(load_results(out), before)
 
 
-@pytest.mark.parametrize("engine", ["bank", "reference"])
-def test_a_study_cut_within_looks_ends_in_the_same_results(study_file: WriteStudy, tmp_path: Path, engine: str) -> None:
-    study = load_study(study_file(*CHANGES, ("engine: bank", f"engine: {engine}"), ("steps: 6", "steps: 3")))
+@pytest.mark.parametrize("kind", ["bank", "reference"])
+def test_a_study_cut_within_looks_ends_in_the_same_results(study_file: WriteStudy, tmp_path: Path, kind: str) -> None:
+    study = load_study(study_file(*CHANGES, ("engine: bank", f"engine: {kind}")))
     whole, parts, uncut = tmp_path / "whole", tmp_path / "parts", Heard()
     run_study(study, whole, uncut)
-    each = uncut.updates // 3 if engine == "bank" else 41
+    each = uncut.updates // 3 if kind == "bank" else 41
     updates = 0
     for cut_at in (2, each, each):  # in the first look, and twice in one of those after it
         heard = Heard(cut_at)
@@ -158,13 +155,13 @@ def test_an_export_that_was_cut_is_continued(study_file: WriteStudy, tmp_path: P
         {name: tmp_path / name for name in ("cut", "export", "on", "whole")},
     )
     with pytest.raises(KeyboardInterrupt):
-        run_study(study, folders["cut"], Heard(cut_at=8))
+        run_study(study, folders["cut"], Heard(cut_at=4))
     with contextlib.closing(create_or_open(folders["cut"])) as ledger:
         export(ledger, folders["export"])
     (folders["export"] / "study.lock.json").write_bytes((folders["cut"] / "study.lock.json").read_bytes())
     assert continue_from(folders["export"], study, folders["on"]) == 25
     heard = Heard()
-    assert run_study(study, folders["on"], heard).finished and heard.updates == 2 * 6
+    assert run_study(study, folders["on"], heard).finished and heard.updates == 2 * 3
     run_study(study, folders["whole"])
     pd.testing.assert_frame_equal(final(folders["on"]), final(folders["whole"]))
 
@@ -184,6 +181,41 @@ def test_another_plan_of_looks_is_a_deviation(study_file: WriteStudy, tmp_path: 
     without = load_study(study_file(*CHANGES, (", looks: [4, 6, 8]", ""), name="c.yaml"))
     assert run_study(without, out, deviation="none").finished
     assert set(seeds_by_cell(out).values()) == {8}
+
+
+def test_a_margin_is_measured_by_the_half_that_goes_on(study_file: WriteStudy, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_study(load_study(study_file(*CHANGES, ("margin: 1e-9", "margin: half-budget"))), out)
+    runs = load_results(out).query("arm == 'uniform' and replica == 0")
+    half, base = (runs[runs["budget"] == budget].set_index("seed")["test_loss"] for budget in ("rank:1", "rank:2"))
+    for own in recorded(out).values():
+        assert own.margin.measured and own.margin.value == pytest.approx((half - base).sort_index()[: own.n].mean() / 4)
+    with contextlib.closing(open_to_read(out)) as ledger:
+        assert read_findings(ledger).analysis["margin"] == 0.01  # what an axis takes for its scale
+
+
+def test_a_failed_arm_keeps_its_place_and_is_judged_when_it_is_mended(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, real, heard = load_study(study_file(*CHANGES, WIDE)), engine.save_adapter, Heard()
+
+    def full(weights: Any, plan: RankPlan, *others: Any) -> None:
+        if plan.strategy == "linear-decay":
+            raise OSError("disk full")
+        real(weights, plan, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "save_adapter", full)
+        outcome = run_study(study, tmp_path / "cut", heard)
+    assert [text.split(": ")[1] for text in heard.looks] == [
+        "still at rank:2 equivalent, 1 open", "none decided, 1 open", "none decided, 1 undecided",
+    ]  # fmt: skip
+    assert (outcome.failed, outcome.left, outcome.finished) == (8, 8, False)
+    mended = Heard()
+    assert run_study(study, tmp_path / "cut", mended).done == outcome.done + 4
+    assert mended.looks == [
+        "look 1 of 3, 4 seeds: linear-decay at rank:2 equivalent, still at rank:2 equivalent, 0 open"
+    ]
 
 
 def test_a_plan_of_looks_has_each_seed_once(study_file: WriteStudy) -> None:

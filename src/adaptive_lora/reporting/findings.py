@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline
+from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline, unclipped_arms
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.cautions import Caution
@@ -82,7 +82,9 @@ class Findings:
         """`stability_table` of all runs."""
         curves = pd.concat([curves_table(self.source, Phase.TUNING), self.curves], ignore_index=True)
         limit = self.facts["spec"]["train"]["max_grad_norm"]
-        return stability_table(self.runs, curves, limit, self.baseline, self.ranks)
+        table = stability_table(self.runs, curves, limit, self.baseline, self.ranks)
+        table["clipped"] = table["clipped"].mask(table["arm"].isin(unclipped_arms(self.facts)))
+        return table
 
     @functools.cached_property
     def stability_findings(self) -> StabilityFindings:

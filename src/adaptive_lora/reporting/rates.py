@@ -60,6 +60,12 @@ def lines_of(found: Findings) -> dict[Comparison, RateLine]:
     return rate_lines(found.runs, differences, chosen_rates(found), found.baseline)
 
 
+def unclipped_arms(facts: Mapping[str, Any]) -> set[str]:
+    """Arms and controls whose gradients are not clipped where those of the study are."""
+    own = {arm["name"] for arm in facts["spec"]["arms"] if not (arm.get("train") or {}).get("clip", True)}
+    return own | set(facts["lock"]["controls"].get("unclipped", []))
+
+
 def clipped_shares(found: Findings) -> dict[Cell, float]:
     """(arm, budget) -> the share of clipped steps at the rate it is evaluated at, median over runs."""
     chosen = chosen_rates(found)

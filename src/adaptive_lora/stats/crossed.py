@@ -217,4 +217,3 @@ def _interval(found: Crossed, error: tuple[float, float] | None, level: float, o
         return Interval(found.mean, None, None, found.n, level, over)
     half = float(special.stdtrit(error[1], 0.5 + level / 2)) * error[0]
     return Interval(found.mean, found.mean - half, found.mean + half, found.n, level, over)
-

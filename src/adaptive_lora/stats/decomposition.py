@@ -60,6 +60,11 @@ class Decomposition:
     total: Interval
     """Arm less baseline, over the same seeds."""
 
+    @property
+    def decided(self) -> bool:
+        """Whether either part is shown to be other than zero."""
+        return any(part.verdict is not Verdict.UNDECIDED for part in (self.price, self.value))
+
 
 @dataclass(frozen=True)
 class _Triple:

@@ -82,16 +82,17 @@ def rule_of(spec: Mapping[str, Any]) -> Rule:
     )
 
 
-def evidence_of(tables: StudyTables, comparison: Comparison, baseline: str, measured_margin: bool) -> Evidence:
+def evidence_of(tables: StudyTables, comparison: Comparison, baseline: str, rule: Rule) -> Evidence:
     """Of an arm against the baseline at a budget."""
     arm, base = (comparison.arm, comparison.budget), (baseline, comparison.budget)
     budget = halved(comparison.budget)
-    half = (baseline, budget) if measured_margin and budget and tables.of((baseline, budget)).size else None
+    half = (baseline, budget) if rule.margin is None and budget and tables.of((baseline, budget)).size else None
     needed = [arm, base, *([half] if half else [])]
     return Evidence(
         table=tables.paired(arm, base),
         half=tables.paired(half, base) if half else None,
         diverged=diverged_pairs(tables.of(arm), tables.of(base)),
+        diverged_by_look=tuple(diverged_pairs(tables.of(arm), tables.of(base), rule.seeds[:n]) for n in rule.looks),
         finished=tables.finished(*needed),
     )
 
@@ -107,7 +108,7 @@ def judge_primary(
     family = [Comparison(part["arm"], part["budget"]) for part in primary]
     if not family:
         return {}
-    found = {c: evidence_of(tables, c, baseline, rule.margin is None) for c in family}
+    found = {c: evidence_of(tables, c, baseline, rule) for c in family}
     others = [cell for cell in tables.cells if Comparison(*cell) not in found and cell[0] != baseline]
     pool = [tables.paired(cell, (baseline, cell[1])) for cell in others]
     return judge_family(found, rule, [table for table in pool if table is not None])

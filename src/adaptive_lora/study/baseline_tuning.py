@@ -155,7 +155,10 @@ class BaselineSearch:
         return {"rate_choices": rows}
 
     def expected_runs(self) -> dict[Phase, int]:
-        """How many runs the study has in the end, by what is known now, and for the rest by `first_rates`."""
+        """How many runs the study has in the end, by what is known now, and for the rest by `first_rates`.
+
+        With looks, by the first of them.
+        """
         first, asked = first_rates(self.matrix), self.asked
         rates = {**first, **asked}
         for budget, own in self._baseline.items():
@@ -164,7 +167,7 @@ class BaselineSearch:
                 rates[key] = (*asked[key], *first[key][3:])
         for key in self.untrainable - set(asked):
             rates.pop(key, None)
-        return self.matrix.counts(rates, self.untrainable)
+        return self.matrix.counts(rates, self.untrainable, self.matrix.first_seeds)
 
     @functools.cached_property
     def _baseline(self) -> dict[str, Climb]:
@@ -236,6 +239,8 @@ def _followed(matrix: StudyMatrix, cell: Cell) -> str | None:
     """The arm whose rate a control takes; None for what is tuned itself."""
     if cell.role in (Role.BASELINE, Role.ARM, Role.ASSAY):
         return None
+    if cell.arm.name in matrix.shadow_of:
+        return matrix.shadow_of[cell.arm.name]
     options = cell.arm.options
     arms = [other.arm for other in matrix.cells if other.role is Role.ARM and other.budget == cell.budget]
     same = [arm for arm in arms if arm.strategy is not None and arm.strategy == options.get("source")]

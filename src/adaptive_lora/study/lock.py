@@ -62,6 +62,7 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
     spec, matrix = study.spec, study.matrix
     named = [vars(comparison) for comparison in matrix.comparisons]
     every = [{"arm": cell.arm.name, "budget": cell.budget} for cell in matrix.cells]
+    unclipped = [arm.name for arm in matrix.arms_with_role(Role.UNCLIPPED)]
     return {
         "form": FORM,
         "locked": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -81,6 +82,7 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
             **({"shadows": dict(matrix.shadow_of)} if matrix.shadow_of else {}),
             "baseline_alone_at": list(matrix.assay_budgets),
             "compute": dict(matrix.compute_controls),
+            **({"unclipped": unclipped} if unclipped else {}),
             "twin": "twin" in spec.controls,
         },
         "seeds": spec.seeds.model_dump(mode="json"),

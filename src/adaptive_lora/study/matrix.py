@@ -25,6 +25,7 @@ from adaptive_lora.study.protocol import (
     control_arms,
     primary_comparisons,
     shadows,
+    unclipped_controls,
 )
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.study.schema_training import TrainPart
@@ -45,6 +46,8 @@ class Role(StrEnum):
     """Random ranks (`random`), or an arm's ranks on other modules (`shuffled`)."""
     COMPUTE = "compute control"
     """The baseline trained for as many updates as an arm that trains before it has a plan."""
+    UNCLIPPED = "unclipped control"
+    """The baseline without clipping of gradients."""
     ASSAY = "assay"
     """The baseline at half or twice a budget: can this task tell ranks apart?"""
 
@@ -198,10 +201,10 @@ class StudyMatrix:
         return tuple(seeds[: looks[0]] if looks else seeds)
 
     def is_brief(self, cell: Cell) -> bool:
-        """Whether a cell describes and no verdict waits for it: the compute control, and the baseline at a budget that
-        is not half of one of the study's."""
+        """Whether a cell describes and no verdict waits for it: controls of compute and clipping, and the baseline at a
+        budget that is not half of one of the study's."""
         halves = map(halved, self.spec.budgets)
-        return cell.role is Role.COMPUTE or (cell.role is Role.ASSAY and cell.budget not in halves)
+        return cell.role in (Role.COMPUTE, Role.UNCLIPPED) or (cell.role is Role.ASSAY and cell.budget not in halves)
 
     def _has_twin(self, cell: Cell, seed: int) -> bool:
         first = self.spec.seeds.evaluation[0]
@@ -261,7 +264,8 @@ def matrix_of(spec: StudySpec) -> StudyMatrix:
     Arms with fixed ranks ignore the budget, so they appear once, under the first.
     """
     longer = compute_controls(spec) if "compute" in spec.controls else {}
-    computing = {arm.name for arm in longer.values()}
+    roles = {arm.name: Role.COMPUTE for arm in longer.values()}
+    roles |= {arm.name: Role.UNCLIPPED for arm in unclipped_controls(spec)}
     baseline = baseline_of(spec)
     cells = []
     for index, budget in enumerate(spec.budgets):
@@ -270,7 +274,7 @@ def matrix_of(spec: StudySpec) -> StudyMatrix:
                 cells.append(_cell(spec, arm, budget, Role.BASELINE if arm == baseline else Role.ARM))
         for arm in control_arms(spec, budget):
             if arm.ranks is None or index == 0:
-                cells.append(_cell(spec, arm, budget, Role.COMPUTE if arm.name in computing else Role.CHANCE))
+                cells.append(_cell(spec, arm, budget, roles.get(arm.name, Role.CHANCE)))
     cells += [_cell(spec, baseline, budget, Role.ASSAY) for budget in assay_budgets(spec)]
     names = {arm: control.name for arm, control in longer.items()}
     return StudyMatrix(spec, tuple(cells), primary_comparisons(spec), names, shadows(spec))

@@ -4,12 +4,14 @@
 Everything else is exploratory. **Controls** check the study itself:
 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
-- `own-shuffled`, in place of `shuffled`: that for every hypothesis, so that each difference can be told apart into what
-  uneven ranks cost and what it is worth to know where they go (`stats.decomposition`);
+- `own-shuffled`, in place of `shuffled`: that for every hypothesis that measures, so that its difference can be told
+  apart into what uneven ranks cost and what it is worth to know where they go (`stats.decomposition`);
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;
 - `half` and `double`: the baseline at half and at twice the budget. What half costs is the measure of the margin;
   where it is not shown to be worse, the task cannot tell ranks apart;
-- `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all.
+- `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all;
+- `unclipped`, only by name: the baseline without clipping of gradients, which at the rates that are best may shorten
+  every step.
 """
 
 from __future__ import annotations
@@ -49,7 +51,17 @@ def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, .
         if not _all_least(budgets, options):
             found.append(ArmPart(name=_free_name(spec, "shuffled"), strategy="shuffled", options=options))
     longer = compute_controls(spec) if "compute" in spec.controls else {}
-    return (*found, *{arm.name: arm for arm in longer.values()}.values())
+    return (*found, *{arm.name: arm for arm in longer.values()}.values(), *unclipped_controls(spec))
+
+
+def unclipped_controls(spec: StudySpec) -> tuple[ArmPart, ...]:
+    """The baseline without clipping of gradients, where that is asked for and gradients are clipped at all."""
+    baseline = baseline_of(spec)
+    own = baseline.train or ArmTrainPart()
+    if "unclipped" not in spec.controls or spec.train.max_grad_norm is None or not own.clip:
+        return ()
+    name = _free_name(spec, f"{baseline.name[:50]}-unclipped")
+    return (baseline.model_copy(update={"name": name, "train": own.model_copy(update={"clip": False})}),)
 
 
 def own_shuffles(spec: StudySpec, budgets: Sequence[str] | None = None) -> dict[str, ArmPart]:

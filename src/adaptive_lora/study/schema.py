@@ -225,12 +225,12 @@ class AnalysisPart(Part):
     """Chance of any false difference over all primary comparisons and looks, and of any false equivalence."""
 
 
-Control = Literal["random", "shuffled", "twin", "half", "double", "compute", "own-shuffled"]
+Control = Literal["random", "shuffled", "twin", "half", "double", "compute", "own-shuffled", "unclipped"]
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
-_ALL = [name for name in get_args(Control) if name != "own-shuffled"]
-"""What `all` has always meant; `own-shuffled` costs a control for every hypothesis, and is asked for by name."""
+_ALL = [name for name in get_args(Control) if name not in ("own-shuffled", "unclipped")]
+"""What `all` has always meant; by name alone: `own-shuffled`, which costs a control for every hypothesis."""
 
 
 def _as_controls(value: Any) -> Any:
@@ -264,8 +264,9 @@ class StudySpec(Part):
         list[Control],
         BeforeValidator(_as_controls, json_schema_input_type=Literal["all", "none"] | list[Control]),
     ] = Field(default_factory=_ALL.copy, json_schema_extra={"default": "all"})
-    """What is trained beside the arms so that a verdict can be trusted: `all` (but `own-shuffled`), `none`, or a list.
-    `own-shuffled` gives every hypothesis its own ranks at places drawn by chance, in place of the one `shuffled`."""
+    """What is trained beside the arms so that a verdict can be trusted: `all` (but the last two), `none`, or a list.
+    `own-shuffled` gives every hypothesis that measures its own ranks elsewhere, in place of the one `shuffled`;
+    `unclipped` trains the baseline without clipping of gradients."""
     engine: Literal["bank", "reference"] = "bank"
     """All adapters together, or one after another through PEFT."""
     tracking: Annotated[list[Tracker], BeforeValidator(as_list, json_schema_input_type=Tracker | list[Tracker])] = (

@@ -30,6 +30,11 @@ def as_list(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
+def without_default(said: Mapping[str, Any], key: str, default: Any) -> dict[str, Any]:
+    """What a part says, but for a key at its default, so that files from before the key keep their identity."""
+    return {name: value for name, value in said.items() if name != key or value != default}
+
+
 class MultipliersPart(Part):
     """By what the learning rate is multiplied in which parameters."""
 
@@ -50,6 +55,13 @@ class ArmTrainPart(Part):
     """As in `train`."""
     multipliers: MultipliersPart | None = None
     """As in `train`."""
+    clip: bool = True
+    """Whether gradients are clipped at the study's `max_grad_norm`."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `clip` stays the study that it was before there was such a key."""
+        return without_default(dump(self), "clip", True)
 
 
 FIRST_RATES = (3e-4, 1e-3, 3e-3)
@@ -110,8 +122,7 @@ class TrainPart(Part):
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A study that says nothing of `tune` stays the study that it was before there was such a key."""
-        said: dict[str, Any] = dump(self)
-        return {key: value for key, value in said.items() if key != "tune" or value != "every-arm"}
+        return without_default(dump(self), "tune", "every-arm")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainPart:

@@ -62,6 +62,7 @@ def evaluate_by_looks(engine: Engine, rates: Rates, tuning: int) -> None:
         engine.listener.stage(_told(look, decided, len(waiting)))
         if not waiting:
             break
+    _leave(ledger, asked)
     ledger.set_facts({"looking": None})
 
 
@@ -103,6 +104,15 @@ def judgements_at(look: Look, ledger: Ledger) -> dict[Comparison, Judgement]:
     facts, runs = ledger.facts(), runs_table(ledger)
     tables = StudyTables(runs[runs["seed"].isin(look.seeds)], ledger.by_record)
     return judge_primary(tables, facts["lock"]["primary"], facts["spec"])
+
+
+def _leave(ledger: Ledger, asked: Set[str]) -> None:
+    """Sets aside what has no result and is not asked for any more: where runs failed once, looks may have gone on for
+    longer than they do now."""
+    open_runs = ledger.runs(status=(Status.PENDING, Status.RUNNING, Status.FAILED))
+    left = {run["run_id"] for run in open_runs if run["phase"] == Phase.EVALUATION} - asked
+    if left:
+        ledger.set_facts({"set_aside": sorted({*ledger.facts().get("set_aside", ()), *left})})
 
 
 def finished_evaluations(ledger: Ledger) -> set[str]:

@@ -58,9 +58,9 @@ def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     far, most = _is_far(found, arms, 0.05), cap([len(arm.differences) for arm in found.compared])
     caption = render("captions.differences_figure", found, far, most)
     yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margin), caption)
-    parts = found.decompositions
-    caption = render("decomposition.figure", found) if parts else ""
-    yield Wanted("decomposition", partial(decomposition_bars, parts, baseline), caption)
+    if parts := found.decompositions:
+        draw = partial(decomposition_bars, parts, baseline)
+        yield Wanted("decomposition", draw, render("decomposition.figure", found))
     most = cap([arm.loss.n for arm in arms if arm.loss])
     caption = render("captions.budget_figure", far_losses(arms), found.base_loss, frozen_fits(runs), most)
     yield Wanted("loss-by-budget", partial(loss_by_budget, runs, arms, looks), caption)
