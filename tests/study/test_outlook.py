@@ -70,3 +70,15 @@ def test_a_pilot_that_lacks_something_gives_no_more_than_it_can(matrix: StudyMat
     assert (nothing.power, nothing.typical, nothing.expected, nothing.planned) == ((), None, (), None)
     unknown = outlook(Pilot((replace(TYPICAL, margin=None),), 0.0), design, costs)
     assert [row.margins for row in unknown.expected] == [0] and unknown.planned is None and unknown.cheapest is None
+
+
+def test_what_no_verdict_needs_stops_at_the_first_look(study_file: Callable[..., Path]) -> None:
+    changes = (("primary: []", "margin: 0.02"), ("{evaluation: 2}", "{evaluation: 8, looks: [4, 6, 8]}"))
+    matrix = load_study(study_file(*changes, ("controls: none", "controls: [half, double, twin]"))).matrix
+    costs = StudyCosts(Costs(10.0, 0.01), 0.0, matrix)
+    found = outlook(PILOT, replace(design_of(matrix.spec, matrix, PILOT), records=2000), costs).expected
+    # Undecided to the end: all cells have eight seeds, but the baseline at twice the budget four; and there is a twin.
+    brief = sum(map(matrix.is_brief, matrix.cells))
+    assert brief == costs.twins == 1 and found[0].runs <= sum(matrix.counts().values())
+    assert sum(matrix.counts().values()) == 8 * (len(matrix.cells) - 1) + 4 + 1
+    assert found[2].runs < found[0].runs

@@ -80,10 +80,8 @@ def power_by_arm(spreads: Sequence[Spread], design: Design) -> list[ArmPower]:
 def _arm_power(spread: Spread, design: Design) -> ArmPower:
     own, records = spread.difference, design.records if spread.by_record else 1
     family = (design.alpha, max(1, design.comparisons), design.correlation)
-    margin, factor = spread.margin, spread.freedom_factor
-    for_margin = for_equivalence = None
-    if margin is not None:
-        found: float = margin  # a name that the functions below may hold
+    factor, for_margin, for_equivalence = spread.freedom_factor, None, None
+    if (found := spread.margin) is not None:
         for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor(n)) >= POWER)
         for_equivalence = fewest(
             lambda n: equivalence_power(found, spread.contrast, n, records, *family, factor(n)) >= POWER
@@ -94,7 +92,7 @@ def _arm_power(spread: Spread, design: Design) -> ArmPower:
         sd=math.sqrt(own.seeds + own.both / records),
         half_width=half_width(own, design.seeds, records, 1 - design.alpha, factor(design.seeds)),
         detectable=smallest_detectable(own, design.seeds, records, *family, freedom_factor=factor(design.seeds)),
-        margin=margin,
+        margin=found,
         seeds_for_margin=for_margin,
         seeds_for_equivalence=for_equivalence,
         by_record=spread.by_record,
