@@ -65,6 +65,4 @@ def _halves(tables: StudyTables, baseline: str, budgets: list[str]) -> dict[str,
         table = tables.paired((baseline, half), (baseline, budget)) if half else None
         if table is not None:
             found[budget] = table
-    return {
-        b: own.interval() for b, own in zip(found, moderated([crossed(t) for t in found.values()]), strict=True)
-    }
+    return {b: own.interval() for b, own in zip(found, moderated([crossed(t) for t in found.values()]), strict=True)}
