@@ -11,7 +11,7 @@ section 11; two-way clustering of Cameron, Gelbach and Miller 2011 for a crossed
 
     Var m = (MS_seeds + MS_records - MS_both) / (S R),
 
-with Satterthwaite's (1946) degrees of freedom, and at most those of the seeds.
+with the degrees of freedom of the seeds or of the records, whichever are fewer.
 """
 
 from __future__ import annotations
@@ -133,10 +133,10 @@ class Crossed:
     def error(self) -> tuple[float, float] | None:
         """Standard error over new seeds and new records, and its degrees of freedom.
 
-        Satterthwaite's, but never more than the fewer of the two: where few seeds happen to vary little, the formula
-        takes the variance of records for all of it and lends a comparison their hundreds of degrees of freedom, and
-        families of ten err in 8 studies of 100 instead of 5. With one seed it is over records alone, with one record
-        over seeds alone; None with one of each.
+        Those are the fewer of the two. Satterthwaite's (1946) would be more, and wrong for few seeds: where these happen to
+        vary little, the formula takes the variance of records for all of it and lends a comparison their hundreds of
+        degrees of freedom; families of ten then err in 8 studies of 100 instead of 5. With one seed it is over records
+        alone, with one record over seeds alone; None with one of each.
         """
         parts = [] if self.seed_variance is None else [(self.seed_variance / self.n, self.seed_freedom)]
         if self.record_variance is not None:
@@ -145,10 +145,7 @@ class Crossed:
             parts.append((own / self.records, self.records - 1.0))
         if not parts:
             return None
-        total = sum(variance for variance, _ in parts)
-        spread = sum(variance**2 / freedom for variance, freedom in parts)
-        least = min(freedom for _, freedom in parts)
-        return math.sqrt(total), min(total**2 / spread, least) if spread else least
+        return math.sqrt(sum(variance for variance, _ in parts)), min(freedom for _, freedom in parts)
 
     @property
     def source(self) -> str:
