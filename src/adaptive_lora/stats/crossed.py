@@ -133,10 +133,10 @@ class Crossed:
     def error(self) -> tuple[float, float] | None:
         """Standard error over new seeds and new records, and its degrees of freedom.
 
-        Those are the fewer of the two. Satterthwaite's (1946) would be more, and wrong for few seeds: where these happen to
-        vary little, the formula takes the variance of records for all of it and lends a comparison their hundreds of
-        degrees of freedom; families of ten then err in 8 studies of 100 instead of 5. With one seed it is over records
-        alone, with one record over seeds alone; None with one of each.
+        Those are the fewer of the two. Satterthwaite's (1946) would be more, and wrong for few seeds: where these
+        happen to vary little, the formula takes the variance of records for all of it and lends a comparison their
+        hundreds of degrees of freedom; families of ten then err in 8 studies of 100 instead of 5. With one seed it is
+        over records alone, with one record over seeds alone; None with one of each.
         """
         parts = [] if self.seed_variance is None else [(self.seed_variance / self.n, self.seed_freedom)]
         if self.record_variance is not None:
