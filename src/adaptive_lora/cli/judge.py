@@ -22,7 +22,7 @@ def judge(
         typer.Argument(
             metavar="[NAME[:SEED]=]PATH...",
             help="lm-evaluation-harness's output folder or samples_*.jsonl, PEFT's method comparison (.json), or a "
-            "table (.csv, .tsv, .jsonl, .parquet) of arm, seed, record, value. One NAME for several files: seeds of one arm.",
+            "table (.csv, .tsv, .jsonl, .parquet) of arm, seed, record, value. Several files of a NAME are its seeds.",
             show_default=False,
         ),
     ],

@@ -21,7 +21,6 @@ def verdict_table(outcomes: Sequence[Outcome], baseline: str) -> Table:
         Column("mean", form=".4g"),
         Column("baseline_mean", baseline, form=".4g"),
         Column("difference", f"minus {baseline}", "interval", "+.4f"),
-        Column("p", form=".3g", optional=True),
         Column("adjusted_p", form=".3g", optional=True),
         Column("verdict", kind="text"),
         Column("runs", kind="text"),
@@ -36,10 +35,10 @@ def verdict_table(outcomes: Sequence[Outcome], baseline: str) -> Table:
 def _cells(o: Outcome) -> tuple[Cell, ...]:
     paired = o.paired
     question, over = paired.question, (o.resampled or "").replace("test records", "items").replace("records", "items")
-    runs = f"{paired.runs[0]} and {paired.runs[1]}"
+    metric = f"{question.metric} ({question.unit})" if question.unit else question.metric
     return (
-        paired.arm, question.task, question.metric + (f" ({question.unit})" if question.unit else ""), *paired.means, o.shown, o.p, o.adjusted_p,
-        render("judge.short", o), runs, paired.items, over, ", ".join(o.cautions),
+        paired.arm, question.task, metric, *paired.means, o.shown, o.adjusted_p, render("judge.short", o),
+        f"{paired.runs[0]} and {paired.runs[1]}", paired.items, over, ", ".join(o.cautions),
     )  # fmt: skip
 
 
