@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +32,7 @@ def test_verdicts_are_told_with_what_they_hold_for(two: list[str]) -> None:
     assert found.exit_code == 0 and found.stderr == ""
     told = " ".join(found.stdout.split())
     for words in (
-        "worse by 0.0240", "undecided", "for these trained runs alone", "with twice the items", "Caution: few seeds",
+        "+0.0240", "worse", "undecided", "for these trained runs alone", "with twice the items", "Caution: few seeds",
         "adjusted for 3 comparisons", "No margin was given, so nothing is called equivalent",
         "Also in the files, and not judged: exact_match,whole, bits_per_byte and acc_norm",
     ):  # fmt: skip
@@ -87,3 +92,19 @@ def test_it_needs_no_torch_and_explains_mistakes(two: list[str]) -> None:
     assert good[0] == 0 and len(json.loads(good[1])["comparisons"]) == 3
     assert no_baseline[0] == 2 and "did you mean 'rank2-seed0'?" in no_baseline[2]
     assert missing[0] == 2 and "nowhere: no such file or folder" in missing[2]
+
+
+def test_the_documentation_shows_what_is_printed(
+    lm_eval: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").symlink_to(lm_eval)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "judging.md").read_text()
+    shown = re.findall(r"^```bash\n(.*?)^```\n\n```text\n(.*?)^```", page, flags=re.S | re.M)
+    assert len(shown) == 2
+    for command, output in shown:
+        environment = {**os.environ, "COLUMNS": "110"}
+        words = shlex.split(command)[1:]
+        command_line = [sys.executable, "-m", "adaptive_lora.cli.main", *words]
+        told = subprocess.run(command_line, capture_output=True, text=True, check=True, env=environment).stdout
+        assert [line.rstrip() for line in told.splitlines()] == output.splitlines()
