@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from scipy import stats
 
 from tests.cli.test_reading import call, without_train
 from tests.foreign.conftest import lm_eval, peft
@@ -81,6 +83,19 @@ def test_peft_results_are_set_side_by_side_and_not_judged(peft: list[Path]) -> N
     assert found.exit_code == 0
     told = " ".join(found.stdout.split())
     assert "One run each and no scores by item: nothing here tells a difference from chance" in told
+
+
+def test_a_committed_study_is_judged_by_exact_match() -> None:
+    demo = Path(__file__).parents[2] / "results" / "demo"
+    found = call("judge", demo, "--baseline", "uniform", "--arm", "empirical", "--metric", "exact_match", "--json")
+    (own,) = json.loads(found.stdout)["comparisons"]
+    runs = pd.read_csv(demo / "runs.csv")
+    runs = runs[(runs["phase"] == "evaluation") & (runs["budget"] == own["task"]) & (runs["replica"] == 0)]
+    table = runs.pivot(index="seed", columns="arm", values="test_exact_match")
+    wanted = stats.ttest_rel(table["empirical"], table["uniform"])
+    assert own["difference"] == pytest.approx((table["empirical"] - table["uniform"]).mean())
+    assert own["p"] == pytest.approx(wanted.pvalue)
+    assert own["higher_is_better"] and own["resampled"] == "seeds"
 
 
 def test_it_needs_no_torch_and_explains_mistakes(two: list[str]) -> None:

@@ -170,6 +170,10 @@ def test_several_arms_are_one_family() -> None:
     assert all(o.p is not None and o.adjusted_p is not None and o.adjusted_p >= o.p for o in found)
     smallest = min(found, key=lambda o: o.p or 1.0)
     assert smallest.adjusted_p == pytest.approx(1 - (1 - (smallest.p or 0)) ** 4)
+    (alone,) = judge_runs([*arms, run("base", base)], Asked("base", arms=(smallest.paired.arm,)))
+    assert alone.adjusted_p == alone.p == smallest.p
+    with pytest.raises(UsageError, match=r"No results of the arm 'arm9' \(did you mean 'arm"):
+        judge_runs([*arms, run("base", base)], Asked("base", arms=("arm9",)))
 
 
 def test_what_cannot_be_judged_is_explained() -> None:
@@ -202,3 +206,44 @@ def test_items_of_a_cluster_vary_as_one() -> None:
         }
         thrice.append(Run(arm, None, "x", {ACC: items}))
     assert judged(*thrice).half_width == pytest.approx(once.half_width)
+
+
+def test_questions_of_other_units_share_alpha_and_nothing_else() -> None:
+    """Variances of a loss and of an accuracy are not drawn towards each other; each p is its own question's."""
+    runs, alone = [], {}
+    for at, scale in enumerate((1.0, 100.0, 1e4, 1e6)):
+        question = Question(f"t{at}", "loss", False)
+        own = [
+            run(arm, scale * numpy_stream(5, arm, seed, at).normal(0.1 * (arm == "arm"), 1, 60), question, seed=seed)
+            for arm in ("arm", "base")
+            for seed in range(3)
+        ]
+        runs += own
+        alone[question] = judged(*own)
+    merged = [Run(arm, seed, "x", {q: i for r in runs if (r.arm, r.seed) == (arm, seed) for q, i in r.items.items()})
+              for arm in ("arm", "base") for seed in range(3)]  # fmt: skip
+    found = judge_runs(merged, Asked("base"))
+    assert [o.p for o in found] == [alone[o.paired.question].p for o in found]
+    ordered = sorted(found, key=lambda o: o.p or 0)
+    assert ordered[0].adjusted_p == pytest.approx(1 - (1 - (ordered[0].p or 0)) ** 4)
+    assert ordered[-1].adjusted_p is not None and ordered[-1].adjusted_p >= (ordered[-1].p or 0)
+    scaled = [o.half_width / 100.0**at for at, o in enumerate(found) if o.half_width is not None]
+    assert scaled == pytest.approx([alone[o.paired.question].half_width / 100.0**at for at, o in enumerate(found)])
+
+
+def test_equivalence_over_several_tasks_is_a_family_too() -> None:
+    runs = []
+    for task in ("a", "b", "c"):
+        values = numpy_stream(6, task).normal(0, 1, 100)
+        question = Question(task, "loss", False)
+        runs += [
+            run("arm", values + numpy_stream(7, task).normal(0, 0.05, 100), question),
+            run("base", values, question),
+        ]
+    found = judge_runs(runs, Asked("base", margin=0.02))
+    assert {o.verdict for o in found} == {"equivalent"}
+    assert all(o.equivalence_interval is not None and o.equivalence_interval.level == pytest.approx(0.9) for o in found)
+    alone = [judge_runs(runs, Asked("base", margin=0.02, tasks=(task,)))[0] for task in ("a", "b", "c")]
+    assert all(
+        (o.adjusted_equivalence_p or 0) >= (a.adjusted_equivalence_p or 0) for o, a in zip(found, alone, strict=True)
+    )

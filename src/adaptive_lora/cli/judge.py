@@ -21,12 +21,14 @@ def judge(
         list[str],
         typer.Argument(
             metavar="[NAME[:SEED]=]PATH...",
-            help="lm-evaluation-harness's output folder or samples_*.jsonl, PEFT's method comparison (.json), or a "
-            "table (.csv, .tsv, .jsonl, .parquet) of arm, seed, record, value. Several files of a NAME are its seeds.",
+            help="Output of lm-evaluation-harness (folder or samples_*.jsonl), PEFT's method comparison (.json), a "
+            "study's folder, a table (.csv, .tsv, .jsonl, .parquet) of arm, seed, record, value. "
+            "Several files of one NAME are its seeds.",
             show_default=False,
         ),
     ],
     baseline: Annotated[str, typer.Option(help="The arm that all others are compared with.")],
+    arm: Annotated[list[str] | None, typer.Option(help="Judge this arm only; may be repeated.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="Judge this task only; may be repeated.")] = None,
     metric: Annotated[
         str | None, typer.Option(help="Metric to judge, default the first of each task; names a table's values.")
@@ -51,7 +53,8 @@ def judge(
     from adaptive_lora.reporting.judged.tables import verdicts_json
 
     runs = read_runs(results, Reading(metric, better, cluster))
-    found = judge_runs(runs, Asked(baseline, tuple(task or ()), metric, margin, alpha, common))
+    asked = Asked(baseline, tuple(task or ()), metric, tuple(arm or ()), margin, alpha, common)
+    found = judge_runs(runs, asked)
     others = other_metrics(runs, found)
     page = None if to is None else _page(found, baseline, others, [_source(r.arm, r.seed, r.source) for r in runs], to)
     if as_json:

@@ -9,7 +9,7 @@ like certainty; means and counts that are shown are those of the real items.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,9 +19,10 @@ from adaptive_lora.foreign.pairing import Paired, pair
 from adaptive_lora.foreign.scores import Question, Run
 from adaptive_lora.stats.cautions import Caution, cautions_of
 from adaptive_lora.stats.crossed import BOTH, RECORDS, SEEDS, Components, PairedTable, crossed
-from adaptive_lora.stats.divergence import NONE_DIVERGED
+from adaptive_lora.stats.divergence import DivergedPairs
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.verdicts import Evidence, Judgement, Rule, Verdict, judge_family
+from adaptive_lora.stats.step_down import step_down
+from adaptive_lora.stats.verdicts import Evidence, Judgement, Rule, Verdict, judge_family, without_survivorship
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Asked:
     """Empty for all."""
     metric: str | None = None
     """None for the first of each task."""
+    arms: tuple[str, ...] = ()
+    """Those that form the family; empty for all."""
     margin: float | None = None
     """In the metric's unit; None, and nothing is called equivalent."""
     alpha: float = 0.05
@@ -108,20 +111,12 @@ def judge_runs(runs: Sequence[Run], asked: Asked) -> list[Outcome]:
     UsageError for a baseline that is not there, a task or metric that is not, and what cannot be paired.
     """
     arms = list(dict.fromkeys(run.arm for run in runs))
-    if asked.baseline not in arms:
-        hint = nearest_hint(asked.baseline, arms)
-        raise UsageError(f"No results of the baseline {asked.baseline!r}{hint}; there are: {', '.join(arms)}.")
-    if len(arms) < 2:
-        raise UsageError(f"All results are of {arms[0]!r}; name those of another arm too.")
-    if not 0 < asked.alpha < 0.5:
-        raise UsageError(f"--alpha lies between 0 and 0.5, got {asked.alpha:g}.")
-    if asked.margin is not None and not (asked.margin > 0 and math.isfinite(asked.margin)):
-        raise UsageError(f"--margin is a number above 0 in the metric's unit, got {asked.margin:g}.")
+    _check(arms, asked)
     family = [
         pair(question, own, base, asked.common)
         for question in asked_questions(runs, asked)
         if (base := _runs_of(runs, asked.baseline, question))
-        for arm in arms
+        for arm in asked.arms or arms
         if arm != asked.baseline and (own := _runs_of(runs, arm, question))
     ]
     if not family:
@@ -131,9 +126,26 @@ def judge_runs(runs: Sequence[Run], asked: Asked) -> list[Outcome]:
         raise UsageError(
             f"--margin is in the metric's unit, and these differ ({', '.join(units)}). Choose with --task or --metric."
         )
-    rule = Rule(alpha=asked.alpha, margin=asked.margin)
-    found = judge_family({(p.arm, p.question): Evidence(_for_the_rule(p)) for p in family}, rule)
+    evidence = {
+        (p.arm, p.question): Evidence(_for_the_rule(p), diverged=_diverged(runs, p, asked.baseline)) for p in family
+    }
+    found = _judged(evidence, Rule(alpha=asked.alpha, margin=asked.margin))
     return [_outcome(p, found[p.arm, p.question], asked) for p in family]
+
+
+def _check(arms: Sequence[str], asked: Asked) -> None:
+    """UsageError for arms that are not there and numbers that cannot be."""
+    for what, arm in (("baseline", asked.baseline), *(("arm", arm) for arm in asked.arms)):
+        if arm not in arms:
+            raise UsageError(
+                f"No results of the {what} {arm!r}{nearest_hint(arm, arms)}; there are: {', '.join(arms)}."
+            )
+    if len(arms) < 2:
+        raise UsageError(f"All results are of {arms[0]!r}; name those of another arm too.")
+    if not 0 < asked.alpha < 0.5:
+        raise UsageError(f"--alpha lies between 0 and 0.5, got {asked.alpha:g}.")
+    if asked.margin is not None and not (asked.margin > 0 and math.isfinite(asked.margin)):
+        raise UsageError(f"--margin is a number above 0 in the metric's unit, got {asked.margin:g}.")
 
 
 def asked_questions(runs: Sequence[Run], asked: Asked) -> list[Question]:
@@ -171,6 +183,54 @@ def _known(runs: Sequence[Run]) -> str:
     return ", ".join(dict.fromkeys(question.name for run in runs for question in run.questions))
 
 
+Key = tuple[str, Question]
+"""(arm, question)."""
+
+
+def _judged(family: Mapping[Key, Evidence], rule: Rule) -> dict[Key, Judgement]:
+    """One family, though variances of different questions tell nothing of each other.
+
+    Each question is judged alone, then p values are adjusted over all of them as if they were independent, which is
+    the dearest that they can be.
+    """
+    questions = dict.fromkeys(question for _, question in family)
+    found: dict[Key, Judgement] = {}
+    for question in questions:
+        found |= judge_family({key: own for key, own in family.items() if key[1] == question}, rule)
+    if len(questions) == 1:
+        return found
+    adjusted = step_down([1.0 if j.p is None else j.p for j in found.values()], 0.0)
+    same = step_down([1.0 if j.equivalence_p is None else j.equivalence_p for j in found.values()], 0.0, sided=1)
+    each = zip(found.items(), adjusted, same, strict=True)
+    return {key: _adjusted(j, p, equivalent, rule.alpha) for (key, j), p, equivalent in each}
+
+
+def _adjusted(found: Judgement, p: float, same: float, alpha: float) -> Judgement:
+    """With p values that are adjusted over more, and the verdict that follows."""
+    verdict = Verdict.UNDECIDED
+    if found.equivalence_p is not None and same <= alpha:
+        verdict = Verdict.EQUIVALENT
+    elif found.p is not None and p <= alpha:
+        verdict = Verdict.BETTER if (found.mean or 0.0) < 0 else Verdict.WORSE
+    return replace(
+        found,
+        adjusted_p=None if found.p is None else p,
+        adjusted_equivalence_p=None if found.equivalence_p is None else same,
+        verdict=without_survivorship(verdict, found.diverged_pairs),
+    )
+
+
+def _diverged(runs: Sequence[Run], paired: Paired, baseline: str) -> DivergedPairs:
+    """Seeds on which one of the two diverged and the other did not."""
+    done, lost = [], []
+    for arm in (paired.arm, baseline):
+        own = [run for run in runs if run.arm == arm]
+        done.append({run.seed for run in own if paired.question in run.questions})
+        lost.append({run.seed for run in own if paired.question in run.diverged})
+    both = (done[0] | lost[0]) & (done[1] | lost[1])
+    return DivergedPairs(len(lost[0] & done[1]), len(lost[1] & done[0]), len(both))
+
+
 def _for_the_rule(paired: Paired) -> PairedTable:
     """Lower is better, and two items more for scores that are right or wrong."""
     table = paired.table
@@ -200,7 +260,7 @@ def _outcome(paired: Paired, found: Judgement, asked: Asked) -> Outcome:
         found.adjusted_equivalence_p,
         asked.alpha,
         asked.margin,
-        cautions_of(paired.table, found.margin, NONE_DIVERGED),
+        cautions_of(paired.table, found.margin, found.diverged_pairs),
         crossed(paired.table).components,
     )
 

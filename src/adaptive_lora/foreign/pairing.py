@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,15 +28,15 @@ class Paired:
     """Of the arm and of the baseline, over what both have."""
     runs: tuple[int, int]
     """Of the arm and of the baseline."""
-    items: int | None
+    items: int | None = None
     """In common; None where only means are known."""
-    all_items: int | None
+    all_items: int | None = None
     """In either."""
-    counts: tuple[int, int, int] | None
+    counts: tuple[int, int, int] | None = None
     """Items on which the arm scores higher, lower and the same, over its runs together."""
-    binary: bool
+    binary: bool = False
     """Whether every score is 0 or 1 for a whole item."""
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """What a reader should know, in words."""
 
 
@@ -46,37 +46,39 @@ def pair(question: Question, arm: Sequence[Run], baseline: Sequence[Run], common
     UsageError where they share no seed, other items than half, or items that are not the same.
     """
     pairs, notes = _pairs(question, arm, baseline)
-    seeds = tuple(pairs)
-    names, counts = (arm[0].arm, baseline[0].arm), (len(arm), len(baseline))
     notes += _other_settings(arm, baseline)
+    found = Paired(arm[0].arm, question, _of_means(question, pairs), (0.0, 0.0), (len(arm), len(baseline)))
     if any(question not in run.items for own in pairs.values() for run in own):
-        means = {seed: (one.mean(question), two.mean(question)) for seed, (one, two) in pairs.items()}
-        table = of_seed_means({seed: one - two for seed, (one, two) in means.items()})
-        whole = np.array(list(means.values())).mean(axis=0)
-        return Paired(
-            names[0], question, table, (float(whole[0]), float(whole[1])), counts, None, None, None, False, tuple(notes)
-        )
+        one, two = (np.mean([own[side].mean(question) for own in pairs.values()]) for side in (0, 1))
+        return replace(found, means=(float(one), float(two)), notes=tuple(notes))
+    return _by_item(replace(found, notes=tuple(notes)), baseline[0].arm, pairs, common)
+
+
+def _of_means(question: Question, pairs: Mapping[int, tuple[Run, Run]]) -> PairedTable:
+    return of_seed_means({seed: one.mean(question) - two.mean(question) for seed, (one, two) in pairs.items()})
+
+
+def _by_item(found: Paired, baseline: str, pairs: Mapping[int, tuple[Run, Run]], common: bool) -> Paired:
+    question, names = found.question, (found.arm, baseline)
     scores = [[run.items[question] for run in own] for own in pairs.values()]
     every = [items for own in scores for items in own]
     shared, total = _shared(question, names, every, common)
+    notes = [*found.notes]
     if len(shared) < total:
         notes.append(f"paired on the {len(shared):,} items that all runs have, of {total:,}")
     notes += _checked(question, names, shared, every)
     one, two = (np.array([[own[side][r].value for r in shared] for own in scores]) for side in (0, 1))
     weights = np.array([every[0][r].weight for r in shared])
-    difference = (one - two).sum(axis=0)
-    table = PairedTable((one - two) * weights, weights, seeds)
-    return Paired(
-        names[0],
-        question,
-        _by_cluster(table, shared, every[0]),
-        (_mean(one, weights), _mean(two, weights)),
-        counts,
-        len(shared),
-        total,
-        (int((difference > 0).sum()), int((difference < 0).sum()), int((difference == 0).sum())),
-        bool((weights == 1).all() and np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all()),
-        tuple(notes),
+    summed = (one - two).sum(axis=0)
+    return replace(
+        found,
+        table=_by_cluster(PairedTable((one - two) * weights, weights, tuple(pairs)), shared, every[0]),
+        means=(_mean(one, weights), _mean(two, weights)),
+        items=len(shared),
+        all_items=total,
+        counts=(int((summed > 0).sum()), int((summed < 0).sum()), int((summed == 0).sum())),
+        binary=bool((weights == 1).all() and np.isin(one, (0, 1)).all() and np.isin(two, (0, 1)).all()),
+        notes=tuple(notes),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 
@@ -52,13 +51,16 @@ class Run:
     """None where the source does not say; runs of one arm are then numbered in the order they were given."""
     source: str
     """The file, as the user named it."""
-    items: Mapping[Question, Mapping[str, Item]] = field(default_factory=dict)
-    means: Mapping[Question, float] = field(default_factory=dict)
+    items: dict[Question, dict[str, Item]] = field(default_factory=dict)
+    means: dict[Question, float] = field(default_factory=dict)
     """Of questions whose items are not known."""
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
     """How it was made, as far as its file says; a difference between two runs is told."""
     named: bool = True
     """Whether the user or the file said whose run it is, so that a second one of the name is another seed."""
+
+    diverged: set[Question] = field(default_factory=set)
+    """What it has no result of because it diverged: a comparison without it is one of survivors."""
 
     @property
     def questions(self) -> list[Question]:

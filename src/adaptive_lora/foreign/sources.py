@@ -13,6 +13,7 @@ from adaptive_lora.foreign.lines import parsed
 from adaptive_lora.foreign.lm_eval import is_samples, read_lm_eval
 from adaptive_lora.foreign.peft_suite import is_peft_result, read_peft
 from adaptive_lora.foreign.scores import Run
+from adaptive_lora.foreign.studies import is_study, read_study
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def _read(text: str, how: Reading) -> list[Run]:
 
 
 def _of(path: Path, how: Reading) -> list[Run]:
+    if path.is_dir() and is_study(path):
+        return read_study(path, how.metric)
     if path.is_dir() or is_samples(path):
         return [read_lm_eval(path, how.cluster)]
     if path.suffix == ".json":
