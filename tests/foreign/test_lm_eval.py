@@ -192,3 +192,33 @@ def test_metrics_that_are_no_means_are_left_out(lm_eval: Path, tmp_path: Path) -
 
     run = read_lm_eval(changed(lm_eval, tmp_path / "f1", pairs))
     assert [q.metric for q in run.questions if q.task == "whose_colour"] == ["acc"]
+
+
+def test_older_files_are_read(lm_eval: Path, tmp_path: Path) -> None:
+    """Without `metrics` in a line, and with `model_args` as one text."""
+
+    def older(at: int, line: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in line.items() if key != "metrics"}
+
+    folder = changed(lm_eval, tmp_path / "older", older)
+    (results,) = folder.rglob("results_*.json")
+    told = json.loads(results.read_text())
+    told["config"]["model_args"] = "pretrained=models/base,peft=adapters/mine,dtype=float32"
+    results.write_text(json.dumps(told))
+    run, new = read_lm_eval(folder), read_lm_eval(lm_eval / "rank8-seed0")
+    assert run.arm == "mine" and run.questions == new.questions
+    assert all(run.mean(question) == new.mean(question) for question in new.questions)
+
+
+def test_a_metric_of_ones_own_needs_its_direction(lm_eval: Path, tmp_path: Path) -> None:
+    def own(at: int, line: dict[str, Any]) -> dict[str, Any]:
+        return line | {"metrics": ["acc", "zeal"], "zeal": at}
+
+    folder = changed(lm_eval, tmp_path / "own", own)
+    assert "zeal" not in {q.metric for q in read_lm_eval(folder).questions}
+    with pytest.raises(UsageError, match="--better higher or --better lower"):
+        read_runs([str(folder)], Reading(metric="zeal"))
+    run = read_lm_eval(folder, better="lower", wanted="zeal")
+    assert {q.metric: q.higher_is_better for q in run.questions if q.task == "whose_colour"} == {
+        "acc": True, "zeal": False,
+    }  # fmt: skip

@@ -87,6 +87,8 @@ def test_a_direction_that_nothing_says_is_asked_for(tmp_path: Path) -> None:
         read_runs([path])
     with pytest.raises(UsageError, match="`higher` or `lower`, got 'up'"):
         read_runs([path], Reading(better="up"))
+    with pytest.raises(UsageError, match="a table has a column `cluster`"):
+        read_runs([path], Reading(better="higher", cluster="story"))
     assert read_runs([path], Reading(better="higher"))[0].questions == [Question("", "value", True)]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,12 @@ def is_samples(path: Path) -> bool:
         return '"doc_id"' in file.readline()
 
 
-def read_lm_eval(path: Path, cluster: str | None = None) -> Run:
-    """One run: a folder of its files, or the samples of one task; `cluster` names a field of the documents."""
+def read_lm_eval(path: Path, cluster: str | None = None, better: str | None = None, wanted: str | None = None) -> Run:
+    """One run: a folder of its files, or the samples of one task.
+
+    `cluster` names a field of the documents. `better` says `higher` or `lower` where neither the harness nor the
+    metric's name does; without it such a metric is left out, or refused where it is the one that is `wanted`.
+    """
     files = [path] if path.is_file() else sorted(path.rglob("samples_*.jsonl"))
     _check_one_run(path, files)
     told = _results(files[0])
@@ -48,20 +53,28 @@ def read_lm_eval(path: Path, cluster: str | None = None) -> Run:
     for file in files:
         found = _FILE.fullmatch(file.name)
         task = found["task"] if found else file.stem.removeprefix("samples_")
-        _add(items, unusable, _Task(task, file, told.get("higher_is_better", {}).get(task, {}), cluster))
+        higher = told.get("higher_is_better", {}).get(task, {})
+        _add(items, unusable, _Task(task, file, higher, cluster, better, wanted))
     if not items:
-        why = f" ({', '.join(sorted(unusable))} are no means over items)" if unusable else ""
+        why = f" ({', '.join(sorted(unusable))}: no means over items, or nothing says which way is better)"
+        why = why if unusable else ""
         raise UsageError(f"{path} has no metric that can be judged item by item{why}.")
     config = told.get("config", {})
     settings = {key: str(config[key]) for key in _SETTINGS if key in config}
     return Run(_name(told) or files[0].parent.name, None, str(path), items, settings=settings, named=False)
 
 
+@dataclass(frozen=True)
 class _Task:
     """A file of one task's samples."""
 
-    def __init__(self, name: str, file: Path, higher: Mapping[str, bool], cluster: str | None) -> None:
-        self.name, self.file, self._higher, self._cluster = name, file, higher, cluster
+    name: str
+    file: Path
+    higher: Mapping[str, bool]
+    """What the harness says of its metrics."""
+    cluster: str | None
+    better: str | None
+    wanted: str | None
 
     def lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Where it stands, and what it says."""
@@ -70,22 +83,27 @@ class _Task:
                 raise UsageError(f"{where}: a line without `doc_id` is none of lm-evaluation-harness's samples.")
             yield where, line
 
-    def question(self, metric: str, label: str) -> Question:
-        """What a metric asks; which way is better is what the harness's own results say."""
+    def question(self, metric: str, label: str) -> Question | None:
+        """What a metric asks; None where nothing says which way is better."""
         if metric in _SUMMED or metric == "perplexity":
             return Question(self.name, label, False, _SUMMED.get(metric, "nats per item"))
-        known = self._higher.get(metric)
-        return Question(self.name, label, higher_is_better(metric) if known is None else known)
+        known = self.higher.get(metric)
+        try:
+            return Question(self.name, label, higher_is_better(metric, self.better) if known is None else known)
+        except UsageError:
+            if self.wanted in (metric, label) or self.better is not None:
+                raise
+            return None
 
     def cluster_of(self, where: str, line: Mapping[str, Any]) -> str:
         """The field of the document that was asked for, else the document itself: one that is there twice is one."""
-        if self._cluster is None:
+        if self.cluster is None:
             return str(line.get("doc_hash", ""))
         document = line.get("doc")
-        if not isinstance(document, dict) or self._cluster not in document:
+        if not isinstance(document, dict) or self.cluster not in document:
             known = ", ".join(document) if isinstance(document, dict) else "none"
-            raise UsageError(f"{where}: documents have no field {self._cluster!r} for --cluster; they have: {known}.")
-        return json.dumps(document[self._cluster], sort_keys=True)
+            raise UsageError(f"{where}: documents have no field {self.cluster!r} for --cluster; they have: {known}.")
+        return json.dumps(document[self.cluster], sort_keys=True)
 
 
 def _add(items: dict[Question, dict[str, Item]], unusable: set[str], task: _Task) -> None:
@@ -93,11 +111,11 @@ def _add(items: dict[Question, dict[str, Item]], unusable: set[str], task: _Task
         filtered = str(line.get("filter", "none"))
         for metric in line.get("metrics") or [key for key in line if key not in _FIELDS]:
             label = metric if filtered == "none" else f"{metric},{filtered}"
-            scored = _score(where, metric, line.get(metric))
-            if scored is None:
+            scored, question = _score(where, metric, line.get(metric)), task.question(metric, label)
+            if scored is None or question is None:
                 unusable.add(metric)
                 continue
-            own = items.setdefault(task.question(metric, label), {})
+            own = items.setdefault(question, {})
             record = str(line["doc_id"])
             if record in own:
                 raise UsageError(

@@ -83,7 +83,7 @@ def _of(path: Path, how: Reading) -> list[Run]:
     if path.is_dir() and is_study(path):
         return read_study(path, how.metric)
     if path.is_dir() or is_samples(path):
-        return [read_lm_eval(path, how.cluster)]
+        return [read_lm_eval(path, how.cluster, how.better, how.metric)]
     if path.suffix == ".json":
         told = parsed(path)
         if is_peft_result(told):
@@ -94,6 +94,10 @@ def _of(path: Path, how: Reading) -> list[Run]:
                 "samples_*.jsonl that --log_samples writes."
             )
     elif path.suffix in SUFFIXES:
+        if how.cluster is not None:
+            raise UsageError(
+                f"{path}: --cluster is for lm-evaluation-harness's documents; a table has a column `cluster`."
+            )
         return read_table(path, how.metric, how.better)
     raise UsageError(
         f"{path} is none of what can be judged: a folder or a samples_*.jsonl of lm-evaluation-harness, a result of "
