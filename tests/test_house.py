@@ -23,6 +23,7 @@ FLOORS = [
     {"training"},
     {"measures"},
     {"study"},
+    {"foreign"},
     {"reporting", "groundtruth"},
     {"api", "doctor"},
     {"cli"},
@@ -31,7 +32,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 # What people call from Python has flat keywords, as all libraries of the field do; a mapping would hide their types.
 MANY_KEYWORDS = {"api.py": {"plan", "train"}}
-WITHOUT_TORCH = {"errors", "streams", "files", "planning", "data", "stats", "reporting", "recipes", "models"}
+WITHOUT_TORCH = {"errors", "streams", "files", "planning", "data", "stats", "reporting", "recipes", "models", "foreign"}
 
 
 def module_name(path: Path) -> str:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from adaptive_lora.data.profile import DataProfile, quantiles
 from adaptive_lora.data.records import Reading
+from adaptive_lora.foreign.judging import Outcome
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import StrategyOptions
@@ -127,6 +128,24 @@ def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
         table.add_row(Text(name), arm.budget, sizes, f"{arm.learning_rate:g}", str(arm.loss.n if arm.loss else 0),
                       f"{arm.loss.mean:.4f}" if arm.loss else "", *difference)  # fmt: skip
     return table
+
+
+def verdicts_view(outcomes: Sequence[Outcome], baseline: str, others: Sequence[str]) -> Group:
+    """Verdicts on results made elsewhere, and what they hold for."""
+    numbers = ("mean", baseline, "difference", "interval", "p")
+    table = _table("arm", "metric", numbers=numbers, title=f"minus {baseline}, paired")
+    table.add_column("verdict", overflow="fold")
+    table.columns[5].no_wrap = True
+    for o in outcomes:
+        one, two = (f"{mean:.4g}" for mean in o.paired.means)
+        p = "" if o.adjusted_p is None else f"{o.adjusted_p:.3g}"
+        question = o.paired.question
+        unit = f"({question.unit})" if question.unit else ""
+        asked = "\n".join(part for part in (question.task, question.metric, unit) if part)
+        table.add_row(plain(o.paired.arm), plain(asked), one, two, signed(o.difference),
+                      interval_ends(o.shown, "+.4f"), p, str(o.verdict))  # fmt: skip
+    told = [render("judge.caption", outcomes, baseline), *render_all("judge.remarks", outcomes, others)]
+    return Group(table, *(plain(line) for line in told))
 
 
 def histogram(counts: Sequence[int], edges: Sequence[float], width: int = 40) -> Text:

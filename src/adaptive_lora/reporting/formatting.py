@@ -125,6 +125,25 @@ def number_range(values: Sequence[int], noun: str) -> str:
     return counted(most, noun) if least == most else f"{least:,} to {counted(most, noun)}"
 
 
-_WRITERS = (formatted, interval_ends, signed, magnitude, percent, rate, counted, agreeing, listed, comma, number_range)
+def significant(value: float | None) -> str:
+    """Three digits, or as many as a number above a thousand has; "" for None.
+
+    >>> significant(0.012345), significant(-0.5), significant(1234.5)
+    ('0.0123', '−0.5', '1234')
+    """
+    return "" if value is None else formatted(value, ".0f" if abs(value) >= 1000 else ".3g")
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop.
+
+    >>> sentence("paired on 3 items")
+    'Paired on 3 items.'
+    """
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+_WRITERS = (formatted, interval_ends, signed, magnitude, percent, rate, counted, agreeing, listed, comma, number_range,
+            significant, sentence)  # fmt: skip
 FILTERS: Mapping[str, Callable[..., str]] = {writer.__name__: writer for writer in _WRITERS}
 """Name -> filter of every template: `{{ 3 | counted("seed") }}`."""

@@ -39,11 +39,6 @@ class Drawing:
 
 def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings: Sequence[Drawing]) -> str:
     """The whole page; `tables` by section."""
-    templates = environment("html", autoescape=True, finalize=_printed)
-    templates.filters["foreign"] = lambda value: Markup("<bdi>{}</bdi>").format(visible(str(value)))
-    templates.filters["html"] = to_html
-    own = resources.files(__package__)
-    style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     by_name = {drawing.name: drawing for drawing in drawings}
     sections = [
         {
@@ -53,14 +48,31 @@ def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings
         }
         for section, names in sorted_into(list(by_name))
     ]  # fmt: skip
-    return templates.get_template("report.html").render(
+    return page_templates().get_template("report.html").render(
         found=found, status=found.status(), facts=found.facts, spec=found.facts["spec"],
         names=list(dict.fromkeys(found.runs["arm"])), licence=render("study.licence", found.facts["data"]),
         use_of_data=render("study.use_of_data", found.facts["data"]),
         verdict=render_all("comparisons.verdicts", found), description=render_all("comparisons.description", found),
         sections=[s for s in sections if s["tables"] or s["figures"] or s["remarks"]],
-        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
+        **page_assets(),
     )  # fmt: skip
+
+
+def page_templates() -> jinja2.Environment:
+    """Of pages: what they print is escaped, and visible."""
+    templates = environment("html", autoescape=True, finalize=_printed)
+    templates.filters["foreign"] = lambda value: Markup("<bdi>{}</bdi>").format(visible(str(value)))
+    templates.filters["html"] = to_html
+    return templates
+
+
+def page_assets() -> dict[str, str]:
+    """The one style sheet and the one script, and the hashes by which a page's policy admits them."""
+    own = resources.files(__package__)
+    style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    return {
+        "style": Markup(style), "script": Markup(script), "style_hash": _hash(style), "script_hash": _hash(script),
+    }  # fmt: skip
 
 
 def made_tables(found: Findings) -> dict[str, list[Table]]:

@@ -1,0 +1,1 @@
+"""Results made elsewhere: lm-evaluation-harness, PEFT's method comparison, tables; read, paired and judged."""

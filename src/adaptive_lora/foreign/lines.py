@@ -1,0 +1,54 @@
+"""Files of JSON and of numbers, with errors that say where."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from adaptive_lora.data.json_errors import too_much, what_is_wrong
+from adaptive_lora.errors import UsageError
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds."""
+    return _object(_text(path), str(path), 1)
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(`FILE, line N`, object) of every line that is not blank."""
+    for at, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            yield f"{path}, line {at}", _object(line, str(path), at)
+
+
+def number(value: Any, where: str) -> float:
+    """A finite number, be it written as text; UsageError that begins with `where`."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise UsageError(f"{where} is {value!r}, which is no finite number. Leave out what has no value.")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text at byte {error.start}.") from None
+
+
+def _object(text: str, path: str, line: int) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}, {what_is_wrong(text, error, line)}.") from None
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"{path}, line {line}: {too_much(error)}.") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}, line {line}: {{...}} is needed, got {text.strip()[:40]!r}.")
+    return found

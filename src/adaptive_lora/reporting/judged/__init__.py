@@ -1,0 +1,1 @@
+"""Verdicts on results made elsewhere, as a table, a figure and a page."""
