@@ -12,9 +12,12 @@ import pandas as pd
 
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
+from adaptive_lora.stats.crossed import Crossed
+from adaptive_lora.stats.differences import between, differences_of, with_differences
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
-from adaptive_lora.stats.evidence import StudyTables, judge_primary
-from adaptive_lora.stats.power import Design
+from adaptive_lora.stats.estimators import Interval
+from adaptive_lora.stats.evidence import Cell, StudyTables, judge_primary, rule_of
+from adaptive_lora.stats.power import Design, width_with
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
@@ -25,6 +28,9 @@ from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
 from adaptive_lora.study.status import StudyStatus, status_of
+
+NOMINAL = 0.01
+"""Nats per token, where a yardstick is asked for and none was measured."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,16 @@ class Findings:
     judged: Mapping[Comparison, Judgement]
     """The primary comparisons; empty in a study that named none."""
     assays: Sequence[Assay]
+    differences: Mapping[Cell, Crossed]
+    """Of every arm from the baseline at its budget."""
+    tables: StudyTables
+    """For differences of any two arms; they read the source."""
 
     def __getstate__(self) -> dict[str, Any]:
         """With what figures need, for a process that has no ledger open."""
         for name in ("ranks", "curves", "costs", "stability", "left_out"):
             getattr(self, name)
-        return {**self.__dict__, "source": None}
+        return {**self.__dict__, "source": None, "tables": None}
 
     @functools.cached_property
     def left_out(self) -> Mapping[str, str]:
@@ -70,7 +80,8 @@ class Findings:
     @functools.cached_property
     def sizes(self) -> Sequence[EffectSize]:
         """Of every arm that has a difference from the baseline."""
-        return effect_sizes(self.over_records, self.runs, self.arms, self.facts)
+        over_seeds = {cell: own for cell, found in self.differences.items() if (own := found.over_seeds()) is not None}
+        return effect_sizes(over_seeds, self.over_records, self.runs, self.arms, self.facts)
 
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
@@ -84,7 +95,7 @@ class Findings:
         """Where arms train and break, and what moves that."""
         rates = {(arm.arm, arm.budget): arm.learning_rate for arm in self.arms}
         variants = variants_of(self.facts["spec"])
-        return stability_findings(self.stability, self.baseline, self.analysis["margin"], rates, variants, self.tuned)
+        return stability_findings(self.stability, self.baseline, self.yardstick, rates, variants, self.tuned)
 
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
@@ -141,7 +152,7 @@ class Findings:
     def design(self) -> Design:
         """What the study asks of its seeds."""
         seeds = len(self.facts["spec"]["seeds"]["evaluation"])
-        return Design(seeds, self.analysis["alpha"], max(1, len(self.judged)), self.analysis["margin"])
+        return Design(seeds, self.analysis["alpha"], max(1, len(self.judged)), self.yardstick)
 
     @property
     def tuned(self) -> bool:
@@ -152,6 +163,43 @@ class Findings:
     def compared(self) -> list[ArmSummary]:
         """Arms that have a difference from the baseline."""
         return [arm for arm in self.arms if arm.difference is not None]
+
+    @property
+    def margin(self) -> float | None:
+        """Nats per token; None where it is a share of what half the budget costs, measured at each budget."""
+        return rule_of(self.facts["spec"]).margin
+
+    def margin_at(self, budget: str) -> float | None:
+        """The margin in nats per token at a budget; None where it is to be measured, and was not, or cannot be used."""
+        measured = (assay.margin for assay in self.assays if assay.budget == budget and assay.margin.usable)
+        return self.margin if self.margin is not None else next((margin.value for margin in measured), None)
+
+    @property
+    def margins(self) -> Mapping[str, float]:
+        """Budget -> its margin, of those that have one."""
+        every = {arm.budget: self.margin_at(arm.budget) for arm in self.arms}
+        return {budget: margin for budget, margin in every.items() if margin is not None}
+
+    @property
+    def yardstick(self) -> float:
+        """One margin for all budgets, as stability and power ask for it: the study's number, or the largest measured."""
+        return self.margin if self.margin is not None else max(self.margins.values(), default=NOMINAL)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many seeds the study is judged; empty where that is once, at its end."""
+        return rule_of(self.facts["spec"]).looks
+
+    def between(self, one: Cell, other: Cell) -> Interval | None:
+        """The 95 % interval of an (arm, budget) less another, paired; None where no seed has both."""
+        found = between(self.tables, one, other)
+        return None if found is None else found.interval()
+
+    @property
+    def half_widths(self) -> list[tuple[float, float | None]]:
+        """Of the primary comparisons' intervals, the narrowest first, each with what twice the seeds would give."""
+        known = [(width_with(j, j.n), width_with(j, 2 * j.n)) for j in self.judged.values()]
+        return sorted(((now, later) for now, later in known if now is not None), key=lambda widths: widths[0])
 
     def judgement(self, arm: str, budget: str) -> Judgement | None:
         """Of an arm at a budget; None where that is no primary comparison."""
@@ -186,10 +234,13 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: ty
     """From facts and runs, of a ledger or of an export."""
     facts = _completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
-    arms = summarise(runs, analysis["baseline"])
     by_record = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
-    judged = judge_primary(StudyTables(runs, by_record), facts["lock"]["primary"], facts["spec"])
-    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, analysis["margin"]))
+    tables, rule = StudyTables(runs, by_record), rule_of(facts["spec"])
+    differences = differences_of(tables, analysis["baseline"])
+    arms = with_differences(summarise(runs, analysis["baseline"]), differences)
+    judged = judge_primary(tables, facts["lock"]["primary"], facts["spec"])
+    tested = assays(tables, analysis["baseline"], budgets, rule.margin, rule.alpha)
+    return kind(source, facts, runs, arms, judged, tested, differences, tables)
 
 
 def _completed(facts: dict[str, Any]) -> dict[str, Any]:

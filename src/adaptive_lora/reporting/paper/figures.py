@@ -13,7 +13,7 @@ from adaptive_lora.reporting.templating import render
 
 def study_figures(found: Findings) -> dict[str, tuple[Figure, str]]:
     """Name -> figure and caption; none that rests on whole curves, of which an export has every tenth step."""
-    looks, budgets, margin = looks_in(found), found.facts["spec"]["budgets"], found.analysis["margin"]
+    looks, budgets, margin = looks_in(found), found.facts["spec"]["budgets"], found.yardstick
     runs, steady = (table[table["budget"].isin(budgets)] for table in (found.runs, found.stability))
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     drawn = {wanted.name: (wanted.draw(), wanted.caption) for wanted in main_figures(found, looks)}
