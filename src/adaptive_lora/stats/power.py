@@ -1,4 +1,11 @@
-"""Power: which difference a number of seeds detects, and how many seeds a difference or an equivalence takes."""
+"""Power over new seeds and new records: what a size of study shows, and how wide its intervals are.
+
+All of it follows from the components of a difference's variance (`stats.crossed.Components`), known from a pilot or
+from tuning runs. With S seeds and R records the estimate's variance is seeds / S + records / R + both / (S R), and the
+test's statistic a noncentral t with Satterthwaite's degrees of freedom. A family of comparisons is judged by step-down
+max-T; power here is that of its first step, where every comparison is still in the family, so that it promises too
+little rather than too much.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.estimators import Floats, sign_patterns
-from adaptive_lora.stats.seeds import smallest_p
-from adaptive_lora.streams import numpy_stream
+from adaptive_lora.stats.crossed import Components
+from adaptive_lora.stats.estimators import Floats
+from adaptive_lora.stats.spreads import Spread
+from adaptive_lora.stats.step_down import family_p
+from adaptive_lora.stats.verdicts import Judgement
 
 POWER = 0.8
 """Chance of showing what is there: a difference, or that there is none beyond the margin."""
-LAST_SIMULATED = 12
-"""Up to so many seeds the test's steps show, and power is simulated; above, it is a t test's."""
-FINEST = 50
-"""With so many seeds the steps of the test's level are finer than floats can distinguish."""
-DRAWS = 20_000
-"""Simulated studies: a standard error of 0.003 at a power of 0.8."""
 NODES = 400
 """Points of the t power's integral: right to about 0.0001."""
 MOST = 1000
@@ -31,180 +33,218 @@ MOST = 1000
 
 @dataclass(frozen=True)
 class Design:
-    """What a study asks of its seeds."""
+    """What a study asks of its seeds and its records."""
 
     seeds: int
+    """At most, where there are looks."""
     alpha: float
     comparisons: int
-    """How many share alpha; Holm's first step."""
-    margin: float
+    """How many share alpha."""
+    margin: float | None
+    """Nats per token; None for a share of what half the budget costs."""
+    records: int = 1
+    """Of the test split; 1 where losses by record are not known, so that all is about these records alone."""
+    looks: tuple[int, ...] = ()
+    """After how many seeds it is judged; empty: once, after all."""
+    correlation: float = 0.0
+    """Between two comparisons, which share a baseline."""
 
 
 @dataclass(frozen=True)
 class ArmPower:
-    """Of one arm's comparison with the baseline, were its differences spread as in the pilot."""
+    """Of one arm's comparison with the baseline, were it to vary as in the pilot."""
 
     arm: str
     budget: str
     sd: float
-    """Of the paired differences by seed, nats per token."""
-    detectable: float | None
-    """The smallest difference found with a power of `POWER`; None where the seeds can decide nothing."""
+    """Of the paired differences by seed, on so many records as the design has, nats per token."""
+    half_width: float
+    """Of the interval over new seeds and new records, either side of the difference."""
+    detectable: float
+    """The smallest difference found with a power of `POWER`."""
+    margin: float | None
+    """The design's, or measured; None where it is to be measured and was not."""
     seeds_for_margin: int | None
-    """Seeds that find a difference as large as the margin with that power."""
+    """Seeds that find a difference as large as the margin with that power; None beyond `MOST`, which is so where the
+    records are too few for any number of seeds."""
     seeds_for_equivalence: int | None
     """Seeds that show equivalence with that power, were there no difference."""
 
 
-def power_by_arm(pilot: Sequence[ArmSummary], design: Design) -> list[ArmPower]:
-    """One for each arm of the pilot that has differences of two seeds or more."""
-    alpha, comparisons, found = design.alpha, max(1, design.comparisons), []
-    for arm in pilot:
-        if len(arm.differences) < 2:
-            continue
-        sd = float(np.std([difference for _, difference in arm.differences], ddof=1))
-        detectable = smallest_detectable(sd, design.seeds, alpha, comparisons)
-        for_margin = seeds_to_detect(design.margin, sd, alpha, comparisons)
-        for_equivalence = seeds_to_call_equivalent(0.0, sd, design.margin, alpha)
-        found.append(ArmPower(arm.arm, arm.budget, sd, detectable, for_margin, for_equivalence))
-    return found
+def power_by_arm(spreads: Sequence[Spread], design: Design) -> list[ArmPower]:
+    """One for each comparison of a pilot, or of the study itself."""
+    return [_arm_power(spread, design) for spread in spreads] if design.seeds > 1 else []
 
 
-def power_of(difference: float, sd: float, seeds: int, level: float) -> float:
-    """Chance that the exact two-sided sign-flip test at `level` rejects, for normal paired differences.
+def _arm_power(spread: Spread, design: Design) -> ArmPower:
+    own, records = spread.difference, design.records if spread.by_record else 1
+    family = (design.alpha, max(1, design.comparisons), design.correlation)
+    margin, factor = spread.margin, spread.freedom_factor
+    for_margin = for_equivalence = None
+    if margin is not None:
+        found: float = margin  # a name that the functions below may hold
+        for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor) >= POWER)
+        for_equivalence = fewest(
+            lambda n: equivalence_power(found, spread.contrast, n, records, *family, factor) >= POWER
+        )
+    return ArmPower(
+        arm=spread.arm,
+        budget=spread.budget,
+        sd=math.sqrt(own.seeds + own.both / records),
+        half_width=half_width(own, design.seeds, records, 1 - design.alpha, factor),
+        detectable=smallest_detectable(own, design.seeds, records, *family, freedom_factor=factor),
+        margin=margin,
+        seeds_for_margin=for_margin,
+        seeds_for_equivalence=for_equivalence,
+    )
 
-    The test rejects where at most k = floor(level · 2^(n - 1)) of its pairs of sign patterns are as far out, so its
-    true level is 2k / 2^n: none below 2 / 2^n. Simulated for few seeds with the same normal draws at every
-    difference; for more, the noncentral t's power at that true level.
 
-    >>> power_of(1.0, 1.0, seeds=5, level=0.05)
-    0.0
+def error_of(components: Components, seeds: int, records: int, freedom_factor: float = 1.0) -> tuple[float, float]:
+    """Standard error of a difference over so many seeds and records, and Satterthwaite's degrees of freedom.
+
+    `freedom_factor`: degrees of freedom of the seeds' variance, per (seeds - 1); `stats.moderation` gives up to three.
+
+    >>> error_of(Components(seeds=4.0, records=0.0, both=0.0), seeds=4, records=100)
+    (1.0, 3.0)
     """
-    extreme = _extreme_patterns(seeds, level)
-    if extreme == 0 or difference == 0 == sd:
-        return 0.0
-    if sd == 0:
-        return 1.0
-    shift = difference / sd
-    if seeds <= LAST_SIMULATED:
-        limits = _critical_shifts(seeds, extreme)
-        return float(np.searchsorted(limits, shift) + np.searchsorted(limits, -shift)) / len(limits)
-    return _t_power(shift, seeds, math.ldexp(extreme, 1 - min(seeds, FINEST)))
+    if seeds < 2 or records < (2 if components.records else 1):
+        raise ValueError(f"An error takes two seeds, and two records where they vary; got {seeds} and {records}.")
+    by_seed = (components.seeds + components.both / records) / seeds
+    by_record = components.records / records
+    freedom = freedom_factor * (seeds - 1)
+    total = by_seed + by_record
+    spread = by_seed**2 / freedom + (by_record**2 / (records - 1) if by_record else 0.0)
+    return math.sqrt(total), total**2 / spread if spread else freedom
 
 
-def smallest_detectable(sd: float, seeds: int, alpha: float, comparisons: int, power: float = POWER) -> float | None:
-    """The difference found with that power at alpha / comparisons, Holm's first step; None where 2 / 2^n exceeds it.
+def half_width(
+    components: Components, seeds: int, records: int, level: float = 0.95, freedom_factor: float = 1.0
+) -> float:
+    """How far the interval over new seeds and new records reaches to either side.
 
-    >>> smallest_detectable(0.01, seeds=7, alpha=0.05, comparisons=5) is None
-    True
+    >>> round(half_width(Components(seeds=4.0, records=0.0, both=0.0), seeds=4, records=100), 3)
+    3.182
     """
-    level = alpha / comparisons
-    return None if smallest_p(seeds) > level else sd * _detectable_shift(seeds, level, power)
+    error, freedom = error_of(components, seeds, records, freedom_factor)
+    return float(special.stdtrit(freedom, 0.5 + level / 2)) * error
 
 
-def seeds_to_detect(
-    difference: float, sd: float, alpha: float, comparisons: int, power: float = POWER, most: int = MOST
-) -> int | None:
-    """The fewest seeds that find the difference with that power at alpha / comparisons; None beyond `most`.
+def width_with(judgement: Judgement, seeds: int) -> float | None:
+    """Half width of a comparison's interval, had it so many seeds and the records that it has; None where it has fewer
+    than two seeds, of which nothing can be reckoned.
 
-    >>> seeds_to_detect(0.0, 0.01, alpha=0.05, comparisons=1) is None
-    True
+    With the seeds that it has it is the half width of its own interval.
     """
-    level = alpha / comparisons
-    return _fewest(lambda seeds: power_of(difference, sd, seeds, level) >= power, 1, most)
-
-
-def equivalence_power(mean: float, sd: float, seeds: int, margin: float, alpha: float = 0.05) -> float:
-    """Chance that the t interval of level 1 - 2 alpha lies within ±margin, for normal differences of this true mean and
-    deviation.
-
-    With e = sd / sqrt(n), t = t(1 - alpha, n - 1) and s the estimated over the true deviation, the mean over s of
-    Phi((margin - mean) / e - t · s) - Phi(-(margin + mean) / e + t · s), where that is above zero: an interval can be
-    wider than the margins, however near its middle is.
-
-    >>> equivalence_power(0.0, 0.0, seeds=2, margin=0.01), equivalence_power(0.02, 0.0, seeds=2, margin=0.01)
-    (1.0, 0.0)
-    """
-    if sd == 0:
-        return float(abs(mean) <= margin)
-    error = sd / math.sqrt(seeds)
-    half_widths = special.stdtrit(seeds - 1, 1 - alpha) * _spreads(seeds)
-    below = special.ndtr((margin - mean) / error - half_widths)
-    return float(np.mean(np.maximum(below - special.ndtr(half_widths - (margin + mean) / error), 0.0)))
-
-
-def seeds_to_call_equivalent(
-    mean: float, sd: float, margin: float, alpha: float = 0.05, power: float = POWER, most: int = MOST
-) -> int | None:
-    """The fewest seeds that show an equivalence at alpha with that power, for this true mean; None beyond `most`.
-
-    >>> seeds_to_call_equivalent(0.0, 0.01, 0.01), seeds_to_call_equivalent(0.02, 0.01, 0.01)
-    (11, None)
-    """
-    return _fewest(lambda seeds: equivalence_power(mean, sd, seeds, margin, alpha) >= power, 2, most)
-
-
-def _extreme_patterns(seeds: int, level: float) -> int:
-    """Pairs of opposite sign patterns, the observed one among them, that a rejection at `level` allows."""
-    return math.floor(math.ldexp(level, min(seeds, FINEST) - 1)) if seeds > 0 else 0
-
-
-@functools.cache
-def _critical_shifts(seeds: int, extreme: int) -> Floats:
-    """For each draw z of n standard normals, the shift above which z + shift is called positive; sorted.
-
-    A pattern's sum is s·z + shift · sum(s), so it stays as far out as the observed one up to a shift of
-    (s·z - sum z) / (n - sum s). Called positive is a draw shifted beyond the k-th largest of these. -z is as likely
-    as z, so the same numbers say how often it is called negative.
-    """
-    half = sign_patterns(seeds)
-    patterns = np.concatenate([half[1:], -half])  # (P, n): all but the observed
-    draws = numpy_stream(0, "power", seeds).standard_normal((DRAWS, seeds))
-    slopes = seeds - patterns.sum(axis=1)
-    limits = np.empty(DRAWS)
-    for start in range(0, DRAWS, 1000):
-        z = draws[start : start + 1000]
-        bounds = (z @ patterns.T - z.sum(axis=1, keepdims=True)) / slopes  # (draws, P)
-        limits[start : start + 1000] = np.partition(bounds, -extreme, axis=1)[:, -extreme]
-    limits.sort()
-    limits.flags.writeable = False
-    return limits
-
-
-def _t_power(shift: float, seeds: int, level: float) -> float:
-    """P(|T| > t(1 - level / 2)) of a noncentral t with n - 1 degrees of freedom, centred at shift · sqrt(n).
-
-    T is (normal + centre) / spread, so this is the mean of a normal probability over the spread's distribution.
-    `scipy.special.nctdtr` has no answer for some far centres.
-    """
-    bounds = -special.stdtrit(seeds - 1, level / 2) * _spreads(seeds)
-    centre = shift * math.sqrt(seeds)
-    return float(np.mean(special.ndtr(centre - bounds) + special.ndtr(-centre - bounds)))
-
-
-@functools.lru_cache(maxsize=1024)
-def _spreads(seeds: int) -> Floats:
-    """sqrt(chi² / (n - 1)), the estimated over the true standard deviation, in the middles of equal probabilities."""
-    middles = (np.arange(NODES) + 0.5) / NODES
-    return np.asarray(np.sqrt(special.chdtri(seeds - 1, middles) / (seeds - 1)), dtype=np.float64)
-
-
-@functools.lru_cache(maxsize=1024)
-def _detectable_shift(seeds: int, level: float, power: float) -> float:
-    """By bisection, in standard deviations."""
-    if not 0 < power < 1:
-        raise ValueError(f"`power` must lie between 0 and 1, got {power}.")
-    low, high = 0.0, 1.0
-    while power_of(high, 1.0, seeds, level) < power:
-        low, high = high, 2 * high
+    found = judgement.interval
+    if judgement.n < 2 or seeds < 2 or found is None or found.low is None or found.high is None:
+        return None
+    own, level = (found.high - found.low) / 2, found.level
+    if judgement.components is None or judgement.records is None:
+        error = own / float(special.stdtrit(judgement.n - 1, 0.5 + level / 2))
+        return half_width(Components(error**2 * judgement.n, 0.0, 0.0), seeds, 1, level)
+    parts, records = judgement.components, judgement.records
+    reckoned = half_width(parts, judgement.n, records, level)
+    # Its variance may have been drawn towards others', with more degrees of freedom than its own seeds give: they are
+    # those that make its interval what it is.
+    low, high = 1.0, 4.0
     for _ in range(40):
+        factor = (low + high) / 2
+        low, high = (factor, high) if half_width(parts, judgement.n, records, level, factor) > own else (low, factor)
+    return half_width(parts, seeds, records, level, high if own < reckoned else 1.0)
+
+
+@functools.lru_cache(maxsize=4096)
+def first_level(alpha: float, comparisons: int, correlation: float, sided: int = 2) -> float:
+    """The p up to which the first step of the step-down rejects, where so many share alpha: `family_p` inverted.
+
+    >>> round(first_level(0.05, 5, 0.0), 6), round(1 - 0.95**0.2, 6)
+    (0.010206, 0.010206)
+    """
+    low, high = alpha / (2 * comparisons), alpha
+    for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if power_of(middle, 1.0, seeds, level) >= power else (middle, high)
-    return high
+        low, high = (middle, high) if family_p(middle, comparisons, correlation, sided) <= alpha else (low, middle)
+    return low if comparisons > 1 else alpha
 
 
-def _fewest(enough: Callable[[int], bool], least: int, most: int) -> int | None:
-    """The fewest seeds that are enough, where more never are too few; by bisection."""
+def power_of(
+    difference: float,
+    components: Components,
+    seeds: int,
+    records: int,
+    alpha: float,
+    comparisons: int = 1,
+    correlation: float = 0.0,
+    freedom_factor: float = 1.0,
+) -> float:
+    """Chance that a comparison with this true difference is shown to differ, at the first step of the family.
+
+    P(|T| > t(1 - level / 2)) of a noncentral t, centred at the difference over its standard error, with the degrees of
+    freedom of `error_of`.
+
+    >>> round(power_of(1.0, Components(1.0, 0.0, 0.0), seeds=10, records=100, alpha=0.05), 2)
+    0.8
+    """
+    error, freedom = error_of(components, seeds, records, freedom_factor)
+    if error == 0:
+        return float(difference != 0)
+    level = first_level(alpha, comparisons, correlation)
+    return _t_power(difference / error, freedom, level)
+
+
+def smallest_detectable(
+    components: Components,
+    seeds: int,
+    records: int,
+    alpha: float,
+    comparisons: int = 1,
+    correlation: float = 0.0,
+    power: float = POWER,
+    freedom_factor: float = 1.0,
+) -> float:
+    """The difference that is found with that power; the same units as the components' square roots.
+
+    >>> round(smallest_detectable(Components(1.0, 0.0, 0.0), seeds=10, records=100, alpha=0.05), 2)
+    1.0
+    """
+    error, freedom = error_of(components, seeds, records, freedom_factor)
+    return error * _detectable_centre(freedom, first_level(alpha, comparisons, correlation), power)
+
+
+def equivalence_power(
+    margin: float,
+    components: Components,
+    seeds: int,
+    records: int,
+    alpha: float,
+    comparisons: int = 1,
+    correlation: float = 0.0,
+    freedom_factor: float = 1.0,
+) -> float:
+    """Chance that a comparison without any true difference is shown to be equivalent, by two one-sided t tests.
+
+    With e the standard error, t the level's quantile and s the estimated over the true deviation, the mean over s of
+    2 Phi(margin / e - t s) - 1, where that is above zero. With a measured margin `components` are those of
+    arm - base -/+ margin, so that its error counts; then a study that misses on both sides is counted twice, and the
+    power is rather more than this.
+
+    >>> round(equivalence_power(1.0, Components(1.0, 0.0, 0.0), seeds=11, records=100, alpha=0.05), 2)
+    0.85
+    """
+    error, freedom = error_of(components, seeds, records, freedom_factor)
+    if error == 0:
+        return float(margin > 0)
+    level = first_level(alpha, comparisons, correlation, sided=1)
+    bounds = special.stdtrit(freedom, 1 - level) * _spreads(freedom)
+    return float(np.mean(np.maximum(2 * special.ndtr(margin / error - bounds) - 1, 0.0)))
+
+
+def fewest(enough: Callable[[int], bool], least: int = 2, most: int = MOST) -> int | None:
+    """The fewest that are enough, where more never are too few; by bisection. None where `most` are not.
+
+    >>> fewest(lambda n: n * n >= 50), fewest(lambda n: False)
+    (8, None)
+    """
     if most < least or not enough(most):
         return None
     low, high = least, most
@@ -212,3 +252,32 @@ def _fewest(enough: Callable[[int], bool], least: int, most: int) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle + 1, high)
     return low
+
+
+def _t_power(centre: float, freedom: float, level: float) -> float:
+    """T is (normal + centre) / spread, so this is the mean of a normal probability over the spread's distribution.
+
+    `scipy.special.nctdtr` has no answer for some far centres.
+    """
+    bounds = -special.stdtrit(freedom, level / 2) * _spreads(freedom)
+    return float(np.mean(special.ndtr(centre - bounds) + special.ndtr(-centre - bounds)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _spreads(freedom: float) -> Floats:
+    """sqrt(chi² / freedom), the estimated over the true standard deviation, in the middles of equal probabilities."""
+    middles = (np.arange(NODES) + 0.5) / NODES
+    return np.asarray(np.sqrt(special.chdtri(freedom, middles) / freedom), dtype=np.float64)
+
+
+def _detectable_centre(freedom: float, level: float, power: float) -> float:
+    """By bisection, in standard errors."""
+    if not 0 < power < 1:
+        raise ValueError(f"`power` must lie between 0 and 1, got {power}.")
+    low, high = 0.0, 1.0
+    while _t_power(high, freedom, level) < power:
+        low, high = high, 2 * high
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _t_power(middle, freedom, level) >= power else (middle, high)
+    return high
