@@ -12,13 +12,14 @@ import pandas as pd
 
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
-from adaptive_lora.stats.crossed import Crossed
+from adaptive_lora.stats.crossed import SEEDS, Crossed
 from adaptive_lora.stats.differences import between, differences_of, with_differences
 from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.evidence import Cell, StudyTables, judge_primary, rule_of
-from adaptive_lora.stats.power import Design, width_with
+from adaptive_lora.stats.power import ArmPower, Design, power_by_arm, width_with
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
+from adaptive_lora.stats.spreads import Pilot, pilot_of
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
 from adaptive_lora.stats.variants import variants_of
@@ -150,9 +151,26 @@ class Findings:
 
     @property
     def design(self) -> Design:
-        """What the study asks of its seeds."""
-        seeds = len(self.facts["spec"]["seeds"]["evaluation"])
-        return Design(seeds, self.analysis["alpha"], max(1, len(self.judged)), self.yardstick)
+        """What the study asks of its seeds and records."""
+        return Design(
+            seeds=len(self.facts["spec"]["seeds"]["evaluation"]),
+            alpha=self.analysis["alpha"],
+            comparisons=max(1, len(self.judged)),
+            margin=self.margin,
+            records=max((own.records for own in self.differences.values()), default=1),
+            looks=self.looks,
+            correlation=self.pilot.correlation,
+        )
+
+    @functools.cached_property
+    def pilot(self) -> Pilot:
+        """How much its comparisons vary, for the next study."""
+        return pilot_of(self.tables, self.baseline, self.margin)
+
+    @functools.cached_property
+    def power(self) -> Sequence[ArmPower]:
+        """What the study's seeds and records could find, by the spread they had."""
+        return power_by_arm(self.pilot.spreads, self.design)
 
     @property
     def tuned(self) -> bool:
@@ -182,7 +200,7 @@ class Findings:
 
     @property
     def yardstick(self) -> float:
-        """One margin for all budgets, as stability and power ask for it: the study's number, or the largest measured."""
+        """One margin for all budgets, as stability asks for it: the study's number, or the largest measured."""
         return self.margin if self.margin is not None else max(self.margins.values(), default=NOMINAL)
 
     @property
@@ -209,6 +227,11 @@ class Findings:
     def several_budgets(self) -> bool:
         """Whether an arm's name alone does not say which runs are meant."""
         return len({arm.budget for arm in self.arms}) > 1
+
+    @property
+    def resampled(self) -> str:
+        """What differences are over: new seeds and new test records, or one of these where the other is not known."""
+        return next((arm.difference.over for arm in self.arms if arm.difference), SEEDS)
 
     def named(self, arm: str, budget: str) -> str:
         """An arm, with its budget where its name alone would not do."""

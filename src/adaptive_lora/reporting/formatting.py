@@ -9,7 +9,6 @@ from jinja2.runtime import LoopContext
 
 from adaptive_lora.stats.estimators import Interval
 
-
 BY_ERROR = "±"
 """The last sign of a form that leaves the decimals to the interval: two digits of its half width."""
 PLACES = 4
@@ -162,7 +161,8 @@ def number_range(values: Sequence[int], noun: str) -> str:
 
 
 _WRITERS = (
-    formatted, interval_ends, interval_mean, signed, magnitude, percent, rate, counted, agreeing, listed, comma, number_range,
+    formatted, interval_ends, interval_mean, signed, magnitude, percent, rate, counted, agreeing, listed, comma,
+    number_range,
 )  # fmt: skip
 FILTERS: Mapping[str, Callable[..., str]] = {writer.__name__: writer for writer in _WRITERS}
 """Name -> filter of every template: `{{ 3 | counted("seed") }}`."""

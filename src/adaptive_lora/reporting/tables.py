@@ -98,7 +98,7 @@ def _csv_names(column: Column) -> list[str]:
 
 def _csv_values(column: Column, cell: Cell) -> list[str]:
     if column.kind in ("interval", "ends"):
-        parts = (cell.mean, cell.low, cell.high) if isinstance(cell, Interval) else (cell, None, None)
+        parts: list[Cell] = [cell.mean, cell.low, cell.high] if isinstance(cell, Interval) else [cell, None, None]
         parts = parts[1:] if column.kind == "ends" else parts
         return [str(part) if _there(part) else "" for part in parts]
     text = visible(cell) if isinstance(cell, str) else str(cell) if _there(cell) else ""

@@ -26,7 +26,8 @@ def paired_differences(
     """Test loss minus the baseline's at the same seed: every seed, the mean and its 95 % interval.
 
     One panel a budget; controls stand last. The band is the budget's margin, within which differences do not
-    matter; where it has none there is no band. An arm far beyond all others is an arrow at the edge. None where no arm has a difference.
+    matter; where it has none there is no band. An arm far beyond all others is an arrow at the edge. None where no arm
+    has a difference.
     """
     shown = [arm for arm in arms if arm.difference is not None]
     if not shown:
@@ -49,7 +50,8 @@ def paired_differences(
             if len(groups) > 1:
                 ax.set_title(budget, loc="left", fontweight="bold")
         panels[-1].set_xlabel(f"test loss minus {baseline}, nats per token (left: better than {baseline})")
-        figure.legend(handles=_keys([margins[budget] for budget in groups if budget in margins]), loc="outside upper left", ncols=3, fontsize=8)
+        handles = _keys([margins[budget] for budget in groups if budget in margins])
+        figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
     return figure
 
 

@@ -12,7 +12,6 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.cost_equivalents import at_equal_compute, parameter_equivalents
-from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.stability import summaries
 
 NATS = "nats per token"
@@ -42,8 +41,8 @@ def sizes(found: Findings) -> Table | None:
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
     )
     cells = (
-        (s.arm, s.budget, s.difference, s.over_seeds, s.over_records, s.effect.perplexity_percent, _percent(s.effect.share_of_gain),
-         s.effect.bits_per_byte, s.improvement, s.sd)
+        (s.arm, s.budget, s.difference, s.over_seeds, s.over_records, s.effect.perplexity_percent,
+         _percent(s.effect.share_of_gain), s.effect.bits_per_byte, s.improvement, s.sd)
         for s in found.sizes
     )  # fmt: skip
     return captioned(found, "sizes", ("sizes", "Sizes of differences"), columns, cells)
@@ -84,13 +83,16 @@ def power(found: Findings) -> Table | None:
     columns = (
         *ARM,
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
-        Column("detectable", "smallest detectable", form=".4f", unit=NATS, optional=True),
+        Column("half_width", "known to ±", form=".4f", unit=NATS),
+        Column("detectable", "smallest detectable", form=".4f", unit=NATS),
+        Column("margin", form=".4f", unit=NATS, optional=True),
         Column("seeds_for_margin", "seeds to find the margin", form=",d", optional=True),
         Column("seeds_for_equivalence", "seeds to show equivalence", form=",d", optional=True),
     )
     cells = (
-        (p.arm, p.budget, p.sd, p.detectable, p.seeds_for_margin, p.seeds_for_equivalence)
-        for p in power_by_arm(found.arms, found.design)
+        (p.arm, p.budget, p.sd, p.half_width, p.detectable, None if found.margin is not None else p.margin,
+         p.seeds_for_margin, p.seeds_for_equivalence)
+        for p in found.power
     )
     return captioned(found, "power", ("power", "Power"), columns, cells)
 

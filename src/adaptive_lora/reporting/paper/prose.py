@@ -29,7 +29,6 @@ from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
-from adaptive_lora.stats.power import power_by_arm
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.stability import summaries
 from adaptive_lora.stats.variants import variants_of
@@ -148,7 +147,11 @@ def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, An
     tells, blind, unknown = ([a.budget for a in found.assays if a.sensitive is known] for known in (True, False, None))
     return {
         **{str(verdict): [o for o in outcomes if o["judged"].verdict is verdict] for verdict in Verdict},
-        "unsettled": [name for name, j in undecided if j.equivalence_interval and not j.diverged_pairs.any],
+        "unsettled": [name for name, j in undecided if j.interval and not j.diverged_pairs.any],
+        "beyond": [o for o in outcomes if o["judged"].beyond_margin and o["judged"].verdict is not Verdict.UNDECIDED],
+        "cautioned": _cautioned(outcomes),
+        "costly": _as_costly_as_half(found, named),
+        "conditional": [o["name"] for o in outcomes if o["judged"].records is None and o["judged"].mean is not None],
         "survivors": [name for name, j in undecided if j.diverged_pairs.any],
         "tells": tells,
         "cannot_tell": blind,
@@ -157,11 +160,32 @@ def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, An
     }
 
 
+def _as_costly_as_half(found: Findings, named: Callable[[Comparison], str]) -> list[str]:
+    """Arms that are worse, and by no less than the baseline at half of their budget."""
+    half = {assay.budget: assay.loss_of_half.mean for assay in found.assays if assay.loss_of_half and assay.sensitive}
+    return [
+        named(c) for c, j in found.judged.items()
+        if j.verdict is Verdict.WORSE and j.mean is not None and c.budget in half and j.mean >= half[c.budget]
+    ]  # fmt: skip
+
+
+def _cautioned(outcomes: Sequence[Mapping[str, Any]]) -> Mapping[str, list[str]]:
+    """Caution -> the comparisons that it is about."""
+    seen: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        for caution in outcome["judged"].cautions:
+            seen.setdefault(str(caution), []).append(outcome["name"])
+    return seen
+
+
 def _controls(found: Findings) -> dict[str, Any]:
     by_chance, compute = list(found.lock["controls"]["arms"]), found.lock["controls"]["compute"]
     longer = [arm for arm in found.compared if arm.arm in compute.values()]
     return {
         "controls": by_chance,
+        # What was shuffled stands with it: the lock knows its source.
+        "controls_named": [f"{name} ({source}'s ranks)" if (source := found.lock["controls"]["arms"][name]) else name
+                           for name in by_chance],
         "equal_compute": at_equal_compute(found.runs, compute),
         # Longer trained baselines that are worse for it, with the whole 95 % interval.
         "overtrained": [arm for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0],
@@ -171,9 +195,9 @@ def _controls(found: Findings) -> dict[str, Any]:
 
 def _extremes(found: Findings) -> dict[str, Any]:
     """The study's own arms with the lowest and the highest difference, and what stands in the middle or out."""
-    own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.over_seeds.mean)
+    own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.difference.mean)
     arms = {(arm.arm, arm.budget): arm for arm in found.arms}
-    powers = sorted(power_by_arm(found.arms, found.design), key=lambda power: power.sd)
+    powers = sorted(found.power, key=lambda power: power.sd)
     unsteady = [s for s in summaries(found.stability) if s.excess is not None and s.excess.low is not None]
     return {
         "best": arms[own[0].arm, own[0].budget],
@@ -185,15 +209,16 @@ def _extremes(found: Findings) -> dict[str, Any]:
 
 
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
-    """Own arms whose whole 95 % interval lies above, or below, those of every control by chance at the same budget."""
+    """Own arms that are worse, or better, than every control by chance at the same budget, each paired with it: the
+    whole 95 % interval of the difference of the two says so."""
     seen: dict[str, list[str]] = {"above": [], "below": []}
-    ends = {(a.arm, a.budget): (a.difference.low, a.difference.high) for a in found.compared
-            if a.difference and a.difference.low is not None and a.difference.high is not None}  # fmt: skip
-    for (name, budget), (low, high) in ends.items():
-        others = [ends[control, budget] for control in controls if (control, budget) in ends]
-        if others and name in found.contenders:
-            seen["above"] += [found.named(name, budget)] * (low > max(end for _, end in others))
-            seen["below"] += [found.named(name, budget)] * (high < min(end for end, _ in others))
+    for arm in found.compared:
+        if arm.arm in found.contenders:
+            pairs = [found.between((arm.arm, arm.budget), (control, arm.budget)) for control in controls]
+            ends = [(i.low, i.high) for i in pairs if i is not None and i.low is not None and i.high is not None]
+            name = [found.named(arm.arm, arm.budget)] if ends else []
+            seen["above"] += name if all(low > 0 for low, _ in ends) else []
+            seen["below"] += name if all(high < 0 for _, high in ends) else []
     return seen
 
 
