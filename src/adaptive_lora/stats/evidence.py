@@ -13,6 +13,7 @@ from adaptive_lora.stats.arms import evaluations
 from adaptive_lora.stats.crossed import PairedTable, of_seed_means
 from adaptive_lora.stats.divergence import diverged_pairs
 from adaptive_lora.stats.effect_sizes import ByRecord
+from adaptive_lora.stats.estimators import Floats
 from adaptive_lora.stats.run_table import Comparison, Status
 from adaptive_lora.stats.verdicts import Evidence, Judgement, Rule, judge_family
 
@@ -60,13 +61,18 @@ class StudyTables:
         if any(losses is None for pair in pairs for losses in pair):
             loss = f"{self._split}_loss"
             return of_seed_means({s: float(done[0].loc[s, loss] - done[1].loc[s, loss]) for s in seeds})
-        differences = np.stack([one.nll - two.nll for one, two in pairs])
+        differences = np.stack([_single(one.nll) - _single(two.nll) for one, two in pairs])
         return PairedTable(differences, pairs[0][0].tokens.astype(np.float64), tuple(seeds))
 
     def _losses(self, run_id: str) -> Any:
         if run_id not in self._read:
             self._read[run_id] = self._by_record(run_id, self._split)
         return self._read[run_id]
+
+
+def _single(losses: Floats) -> Floats:
+    """As an archive keeps them, so that a ledger and its export give the same verdicts to the last digit."""
+    return losses.astype(np.float32).astype(np.float64)
 
 
 def rule_of(spec: Mapping[str, Any]) -> Rule:
