@@ -99,7 +99,9 @@ def test_a_page_and_its_figures_are_the_same_from_an_export(study: Path, tmp_pat
     files = [path.relative_to(tmp_path / "own") for path in (tmp_path / "own").rglob("*.*") if path.suffix != ".png"]
     assert Path("report.html") in files and len(files) > 20
     for file in (Path(f"tables/{name}.csv") for name in OVER_RECORDS):
-        assert rounded_csv((tmp_path / "own" / file).read_text()) == rounded_csv((tmp_path / "exported" / file).read_text())
+        assert rounded_csv((tmp_path / "own" / file).read_text()) == rounded_csv(
+            (tmp_path / "exported" / file).read_text()
+        )
     for file in {*files} - {Path(f"tables/{name}.csv") for name in OVER_RECORDS}:
         one, other = (
             re.sub(rb' data-sort="[^"]*"', b"", (tmp_path / n / file).read_bytes()) for n in ("own", "exported")

@@ -304,7 +304,7 @@ def test_a_budget_without_an_assay_is_not_told_as_one_that_tells() -> None:
         blocks = write_blocks(account, "none")["body"]
     text = " ".join("".join(span.content for span in item) for block in blocks for item in block.items)
     text = " ".join(text.split())
-    assert "This was not tested at rank:8." in text and "tell ranks apart at rank:8 was not tested" in text
+    assert "This was not tested at rank:8." in text and "tell ranks apart at rank:8 and rank:2 was not tested" in text
     assert "The equivalence of empirical at rank:8 may be for want" in text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,14 +42,19 @@ class Losses:
 
 
 def by_record(runs: pd.DataFrame, records: int = 50, noise: float = 0.002) -> StudyTables:
-    """The runs with losses by record, whose means are the runs' own; the records' effects differ from arm to arm by `noise`."""
+    """The runs with their `losses_by_record`."""
+    return StudyTables(runs, losses_by_record(runs, records, noise))
+
+
+def losses_by_record(runs: pd.DataFrame, records: int = 50, noise: float = 0.002) -> Callable[[str, str], Losses]:
+    """Losses by record, whose means are the runs' own; the records' effects differ from arm to arm by `noise`."""
 
     def losses(run_id: str, split: str) -> Losses:
         run = runs.set_index("run_id").loc[run_id]
         own = numpy_stream(0, str(run["arm"]), str(run["budget"])).normal(size=records) * noise
         return Losses(10 * (float(run["test_loss"]) + own - own.mean()))
 
-    return StudyTables(runs, losses)
+    return losses
 
 
 def by_seed(runs: pd.DataFrame) -> StudyTables:
@@ -58,7 +63,11 @@ def by_seed(runs: pd.DataFrame) -> StudyTables:
 
 
 def judged(
-    tables: StudyTables, named: Sequence[Mapping[str, str]], seeds: int = 8, looks: Sequence[int] = (), **analysis: object
+    tables: StudyTables,
+    named: Sequence[Mapping[str, str]],
+    seeds: int = 8,
+    looks: Sequence[int] = (),
+    **analysis: object,
 ) -> dict[Comparison, Judgement]:
     """The verdicts of a study of so many seeds; `analysis` in place of `ANALYSIS`."""
     spec = {"analysis": {**ANALYSIS, **analysis}, "seeds": {"evaluation": list(range(seeds)), "looks": list(looks)}}

@@ -1,4 +1,4 @@
-"""The crossed table of seeds and records: by hand, against a mixed model, against older estimators, and by simulation."""
+"""The crossed table of seeds and records: by hand, against a mixed model and older estimators, and by simulation."""
 
 from __future__ import annotations
 
@@ -59,7 +59,9 @@ def test_three_seeds_and_four_records_by_hand() -> None:
     assert found.p_below(8.0) == pytest.approx(float(stats.t.cdf(-3 / error, freedom)))
     found_parts = found.components
     assert found_parts is not None
-    assert found_parts.seeds == pytest.approx(4 - 16 / 6 / 4) and found_parts.records == pytest.approx(8 / 3 - 16 / 6 / 3)
+    assert found_parts.seeds == pytest.approx(4 - 16 / 6 / 4) and found_parts.records == pytest.approx(
+        8 / 3 - 16 / 6 / 3
+    )
     assert found_parts.variance(3, 4) == pytest.approx(error**2)
 
 

@@ -72,7 +72,10 @@ def test_one_comparison_by_seed_is_a_t_test_and_two_one_sided_ones() -> None:
     low, high = tested.confidence_interval(0.9)
     same = found.equivalence_interval
     assert same is not None and (same.low, same.high) == pytest.approx((low, high))
-    sides = [stats.ttest_1samp(NOISE, -MARGIN, alternative="greater"), stats.ttest_1samp(NOISE, MARGIN, alternative="less")]
+    sides = [
+        stats.ttest_1samp(NOISE, -MARGIN, alternative="greater"),
+        stats.ttest_1samp(NOISE, MARGIN, alternative="less"),
+    ]
     assert found.equivalence_p == pytest.approx(max(float(side.pvalue) for side in sides))
     assert found.equivalence_p == pytest.approx(equivalence_p(NOISE, MARGIN))
     assert found.adjusted_equivalence_p == pytest.approx(found.equivalence_p)
@@ -211,12 +214,14 @@ def test_alpha_reaches_everything() -> None:
     assert strict.over_records is not None and strict.over_records.level == pytest.approx(0.99)
 
 
-def looked(family: Mapping[str, Evidence], looks: Sequence[int], seeds: Sequence[int] = range(8)) -> dict[str, Judgement]:
+def looked(
+    family: Mapping[str, Evidence], looks: Sequence[int], seeds: Sequence[int] = range(8)
+) -> dict[str, Judgement]:
     return judge_family(family, Rule(margin=MARGIN, seeds=tuple(seeds), looks=tuple(looks)))
 
 
 def test_what_is_decided_at_a_look_stays_and_leaves_the_family() -> None:
-    turns = BETTER[:4] + [0.3, 0.3, 0.3, 0.3]  # what comes later would say the contrary
+    turns = [*BETTER[:4], 0.3, 0.3, 0.3, 0.3]  # what comes later would say the contrary
     open_ = [0.03, -0.02, 0.05, -0.01, 0.04, 0.02, 0.03, -0.03]
     found = looked({"early": evidence(turns), "open": evidence(open_)}, (4, 8))
     early, noise = found["early"], found["open"]

@@ -76,9 +76,9 @@ class Results:
         `mean` in nats per token (negative: the arm is better), over `n` seeds and so many `records`, with the interval
         `low`, `high` of level 1 - alpha over new seeds and new records, then over either alone; `records` is missing
         where losses by record are, and the interval is over seeds then. `adjusted_p` by step-down max-T over the
-        primary comparisons and the looks; the interval and the tests of equivalence; the `margin`, with its own interval
-        where it was measured; `look`: which of the study's looks this is of; `cautions`, joined by `; `. Comparisons that the
-        study did not name beforehand are `exploratory`: 95 % intervals, no test, no verdict.
+        primary comparisons and the looks; the interval and the tests of equivalence; the `margin`, with its own
+        interval where it was measured; `look`: which of the study's looks this is of; `cautions`, joined by `; `.
+        Comparisons that the study did not name beforehand are `exploratory`: 95 % intervals, no test, no verdict.
         """
         with open_findings(self.folder) as found:
             rows = [_judged_row(found, c, j) for c, j in found.judged.items()]
