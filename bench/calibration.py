@@ -1,21 +1,19 @@
-"""Whether the verdicts err as seldom as they say. Prints JSON.
+"""Whether the verdicts err as seldom as they say, with seeds and records both drawn. Prints JSON.
 
-Simulated studies of ten seeds and five comparisons with one baseline, judged by the functions that judge real ones.
-The noise is that of real runs: every comparison draws its standard deviation of paired differences from those of the
-studies in results/, and comparisons of a study are correlated as there, since they share the baseline. Half of them
-have normal noise, the others draw from the pooled standardised residuals of the real differences. Residuals of few
-seeds have lighter tails than the noise they come from (of three, an excess kurtosis of -1.5, whatever the noise), so
-`by_noise` holds the same figures for each kind alone, and for heavy tails and for skew that no run has shown.
+Studies simulated from real ones (`simulated.py`: variances, tails and correlations of the tables in results/ that have
+losses by record) are judged by the function that judges real ones: seeds come in looks of 4, 6, 8, 10 and 12, what is
+decided stays, and a study errs if any look does. Beside it in the same run stands the old rule: sign flips of ten
+seeds' differences, Holm, t intervals over seeds on the records there are, equivalence within a fixed margin.
 
-    python bench/calibration.py [--studies 1000] [--out FILE]
+    python bench/calibration.py [--studies 1000] [--results FOLDER] [--out FILE]
 
-Figures: `false_positive_rate`, the share of studies without any true difference in which something is called better or
-worse, and `false_difference_rate`, of those with any adjusted p at most alpha, so that "equivalent (lower by ...)"
-counts as well; `coverage_95` of the 95 % interval over seeds, with true differences spread as the real arms' means;
-`power_at_smallest_detectable`, the share of arms found that truly differ by what the power calculation says can be
-found; `false_equivalence_rate`, the share of arms called equivalent that truly differ by just the margin. That last
-is hardest where the margin is wide for the noise, so there the margin is ten standard errors; the rate at the
-default margin stands beside it.
+At the top, the worst of families of 1, 5 and 10 comparisons: `false_positive_rate`, studies without any true difference
+in which something is called better or worse at any look; `coverage_95` of the intervals where each comparison stopped;
+`false_equivalence_rate`, studies in which an arm is called equivalent that truly differs by just the margin, which is
+measured, a quarter of what half the budget costs (twenty standard errors here: the wider the margin, the harder);
+`power_at_planned`, found differences of the size that the plan says are found four times in five. `by_shape` has the
+same for seeds' effects with heavy tails and with skew that no study has shown. `methods`: how the three ways to
+estimate a variance of few seeds did at one look, so that the choice can be seen.
 """
 
 from __future__ import annotations
@@ -25,223 +23,255 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy import special
 
 from adaptive_lora.files import write_atomically
-from adaptive_lora.stats.arms import summarise
+from adaptive_lora.stats.crossed import Components, Crossed, PairedTable, crossed
+from adaptive_lora.stats.estimators import equivalence_interval, holm, mean_interval, sign_flip_p
+from adaptive_lora.stats.looks import STEPS_OF_T, levels
+from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated
 from adaptive_lora.stats.power import smallest_detectable
-from adaptive_lora.stats.verdicts import Judgement, Verdict, judge_family
+from adaptive_lora.stats.step_down import correlation_of, step_down
+from adaptive_lora.stats.verdicts import Rule, Verdict, judge_family
 from adaptive_lora.streams import numpy_stream
+from simulated import SHAPES, Array, Simulated, Simulator, read_tables
 
 RESULTS = Path(__file__).parent.parent / "results"
-BASELINE = "uniform"
-SEEDS, COMPARISONS = 10, 5
-MARGIN, ALPHA, POWER = 0.01, 0.05, 0.8
-FEWEST_SEEDS = 3
-"""Real comparisons of fewer paired seeds say too little about spread."""
+LOOKS = (4, 6, 8, 10, 12)
+ONE_LOOK = 8
+OLD_SEEDS, OLD_MARGIN = 10, 0.01
+RECORDS, OTHER_RECORDS, ALPHA = 500, 100, 0.05
+FAMILIES = (1, 5, 10)
+ERRORS = 20.0
+"""What half the budget costs in the hardest case of equivalence, in standard errors of a margin."""
+RULE = Rule(alpha=ALPHA, seeds=tuple(range(LOOKS[-1])), looks=LOOKS)
+NO_MARGIN = replace(RULE, margin=1e-12)
+DIFFERENT = (Verdict.BETTER, Verdict.WORSE)
+
+Shares = dict[str, list[float]]
 
 
-@dataclass(frozen=True)
-class Noise:
-    """What real paired differences look like."""
-
-    sources: dict[str, int]
-    """Comparisons taken from each study."""
-    deviations: np.ndarray
-    residuals: np.ndarray
-    """Standardised, pooled over all comparisons, sorted."""
-    correlation: float
-    """Between two comparisons with one baseline."""
-    spread: float
-    """Standard deviation of the arms' mean differences, about that of their study."""
+def null_study(sim: Simulator, family: int) -> Shares:
+    """No true difference, and no margin: an arm that is called equivalent early can be called nothing else later."""
+    drawn = sim.study(sim.chosen(family), np.zeros(family), LOOKS[-1], RECORDS)
+    judged = judge_family(drawn.family, NO_MARGIN)
+    old = old_rule(drawn, margin=0.0)
+    return {
+        "false_positive_rate": [float(any(j.verdict in DIFFERENT for j in judged.values()))],
+        "old_false_positive_rate": [float(any(v in DIFFERENT for v in old))],
+    }
 
 
-def read_noise(folder: Path) -> Noise:
-    """From every table of runs below a folder of studies."""
-    sources, tables = {}, []
-    for path in sorted(folder.glob("*/runs.csv")):
-        families = [family for family in differences_of(path) if len(family)]
-        if families:
-            sources[path.parent.name] = sum(len(family) for family in families)
-            tables += families
-    if not tables:
-        raise SystemExit(f"No study in {folder} has {FEWEST_SEEDS} paired seeds beside {BASELINE}.")
-    standard = [scaled(family) for family in tables]
-    middle = [family.mean(axis=1) - family.mean() for family in tables]
-    return Noise(
-        sources=sources,
-        deviations=np.concatenate([family.std(axis=1, ddof=1) for family in tables]),
-        residuals=np.sort(np.concatenate([family.ravel() for family in standard])),
-        correlation=correlation_of(standard),
-        spread=math.sqrt(sum(float((m**2).sum()) for m in middle) / max(1, sum(len(m) - 1 for m in middle))),
-    )
+def spread_study(sim: Simulator, family: int) -> Shares:
+    """True differences as the real arms' means: what the intervals cover where each comparison stopped."""
+    like = sim.chosen(family)
+    truth = sim.real.means[like] * sim.draw.choice([-1.0, 1.0], family)
+    drawn = sim.study(like, truth, LOOKS[-1], RECORDS, half=_half(sim))
+    covers = [_covers(j.interval, t) for j, t in zip(judge_family(drawn.family, RULE).values(), truth, strict=True)]
+    tables = [own.table.of_seeds(range(OLD_SEEDS)) for own in drawn.family.values()]
+    old = [_covers(mean_interval(t.by_seed.tolist()), true) for t, true in zip(tables, truth, strict=True)]
+    fixed = [_covers(own.interval(), t) for own, t in zip(moderated([crossed(t) for t in tables]), truth, strict=True)]
+    return {"coverage_95": covers, "coverage_95_fixed_seeds": fixed, "old_coverage_95": old}
 
 
-def differences_of(path: Path) -> list[np.ndarray]:
-    """For each budget of a study the paired differences, (arms, seeds), over the seeds that all arms have."""
-    arms = [a for a in summarise(pd.read_csv(path), BASELINE) if len(a.differences) >= FEWEST_SEEDS]
-    families = []
-    for budget in dict.fromkeys(arm.budget for arm in arms):
-        found = [dict(arm.differences) for arm in arms if arm.budget == budget]
-        seeds = sorted(set.intersection(*(set(one) for one in found)))
-        family = np.array([[one[seed] for seed in seeds] for one in found])
-        if len(seeds) >= FEWEST_SEEDS:
-            families.append(family[np.ptp(family, axis=1) > 0])
-    return families
+def _covers(found: Any, truth: float) -> float:
+    return float(found.low <= truth <= found.high)
 
 
-def scaled(family: np.ndarray) -> np.ndarray:
-    """Residuals of every arm with mean 0 and mean square 1, so that resampling them gives unit variance."""
-    centred = family - family.mean(axis=1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=1, keepdims=True))
+def at_margin(sim: Simulator, family: int) -> Shares:
+    """Every arm differs by just the margin, which is wide for the noise."""
+    like = np.full(family, sim.chosen(1)[0])
+    error = math.sqrt(_variance(sim, int(like[0]), LOOKS[-1]))
+    half = 4 * ERRORS / 2 * error
+    drawn = sim.study(like, np.full(family, half / 4), LOOKS[-1], RECORDS, half=half)
+    judged = judge_family(drawn.family, RULE)
+    old = old_rule(drawn, margin=half / 4)
+    return {
+        "false_equivalence_rate": [float(any(j.verdict is Verdict.EQUIVALENT for j in judged.values()))],
+        "old_false_equivalence_rate": [float("equivalent" in old)],
+        "old_false_equivalence_rate_each": [float(np.mean([v == "equivalent" for v in old]))],
+    }
 
 
-def correlation_of(standard: list[np.ndarray]) -> float:
-    """Mean over pairs of arms of one family; at least 0, as a shared baseline can only make it positive."""
-    pairs = [float((family[i] * family[j]).mean()) for family in standard for i in range(len(family)) for j in range(i)]
-    return min(0.95, max(0.0, sum(pairs) / len(pairs))) if pairs else 0.0
+def planned(sim: Simulator, family: int) -> Shares:
+    """The first arm differs by what a study of so many seeds and records is planned to find, the others do not."""
+    like = sim.chosen(family)
+    truth = np.zeros(family)
+    truth[0] = _planned_difference(sim, int(like[0]), family)
+    drawn = sim.study(like, truth, LOOKS[-1], RECORDS)
+    found = judge_family(drawn.family, NO_MARGIN)[0]
+    old = old_rule(drawn, margin=0.0)
+    return {
+        "power_at_planned": [float(found.verdict is Verdict.WORSE)],
+        "seeds_when_found": [float(found.n)] if found.verdict is Verdict.WORSE else [],
+        "old_power_at_planned": [float(old[0] == "worse")],
+    }
 
 
-QUANTILES: dict[str, Callable[[Noise, np.ndarray], np.ndarray]] = {
-    "real": lambda noise, u: noise.residuals[
-        np.minimum((u * len(noise.residuals)).astype(int), len(noise.residuals) - 1)
-    ],
-    "heavy": lambda noise, u: special.stdtrit(3, u) / math.sqrt(3),
-    "skewed": lambda noise, u: -np.log1p(-u) - 1,
-}
-"""Noise of unit variance from uniform numbers: real residuals, Student's t(3), exponential."""
+def two_sets(sim: Simulator, family: int) -> Shares:
+    """The same runs on two disjoint sets of records: how often two intervals for one quantity exclude each other."""
+    like = sim.chosen(family)
+    drawn = sim.study(like, sim.real.means[like], OLD_SEEDS, RECORDS + OTHER_RECORDS)
+    tables = [own.table for own in drawn.family.values() if own.table is not None]
+    cut = [(_of_records(t, slice(None, RECORDS)), _of_records(t, slice(RECORDS, None))) for t in tables]
+    sides = [moderated([crossed(pair[i]) for pair in cut]) for i in (0, 1)]
+    new = [(one.interval(), two.interval()) for one, two in zip(*sides, strict=True)]
+    old = [tuple(mean_interval(t.by_seed.tolist()) for t in pair) for pair in cut]
+    return {"disjoint_intervals": [_disjoint(*p) for p in new], "old_disjoint_intervals": [_disjoint(*p) for p in old]}
 
 
-class Simulator:
-    """Draws studies with one kind of noise and judges them."""
-
-    def __init__(self, noise: Noise, kind: str, scenario: str) -> None:
-        self.noise, self.kind = noise, kind
-        self.draw = numpy_stream(0, "bench-calibration", kind, scenario)
-
-    def deviations(self) -> np.ndarray:
-        return self.draw.choice(self.noise.deviations, COMPARISONS)
-
-    def study(self, true: np.ndarray, sd: np.ndarray, margin: float = MARGIN) -> dict[int, Judgement]:
-        """The judgements on comparisons with these true differences and standard deviations."""
-        differences = true[:, None] + sd[:, None] * self.standard()
-        return judge_family(dict(enumerate(differences)), margin, ALPHA)
-
-    def standard(self) -> np.ndarray:
-        """Noise of unit variance, (comparisons, seeds): correlated normals, exchanged for the value of the same
-        probability where the noise is of another kind."""
-        shared = math.sqrt(self.noise.correlation) * self.draw.standard_normal((1, SEEDS))
-        own = math.sqrt(1 - self.noise.correlation) * self.draw.standard_normal((COMPARISONS, SEEDS))
-        normal = shared + own
-        if self.kind == "normal":
-            return normal
-        other = QUANTILES["real" if self.kind == "mixed" else self.kind](self.noise, special.ndtr(normal))
-        return np.where(self.draw.random((COMPARISONS, 1)) < 0.5, other, normal) if self.kind == "mixed" else other
+def _of_records(table: PairedTable, which: slice) -> PairedTable:
+    return PairedTable(table.differences[:, which], table.tokens[which], table.seeds)
 
 
-def false_positives(simulator: Simulator) -> list[bool]:
-    found = simulator.study(np.zeros(COMPARISONS), simulator.deviations())
-    return [any(j.verdict in (Verdict.BETTER, Verdict.WORSE) for j in found.values())]
+def _disjoint(one: Any, other: Any) -> float:
+    return float(one.high < other.low or other.high < one.low)
 
 
-def false_differences(simulator: Simulator) -> list[bool]:
-    found = simulator.study(np.zeros(COMPARISONS), simulator.deviations())
-    return [any(j.adjusted_p <= ALPHA for j in found.values())]
-
-
-def unadjusted(simulator: Simulator) -> list[bool]:
-    """The negative control: what the same studies would say without Holm."""
-    found = simulator.study(np.zeros(COMPARISONS), simulator.deviations())
-    return [any(j.p <= ALPHA for j in found.values())]
-
-
-def covered(simulator: Simulator) -> list[bool]:
-    true = simulator.noise.spread * simulator.draw.standard_normal(COMPARISONS)
-    intervals = [j.interval for j in simulator.study(true, simulator.deviations()).values()]
-    return [i.low <= t <= i.high for i, t in zip(intervals, true, strict=True)]
-
-
-def detected(simulator: Simulator) -> list[bool]:
-    """The first arm is the one that differs; the four others do not."""
-    sd = simulator.deviations()
-    true = np.zeros(COMPARISONS)
-    true[0] = smallest_detectable(sd[0], SEEDS, ALPHA, COMPARISONS, POWER)
-    return [simulator.study(true, sd)[0].adjusted_p <= ALPHA]
-
-
-def falsely_equivalent(simulator: Simulator) -> list[bool]:
-    """With a margin of ten standard errors, one of noise for all comparisons."""
-    sd = np.full(COMPARISONS, simulator.deviations()[0])
-    margin = 10 * sd[0] / math.sqrt(SEEDS)
-    found = simulator.study(np.full(COMPARISONS, margin), sd, margin)
-    return [j.verdict is Verdict.EQUIVALENT for j in found.values()]
-
-
-def falsely_equivalent_at_default(simulator: Simulator) -> list[bool]:
-    found = simulator.study(np.full(COMPARISONS, MARGIN), simulator.deviations())
-    return [j.verdict is Verdict.EQUIVALENT for j in found.values()]
-
-
-SCENARIOS: dict[str, Callable[[Simulator], list[bool]]] = {
-    "false_positive_rate": false_positives,
-    "false_difference_rate": false_differences,
-    "false_positive_rate_without_holm": unadjusted,
-    "coverage_95": covered,
-    "power_at_smallest_detectable": detected,
-    "false_equivalence_rate": falsely_equivalent,
-    "false_equivalence_rate_default_margin": falsely_equivalent_at_default,
-}
-
-
-def figures(noise: Noise, kind: str, studies: int) -> dict[str, float]:
-    """Each scenario's share over all studies, with its simulation standard error: studies are independent, their
-    comparisons are not."""
-    found = {}
-    for name, scenario in SCENARIOS.items():
-        simulator = Simulator(noise, kind, name)
-        shares = np.array([np.mean(scenario(simulator)) for _ in range(studies)])
-        found[name] = round(float(shares.mean()), 6)
-        found[f"{name}_error"] = round(float(shares.std(ddof=1) / math.sqrt(studies)), 6)
+def old_rule(drawn: Simulated, margin: float = OLD_MARGIN) -> list[str]:
+    """Verdicts of the rule before: ten seeds, each comparison by its own sign flips, records as if they were all."""
+    rows = [own.table.of_seeds(range(OLD_SEEDS)).by_seed.tolist() for own in drawn.family.values()]
+    found = []
+    for row, p in zip(rows, holm([sign_flip_p(row) for row in rows]), strict=True):
+        within = equivalence_interval(row, ALPHA)
+        if -margin <= within.low <= within.high <= margin:
+            found.append("equivalent")
+        else:
+            found.append("undecided" if p > ALPHA else "worse" if within.mean > 0 else "better")
     return found
 
 
-def circumstances(noise: Noise, studies: int) -> dict[str, Any]:
+def one_look(sim: Simulator, family: int) -> Shares:
+    """Three ways to a variance of eight seeds, on studies without a true difference: family-wise errors."""
+    drawn = sim.study(sim.chosen(family), np.zeros(family), ONE_LOOK, RECORDS)
+    tables = {key: own.table for key, own in drawn.family.items()}
+    own = [crossed(t) for t in tables.values()]
+    rho = correlation_of(tables)
+    ways: Mapping[str, list[Crossed]] = {"own": own, "moderated": moderated(own), "pooled": moderated(own, most=1e9)}
+    shares: Shares = {}
+    for name, found in ways.items():
+        p = step_down([c.p() or 1.0 for c in found], rho)
+        shares[f"{name}_false_positive_rate"] = [float(min(p) <= ALPHA)]
+        shares[f"{name}_coverage_95"] = [_covers(c.interval(), 0.0) for c in found]
+        shares[f"{name}_half_width"] = [(c.interval().high - c.mean) for c in found]
+    return shares
+
+
+def _half(sim: Simulator) -> float:
+    return float(sim.real.means[sim.real.half]) if sim.real.half is not None else 0.03
+
+
+def _variance(sim: Simulator, arm: int, seeds: int) -> float:
+    """Of a simulated comparison's mean, by its true components."""
+    real = sim.real
+    records, both = float(real.records[arm].var()), float(real.both[arm].var())
+    return float(real.deviations[arm]) ** 2 / seeds + records / RECORDS + both / (seeds * RECORDS)
+
+
+def _planned_difference(sim: Simulator, arm: int, family: int) -> float:
+    """At the level that the last look has; without other comparisons' variances for a family too small to lend them."""
+    real = sim.real
+    own = Components(float(real.deviations[arm]) ** 2, float(real.records[arm].var()), float(real.both[arm].var()))
+    last = levels(LOOKS, ALPHA / STEPS_OF_T)[-1]
+    factor = 1 + MOST_PRIOR if family >= FEWEST else 1.0
+    return float(smallest_detectable(own, LOOKS[-1], RECORDS, last, family, real.correlation, freedom_factor=factor))
+
+
+SCENARIOS: Mapping[str, Callable[[Simulator, int], Shares]] = {
+    "null": null_study,
+    "spread": spread_study,
+    "margin": at_margin,
+    "planned": planned,
+    "two-sets": two_sets,
+}
+
+
+def shares(tables: list[Any], shape: str, family: int, studies: int, name: str) -> dict[str, float]:
+    """Means over studies with their simulation standard errors; comparisons of one study are one draw."""
+    scenario = {**SCENARIOS, "one-look": one_look}[name]
+    sims = [Simulator(t, shape, numpy_stream(0, "calibration", shape, name, family, t.name)) for t in tables]
+    drawn: dict[str, list[float]] = {}
+    for index in range(studies):
+        for key, values in scenario(sims[index % len(sims)], family).items():
+            if values:
+                drawn.setdefault(key, []).append(float(np.mean(values)))
+    found: dict[str, float] = {}
+    for key, values in drawn.items():
+        found[key] = round(float(np.mean(values)), 6)
+        found[f"{key}_error"] = round(float(np.std(values, ddof=1)) / math.sqrt(len(values)), 6)
+    return found
+
+
+def of_shape(tables: list[Any], shape: str, studies: int) -> dict[str, dict[str, float]]:
+    """Family -> all scenarios' figures."""
     return {
-        "studies": studies,
-        "seeds": SEEDS,
-        "comparisons": COMPARISONS,
-        "margin": MARGIN,
-        "alpha": ALPHA,
-        "power": POWER,
-        "noise": "mixed: normal for half of the comparisons, resampled real standardised residuals for the others",
-        "real_comparisons": noise.sources,
-        "real_deviations": [round(float(sd), 6) for sd in np.sort(noise.deviations)],
-        "real_residuals": len(noise.residuals),
-        "real_residuals_excess_kurtosis": round(float((noise.residuals**4).mean() - 3), 6),
-        "real_residuals_skewness": round(float((noise.residuals**3).mean()), 6),
-        "real_correlation": round(noise.correlation, 6),
-        "real_spread_among_arms": round(noise.spread, 6),
+        str(family): {k: v for name in SCENARIOS for k, v in shares(tables, shape, family, studies, name).items()}
+        for family in FAMILIES
     }
+
+
+def worst(by_family: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figure furthest from what is promised, over the families."""
+    coverages = [own["coverage_95"] for own in by_family.values()]
+    powers = [own["power_at_planned"] for own in by_family.values()]
+    return {
+        "false_positive_rate": max(own["false_positive_rate"] for own in by_family.values()),
+        "coverage_95": max(coverages, key=lambda c: abs(c - 0.95)),
+        "false_equivalence_rate": max(own["false_equivalence_rate"] for own in by_family.values()),
+        "power_at_planned": max(powers, key=lambda p: abs(p - 0.8)),
+        "old_false_positive_rate": max(own["old_false_positive_rate"] for own in by_family.values()),
+        "old_false_equivalence_rate": max(own["old_false_equivalence_rate"] for own in by_family.values()),
+    }
+
+
+def circumstances(tables: list[Any], studies: int) -> dict[str, Any]:
+    return {
+        "records_drawn": RECORDS,
+        "studies": studies,
+        "looks": LOOKS,
+        "alpha": ALPHA,
+        "old": {"seeds": OLD_SEEDS, "margin": OLD_MARGIN},
+        "tables": {
+            t.name: {
+                "comparisons": len(t.arms),
+                "seeds": t.both.shape[1],
+                "records": len(t.tokens),
+                "seed_deviations": [round(float(d), 6) for d in t.deviations],
+                "record_deviations": [round(float(r.std()), 6) for r in t.records],
+                "both_deviations": [round(float(b.std()), 6) for b in t.both],
+                "record_skewness": [round(_skew(r), 3) for r in t.records],
+                "correlation": round(t.correlation, 3),
+            }
+            for t in tables
+        },
+    }
+
+
+def _skew(values: Array) -> float:
+    return float(((values - values.mean()) ** 3).mean() / values.std() ** 3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="studies whose losses by record are drawn from")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    noise = read_noise(RESULTS)
+    tables = read_tables(asked.results)
+    if not tables:
+        raise SystemExit(f"No study in {asked.results} has losses by record of enough seeds.")
     began = time.perf_counter()
+    by_shape = {shape: of_shape(tables, shape, asked.studies) for shape in SHAPES}
     report = {
-        **circumstances(noise, asked.studies),
-        **figures(noise, "mixed", asked.studies),
-        "by_noise": {kind: figures(noise, kind, asked.studies) for kind in ("normal", *QUANTILES)},
+        **worst(by_shape["normal"]),
+        **circumstances(tables, asked.studies),
+        "by_shape": by_shape,
+        "methods": {str(f): shares(tables, "normal", f, asked.studies, "one-look") for f in FAMILIES},
         "seconds": round(time.perf_counter() - began, 1),
         "python": platform.python_version(),
         "machine": platform.machine(),

@@ -90,7 +90,7 @@ budgets: {json.dumps([f"rank:{2**i}" for i in range(2, 2 + size.budgets)])}
 arms: [{", ".join(arms)}]
 seeds: {{evaluation: {size.seeds}, tuning: {TUNING_SEEDS}}}
 train: {{steps: {STEPS}, learning_rate: [1e-4, 3e-4, 1e-3, 3e-3]}}
-analysis: {{primary: [decay-01, decay-02]}}
+analysis: {{margin: 0.01, primary: [decay-01, decay-02]}}
 controls: none
 """,
         Path("synthetic.yaml"),

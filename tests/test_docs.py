@@ -122,7 +122,7 @@ def test_references_have_every_key_every_option_every_strategy_and_every_verb(pa
         for key in part.get("properties", {}):
             assert f"`{key}` |" in keys or key in ("min_rank", "max_rank"), key
     assert re.search(r"^\| `train` \| whole number ≥ 1 \| \*\*required\*\* \| Training records", keys, flags=re.M)
-    assert "| `margin` | number > 0 | `0.01` | Differences within it do not matter" in keys
+    assert "| `margin` | number > 0 or `half-budget` | `half-budget` | Differences within it do not matter" in keys
     assert all(f"`{name}` |" in pages.strategies_table() for name in STRATEGIES)
     verbs = pages.commands_reference()
     assert "## data profile\n" in verbs and "| `--strategy` | `uniform` |" in verbs and "## schema\n" in verbs

@@ -328,12 +328,28 @@ def test_a_pilot_tells_the_power_of_a_dry_run(study_file: Callable[..., Path], t
     study = str(study_file(("primary: []", "primary: [linear-decay]"), ("evaluation: 2", "evaluation: 10")))
     dry = ("run", study, "--dry-run")
     found = {name: json.loads(call(*dry, "--json", "--pilot", str(tmp_path / name)).stdout) for name in ("out", "text")}
-    (power,) = found["out"]["power"]
-    assert power["arm"] == "linear-decay" and power["detectable"] > 0 and found["out"]["design"]["seeds"] == 10
-    assert found["text"]["power"] == found["out"]["power"]  # exported results do as well
+    (power,) = found["out"]["outlook"]["power"]
+    assert power["arm"] == "linear-decay" and power["detectable"] > power["half_width"] > 0 and power["by_record"]
+    assert found["out"]["design"]["seeds"] == 10
+    (exported,) = found["text"]["outlook"]["power"]  # as well, with losses by record as an archive rounds them
+    assert exported["half_width"] == pytest.approx(power["half_width"], rel=1e-4)
     said = " ".join(call(*dry, "--pilot", str(tmp_path / "out")).stdout.split())
-    assert f"1 primary comparison a difference of {power['detectable']:.4f} nats per token is found in 80 %" in said
-    assert json.loads(call(*dry, "--json").stdout)["power"] is None and "--pilot" in call(*dry).stdout
+    assert f"1 primary comparison a difference of {power['detectable']:.4f} is found in 80 % of studies" in said
+    assert "if every arm differs by seeds runs hours decided no effect 10 " in said and "the file's 10 seeds" in said
+    assert json.loads(call(*dry, "--json").stdout)["outlook"] is None and "--pilot" in call(*dry).stdout
+
+
+def test_the_runs_of_its_own_folder_tell_the_power_of_a_dry_run(study_file: WriteStudy, tmp_path: Path) -> None:
+    arms = ("[uniform, linear-decay, empirical, random]", "[uniform, linear-decay]")
+    rates, seeds = ("learning_rate: 1e-2", "learning_rate: [3e-3, 1e-2]"), "{evaluation: 2}"
+    study, out = study_file(arms, rates, (seeds, "{evaluation: 1, tuning: 3}"), name="begun.yaml"), tmp_path / "out"
+    dry = ("--dry-run", "--json", "--out", out)
+    assert json.loads(call("run", study, *dry).stdout)["outlook"] is None and not out.exists()
+    assert call("run", study, "--out", out).exit_code == 0
+    more = study_file(arms, rates, (seeds, "{evaluation: 8, tuning: 3}"))
+    found = json.loads(call("run", more, *dry).stdout)
+    (power,) = found["outlook"]["power"]  # one evaluation seed has no spread, three tuning seeds have
+    assert power["arm"] == "linear-decay" and power["half_width"] > 0 and power["by_record"]
 
 
 def test_a_demo_in_a_folder_that_is_not_its_own_says_what_to_do(tmp_path: Path) -> None:

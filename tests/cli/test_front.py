@@ -155,7 +155,8 @@ def test_the_test_suites_study_fits_the_schema(
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("name: good", "name: good\ncontrols: none"),
+        ("name: good", "name: good\ncontrols: none\nanalysis: {margin: 0.01}"),
+        ("evaluation: 3", "evaluation: 6, looks: [3, 6]"),
         ("name: good", "name: good\ncontrols: [twin, half]\ntracking: wandb\nscaling: rslora\ntargets: [q_proj]"),
         ("name: good", "name: good\nanalysis: {primary: [rising, {arm: rising, budget: 'rank:4'}], margin: 0.02}"),
         ("[1e-4, 3e-4]", "auto"),

@@ -80,6 +80,10 @@ def leaving_out(modules: Any, scores: Any, budget: int, options: Any) -> Ranks:
     return {m.name: ranks.get(m.name, 0) for m in modules}
 
 
+def unbent(modules: Any, scores: Any, budget: int, options: Any) -> Ranks:
+    return GOOD.allocate(modules, scores, budget, options.model_copy(update={"power": 1.0}))
+
+
 WRONG: dict[str, Strategy] = {
     "budget": replace(GOOD, allocate=over_budget),
     "ceiling": replace(GOOD, allocate=stingy),
@@ -90,6 +94,7 @@ WRONG: dict[str, Strategy] = {
     "inputs": replace(GOOD, allocate=meddling),
     "scale": replace(GOOD, allocate=in_units),
     "zeros": replace(GOOD, allocate=dividing),
+    "power": replace(GOOD, allocate=unbent),
     "options": replace(GOOD, options=Lenient),  # type: ignore[arg-type]
     "seed": replace(GOOD, chance=True),
     "left out": replace(GOOD, allocate=leaving_out),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from adaptive_lora.errors import BudgetError
+from adaptive_lora.errors import BudgetError, StrategyError
+from adaptive_lora.planning.budget import resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, total_cost
-from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.planning.strategies import STRATEGIES, check_options, find_strategy
+from adaptive_lora.planning.strategies.base import bends_weights
+from adaptive_lora.planning.strategies.contract import network, scores_for
 from adaptive_lora.planning.strategies.eva import component_counts
 from adaptive_lora.planning.strategies.gora import shares_of
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
+from adaptive_lora.planning.strategies.transforms import why_no_source
 
 SQUARE = [ModuleShape(f"h.{i}.mlp.x", "mlp", i, 64, 64) for i in range(3)]
 MIXED = [
@@ -42,6 +47,41 @@ def test_rank_follows_the_measure_and_power_flattens(name: str) -> None:
     assert ranks(name, SQUARE, values, 128 * 28) == [2, 8, 18]
     assert ranks(name, SQUARE, values, 128 * 24, power=0.5) == [4, 8, 12]
     assert ranks(name, SQUARE, values, 128 * 24, power=0) == [8, 8, 8]
+
+
+SCORED = [name for name, strategy in STRATEGIES.items() if strategy.needs(strategy.options())
+          and why_no_source(strategy) is None]  # fmt: skip
+
+
+def test_every_scored_strategy_has_a_power() -> None:
+    assert len(SCORED) == 10 and all(bends_weights(find_strategy(name).options) for name in SCORED)
+    assert not any(bends_weights(strategy.options) for name, strategy in STRATEGIES.items() if name not in SCORED)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SCORED)
+def test_power_pulls_the_ranks_towards_uniform(name: str, seed: int) -> None:
+    modules, strategy = network(6), find_strategy(name)
+    budget, scores = resolve_budget("rank:6", modules).parameters, scores_for(strategy, modules, seed)
+
+    def at(**options: float) -> dict[str, int]:
+        found = strategy.allocate(modules, scores, budget, check_options(strategy, options))
+        assert total_cost(modules, found) == budget
+        return found
+
+    assert at(power=1) == at()
+    assert at(power=0) == spend(modules, {m.name: 1.0 for m in modules}, budget)
+    uneven = [statistics.pvariance(at(power=p).values()) for p in (0, 0.25, 0.5, 0.75, 1)]
+    assert uneven == sorted(uneven) and uneven[0] < uneven[2] < uneven[-1]
+
+
+def test_half_the_power_is_half_way_on_a_log_scale() -> None:
+    values = by_module(SQUARE, 1.0, 4.0, 16.0)
+    assert ranks("lora-drop", SQUARE, values, 128 * 21) == [1, 4, 16]
+    assert ranks("lora-drop", SQUARE, values, 128 * 21, power=0.5) == [3, 6, 12]
+    assert ranks("adalora", SQUARE, values, 128 * 21, power=0.5) == [3, 6, 12]
+    with pytest.raises(StrategyError, match="`power`: input should be greater than or equal to 0, got -1"):
+        ranks("lora-drop", SQUARE, values, 128 * 21, power=-1)
 
 
 def test_fim_stops_at_twice_the_uniform_rank_unless_told() -> None:

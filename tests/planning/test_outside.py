@@ -41,6 +41,32 @@ def write(folder: Path, text: str, name: str = "my_file.py") -> Path:
     return folder / name
 
 
+def weighing(form: str) -> Any:
+    """A function that returns a measure as weights, as whole ranks, or bent by an option of its own."""
+
+    def weigh(modules: Any, scores: Any, options: Any) -> dict[str, Any]:
+        own = scores["stable-rank"]
+        if form == "own power":
+            return {name: value**options.power for name, value in own.items()}
+        return {name: int(value) if form == "ranks" else value for name, value in own.items()}
+
+    return weigh
+
+
+def test_power_bends_the_weights_of_a_measuring_strategy_and_not_twice() -> None:
+    modules = [ModuleShape(f"h.{i}.mlp.x", "mlp", i, 64, 64) for i in range(3)]
+    scores = {"stable-rank": {m.name: 4.0**m.depth for m in modules}}
+
+    def ranks(made: Strategy, **options: float) -> list[int]:
+        return list(made.allocate(modules, scores, 128 * 21, check_options(made, options)).values())
+
+    by_score = strategy("by-score", needs=["stable-rank"])(weighing("weights"))
+    whole = strategy("whole", needs=["stable-rank"])(weighing("ranks"))
+    own = strategy("own", needs=["stable-rank"], options={"power": 1.0})(weighing("own power"))
+    assert ranks(by_score) == ranks(whole) == ranks(own) == [1, 4, 16]
+    assert ranks(by_score, power=0.5) == ranks(whole, power=0.5) == ranks(own, power=0.5) == [3, 6, 12]
+
+
 def test_weights_become_ranks_on_budget() -> None:
     @strategy("by-depth", options={"slope": 1.0}, source="a paper")
     def by_depth(modules: Any, scores: Any, options: Any) -> dict[str, float]:

@@ -159,3 +159,16 @@ def test_a_plan_records_its_source_and_takes_its_draw_from_the_runs_seed() -> No
     assert first.options["source"] == "linear-decay" and first.options["source_options"]["slope"] == 1.0
     assert first.options["seed"] == again.options["seed"] != other.options["seed"]
     assert plan(1, seed=7).ranks == plan(2, seed=7).ranks
+
+
+def test_a_draw_that_need_not_differ_is_the_first() -> None:
+    """A control of an arm whose plan comes out uniform for a seed is uniform there too, and no failure."""
+    modules = modules_of(6)
+    same = {"weight-gradient": dict.fromkeys((m.name for m in modules), 1.0)}
+    with pytest.raises(StrategyError, match="gives rank 5 to every module"):
+        ranks_of("shuffled", modules, same)
+    assert set(ranks_of("shuffled", modules, same, must_differ=False).values()) == {5}
+    one = {"weight-gradient": {m.name: 1.0 if m.depth else 2.0 for m in modules}}
+    own = ranks_of("empirical", modules, one)
+    drawn = [ranks_of("shuffled", modules, one, must_differ=False, seed=seed) for seed in range(40)]
+    assert own in drawn and all(sorted(ranks.values()) == sorted(own.values()) for ranks in drawn)

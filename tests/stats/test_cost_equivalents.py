@@ -8,7 +8,7 @@ import pytest
 
 from adaptive_lora.stats.arms import summarise
 from adaptive_lora.stats.cost_equivalents import LossCurve, at_equal_compute, baseline_curve, parameter_equivalents
-from tests.stats.tables import BASE, moved, table
+from tests.stats.tables import BASE, diverge, moved, table
 
 SIZES = {"rank:4": 400, "rank:8": 800, "rank:16": 1600}
 
@@ -62,6 +62,41 @@ def test_a_baseline_at_one_budget_is_no_curve() -> None:
 def test_equal_compute_pairs_an_arm_with_its_own_longer_baseline() -> None:
     found = table({("uniform", "rank:8"): BASE, ("arm", "rank:8"): moved(-0.02),
                    ("uniform-x2", "rank:8"): [loss - 0.03 for loss in BASE], ("arm", "rank:4"): BASE})  # fmt: skip
-    (equal,) = at_equal_compute(found, {"arm": "uniform-x2"})
+    (equal,) = at_equal_compute(found, {"arm": "uniform-x2"}, "uniform")
     assert (equal.arm, equal.budget, equal.control) == ("arm", "rank:8", "uniform-x2")
     assert equal.difference.mean == pytest.approx(0.01, abs=1e-3) and equal.difference.n == len(BASE)
+    assert equal.stopped == 0  # no validation losses: nothing to stop by
+
+
+def longer(validation: dict[str, list[float]]):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    """Three seeds of an arm, the baseline, and a longer baseline that is worse on test by 0.1, then better."""
+    found = table({("uniform", "rank:8"): [2.0, 2.0, 2.0], ("arm", "rank:8"): [1.9, 1.9, 1.9],
+                   ("uniform-x2", "rank:8"): [2.1, 2.1, 1.8]})  # fmt: skip
+    return found.assign(validation_loss=[loss for arm in found["arm"].unique() for loss in validation[arm]])
+
+
+def test_more_compute_is_spent_as_validation_says() -> None:
+    """Training on into overfitting is nobody's best use of compute, and no opponent."""
+    own = {"uniform": [2.0, 2.0, 2.0], "arm": [1.0] * 3, "uniform-x2": [2.2, 1.9, 1.8]}
+    (equal,) = at_equal_compute(longer(own), {"arm": "uniform-x2"}, "uniform")
+    # By hand: seed 0 stops (2.0), seed 1 goes on though its test loss is worse (2.1), seed 2 goes on (1.8).
+    assert equal.difference.mean == pytest.approx(((1.9 - 2.0) + (1.9 - 2.1) + (1.9 - 1.8)) / 3)
+    assert equal.stopped == 1 and not equal.always_stopped
+
+
+def test_a_baseline_without_use_for_more_compute_is_the_baseline() -> None:
+    own = {"uniform": [2.0, 2.0, 2.0], "arm": [1.0] * 3, "uniform-x2": [2.2, 2.2, 2.2]}
+    runs = longer(own)
+    (equal,) = at_equal_compute(runs, {"arm": "uniform-x2"}, "uniform")
+    assert equal.difference.mean == pytest.approx(-0.1) and equal.always_stopped
+
+
+def test_a_longer_run_that_diverged_is_not_chosen_and_one_that_is_missing_is_no_pair() -> None:
+    own = {"uniform": [2.0, 2.0, 2.0], "arm": [1.0] * 3, "uniform-x2": [1.9, 1.9, 1.9]}
+    runs = longer(own)
+    diverge(runs, "uniform-x2", [0])
+    (equal,) = at_equal_compute(runs, {"arm": "uniform-x2"}, "uniform")
+    assert (equal.difference.n, equal.stopped) == (3, 1)
+    runs.loc[(runs["arm"] == "uniform-x2") & (runs["seed"] == 0), "status"] = "pending"
+    (equal,) = at_equal_compute(runs, {"arm": "uniform-x2"}, "uniform")
+    assert (equal.difference.n, equal.stopped) == (2, 0)

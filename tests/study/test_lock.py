@@ -12,7 +12,15 @@ import pytest
 from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.recipes import list_recipes, recipe
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
+from adaptive_lora.study.lock import (
+    check_decidable,
+    differences,
+    lock_of,
+    read_lock,
+    verdicts_rest_on,
+    with_deviation,
+    write_lock,
+)
 from adaptive_lora.study.study_file import Study, load_study
 
 WriteStudy = Callable[..., Path]
@@ -20,18 +28,20 @@ FACTS: dict[str, Any] = {"versions": {"torch": "2"}, "model": {"revision": "abc"
 JUDGED = ("analysis: {primary: []}", "analysis: {primary: [linear-decay, empirical]}")
 
 
-@pytest.mark.parametrize(("seeds", "decidable"), [(5, False), (6, False), (7, True)])
-def test_seeds_that_can_never_decide_are_refused_with_what_would_do(
-    study_file: WriteStudy, seeds: int, decidable: bool
-) -> None:
-    """Two comparisons under Holm at 0.05 ask for 0.025: 2 / 2^6 = 0.031 is too much, 2 / 2^7 is not."""
-    study = load_study(study_file(JUDGED, ("evaluation: 2", f"evaluation: {seeds}")))
-    if decidable:
-        check_decidable(study)
-        return
-    with pytest.raises(StudyFileError, match=r"2 primary comparisons at 0\.05.*Give 7 seeds") as error:
-        check_decidable(study)
+def test_seeds_that_can_decide_nothing_are_refused_with_what_would_do(study_file: WriteStudy) -> None:
+    check_decidable(load_study(study_file(JUDGED, ("evaluation: 2", "evaluation: 4"))))
+    with pytest.raises(StudyFileError, match=r"3 evaluation seeds can decide nothing; give 4 or more, or") as error:
+        check_decidable(load_study(study_file(JUDGED, ("evaluation: 2", "evaluation: 3"))))
     assert "line 6, seeds.evaluation" in str(error.value)
+
+
+def test_a_first_look_at_two_seeds_is_refused(study_file: WriteStudy) -> None:
+    def asked(looks: str) -> Study:
+        return load_study(study_file(JUDGED, ("evaluation: 2", f"evaluation: 6, looks: {looks}")))
+
+    check_decidable(asked("[3, 6]"))
+    with pytest.raises(StudyFileError, match=r"line 6, seeds\.looks: the first look has 2 seeds.*begin with 3"):
+        check_decidable(asked("[2, 6]"))
 
 
 def test_more_than_a_handful_are_no_hypotheses(study_file: WriteStudy) -> None:
@@ -67,8 +77,26 @@ def test_a_lock_says_what_was_decided(study_file: WriteStudy) -> None:
         "twin": True,
     }  # fmt: skip
     assert lock["identity"] == study.identity and lock["spec"] == study.spec.model_dump(mode="json")
-    assert lock["seeds"]["evaluation"] == list(range(7)) and lock["smallest_p"] == 2 / 2**7
+    assert lock["seeds"] == {"evaluation": list(range(7)), "tuning": []}
     assert {name: lock[name] for name in FACTS} == FACTS and lock["deviations"] == []
+
+
+def test_a_lock_has_the_looks_and_how_the_margin_is_measured(study_file: WriteStudy) -> None:
+    judged = (JUDGED[0], JUDGED[1].replace("{primary", "{margin: half-budget, primary"))
+    looks = ("evaluation: 2", "evaluation: 6, looks: [3, 6]")
+    study = load_study(study_file(judged, looks, ("controls: none", "controls: [half]")))
+    lock = lock_of(study, FACTS)
+    assert lock["seeds"]["looks"] == [3, 6]
+    assert lock["hypotheses"][0].endswith("is equivalent to it within a quarter of what half the budget costs")
+    assert verdicts_rest_on(lock["spec"], lock["primary"])["looks"] == [3, 6]
+
+
+def test_a_lock_says_whose_ranks_each_control_shuffles(study_file: WriteStudy) -> None:
+    seeds = ("evaluation: 2", "evaluation: 7")
+    study = load_study(study_file(JUDGED, ("controls: none", "controls: [own-shuffled]"), seeds))
+    controls = lock_of(study, FACTS)["controls"]
+    assert controls["arms"] == controls["shadows"] == {"shuffled-empirical": "empirical"}
+    assert "shadows" not in lock_of(load_study(study_file()), FACTS)["controls"]
 
 
 def locked(study: Study, folder: Path) -> dict[str, Any]:

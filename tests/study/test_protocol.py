@@ -13,9 +13,10 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.run_table import Comparison, Phase
-from adaptive_lora.study.matrix import matrix_of
+from adaptive_lora.study.matrix import Role, matrix_of
+from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.protocol import assay_budgets, compute_controls, control_arms, primary_comparisons
-from adaptive_lora.study.schema import StudySpec
+from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.study.settings import steps_of, training_of
 from adaptive_lora.study.study_file import load_study
 
@@ -148,6 +149,67 @@ def test_shuffled_has_no_place_where_the_least_rank_is_all_there_is(spec: Callab
     assert control_arms(spec(controls("[shuffled]"), least)) == ()
 
 
+OWN = (
+    "analysis: {primary: []}\ncontrols: none",
+    "analysis: {primary: [drop, half, linear-decay, random]}\ncontrols: [shuffled, own-shuffled, random, compute]",
+)
+DROPS = """arms:
+  - uniform
+  - {name: drop, strategy: lora-drop, scaling: rslora, train: {warmup: 0.2}}
+  - {name: half, strategy: lora-drop, options: {power: 0.5, max_rank: 9}}
+  - linear-decay
+  - empirical
+  - random"""
+
+
+def test_every_hypothesis_that_measures_has_its_own_ranks_shuffled(spec: Callable[..., StudySpec]) -> None:
+    own = spec(OWN, (ARMS, DROPS))
+    shuffles = {arm.name: arm for arm in control_arms(own) if arm.strategy == "shuffled"}
+    assert {name: arm.options for name, arm in shuffles.items()} == {
+        "shuffled-drop": {"source": "lora-drop", "must_differ": False},
+        "shuffled-half": {"source": "lora-drop", "max_rank": 9, "source_options": {"power": 0.5}, "must_differ": False},
+    }  # linear-decay is a shape and knows nothing of the task
+    drop = shuffles["shuffled-drop"]
+    assert (drop.scaling, drop.train) == (own.arms[1].scaling, own.arms[1].train) and drop.scaling is not None
+    matrix = matrix_of(own)
+    assert matrix.shadow_of == {"shuffled-drop": "drop", "shuffled-half": "half"}
+    assert [arm.name for arm in matrix.arms_with_role(Role.CHANCE)] == [*shuffles]
+    assert matrix_of(spec(controls("all"))).shadow_of == {}
+
+
+def test_all_controls_are_what_they_were(spec: Callable[..., StudySpec]) -> None:
+    assert spec(controls("all")).controls == ["random", "shuffled", "twin", "half", "double", "compute"]
+
+
+def test_own_shuffles_stand_where_their_arm_is_a_hypothesis(spec: Callable[..., StudySpec]) -> None:
+    primary = ("analysis: {primary: []}", "analysis: {primary: [{arm: empirical, budget: 'rank:3'}, gora]}")
+    arms = (ARMS, ARMS.replace("linear-decay", "gora"))
+    own = spec(controls("[own-shuffled]"), primary, arms, ('["rank:2"]', '["rank:1", "rank:2", "rank:3"]'))
+    assert [cell.key for cell in matrix_of(own).cells if cell.role is Role.CHANCE] == [
+        ("shuffled-gora", "rank:2"), ("shuffled-gora", "rank:3"), ("shuffled-empirical", "rank:3"),
+    ]  # fmt: skip
+    assert matrix_of(spec(controls("[own-shuffled]"))).shadow_of == {}  # no hypotheses
+
+
+def test_an_own_shuffle_that_is_an_arm_already_is_that_arm(spec: Callable[..., StudySpec]) -> None:
+    mine = "{name: mine, strategy: shuffled, options: {source: empirical, must_differ: false}}"
+    primary = ("analysis: {primary: []}", "analysis: {primary: [empirical]}")
+    own = spec(controls("[own-shuffled]"), primary, (ARMS, f"arms: [uniform, empirical, {mine}]"))
+    assert control_arms(own) == () and matrix_of(own).shadow_of == {"mine": "empirical"}
+    taken = spec(controls("[own-shuffled]"), primary,
+                 (ARMS, "arms: [uniform, empirical, {name: shuffled-empirical, strategy: gora}]"))  # fmt: skip
+    assert matrix_of(taken).shadow_of == {"shuffled-empirical-control": "empirical"}
+
+
+def test_shuffles_are_drawn_anew_for_every_seed() -> None:
+    modules = tuple(ModuleShape(f"h.{i}.mlp.x", "mlp", i, 32, 32) for i in range(8))
+    budget = resolve_budget("rank:8", modules)
+    options = {"source": "linear-decay", "must_differ": False}
+    control = ArmPart(name="elsewhere", strategy="shuffled", options=options)
+    drawn = [make_plan(None, modules, control, budget, ScalingPart(), seed).ranks for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2] != drawn[1] and sorted(drawn[0].values()) == sorted(drawn[1].values())
+
+
 def test_half_and_double_budgets_are_trained_once(spec: Callable[..., StudySpec]) -> None:
     own = spec(controls("[half, double]"), ('budgets: ["rank:2"]', 'budgets: ["rank:2", "rank:4", "params:9_000"]'))
     assert assay_budgets(own) == ("rank:1", "rank:8", "params:4500", "params:18000")
@@ -234,3 +296,34 @@ def test_what_cannot_be_a_hypothesis_is_refused_with_the_line(
 def test_an_unknown_control_is_refused(spec: Callable[..., StudySpec]) -> None:
     with pytest.raises(StudyFileError, match=r"controls\[0\].*'twim'"):
         spec(controls("[twim]"))
+
+
+def test_the_baseline_is_trained_without_clipping_only_where_that_is_asked_by_name(study_file: WriteStudy) -> None:
+    every = load_study(study_file(("controls: none", "controls: all")))
+    assert "unclipped" not in every.spec.controls and "uniform-unclipped" not in {
+        c.arm.name for c in every.matrix.cells
+    }
+    asked = load_study(study_file(("controls: none", "controls: [unclipped]"), name="b.yaml"))
+    cell = asked.matrix.by_key["uniform-unclipped", "rank:2"]
+    assert cell.role is Role.UNCLIPPED and cell.training.max_grad_norm is None and asked.spec.train.max_grad_norm == 1
+    own, baseline = ({run.seed: run.run_id({}) for run in asked.matrix.evaluation_runs({key: 1e-3})}
+                     for key in (cell.key, ("uniform", "rank:2")))  # fmt: skip
+    assert own.keys() == baseline.keys() and not set(own.values()) & set(baseline.values())
+    free = ("steps: 6", "steps: 6, max_grad_norm: null")
+    nothing = load_study(study_file(("controls: none", "controls: [unclipped]"), free, name="c.yaml"))
+    assert "uniform-unclipped" not in {c.arm.name for c in nothing.matrix.cells}
+
+
+def test_an_arms_training_that_says_nothing_of_clipping_is_what_it_was(study_file: WriteStudy) -> None:
+    arms = "[uniform, linear-decay, empirical, random]"
+    warm = "[uniform, {strategy: linear-decay, train: {warmup: 2%s}}]"
+    silent = load_study(study_file((arms, warm % "")))
+    said = load_study(study_file((arms, warm % ", clip: true"), name="b.yaml"))
+    other = load_study(study_file((arms, warm % ", clip: false"), name="c.yaml"))
+    assert silent.spec.model_dump(mode="json")["arms"][1]["train"] == {
+        "longer": 1.0, "warmup": 2.0, "multipliers": None,
+    }  # fmt: skip
+    assert silent.identity == said.identity != other.identity
+    ids = [{run.run_id({}) for run in study.matrix.evaluation_runs({("linear-decay", "rank:2"): 1e-3})}
+           for study in (silent, said, other)]  # fmt: skip
+    assert ids[0] == ids[1] and not ids[0] & ids[2]

@@ -9,7 +9,7 @@ import pytest
 
 from adaptive_lora.errors import StudyFileError
 from adaptive_lora.study.seeds import SEEDS_FROM
-from adaptive_lora.study.study_file import Study, load_study, locate, parse_study
+from adaptive_lora.study.study_file import Study, content_of, load_study, locate, parse_study
 
 GOOD = """\
 name: good
@@ -56,6 +56,34 @@ def test_identity_is_the_content() -> None:
     assert one.identity == reordered.identity != other.identity
 
 
+@pytest.mark.parametrize("name", ["demo", "smollm2-alpaca", "alpaca-stories260k", "gsm8k-stories260k"])
+def test_what_says_nothing_of_looks_is_the_study_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Committed studies were made before there were looks; what they say is what they said."""
+    monkeypatch.setenv("ADAPTIVE_LORA_ASSETS", "anywhere")
+    folder = Path(__file__).parents[2] / "results" / name
+    facts = json.loads((folder / "facts.json").read_text())
+    study = parse_study((folder / "study.yaml").read_text(), folder)
+    assert study.content == content_of(facts["spec"])
+    if name in ("demo", "smollm2-alpaca"):  # identities of the others were made of paths too, as was then the way
+        assert study.identity == facts["identity"]
+
+
+def test_a_study_that_says_nothing_of_its_margin_measures_it() -> None:
+    assert parse(GOOD).spec.analysis.margin == "half-budget"
+    assert parse(GOOD + "analysis: {margin: 0.02}").spec.analysis.margin == 0.02
+    assert parse(GOOD + "analysis: {primary: []}\ncontrols: none").spec.analysis.margin == "half-budget"
+
+
+def test_looks_are_part_of_what_a_study_is() -> None:
+    looking = parse(GOOD.replace("evaluation: 3", "evaluation: 3, looks: [2, 3]"))
+    assert looking.spec.seeds.looks == [2, 3]
+    assert (
+        looking.identity
+        != parse(GOOD).identity
+        == parse(GOOD.replace("evaluation: 3", "evaluation: 3, looks: []")).identity
+    )
+
+
 def test_everything_is_said_at_once() -> None:
     bad = """\
 name: bad study!
@@ -98,6 +126,21 @@ extra: 1
         ("epochs: 3, ", "", "give either `epochs` or `steps`"),
         ("tuning: [7, 8]", "tuning: []", "a grid of learning rates needs tuning seeds"),
         ("tuning: [7, 8]", "tuning: [2, 8]", "2 both tune and evaluate"),
+        (
+            "evaluation: 3",
+            "evaluation: 6, looks: [1, 6]",
+            r"seeds.looks\[0\]: expected greater than or equal to 2, got 1",
+        ),
+        ("evaluation: 3", "evaluation: 6, looks: [4, 4, 6]", "each look has more .* than the one before, got 4, 4, 6"),
+        ("evaluation: 3", "evaluation: 6, looks: [6, 4]", "each look has more .* than the one before, got 6, 4"),
+        ("evaluation: 3", "evaluation: 6, looks: [3, 5]", "are 6, got 3, 5; end with 6, or write `evaluation: 5`"),
+        ("tuning: [7, 8]}", "tuning: [7, 8], looks: [3]}\nanalysis: {primary: []}", "no primary comparison.*`looks`"),
+        (
+            "seeds: {",
+            "controls: [twin]\nseeds: {",
+            "analysis.margin: `half-budget`, the default.*without `half`.*margin: 0.01",
+        ),
+        ('"rank:4"', '"rank:1"', "analysis.margin: .*rank:1 has no half; give a number"),
         ("  - uniform\n", "  - uniform\n  - uniform\n", "2 arms are called 'uniform'"),
         ("  - uniform\n", "  - random\n", "no arm is called 'uniform'"),
         ("scaling: rslora", "scaling: rs-lora", "did you mean 'rslora'"),

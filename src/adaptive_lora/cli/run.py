@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.shared import remember, tell_report, tell_status
 from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, TrainingError, UsageError
+
+if TYPE_CHECKING:
+    from adaptive_lora.stats.spreads import Pilot
+    from adaptive_lora.study.study_file import Study
 
 
 @app.command()
@@ -56,30 +60,16 @@ def run(
     ] = None,
     pilot: Annotated[
         Path | None,
-        typer.Option(help="With --dry-run: a study folder or exported results, whose spread tells the power."),
+        typer.Option(
+            help="With --dry-run: a study folder or exported results, whose spread tells the power and the cheapest "
+            "size; without, the runs of --out, where there are some."
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Train what is missing of a study. Ctrl-C saves a checkpoint; the same command goes on."""
     if dry_run:
-        from adaptive_lora.study.study_file import load_study
-
-        parsed = load_study(study)  # before torch is imported: what is wrong with the file is said at once
-        from adaptive_lora.cli import terminal
-        from adaptive_lora.cli.progress import BarProgress, progress_for
-        from adaptive_lora.study.estimate import estimate
-        from adaptive_lora.study.prepare import prepare
-
-        listener = progress_for(err)
-        with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
-            listener.stage("loading model and data")
-            prepared = prepare(parsed, device)
-            listener.stage("planning every arm at one seed")
-            found = estimate(prepared, _pilot(pilot) if pilot else (), listener)
-        if as_json:
-            print_json(dataclasses.asdict(found))
-        else:
-            out.print(terminal.estimate_view(found))
+        _dry_run(study, to, device, pilot, as_json)
         return
     if to is None:
         raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
@@ -94,12 +84,40 @@ def run(
         tell_status(to, as_json=True)
 
 
-def _pilot(folder: Path) -> list[Any]:
-    """Arms of a study that was run before."""
-    from adaptive_lora.reporting.exported import open_findings
+def _dry_run(study: Path, to: Path | None, device: str | None, pilot: Path | None, as_json: bool) -> None:
+    from adaptive_lora.study.study_file import load_study
 
+    parsed = load_study(study)  # before torch is imported: what is wrong with the file is said at once
+    spread = _pilot(pilot, to, parsed)
+    from adaptive_lora.cli import terminal
+    from adaptive_lora.cli.progress import BarProgress, progress_for
+    from adaptive_lora.study.estimate import estimate
+    from adaptive_lora.study.prepare import prepare
+
+    listener = progress_for(err)
+    with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
+        listener.stage("loading model and data")
+        prepared = prepare(parsed, device)
+        listener.stage("planning every arm at one seed")
+        found = estimate(prepared, spread, listener)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        out.print(terminal.estimate_view(found))
+
+
+def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
+    """The spread of a study that was run before, or of the runs that this one has, its tuning runs at first."""
+    from adaptive_lora.reporting.exported import open_findings
+    from adaptive_lora.study.folder import StudyPaths
+
+    if folder is None and own is not None and StudyPaths(own).ledger.is_file():
+        folder = own
+    if folder is None:
+        return None
+    margin = study.spec.analysis.margin
     with open_findings(folder) as found:
-        return list(found.arms)
+        return found.pilot_for(margin if isinstance(margin, float) else None)
 
 
 def _run(

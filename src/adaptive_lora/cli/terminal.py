@@ -20,12 +20,13 @@ from adaptive_lora.planning.strategies import StrategyOptions
 from adaptive_lora.planning.strategies.base import CalibrationOptions
 from adaptive_lora.planning.strategies.registry import all_strategies
 from adaptive_lora.reporting.formatting import interval_ends, percent, signed
-from adaptive_lora.reporting.templating import render
+from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.study.status import StudyStatus
 
 if TYPE_CHECKING:
     from adaptive_lora.study.estimate import Estimate
+    from adaptive_lora.study.outlook import Outlook
 
 # Sampled from matplotlib's viridis; the number in each cell carries the value, the colour repeats it.
 _VIRIDIS = ("#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b",
@@ -34,7 +35,7 @@ _NONE = "–"
 """Shown where a module is left out."""
 
 _BOUNDS = tuple(StrategyOptions.model_fields)
-_MEASURING = tuple(name for name in CalibrationOptions.model_fields if name not in _BOUNDS)
+_SHARED = tuple(CalibrationOptions.model_fields)
 """Options that many strategies share, listed once for all."""
 
 
@@ -190,9 +191,27 @@ def estimate_view(found: Estimate) -> Group:
     for table, counts in zip(tables, (found.runs, found.parameters), strict=True):
         for label, count in counts.items():
             table.add_row(Text(label), f"{count:,}")
-    power = render("power.outlook", found.power, found.design)
+    power: list[Text | Table] = [Text(line) for line in render_all("power.outlook", found.outlook, found.design)]
+    if found.outlook is not None and found.outlook.expected:
+        power.insert(1, _expected_view(found.outlook, bool(found.design.looks)))
     warnings = (Text(f"warning: {text}", style="yellow") for text in found.warnings)
-    return Group(tables[0], Text(), tables[1], Text("\n" + render("power.cost", found)), Text(power), *warnings)
+    return Group(tables[0], Text(), tables[1], Text("\n" + render("power.cost", found)), *power, *warnings)
+
+
+def _expected_view(found: Outlook, looks: bool) -> Table:
+    """What the study takes on average under several true differences; without looks all of them take the same."""
+    names = ("no effect", "the margin", "twice the margin")
+    table = _table(
+        "if every arm differs by", "seeds an arm" if looks else "seeds", "runs", "hours", "decided", box=None
+    )
+    for row in found.expected:
+        numbers = (
+            f"{row.seeds:.1f}" if looks else f"{row.seeds:.0f}",
+            f"{row.runs:,.0f}",
+            render("power.hours", row.seconds),
+        )
+        table.add_row(names[row.margins], *numbers, percent(row.decided))
+    return table
 
 
 def status_view(found: StudyStatus) -> Group:
@@ -200,7 +219,8 @@ def status_view(found: StudyStatus) -> Group:
     state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left; {state}"
+    looking = f" at look {found.looking}" if found.looking else ""
+    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left{looking}; {state}"
     parts = [Text(summary), Text(counts, style="dim")]
     for run in (*found.current, *found.troubles):
         step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""
@@ -225,14 +245,15 @@ def strategies_rows() -> list[dict[str, Any]]:
 
 def strategies_view() -> Group:
     """The strategies: what each does, what its plans need measured, where it comes from, its own options."""
-    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, _MEASURING))
+    calibrating = [name for name in _SHARED if name not in (*_BOUNDS, "power")]
+    bounds, measuring = (", ".join(f"`{name}`" for name in names) for names in (_BOUNDS, calibrating))
     headings = ("strategy", "needs", "what it does; source; options")
     table = _table(*headings, box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.columns[1].no_wrap = True
     for row in strategies_rows():
-        options = {name: value for name, value in row["options"].items() if name not in (*_BOUNDS, *_MEASURING)}
+        options = {name: value for name, value in row["options"].items() if name not in _SHARED}
         own = [f"{name}={value}" for name, value in options.items() if value is not None]
         about = "; ".join([row["source"], *([", ".join(own)] if own else [])])
         table.add_row(Text(row["name"], "bold"), row["needs"], Text.assemble(row["summary"], "\n", (about, "dim")))
-    common = f"All have the options {bounds}; those that measure on data also {measuring}; `--json` gives all defaults."
-    return Group(table, Text(f"\n{common}", style="dim"))
+    common = f"All have the options {bounds}; those that measure also `power`, and on data {measuring}"
+    return Group(table, Text(f"\n{common}; `--json` gives all defaults.", style="dim"))

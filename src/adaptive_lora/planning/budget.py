@@ -69,13 +69,15 @@ def spend(
     budget: int,
     min_rank: int = 1,
     max_rank: int | None = None,
+    power: float = 1.0,
 ) -> dict[str, int]:
-    """Ranks in proportion to `weights` that cost at most `budget` trainable parameters.
+    """Ranks in proportion to `weights` (to their `power`) that cost at most `budget` trainable parameters.
 
     A weight is what one wants of rank, relative to the others; a module's rank lies in
     [min_rank, min(d_in, d_out, max_rank)]. The budget is met exactly whenever integers in those bounds
     allow it, else the rest is smaller than the cheapest unit of rank still below its cap. The order of
     `modules` is irrelevant (ties go by name), and equal weights and shapes differ by one at the most.
+    `power` 1/2 is half way to uniform on a log scale, 0 is uniform.
 
     Raises BudgetError where the budget does not pay for `min_rank` everywhere.
 
@@ -88,7 +90,7 @@ def spend(
     caps = np.array([min(m.largest_rank, max_rank or m.largest_rank) for m in ordered], dtype=np.int64)
     floors = np.minimum(min_rank, caps)
     _check_floor(len(ordered), int((floors * costs).sum()), budget, min_rank)
-    wanted = _checked_weights([weights[m.name] for m in ordered])
+    wanted = _checked_weights([weights[m.name] for m in ordered]) ** power
     targets = _water_fill(wanted, costs, floors, caps, budget)
     ranks = _round_down_then_up(targets, costs, floors, caps, budget)
     ranks = _repair(ranks, targets, costs, floors, caps, budget - int((ranks * costs).sum()))

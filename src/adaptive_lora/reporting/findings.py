@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,16 +9,21 @@ from typing import Any
 
 import pandas as pd
 
+from adaptive_lora.reporting.completed import completed
+from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline, unclipped_arms
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
+from adaptive_lora.stats.cautions import Caution
 from adaptive_lora.stats.crossed import SEEDS, Crossed
+from adaptive_lora.stats.decomposition import Decomposition, decompositions
 from adaptive_lora.stats.differences import between, differences_of, with_differences
-from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals
+from adaptive_lora.stats.effect_sizes import ByRecord, EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.evidence import Cell, StudyTables, judge_primary, rule_of
+from adaptive_lora.stats.margins import SCALE, nominal
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm, width_with
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
-from adaptive_lora.stats.spreads import Pilot, pilot_of
+from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
 from adaptive_lora.stats.variants import variants_of
@@ -27,11 +31,8 @@ from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
-from adaptive_lora.study.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
+from adaptive_lora.study.results import costs_table, curves_table, left_out, ranks_table, runs_table
 from adaptive_lora.study.status import StudyStatus, status_of
-
-NOMINAL = 0.01
-"""Nats per token, where a yardstick is asked for and none was measured."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Findings:
 
     def __getstate__(self) -> dict[str, Any]:
         """With what figures need, for a process that has no ledger open."""
-        for name in ("ranks", "curves", "costs", "stability", "left_out"):
+        for name in ("ranks", "curves", "costs", "stability", "left_out", "decompositions"):
             getattr(self, name)
         return {**self.__dict__, "source": None, "tables": None}
 
@@ -89,7 +90,9 @@ class Findings:
         """`stability_table` of all runs."""
         curves = pd.concat([curves_table(self.source, Phase.TUNING), self.curves], ignore_index=True)
         limit = self.facts["spec"]["train"]["max_grad_norm"]
-        return stability_table(self.runs, curves, limit, self.baseline, self.ranks)
+        table = stability_table(self.runs, curves, limit, self.baseline, self.ranks)
+        table["clipped"] = table["clipped"].mask(table["arm"].isin(unclipped_arms(self.facts)))
+        return table
 
     @functools.cached_property
     def stability_findings(self) -> StabilityFindings:
@@ -101,6 +104,8 @@ class Findings:
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
         """Arms whose best learning rate lies at the edge of the grid."""
+        if self.tuned_by_baseline:
+            return edges_of_choices(self.facts)
         tuning = self.runs[self.runs["phase"] == Phase.TUNING]
         losses: TuningLosses = {}
         for run in tuning[tuning["status"].isin([Status.COMPLETED, Status.DIVERGED])].to_dict("records"):
@@ -111,9 +116,19 @@ class Findings:
         return edges(losses, grid) if len(grid) > 1 else []
 
     @functools.cached_property
+    def cautions(self) -> Mapping[Comparison, tuple[Caution, ...]]:
+        """What to keep in mind beside each verdict: its judgement's own, and those of its learning rates."""
+        return cautions_with_rates(self)
+
+    @functools.cached_property
     def over_records(self) -> OverRecords:
         """`record_intervals` of the study."""
         return record_intervals(self.source.by_record, self.runs, self.arms, self.baseline)
+
+    @functools.cached_property
+    def decompositions(self) -> Sequence[Decomposition]:
+        """What the difference of each primary arm is made of, where a control can tell."""
+        return decompositions(self.tables, self.lock, self.facts["spec"])
 
     @property
     def period(self) -> tuple[float, float] | None:
@@ -124,9 +139,9 @@ class Findings:
 
     @property
     def analysis(self) -> Mapping[str, Any]:
-        """How the study file says it is judged."""
+        """How the study file says it is judged; a margin that is measured by its `nominal`."""
         found: Mapping[str, Any] = self.facts["spec"]["analysis"]
-        return found
+        return {**found, "margin": nominal(found["margin"])}
 
     @property
     def baseline(self) -> str:
@@ -152,30 +167,44 @@ class Findings:
     @property
     def design(self) -> Design:
         """What the study asks of its seeds and records."""
+        spec, rule = self.facts["spec"], rule_of(self.facts["spec"])
         return Design(
-            seeds=len(self.facts["spec"]["seeds"]["evaluation"]),
-            alpha=self.analysis["alpha"],
+            seeds=len(spec["seeds"]["evaluation"]),
+            alpha=rule.alpha,
             comparisons=max(1, len(self.judged)),
-            margin=self.margin,
-            records=max((own.records for own in self.differences.values()), default=1),
-            looks=self.looks,
+            margin=rule.margin,
+            records=spec["data"]["test"],
+            looks=rule.looks,
             correlation=self.pilot.correlation,
         )
 
     @functools.cached_property
     def pilot(self) -> Pilot:
-        """How much its comparisons vary, for the next study."""
+        """How much its differences vary by seed and by record."""
         return pilot_of(self.tables, self.baseline, self.margin)
 
     @functools.cached_property
-    def power(self) -> Sequence[ArmPower]:
-        """What the study's seeds and records could find, by the spread they had."""
+    def powers(self) -> Sequence[ArmPower]:
+        """What its seeds and records could show of each arm, by the spread that it has."""
         return power_by_arm(self.pilot.spreads, self.design)
+
+    def pilot_for(self, margin: float | None) -> Pilot:
+        """What it tells a study like it, whose margin is a number, or None where that is to be measured.
+
+        Of its tuning runs where no arm has two evaluation seeds yet.
+        """
+        found = pilot_of(self.tables, self.baseline, margin)
+        return found if found.spreads else tuning_pilot(self.runs, self.tables.by_record, self.baseline, margin)
 
     @property
     def tuned(self) -> bool:
         """Whether learning rates were chosen on validation."""
         return bool((self.runs["phase"] == Phase.TUNING).any())
+
+    @property
+    def tuned_by_baseline(self) -> bool:
+        """Whether they were tuned on the baseline, and arms checked beside it."""
+        return tuned_by_baseline(self.facts)
 
     @property
     def compared(self) -> list[ArmSummary]:
@@ -201,7 +230,7 @@ class Findings:
     @property
     def yardstick(self) -> float:
         """One margin for all budgets, as stability asks for it: the study's number, or the largest measured."""
-        return self.margin if self.margin is not None else max(self.margins.values(), default=NOMINAL)
+        return self.margin if self.margin is not None else max(self.margins.values(), default=SCALE)
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -255,29 +284,12 @@ def read_findings(ledger: Ledger) -> Findings:
 
 def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: type[Findings] = Findings) -> Findings:
     """From facts and runs, of a ledger or of an export."""
-    facts = _completed(facts)
+    facts = completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
-    by_record = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
+    by_record: ByRecord = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
     tables, rule = StudyTables(runs, by_record), rule_of(facts["spec"])
     differences = differences_of(tables, analysis["baseline"])
     arms = with_differences(summarise(runs, analysis["baseline"]), differences)
     judged = judge_primary(tables, facts["lock"]["primary"], facts["spec"])
     tested = assays(tables, analysis["baseline"], budgets, rule.margin, rule.alpha)
     return kind(source, facts, runs, arms, judged, tested, differences, tables)
-
-
-def _completed(facts: dict[str, Any]) -> dict[str, Any]:
-    """With the names that the tables have, and with a lock, which is empty where the study never had one."""
-    facts = copy.deepcopy(facts)
-    spec, controls = facts["spec"], {"arms": {}, "compute": {}, "baseline_alone_at": [], "twin": False}
-    lock: dict[str, Any] = {"primary": [], "deviations": [], "controls": controls, **facts.get("lock", {})}
-    lock.setdefault("first", verdicts_rest_on(spec, lock["primary"]))
-    for analysis in (spec["analysis"], lock["first"]["analysis"]):
-        analysis["baseline"] = plain_name(analysis["baseline"])
-    for part in (*lock["primary"], *lock["first"]["primary"]):
-        part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
-    for arm in spec["arms"]:
-        arm["name"] = plain_name(arm["name"])
-    arms = {plain_name(arm): source for arm, source in lock["controls"]["arms"].items()}
-    compute = {plain_name(arm): plain_name(longer) for arm, longer in lock["controls"]["compute"].items()}
-    return {**facts, "lock": {**lock, "controls": {**lock["controls"], "arms": arms, "compute": compute}}}

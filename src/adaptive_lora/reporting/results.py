@@ -116,7 +116,7 @@ def _judged_row(found: Findings, comparison: Comparison, judged: Judgement) -> t
         *_ends(judged.over_seeds), *_ends(judged.over_records), judged.p, judged.adjusted_p,
         *_ends(judged.equivalence_interval), judged.equivalence_p, judged.adjusted_equivalence_p, margin.value,
         *_ends(margin.interval), str(judged.verdict), judged.decided, judged.look if found.looks else None,
-        "; ".join(judged.cautions),
+        "; ".join(found.cautions[comparison]),
     )  # fmt: skip
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from adaptive_lora.stats.arms import ArmSummary, evaluations
 from adaptive_lora.stats.estimators import Interval, interval_of
+from adaptive_lora.stats.run_table import Status
 
 
 @dataclass(frozen=True)
@@ -81,27 +83,64 @@ def parameter_equivalents(arms: Sequence[ArmSummary]) -> list[ParameterEquivalen
 
 @dataclass(frozen=True)
 class AtEqualCompute:
-    """An arm that trains before it has a plan, against the baseline trained for as many updates in all."""
+    """An arm that trains before it has a plan, against the baseline with as many updates in all to spend."""
 
     arm: str
     budget: str
     control: str
     difference: Interval
-    """Paired by seed, arm minus the longer baseline; negative: the arm is better for the same compute."""
+    """Paired by seed, arm minus the baseline with that compute; negative: the arm is better for the same compute."""
+    stopped: int
+    """Seeds on which validation chose the usual length, because training on made the baseline worse."""
+
+    @property
+    def always_stopped(self) -> bool:
+        """Whether the baseline has no use for more compute at all: the comparison is that with the baseline itself."""
+        return self.stopped == self.difference.n
 
 
-def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str]) -> list[AtEqualCompute]:
-    """`controls` names the longer baseline of each such arm, as the lock has it."""
-    done = evaluations(runs, completed=True)
+def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str], baseline: str) -> list[AtEqualCompute]:
+    """`controls` names the longer baseline of each such arm, as the lock has it.
+
+    Compute may be spent as one likes, so no one is held to training on into overfitting: on each seed the baseline with
+    the compute is its longer run or its usual one, whichever has the lower *validation* loss (the longer where that is
+    not known), and its test loss counts. A longer run that diverged is not chosen.
+    """
+    cells: dict[tuple[str, str], _Cell] = {}
+    for run in evaluations(runs).to_dict("records"):
+        cells.setdefault((str(run["arm"]), str(run["budget"])), {})[int(run["seed"])] = run
     found = []
-    for arm, control in controls.items():
-        own = done[done["arm"] == arm]
-        for budget in dict.fromkeys(own["budget"]):
-            losses = {
-                name: done[(done["arm"] == name) & (done["budget"] == budget)].set_index("seed")["test_loss"]
-                for name in (arm, control)
-            }
-            differences = (losses[arm] - losses[control]).dropna().tolist()
-            if differences:
-                found.append(AtEqualCompute(arm, str(budget), control, interval_of(differences)))
+    for (arm, budget), own in cells.items():
+        longer = cells.get((controls.get(arm, ""), budget))
+        if longer is None:
+            continue
+        chosen = _best_spent(longer, cells.get((baseline, budget), {}))
+        shared = [seed for seed, run in own.items() if run["status"] == Status.COMPLETED and seed in chosen]
+        if shared:
+            difference = interval_of([float(own[seed]["test_loss"]) - chosen[seed][0] for seed in shared])
+            stopped = sum(chosen[seed][1] for seed in shared)
+            found.append(AtEqualCompute(arm, budget, controls[arm], difference, stopped))
     return found
+
+
+_Cell = dict[int, Mapping[Any, Any]]
+"""Seed -> its run."""
+
+
+def _best_spent(longer: _Cell, usual: _Cell) -> dict[int, tuple[float, bool]]:
+    """Seed -> test loss of the run that validation chooses, and whether that is the usual one."""
+    found = {}
+    for seed, run in longer.items():
+        other = usual.get(seed)
+        if other is not None and other["status"] == Status.COMPLETED and _is_better(other, run):
+            found[seed] = float(other["test_loss"]), True
+        elif run["status"] == Status.COMPLETED:
+            found[seed] = float(run["test_loss"]), False
+    return found
+
+
+def _is_better(usual: Mapping[Any, Any], longer: Mapping[Any, Any]) -> bool:
+    if longer["status"] == Status.DIVERGED:
+        return True
+    here, there = (run.get("validation_loss") for run in (usual, longer))
+    return bool(pd.notna(here) and pd.notna(there) and float(here) < float(there))

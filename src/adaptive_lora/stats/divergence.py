@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pandas as pd
@@ -27,9 +28,13 @@ class DivergedPairs:
 NONE_DIVERGED = DivergedPairs()
 
 
-def diverged_pairs(arm: pd.DataFrame, baseline: pd.DataFrame) -> DivergedPairs:
-    """Of the evaluation runs of an arm and of the baseline at one budget."""
-    done = [set(runs.loc[runs["status"] == Status.COMPLETED, "seed"]) for runs in (arm, baseline)]
-    diverged = [set(runs.loc[runs["status"] == Status.DIVERGED, "seed"]) for runs in (arm, baseline)]
+def diverged_pairs(arm: pd.DataFrame, baseline: pd.DataFrame, seeds: Collection[int] | None = None) -> DivergedPairs:
+    """Of the evaluation runs of an arm and of the baseline at one budget; `seeds`: of these alone."""
+
+    def ended(runs: pd.DataFrame, status: Status) -> set[int]:
+        found = {int(seed) for seed in runs.loc[runs["status"] == status, "seed"]}
+        return found if seeds is None else found & set(seeds)
+
+    done, diverged = ([ended(runs, s) for runs in (arm, baseline)] for s in (Status.COMPLETED, Status.DIVERGED))
     both = (done[0] | diverged[0]) & (done[1] | diverged[1])
     return DivergedPairs(len(diverged[0] & done[1]), len(diverged[1] & done[0]), len(both))

@@ -25,7 +25,7 @@ class StudyTables:
     """Paired tables of any two cells of a study; each run's losses are read once."""
 
     def __init__(self, runs: pd.DataFrame, by_record: ByRecord, split: str = "test") -> None:
-        self._by_record, self._split = by_record, split
+        self.by_record, self._split = by_record, split
         counting = evaluations(runs)
         self._runs: dict[Cell, pd.DataFrame] = {
             (str(arm), str(budget)): own for (arm, budget), own in counting.groupby(["arm", "budget"], sort=False)
@@ -57,16 +57,17 @@ class StudyTables:
         seeds = [int(seed) for seed in done[0].index if seed in done[1].index]
         if not seeds:
             return None
-        pairs = [[self._losses(own.loc[seed, "run_id"]) for own in done] for seed in seeds]
+        pairs = [[self._losses(str(own.loc[seed, "run_id"])) for own in done] for seed in seeds]
         if any(losses is None for pair in pairs for losses in pair):
             loss = f"{self._split}_loss"
-            return of_seed_means({s: float(done[0].loc[s, loss] - done[1].loc[s, loss]) for s in seeds})
+            by_seed = [own[loss].astype(float) for own in done]
+            return of_seed_means({s: float(by_seed[0][s]) - float(by_seed[1][s]) for s in seeds})
         differences = np.stack([_single(one.nll) - _single(two.nll) for one, two in pairs])
         return PairedTable(differences, pairs[0][0].tokens.astype(np.float64), tuple(seeds))
 
     def _losses(self, run_id: str) -> Any:
         if run_id not in self._read:
-            self._read[run_id] = self._by_record(run_id, self._split)
+            self._read[run_id] = self.by_record(run_id, self._split)
         return self._read[run_id]
 
 
@@ -87,16 +88,17 @@ def rule_of(spec: Mapping[str, Any]) -> Rule:
     )
 
 
-def evidence_of(tables: StudyTables, comparison: Comparison, baseline: str, measured_margin: bool) -> Evidence:
+def evidence_of(tables: StudyTables, comparison: Comparison, baseline: str, rule: Rule) -> Evidence:
     """Of an arm against the baseline at a budget."""
     arm, base = (comparison.arm, comparison.budget), (baseline, comparison.budget)
     budget = halved(comparison.budget)
-    half = (baseline, budget) if measured_margin and budget and tables.of((baseline, budget)).size else None
+    half = (baseline, budget) if rule.margin is None and budget and tables.of((baseline, budget)).size else None
     needed = [arm, base, *([half] if half else [])]
     return Evidence(
         table=tables.paired(arm, base),
         half=tables.paired(half, base) if half else None,
         diverged=diverged_pairs(tables.of(arm), tables.of(base)),
+        diverged_by_look=tuple(diverged_pairs(tables.of(arm), tables.of(base), rule.seeds[:n]) for n in rule.looks),
         finished=tables.finished(*needed),
     )
 
@@ -112,7 +114,7 @@ def judge_primary(
     family = [Comparison(part["arm"], part["budget"]) for part in primary]
     if not family:
         return {}
-    found = {c: evidence_of(tables, c, baseline, rule.margin is None) for c in family}
+    found = {c: evidence_of(tables, c, baseline, rule) for c in family}
     others = [cell for cell in tables.cells if Comparison(*cell) not in found and cell[0] != baseline]
     pool = [tables.paired(cell, (baseline, cell[1])) for cell in others]
     return judge_family(found, rule, [table for table in pool if table is not None])

@@ -19,6 +19,8 @@ from adaptive_lora.stats.moderation import moderated
 Key = TypeVar("Key", bound=Hashable)
 SHARE = 0.25
 """Of what half the budget costs."""
+SCALE = 0.01
+"""Nats per token, about 1 % of perplexity: where a margin is wanted before it is measured."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,17 @@ def margin_of(half: PairedTable | None, number: float | None, alpha: float) -> M
     above = None if found.error is None else 1 - (found.p_below() or 0.0)
     interval = Interval(SHARE * cost.mean, low, high, cost.n, cost.level, cost.over)
     return Margin(SHARE * found.mean, interval, above is not None and above <= alpha and found.mean > 0)
+
+
+def nominal(margin: float | str) -> float:
+    """What a study file says of its margin as a number; `SCALE` where it is to be measured.
+
+    For what needs a scale alone, such as an axis; verdicts go by `margin_of`.
+
+    >>> nominal(0.02), nominal("half-budget")
+    (0.02, 0.01)
+    """
+    return SCALE if isinstance(margin, str) else float(margin)
 
 
 Tables = tuple[tuple[PairedTable, PairedTable | None], Crossed | None]

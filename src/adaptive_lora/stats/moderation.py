@@ -23,9 +23,11 @@ from adaptive_lora.stats.crossed import Crossed
 
 FEWEST = 4
 """Comparisons below which a spread of variances says nothing."""
+MOST_PRIOR = 1.0
+"""The prior has at most so many times a comparison's own degrees of freedom."""
 
 
-def moderated(found: Sequence[Crossed], most: float = 2.0) -> list[Crossed]:
+def moderated(found: Sequence[Crossed], most: float = MOST_PRIOR) -> list[Crossed]:
     """Each with its seeds' variance drawn towards the others'.
 
     `most`: the prior has at most so many times the degrees of freedom of the comparison itself. The variances of arms

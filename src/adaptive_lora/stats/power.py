@@ -2,9 +2,8 @@
 
 All of it follows from the components of a difference's variance (`stats.crossed.Components`), known from a pilot or
 from tuning runs. With S seeds and R records the estimate's variance is seeds / S + records / R + both / (S R), and the
-test's statistic a noncentral t with Satterthwaite's degrees of freedom. A family of comparisons is judged by step-down
-max-T; power here is that of its first step, where every comparison is still in the family, so that it promises too
-little rather than too much.
+test's statistic close to a noncentral t. A family of comparisons is judged by step-down max-T; power here is that of
+its first step, where every comparison is still in the family, so that it promises too little rather than too much.
 """
 
 from __future__ import annotations
@@ -69,6 +68,8 @@ class ArmPower:
     records are too few for any number of seeds."""
     seeds_for_equivalence: int | None
     """Seeds that show equivalence with that power, were there no difference."""
+    by_record: bool
+    """Whether losses by record are known; without, all of this is about the records that were tested."""
 
 
 def power_by_arm(spreads: Sequence[Spread], design: Design) -> list[ArmPower]:
@@ -83,38 +84,52 @@ def _arm_power(spread: Spread, design: Design) -> ArmPower:
     for_margin = for_equivalence = None
     if margin is not None:
         found: float = margin  # a name that the functions below may hold
-        for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor) >= POWER)
+        for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor(n)) >= POWER)
         for_equivalence = fewest(
-            lambda n: equivalence_power(found, spread.contrast, n, records, *family, factor) >= POWER
+            lambda n: equivalence_power(found, spread.contrast, n, records, *family, factor(n)) >= POWER
         )
     return ArmPower(
         arm=spread.arm,
         budget=spread.budget,
         sd=math.sqrt(own.seeds + own.both / records),
-        half_width=half_width(own, design.seeds, records, 1 - design.alpha, factor),
-        detectable=smallest_detectable(own, design.seeds, records, *family, freedom_factor=factor),
+        half_width=half_width(own, design.seeds, records, 1 - design.alpha, factor(design.seeds)),
+        detectable=smallest_detectable(own, design.seeds, records, *family, freedom_factor=factor(design.seeds)),
         margin=margin,
         seeds_for_margin=for_margin,
         seeds_for_equivalence=for_equivalence,
+        by_record=spread.by_record,
     )
 
 
 def error_of(components: Components, seeds: int, records: int, freedom_factor: float = 1.0) -> tuple[float, float]:
-    """Standard error of a difference over so many seeds and records, and Satterthwaite's degrees of freedom.
+    """Standard error of a difference over so many seeds and records, and its degrees of freedom as `Crossed.error` has
+    them: those of the seeds, or of the records where these are fewer.
 
-    `freedom_factor`: degrees of freedom of the seeds' variance, per (seeds - 1); `stats.moderation` gives up to three.
+    `freedom_factor`: degrees of freedom of the seeds' variance, per (seeds - 1); `stats.moderation` makes it larger.
 
     >>> error_of(Components(seeds=4.0, records=0.0, both=0.0), seeds=4, records=100)
     (1.0, 3.0)
     """
+    parts = _parts(components, seeds, records)
+    freedom = freedom_factor * (seeds - 1)
+    return math.sqrt(sum(parts)), min(freedom, records - 1) if records > 1 else freedom
+
+
+def _parts(components: Components, seeds: int, records: int) -> tuple[float, float]:
+    """Of the difference's variance, what seeds add and what records add."""
     if seeds < 2 or records < (2 if components.records else 1):
         raise ValueError(f"An error takes two seeds, and two records where they vary; got {seeds} and {records}.")
-    by_seed = (components.seeds + components.both / records) / seeds
-    by_record = components.records / records
-    freedom = freedom_factor * (seeds - 1)
-    total = by_seed + by_record
-    spread = by_seed**2 / freedom + (by_record**2 / (records - 1) if by_record else 0.0)
-    return math.sqrt(total), total**2 / spread if spread else freedom
+    return (components.seeds + components.both / records) / seeds, components.records / records
+
+
+def _spread_of_error(components: Components, seeds: int, records: int, freedom_factor: float) -> Floats:
+    """The estimated over the true standard error, in the middles of equal probabilities.
+
+    What varies is the variance of seeds, by its chi²; that of records rests on hundreds of them.
+    """
+    by_seed, by_record = _parts(components, seeds, records)
+    share = by_seed / (by_seed + by_record)
+    return np.asarray(np.sqrt(share * _chi2(freedom_factor * (seeds - 1)) + 1 - share), dtype=np.float64)
 
 
 def half_width(
@@ -179,8 +194,8 @@ def power_of(
 ) -> float:
     """Chance that a comparison with this true difference is shown to differ, at the first step of the family.
 
-    P(|T| > t(1 - level / 2)) of a noncentral t, centred at the difference over its standard error, with the degrees of
-    freedom of `error_of`.
+    P(|T| > t(1 - level / 2)), with the degrees of freedom of `error_of`: of a noncentral t, centred at the difference
+    over its standard error, where records do not vary; where they do, less of the error is estimated from few seeds.
 
     >>> round(power_of(1.0, Components(1.0, 0.0, 0.0), seeds=10, records=100, alpha=0.05), 2)
     0.8
@@ -188,8 +203,8 @@ def power_of(
     error, freedom = error_of(components, seeds, records, freedom_factor)
     if error == 0:
         return float(difference != 0)
-    level = first_level(alpha, comparisons, correlation)
-    return _t_power(difference / error, freedom, level)
+    quantile = -special.stdtrit(freedom, first_level(alpha, comparisons, correlation) / 2)
+    return _t_power(difference / error, quantile * _spread_of_error(components, seeds, records, freedom_factor))
 
 
 def smallest_detectable(
@@ -208,7 +223,11 @@ def smallest_detectable(
     1.0
     """
     error, freedom = error_of(components, seeds, records, freedom_factor)
-    return error * _detectable_centre(freedom, first_level(alpha, comparisons, correlation), power)
+    if error == 0:
+        return 0.0
+    quantile = -special.stdtrit(freedom, first_level(alpha, comparisons, correlation) / 2)
+    bounds = quantile * _spread_of_error(components, seeds, records, freedom_factor)
+    return error * _detectable_centre(bounds, power)
 
 
 def equivalence_power(
@@ -235,7 +254,7 @@ def equivalence_power(
     if error == 0:
         return float(margin > 0)
     level = first_level(alpha, comparisons, correlation, sided=1)
-    bounds = special.stdtrit(freedom, 1 - level) * _spreads(freedom)
+    bounds = special.stdtrit(freedom, 1 - level) * _spread_of_error(components, seeds, records, freedom_factor)
     return float(np.mean(np.maximum(2 * special.ndtr(margin / error - bounds) - 1, 0.0)))
 
 
@@ -254,30 +273,29 @@ def fewest(enough: Callable[[int], bool], least: int = 2, most: int = MOST) -> i
     return low
 
 
-def _t_power(centre: float, freedom: float, level: float) -> float:
-    """T is (normal + centre) / spread, so this is the mean of a normal probability over the spread's distribution.
+def _t_power(centre: float, bounds: Floats) -> float:
+    """The mean, over what the error may be estimated as, of the chance that a score of this mean is out of bounds.
 
     `scipy.special.nctdtr` has no answer for some far centres.
     """
-    bounds = -special.stdtrit(freedom, level / 2) * _spreads(freedom)
     return float(np.mean(special.ndtr(centre - bounds) + special.ndtr(-centre - bounds)))
 
 
 @functools.lru_cache(maxsize=1024)
-def _spreads(freedom: float) -> Floats:
-    """sqrt(chi² / freedom), the estimated over the true standard deviation, in the middles of equal probabilities."""
+def _chi2(freedom: float) -> Floats:
+    """chi² / freedom, in the middles of equal probabilities."""
     middles = (np.arange(NODES) + 0.5) / NODES
-    return np.asarray(np.sqrt(special.chdtri(freedom, middles) / freedom), dtype=np.float64)
+    return np.asarray(special.chdtri(freedom, middles) / freedom, dtype=np.float64)
 
 
-def _detectable_centre(freedom: float, level: float, power: float) -> float:
+def _detectable_centre(bounds: Floats, power: float) -> float:
     """By bisection, in standard errors."""
     if not 0 < power < 1:
         raise ValueError(f"`power` must lie between 0 and 1, got {power}.")
     low, high = 0.0, 1.0
-    while _t_power(high, freedom, level) < power:
+    while _t_power(high, bounds) < power:
         low, high = high, 2 * high
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if _t_power(middle, freedom, level) >= power else (middle, high)
+        low, high = (low, middle) if _t_power(middle, bounds) >= power else (middle, high)
     return high

@@ -11,7 +11,7 @@ from adaptive_lora.stats.crossed import Components, Crossed, PairedTable, crosse
 from adaptive_lora.stats.effect_sizes import ByRecord
 from adaptive_lora.stats.evidence import Cell, StudyTables
 from adaptive_lora.stats.margins import SHARE
-from adaptive_lora.stats.moderation import moderated
+from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated, prior
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.stats.step_down import correlation_of
 
@@ -27,10 +27,19 @@ class Spread:
     """Of the baseline at half the budget less itself; None where the margin is a number, or was not measured."""
     margin: float | None
     """The study's number, or `SHARE` of what half the budget costs."""
-    freedom_factor: float
-    """Degrees of freedom of the seeds' variance per (seeds - 1); see `stats.moderation`."""
+    prior_freedom: float
+    """Degrees of freedom that the variances of the other comparisons add to its own; see `stats.moderation`."""
     by_record: bool
     """Whether losses by record are known; without, all is about one set of records."""
+
+    def freedom_factor(self, seeds: int) -> float:
+        """Degrees of freedom of the seeds' variance per (seeds - 1), in a study with so many.
+
+        >>> still = Components(0.0, 0.0, 0.0)
+        >>> [Spread("a", "rank:8", still, None, None, d0, True).freedom_factor(5) for d0 in (0.0, 4.0, float("inf"))]
+        [1.0, 2.0, 2.0]
+        """
+        return 1 + min(self.prior_freedom / (seeds - 1), MOST_PRIOR)
 
     @property
     def contrast(self) -> Components:
@@ -52,12 +61,6 @@ class Pilot:
     correlation: float
     """Between two comparisons that share a baseline."""
 
-    @property
-    def typical(self) -> Spread | None:
-        """The one with the median variance over ten seeds and a thousand records; None of an empty pilot."""
-        ordered = sorted(self.spreads, key=lambda spread: spread.difference.variance(10, 1000))
-        return ordered[len(ordered) // 2] if ordered else None
-
 
 def pilot_of(tables: StudyTables, baseline: str, margin: float | None) -> Pilot:
     """Of every arm that shares two seeds or more with the baseline; `margin` is a number, or None to be measured."""
@@ -67,8 +70,13 @@ def pilot_of(tables: StudyTables, baseline: str, margin: float | None) -> Pilot:
         if table is not None and len(table.seeds) > 1:
             found[arm, budget] = table
     halves = {budget: _half(tables, baseline, budget) for _, budget in found} if margin is None else {}
-    every = moderated([crossed(table) for table in found.values()])
-    spreads = [_spread(cell, own, halves.get(cell[1]), margin) for cell, own in zip(found, every, strict=True)]
+    raw = [crossed(table) for table in found.values()]
+    variances = [(own.seed_variance, own.seed_freedom) for own in raw if own.seed_variance]
+    freedom = prior(variances)[0] if len(variances) >= FEWEST else 0.0
+    spreads = [
+        _spread(cell, own, halves.get(cell[1]), margin, freedom)
+        for cell, own in zip(found, moderated(raw), strict=True)
+    ]
     return Pilot(tuple(spreads), correlation_of(found))
 
 
@@ -93,14 +101,14 @@ def _half(tables: StudyTables, baseline: str, budget: str) -> Crossed | None:
     return crossed(table) if table is not None and len(table.seeds) > 1 else None
 
 
-def _spread(cell: Cell, own: Crossed, half: Crossed | None, margin: float | None) -> Spread:
+def _spread(cell: Cell, own: Crossed, half: Crossed | None, margin: float | None, prior_freedom: float) -> Spread:
     measured = half is not None and half.mean > 0
     return Spread(
         *cell,
         difference=components_of(own),
         half=components_of(half) if half is not None and measured else None,
         margin=margin if margin is not None else SHARE * half.mean if half is not None and measured else None,
-        freedom_factor=own.seed_freedom / (own.n - 1),
+        prior_freedom=prior_freedom,
         by_record=own.records > 1,
     )
 

@@ -19,7 +19,8 @@ class Variant:
     of: str
     """The plain arm."""
     differences: tuple[tuple[str, str | float], ...]
-    """(setting, its value): `scaling`, `rank_exponent`, `b` (LoRA+), `modules`, `warmup`, `longer`; one or more."""
+    """(setting, its value): `scaling`, `rank_exponent`, `b` (LoRA+), `modules`, `warmup`, `longer`, `clip`; one or
+    more."""
 
     @property
     def only_scaling(self) -> bool:
@@ -59,6 +60,7 @@ def _differences(arm: Mapping[str, Any]) -> tuple[tuple[str, str | float], ...]:
         "modules": (len(multipliers.get("modules") or {}), 0),
         "warmup": (train.get("warmup"), None),
         "longer": (train.get("longer"), 1.0),
+        "clip": (train.get("clip"), True),
     }
     return tuple((name, value) for name, (value, usual) in settings.items() if value is not None and value != usual)
 

@@ -1,8 +1,8 @@
 """What a family of comparisons with the baseline says: equivalent, better, worse, or not decided.
 
 Tests and intervals are over new seeds and new records (`stats.crossed`), variances of few seeds are drawn towards each
-other (`stats.moderation`), the family is judged by step-down max-T (`stats.step_down`), at each look of the study's plan
-(`stats.looks`). Differences are one family at alpha, equivalences another.
+other (`stats.moderation`), the family is judged by step-down max-T (`stats.step_down`), at each look of the study's
+plan (`stats.looks`). Differences are one family at alpha, equivalences another.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ class Evidence:
     """The baseline at half the budget less itself at the whole; None where that was not trained."""
     diverged: DivergedPairs = NONE_DIVERGED
     """Pairs that the table lacks because one of the two diverged."""
+    diverged_by_look: tuple[DivergedPairs, ...] = ()
+    """The same of the seeds of each look; empty where there are no looks."""
     finished: frozenset[int] = frozenset()
     """Seeds on which everything that it needs is done, be it by divergence."""
 
@@ -127,9 +129,7 @@ def without_survivorship(found: Verdict, diverged: DivergedPairs) -> Verdict:
     return Verdict.UNDECIDED if found in refused else found
 
 
-def judge_family(
-    family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable] = ()
-) -> dict[Key, Judgement]:
+def judge_family(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable] = ()) -> dict[Key, Judgement]:
     """Judges every comparison, look by look; what is decided at one look stays, and leaves the family smaller.
 
     One without two seeds keeps its place, so that a missing run makes no other comparison easier. `pool`: tables of
@@ -185,7 +185,9 @@ class _Look:
 
     def _restricted(self, own: Evidence) -> Evidence:
         table, half = (None if t is None else self._of_look(t) for t in (own.table, own.half))
-        return Evidence(table, half, own.diverged, own.finished)
+        by_look = own.diverged_by_look
+        diverged = by_look[self.index] if by_look and self.index is not None else own.diverged
+        return Evidence(table, half, diverged, finished=own.finished)
 
     def _of_look(self, table: PairedTable) -> PairedTable | None:
         if self.index is not None:

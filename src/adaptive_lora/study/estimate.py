@@ -14,11 +14,13 @@ from adaptive_lora.measures.measuring import take
 from adaptive_lora.measures.request import MeasurementKey
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
-from adaptive_lora.stats.arms import ArmSummary
-from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
+from adaptive_lora.stats.design import Costs
+from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Phase
+from adaptive_lora.stats.spreads import Pilot
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.matrix import Run
+from adaptive_lora.study.outlook import Outlook, StudyCosts, design_of, outlook
 from adaptive_lora.study.plan_task import collected, needed
 from adaptive_lora.study.planning_phase import measuring_progress
 from adaptive_lora.study.prepare import PreparedStudy
@@ -51,19 +53,19 @@ class Estimate:
     seconds: float
     """All runs, from timed updates and evaluations on this machine."""
     design: Design
-    power: tuple[ArmPower, ...] | None
-    """What its seeds would find, by the spread of a pilot's arms; None without a pilot."""
+    outlook: Outlook | None
+    """What its seeds and records would show, what it takes under several true differences, and the cheapest size, by
+    the spread of a pilot's arms; None without a pilot."""
     warnings: tuple[str, ...]
 
 
-def estimate(
-    prepared: PreparedStudy, pilot: Sequence[ArmSummary] = (), listener: ProgressListener | None = None
-) -> Estimate:
+def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: ProgressListener | None = None) -> Estimate:
     """Plans every cell once and times a few updates by the study's engine; nothing is written.
 
     `listener` is told what is measured for plans, which takes minutes on a large model.
 
-    What the seeds can tell apart is reckoned from the spread of a `pilot`: another study's arms.
+    What seeds and records can tell apart is reckoned from the spread of a `pilot`: another study's arms, or the tuning
+    runs of this one.
     """
     spec, matrix = prepared.study.spec, prepared.study.matrix
     seed, rate = spec.seeds.evaluation[0], spec.train.learning_rate[0]
@@ -86,19 +88,17 @@ def estimate(
     total = sum(counts.values())
     cost = _by_bank(prepared, members, total) if spec.engine == "bank" else _by_reference(prepared, members[0])
     steps = [cell.steps for cell in matrix.cells]
-    seconds = total * (sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record)
-    seconds += counts[Phase.EVALUATION] * spec.data.test * cost.record + planning_seconds
-    analysis = spec.analysis
-    design = Design(len(spec.seeds.evaluation), analysis.alpha, len(matrix.comparisons), analysis.margin)
+    each = Costs(sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record, cost.record)
+    costs, design = StudyCosts(each, planning_seconds, matrix), design_of(spec, matrix, pilot)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
         steps=matrix.by_key[matrix.baseline.name, spec.budgets[0]].steps,
         memory_bytes=_weights(prepared) + max(cost.working_bytes, _scoring(prepared)),
         planning_seconds=planning_seconds,
-        seconds=seconds,
+        seconds=costs.seconds(counts[Phase.EVALUATION], spec.data.test),
         design=design,
-        power=tuple(power_by_arm(pilot, design)) if pilot else None,
+        outlook=outlook(pilot, design, costs) if pilot else None,
         warnings=(*_warnings(prepared, parameters), *unspent),
     )
 
@@ -204,7 +204,7 @@ def _warnings(prepared: PreparedStudy, parameters: dict[str, int]) -> list[str]:
         found.append("no primary comparison: the study describes and gives no verdict.")
     elif refused := undecidable(prepared.study):
         found.append(f"`run` will refuse this study: {refused[1]}.")
-    if len(spec.train.learning_rate) == 1 and len(spec.arms) > 1:
+    if prepared.study.matrix.fixed_rates and len(spec.arms) > 1:
         found.append("one learning rate for all arms: a difference may be the rate's; give a grid and tuning seeds.")
     found += prepared.notes() + prepared.warnings()
     fixed = {arm.name for arm in spec.arms if arm.ranks is not None}

@@ -10,10 +10,15 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adaptive_lora.stats.run_table import Phase
-from adaptive_lora.study.ledger import Ledger
+from adaptive_lora.study.baseline_tuning import BaselineSearch
+from adaptive_lora.study.ledger import BASE, Ledger
 from adaptive_lora.study.matrix import CellKey, Rates, StudyMatrix
+from adaptive_lora.study.tuning import Edge, TuningResult
+
+__all__ = ["BaselineSearch", "Edge", "LearningRateSearch", "Search", "TuningLosses", "edges", "search_of"]
 
 TuningLosses = dict[CellKey, dict[float, list[float | None]]]
 """(arm, budget) -> rate -> validation loss of each tuning seed, None where the run diverged."""
@@ -23,25 +28,11 @@ MOST_WIDENED = 4
 
 
 @dataclass(frozen=True)
-class Edge:
-    """A best rate that lies at the end of its grid, so that a better one may lie beyond."""
-
-    arm: str
-    budget: str
-    rate: float
-    beyond: float
-    """The next value to try."""
-    trained: bool = True
-    """Whether any rate of the grid is a candidate; where every one diverged, `rate` is the smallest."""
-
-
-@dataclass(frozen=True)
 class LearningRateSearch:
-    """How far a study's search has come: a pure function of its matrix and its finished tuning runs."""
+    """How far a search by `tune: every-arm` has come: a pure function of its matrix and its finished tuning runs."""
 
     matrix: StudyMatrix
-    finished: Sequence[tuple[CellKey, float, float | None]]
-    """(cell, rate, validation loss) of every finished tuning run; None where it diverged."""
+    finished: Sequence[TuningResult]
 
     @functools.cached_property
     def grid(self) -> tuple[float, ...]:
@@ -60,7 +51,7 @@ class LearningRateSearch:
     def losses(self, grid: Sequence[float]) -> TuningLosses:
         """Losses at the rates of a grid, of the cells whose every tuning run at them is finished."""
         found: TuningLosses = {}
-        for key, rate, loss in self.finished:
+        for key, rate, _, loss in self.finished:
             if rate in grid:
                 found.setdefault(key, {}).setdefault(rate, []).append(loss)
         wanted = len(grid) * len(self.matrix.spec.seeds.tuning)
@@ -88,14 +79,30 @@ class LearningRateSearch:
         """Best rates that lie at the edge of the grid."""
         return edges(self.losses(self.grid), self.grid)
 
+    @property
+    def asked(self) -> dict[CellKey, tuple[float, ...]]:
+        """Cell -> the rates that it is tried at: for all the same."""
+        return {cell.key: self.grid for cell in self.matrix.cells}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Nothing beside the chosen rates, for the ledger: tuning runs tell the rest."""
+        return {}
+
     def expected_runs(self) -> dict[Phase, int]:
-        """How many runs the study has in the end, by what is known now."""
-        return self.matrix.counts(self.grid, self.untrainable)
+        """How many runs the study has in the end, by what is known now; with looks, by the first of them."""
+        return self.matrix.counts(self.grid, self.untrainable, self.matrix.first_seeds)
 
 
-def search_of(matrix: StudyMatrix, ledger: Ledger) -> LearningRateSearch:
-    """The search of a study as its ledger has it now."""
-    return LearningRateSearch(matrix, ledger.tuning_results())
+Search = LearningRateSearch | BaselineSearch
+
+
+def search_of(matrix: StudyMatrix, ledger: Ledger) -> Search:
+    """The search of a study as its ledger has it now, by the way of tuning that its file names."""
+    if matrix.spec.train.tune == "every-arm":
+        return LearningRateSearch(matrix, ledger.tuning_results())
+    base = ledger.totals().get((BASE, "validation"))
+    return BaselineSearch(matrix, ledger.tuning_results(), base["nll"] / base["tokens"] if base else None)
 
 
 def edges(losses: TuningLosses, grid: Sequence[float]) -> list[Edge]:

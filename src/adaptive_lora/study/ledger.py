@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_store import PlanStore, unpacked
+from adaptive_lora.study.tuning import TuningResult
 
 BASE = "base"
 """The frozen model's place among the evaluations."""
@@ -188,16 +189,21 @@ class Ledger:
         rows = self._db.execute(f"{query} GROUP BY phase, status", (json.dumps(sorted(self._set_aside())),))
         return {(row["phase"], row["status"]): row["runs"] for row in rows}
 
-    def tuning_results(self) -> list[tuple[tuple[str, str], float, float | None]]:
-        """((arm, budget), rate, validation loss) of every finished tuning run; None where it diverged."""
+    def tuning_results(self) -> list[TuningResult]:
+        """Of every finished tuning run."""
         aside = self._set_aside()
         rows = self._db.execute(
-            "SELECT runs.run_id, arm, budget, learning_rate, nll, evaluations.tokens AS tokens FROM runs"
+            "SELECT runs.run_id, arm, budget, learning_rate, seed, nll, evaluations.tokens AS tokens FROM runs"
             " LEFT JOIN evaluations ON evaluations.run_id = runs.run_id AND split = 'validation'"
             " WHERE phase = 'tuning' AND status IN ('completed', 'diverged') ORDER BY runs.rowid"
         )
         return [
-            ((row["arm"], row["budget"]), row["learning_rate"], row["nll"] / row["tokens"] if row["tokens"] else None)
+            (
+                (row["arm"], row["budget"]),
+                row["learning_rate"],
+                row["seed"],
+                row["nll"] / row["tokens"] if row["tokens"] else None,
+            )
             for row in rows
             if row["run_id"] not in aside
         ]

@@ -14,7 +14,6 @@ from typing import Any
 
 from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.files import write_atomically
-from adaptive_lora.stats.seeds import seeds_needed, smallest_p
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.matrix import Role
 from adaptive_lora.study.protocol import MOST_PRIMARY
@@ -22,6 +21,9 @@ from adaptive_lora.study.study_file import Study
 from adaptive_lora.study.yaml import Location
 
 FORM = 1
+LEAST_SEEDS = 4
+"""Evaluation seeds of a study that gives verdicts: with fewer, a spread over seeds is hardly known."""
+LEAST_AT_A_LOOK = 3
 
 
 def check_decidable(study: Study) -> None:
@@ -31,23 +33,26 @@ def check_decidable(study: Study) -> None:
 
 
 def undecidable(study: Study) -> tuple[Location, str] | None:
-    """Why a study can never decide its primary comparisons, and the key that is to blame; None where it can.
+    """Why a study cannot decide its primary comparisons, and the key that is to blame; None where it can.
 
-    There may be `MOST_PRIMARY` of them, and the evaluation seeds must allow 2 / 2^n <= alpha / m.
+    There may be `MOST_PRIMARY` of them, and they take `LEAST_SEEDS` evaluation seeds, `LEAST_AT_A_LOOK` at the first
+    look.
     """
     spec, comparisons = study.spec, len(study.matrix.comparisons)
-    seeds, alpha = len(spec.seeds.evaluation), spec.analysis.alpha
+    seeds, looks = len(spec.seeds.evaluation), spec.seeds.looks
     if comparisons > MOST_PRIMARY:
         return ("analysis", "primary"), (
             f"too many primary comparisons ({comparisons}; at most {MOST_PRIMARY}): name those that matter under "
             "`analysis.primary`, or `primary: []` for a study without verdicts. The others are shown all the same"
         )
-    if comparisons and smallest_p(seeds) > alpha / comparisons:
+    if comparisons and seeds < LEAST_SEEDS:
         return ("seeds", "evaluation"), (
-            f"{seeds} seeds can never decide {comparisons} primary comparison{'s' if comparisons > 1 else ''} at "
-            f"{alpha:g}: the smallest exact p is {smallest_p(seeds):.3g}, and Holm asks for {alpha / comparisons:.3g}. "
-            f"Give {seeds_needed(alpha, comparisons)} seeds, name fewer comparisons under `analysis.primary`, or "
+            f"{seeds} evaluation seed{'s' if seeds > 1 else ''} can decide nothing; give {LEAST_SEEDS} or more, or "
             "`primary: []` for a study without verdicts"
+        )
+    if looks and looks[0] < LEAST_AT_A_LOOK:
+        return ("seeds", "looks"), (
+            f"the first look has {looks[0]} seeds, too few to decide anything; begin with {LEAST_AT_A_LOOK} or more"
         )
     return None
 
@@ -57,31 +62,40 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
     spec, matrix = study.spec, study.matrix
     named = [vars(comparison) for comparison in matrix.comparisons]
     every = [{"arm": cell.arm.name, "budget": cell.budget} for cell in matrix.cells]
+    unclipped = [arm.name for arm in matrix.arms_with_role(Role.UNCLIPPED)]
     return {
         "form": FORM,
         "locked": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "identity": study.identity,
         "hypotheses": [
             f"{c.arm} differs in test loss from {spec.analysis.baseline} at {c.budget}, or is equivalent to it within "
-            f"{spec.analysis.margin:g} nats per token"
+            f"{_margin_in_words(spec.analysis.margin)}"
             for c in matrix.comparisons
         ],
         "primary": named,
         "exploratory": [e for e in every if e not in named and e["arm"] != spec.analysis.baseline],
         "controls": {
-            "arms": {arm.name: arm.options.get("source") for arm in matrix.arms_with_role(Role.CHANCE)},
+            "arms": {
+                arm.name: matrix.shadow_of.get(arm.name, arm.options.get("source"))
+                for arm in matrix.arms_with_role(Role.CHANCE)
+            },
+            **({"shadows": dict(matrix.shadow_of)} if matrix.shadow_of else {}),
             "baseline_alone_at": list(matrix.assay_budgets),
             "compute": dict(matrix.compute_controls),
+            **({"unclipped": unclipped} if unclipped else {}),
             "twin": "twin" in spec.controls,
         },
         "seeds": spec.seeds.model_dump(mode="json"),
-        "smallest_p": smallest_p(len(spec.seeds.evaluation)),
         "spec": spec.model_dump(mode="json"),
         "versions": facts["versions"],
         "model": facts["model"],
         "data": facts["data"],
         "deviations": [],
     }
+
+
+def _margin_in_words(margin: float | str) -> str:
+    return "a quarter of what half the budget costs" if isinstance(margin, str) else f"{margin:g} nats per token"
 
 
 def read_lock(folder: Path) -> dict[str, Any] | None:
@@ -122,8 +136,10 @@ def with_deviation(lock: Mapping[str, Any], now: Mapping[str, Any], reason: str,
 
 
 def verdicts_rest_on(spec: Mapping[str, Any], primary: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """The family, the rule of judging and the seeds that count."""
-    return {"primary": list(primary), "analysis": spec["analysis"], "seeds": spec["seeds"]["evaluation"]}
+    """The family, the rule of judging, the seeds that count and, where there are any, the looks."""
+    seeds = spec["seeds"]
+    looks = {"looks": seeds["looks"]} if seeds.get("looks") else {}
+    return {"primary": list(primary), "analysis": spec["analysis"], "seeds": seeds["evaluation"], **looks}
 
 
 def differences(old: Any, new: Any, sides: tuple[str, str], at: str = "") -> Iterator[str]:

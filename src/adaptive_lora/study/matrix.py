@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from adaptive_lora.planning.budget_text import halved
+from adaptive_lora.stats.rate_choice import STEP, around
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.study.protocol import (
     assay_budgets,
@@ -22,6 +24,8 @@ from adaptive_lora.study.protocol import (
     compute_controls,
     control_arms,
     primary_comparisons,
+    shadows,
+    unclipped_controls,
 )
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
 from adaptive_lora.study.schema_training import TrainPart
@@ -42,6 +46,8 @@ class Role(StrEnum):
     """Random ranks (`random`), or an arm's ranks on other modules (`shuffled`)."""
     COMPUTE = "compute control"
     """The baseline trained for as many updates as an arm that trains before it has a plan."""
+    UNCLIPPED = "unclipped control"
+    """The baseline without clipping of gradients."""
     ASSAY = "assay"
     """The baseline at half or twice a budget: can this task tell ranks apart?"""
 
@@ -124,6 +130,8 @@ class StudyMatrix:
     """The primary ones, judged as one family."""
     compute_controls: Mapping[str, str]
     """Arm that trains before it has a plan -> the control at equal compute."""
+    shadow_of: Mapping[str, str]
+    """Control with an arm's own ranks at other places -> that arm; empty without the control `own-shuffled`."""
 
     @functools.cached_property
     def baseline(self) -> ArmPart:
@@ -147,26 +155,56 @@ class StudyMatrix:
     @functools.cached_property
     def fixed_rates(self) -> Rates:
         """The one learning rate of a study that tunes none; empty where there is a grid to choose from."""
-        rates, widen = self.spec.train.learning_rate, self.spec.train.widen
-        return {} if len(rates) > 1 or widen else {cell.key: rates[0] for cell in self.cells}
+        train = self.spec.train
+        tuned = len(train.learning_rate) > 1 or train.widen or train.tune == "baseline"
+        return {} if tuned else {cell.key: train.learning_rate[0] for cell in self.cells}
 
-    def tuning_runs(self, grid: Sequence[float] | None = None) -> Iterator[Run]:
-        """Every cell at every rate of the grid (by default the study file's), with every tuning seed; none where there
-        is one rate and so no choice."""
+    @property
+    def start(self) -> tuple[float, ...]:
+        """The rates at which tuning begins: the study file's; by `tune: baseline` one alone stands amid two others."""
+        rates = tuple(self.spec.train.learning_rate)
+        return around(rates[0]) if len(rates) == 1 and self.spec.train.tune == "baseline" else rates
+
+    def tuning_runs(self, grid: Sequence[float] | Mapping[CellKey, Collection[float]] | None = None) -> Iterator[Run]:
+        """Every cell at every rate of the grid, or of its own, with every tuning seed; none where there is one rate and
+        so no choice. By default the rates of the study file, or what `tune: baseline` asks for at least."""
         if not self.fixed_rates:
+            by_cell = grid if isinstance(grid, Mapping) else None
+            if grid is None and self.spec.train.tune == "baseline":
+                by_cell = first_rates(self)
             for cell in self.cells:
-                for rate in grid or self.spec.train.learning_rate:
+                same = self.start if grid is None or isinstance(grid, Mapping) else grid
+                for rate in same if by_cell is None else by_cell.get(cell.key, ()):
                     for seed in self.spec.seeds.tuning:
                         yield Run(Phase.TUNING, cell, rate, seed)
 
-    def evaluation_runs(self, rates: Rates) -> Iterator[Run]:
-        """Every cell that has a rate with every evaluation seed, seed by seed; twins of the baseline with the first."""
-        for seed in self.spec.seeds.evaluation:
-            for cell in self.cells:
-                if (rate := rates.get(cell.key)) is not None:
+    def evaluation_runs(
+        self, rates: Rates, seeds: Sequence[int] | None = None, cells: Container[CellKey] | None = None
+    ) -> Iterator[Run]:
+        """Every cell that has a rate with every evaluation seed, seed by seed; twins of the baseline with the first.
+
+        By default all that the study can ask for; `seeds` and `cells` narrow it down. Where there are looks, cells that
+        no verdict needs have the seeds of the first alone.
+        """
+        for seed in self.spec.seeds.evaluation if seeds is None else seeds:
+            for cell in self.cells if cells is None else (own for own in self.cells if own.key in cells):
+                rate = rates.get(cell.key)
+                if rate is not None and (seed in self.first_seeds or not self.is_brief(cell)):
                     yield Run(Phase.EVALUATION, cell, rate, seed)
                     if self._has_twin(cell, seed):
                         yield Run(Phase.EVALUATION, cell, rate, seed, replica=1)
+
+    @functools.cached_property
+    def first_seeds(self) -> tuple[int, ...]:
+        """Evaluation seeds of the first look; all of them where there are no looks."""
+        seeds, looks = self.spec.seeds.evaluation, self.spec.seeds.looks
+        return tuple(seeds[: looks[0]] if looks else seeds)
+
+    def is_brief(self, cell: Cell) -> bool:
+        """Whether a cell describes and no verdict waits for it: controls of compute and clipping, and the baseline at a
+        budget that is not half of one of the study's."""
+        halves = map(halved, self.spec.budgets)
+        return cell.role in (Role.COMPUTE, Role.UNCLIPPED) or (cell.role is Role.ASSAY and cell.budget not in halves)
 
     def _has_twin(self, cell: Cell, seed: int) -> bool:
         first = self.spec.seeds.evaluation[0]
@@ -183,14 +221,41 @@ class StudyMatrix:
                         if phase is Phase.EVALUATION:
                             yield Run(phase, cell, rate, seed, replica=1)
 
-    def counts(self, grid: Sequence[float] | None = None, excluded: Container[CellKey] = ()) -> dict[Phase, int]:
-        """How many runs each phase has in the end, with this grid; `excluded`: cells that will have no rate."""
+    def counts(
+        self,
+        grid: Sequence[float] | Mapping[CellKey, Collection[float]] | None = None,
+        excluded: Container[CellKey] = (),
+        seeds: Sequence[int] | None = None,
+    ) -> dict[Phase, int]:
+        """How many runs each phase can have, with this grid and, where not with all, with these evaluation `seeds`;
+        `excluded`: cells that will have no rate."""
         # Any rate will do, as runs are only counted.
         rates = {cell.key: 1.0 for cell in self.cells if cell.key not in excluded}
         return {
             Phase.TUNING: sum(1 for _ in self.tuning_runs(grid)),
-            Phase.EVALUATION: sum(1 for _ in self.evaluation_runs(rates)),
+            Phase.EVALUATION: sum(1 for _ in self.evaluation_runs(rates, seeds)),
         }
+
+
+def first_rates(matrix: StudyMatrix) -> dict[CellKey, tuple[float, ...]]:
+    """Cell -> as many rates as `tune: baseline` tries there where no first guess is far off; for counting.
+
+    The baseline at the rates it starts from and, at a budget with arms, at three more around the rate that is found;
+    every arm at these three; controls at none, as theirs follow from others.
+    """
+    start = matrix.start
+    found_there = around(start[len(start) // 2] * STEP**0.5)
+    armed = {cell.budget for cell in matrix.cells if cell.role is Role.ARM}
+    first = matrix.cells[0].budget
+    found: dict[CellKey, tuple[float, ...]] = {}
+    for cell in matrix.cells:
+        begun = start if cell.budget == first else around(start[len(start) // 2])
+        if cell.role in (Role.BASELINE, Role.ASSAY):
+            # Those that tuning begins with come first.
+            found[cell.key] = (*begun, *(found_there if cell.budget in armed else ()))
+        elif cell.role is Role.ARM:
+            found[cell.key] = found_there
+    return found
 
 
 def matrix_of(spec: StudySpec) -> StudyMatrix:
@@ -199,7 +264,8 @@ def matrix_of(spec: StudySpec) -> StudyMatrix:
     Arms with fixed ranks ignore the budget, so they appear once, under the first.
     """
     longer = compute_controls(spec) if "compute" in spec.controls else {}
-    computing = {arm.name for arm in longer.values()}
+    roles = {arm.name: Role.COMPUTE for arm in longer.values()}
+    roles |= {arm.name: Role.UNCLIPPED for arm in unclipped_controls(spec)}
     baseline = baseline_of(spec)
     cells = []
     for index, budget in enumerate(spec.budgets):
@@ -208,10 +274,10 @@ def matrix_of(spec: StudySpec) -> StudyMatrix:
                 cells.append(_cell(spec, arm, budget, Role.BASELINE if arm == baseline else Role.ARM))
         for arm in control_arms(spec, budget):
             if arm.ranks is None or index == 0:
-                cells.append(_cell(spec, arm, budget, Role.COMPUTE if arm.name in computing else Role.CHANCE))
+                cells.append(_cell(spec, arm, budget, roles.get(arm.name, Role.CHANCE)))
     cells += [_cell(spec, baseline, budget, Role.ASSAY) for budget in assay_budgets(spec)]
     names = {arm: control.name for arm, control in longer.items()}
-    return StudyMatrix(spec, tuple(cells), primary_comparisons(spec), names)
+    return StudyMatrix(spec, tuple(cells), primary_comparisons(spec), names, shadows(spec))
 
 
 def _cell(spec: StudySpec, arm: ArmPart, budget: str, role: Role) -> Cell:

@@ -31,6 +31,8 @@ from adaptive_lora.training.options import TrainingOptions, check_multipliers
 if TYPE_CHECKING:  # plans by shape need no torch
     from adaptive_lora.training.base import FrozenBase
 
+_NOT_SHARED = {"learning_rate", "widen", "tune", "activation_checkpointing"}
+"""Of `train`, what runs say themselves, or what changes no result."""
 DEMO_RECORDS = 4000
 """How many different records a generated source has at the most."""
 
@@ -119,7 +121,7 @@ class PreparedStudy:
             },
             "tokenizer_and_chat_template": self.splits.encoding_hash,  # named as the cause where it alone differs
             "modules": [m.name for m in self.modules],
-            "train": spec.train.model_dump(mode="json", exclude={"learning_rate", "widen", "activation_checkpointing"}),
+            "train": spec.train.model_dump(mode="json", exclude=_NOT_SHARED),
             "engine": spec.engine,
         }
 
@@ -188,7 +190,7 @@ class PreparedStudy:
     def training_options(self, run: Run) -> TrainingOptions:
         """The study's training for one run."""
         train = run.cell.training
-        elsewhere = {"epochs", "steps", "learning_rate", "widen", "multipliers", "activation_checkpointing"}
+        elsewhere = {"epochs", "steps", "learning_rate", "widen", "tune", "multipliers", "activation_checkpointing"}
         return TrainingOptions(
             learning_rate=run.learning_rate,
             steps=run.cell.steps,

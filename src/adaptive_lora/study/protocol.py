@@ -4,15 +4,19 @@
 Everything else is exploratory. **Controls** check the study itself:
 
 - `random` and `shuffled`: a plan without a reason, and one with the reason taken out of it;
+- `own-shuffled`, in place of `shuffled`: that for every hypothesis that measures, so that its difference can be told
+  apart into what uneven ranks cost and what it is worth to know where they go (`stats.decomposition`);
 - `twin`: the baseline once more in the same bank, which must come out bit-equal;
-- `half` and `double`: the baseline at half and at twice the budget. Where half is not worse by more than the
-  margin, the task cannot tell ranks apart by what matters;
-- `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all.
+- `half` and `double`: the baseline at half and at twice the budget. What half costs is the measure of the margin;
+  where it is not shown to be worse, the task cannot tell ranks apart;
+- `compute`: beside every arm that trains before it has a plan, the baseline trained for as many updates in all;
+- `unclipped`, only by name: the baseline without clipping of gradients, which at the rates that are best may shorten
+  every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
@@ -22,28 +26,88 @@ from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.study.schema import ArmPart, StudySpec
 from adaptive_lora.study.schema_training import ArmTrainPart
 from adaptive_lora.study.settings import steps_of
+from adaptive_lora.study.yaml import Location
 
 MOST_PRIMARY = 10
 """More hypotheses than this are no hypotheses."""
+HALF_BUDGET = "half-budget"
+"""`analysis.margin` of a study that measures it."""
 
 
 def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, ...]:
     """The controls that are arms, on a budget or on any, but for those that are arms of the study already.
 
-    `shuffled` has no place where the least rank is all that a budget pays for: every plan is the same there.
+    Nothing is shuffled where the least rank is all that a budget pays for: every plan is the same there.
     """
     own = {arm.strategy for arm in spec.arms}
-    names = {arm.name for arm in spec.arms}
+    budgets = [budget] if budget else spec.budgets
     found = []
-    for name in ("random", "shuffled"):
-        if name in spec.controls and name not in own:
-            options = shuffled_options(spec) if name == "shuffled" else {}
-            if name == "shuffled" and all(_is_least(b, options) for b in ([budget] if budget else spec.budgets)):
-                continue
-            called = f"{name}-control" if name in names else name
-            found.append(ArmPart(name=called, strategy=name, options=options))
+    if "random" in spec.controls and "random" not in own:
+        found.append(ArmPart(name=_free_name(spec, "random"), strategy="random"))
+    if "own-shuffled" in spec.controls:
+        found += [arm for arm in own_shuffles(spec, budgets).values() if arm not in spec.arms]
+    elif "shuffled" in spec.controls and "shuffled" not in own:
+        options = shuffled_options(spec)
+        if not _all_least(budgets, options):
+            found.append(ArmPart(name=_free_name(spec, "shuffled"), strategy="shuffled", options=options))
     longer = compute_controls(spec) if "compute" in spec.controls else {}
-    return (*found, *{arm.name: arm for arm in longer.values()}.values())
+    return (*found, *{arm.name: arm for arm in longer.values()}.values(), *unclipped_controls(spec))
+
+
+def unclipped_controls(spec: StudySpec) -> tuple[ArmPart, ...]:
+    """The baseline without clipping of gradients, where that is asked for and gradients are clipped at all."""
+    baseline = baseline_of(spec)
+    own = baseline.train or ArmTrainPart()
+    if "unclipped" not in spec.controls or spec.train.max_grad_norm is None or not own.clip:
+        return ()
+    name = _free_name(spec, f"{baseline.name[:50]}-unclipped")
+    return (baseline.model_copy(update={"name": name, "train": own.model_copy(update={"clip": False})}),)
+
+
+def own_shuffles(spec: StudySpec, budgets: Sequence[str] | None = None) -> dict[str, ArmPart]:
+    """Name of a primary arm -> the control with its ranks at other places, trained and scaled as the arm is.
+
+    Every primary arm that measures something has one, at the budgets where it is primary (`budgets`: some of them); one
+    that the study has as an arm already is that arm. A shape has none: its ranks hold no information of the task.
+    """
+    wanted = spec.budgets if budgets is None else budgets
+    found = {}
+    for arm in spec.arms:
+        own = [c.budget for c in primary_comparisons(spec) if c.arm == arm.name and c.budget in wanted]
+        if not own or not _can_be_shuffled(arm) or not _measures(arm):
+            continue
+        options = {**source_options(arm), "must_differ": False}
+        if not _all_least(own, options):
+            name = _free_name(spec, f"shuffled-{arm.name}")
+            made = arm.model_copy(update={"name": name, "strategy": "shuffled", "options": options})
+            found[arm.name] = next((a for a in spec.arms if _same_run(a, made)), made)
+    return found
+
+
+def shadows(spec: StudySpec) -> dict[str, str]:
+    """Control -> the arm whose own ranks it has at other places; empty without `own-shuffled`."""
+    own = own_shuffles(spec) if "own-shuffled" in spec.controls else {}
+    return {control.name: arm for arm, control in own.items()}
+
+
+def _can_be_shuffled(arm: ArmPart) -> bool:
+    return arm.strategy not in (None, "uniform") and why_no_source(find_strategy(arm.strategy or "")) is None
+
+
+def _measures(arm: ArmPart) -> bool:
+    strategy = find_strategy(arm.strategy or "")
+    return bool(strategy.needs(check_options(strategy, arm.options)))
+
+
+def _same_run(one: ArmPart, other: ArmPart) -> bool:
+    return one.model_copy(update={"name": other.name}) == other
+
+
+def _free_name(spec: StudySpec, wanted: str) -> str:
+    """`wanted`, or where an arm of the study's own is called that, another name."""
+    names = {arm.name for arm in spec.arms}
+    wanted = wanted[:56]
+    return f"{wanted}-control" if wanted in names else wanted
 
 
 def compute_controls(spec: StudySpec) -> dict[str, ArmPart]:
@@ -65,26 +129,30 @@ def compute_controls(spec: StudySpec) -> dict[str, ArmPart]:
 
 
 def shuffled_options(spec: StudySpec) -> dict[str, Any]:
-    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s.
+    """Whose ranks `shuffled` puts elsewhere: the first arm's that plans without training, else `empirical`'s."""
+    for arm in spec.arms:
+        if _can_be_shuffled(arm):
+            source = find_strategy(arm.strategy or "")
+            if source.effort_of(check_options(source, arm.options)) != "training":
+                return source_options(arm)
+    return {"source": "empirical"}
+
+
+def source_options(arm: ArmPart) -> dict[str, Any]:
+    """Options of `shuffled` for an arm's ranks.
 
     With the arm's own options, as other ranks than the arm's would be no control of it. Bounds are said of the shuffled
     plan itself, which hands them on to its source. Defaults are left out: a study that says none keeps its runs.
     """
-    for arm in spec.arms:
-        source = find_strategy(arm.strategy or "uniform")
-        if source.name == "uniform" or why_no_source(source):
-            continue
-        options = check_options(source, arm.options)
-        if source.effort_of(options) != "training":
-            own = options.model_dump(mode="json", exclude_defaults=True)
-            bounds = {name: own.pop(name) for name in StrategyOptions.model_fields if name in own}
-            return {"source": arm.strategy, **bounds, **({"source_options": own} if own else {})}
-    return {"source": "empirical"}
+    options = check_options(find_strategy(arm.strategy or ""), arm.options)
+    own = options.model_dump(mode="json", exclude_defaults=True)
+    bounds = {name: own.pop(name) for name in StrategyOptions.model_fields if name in own}
+    return {"source": arm.strategy, **bounds, **({"source_options": own} if own else {})}
 
 
-def _is_least(budget: str, options: Mapping[str, Any]) -> bool:
-    unit, number = parse_budget(budget)
-    return unit == "rank" and number <= options.get("min_rank", 1)
+def _all_least(budgets: Sequence[str], options: Mapping[str, Any]) -> bool:
+    parsed = [parse_budget(budget) for budget in budgets]
+    return all(unit == "rank" and number <= options.get("min_rank", 1) for unit, number in parsed)
 
 
 def assay_budgets(spec: StudySpec) -> tuple[str, ...]:
@@ -119,3 +187,29 @@ def primary_comparisons(spec: StudySpec) -> tuple[Comparison, ...]:
         own = [arm for arm in spec.arms if arm.name != spec.analysis.baseline and arm.ranks is None]
         wanted = [(arm.name, spec.budgets) for arm in own if arm.strategy not in ("random", "shuffled", "inverted")]
     return tuple(dict.fromkeys(Comparison(arm, budget) for arm, budgets in wanted for budget in budgets))
+
+
+def rule_complaints(spec: StudySpec) -> dict[Location, str]:
+    """Looks and margins that the study's comparisons, controls or budgets leave without meaning."""
+    found: dict[Location, str] = {}
+    comparisons = primary_comparisons(spec)
+    if spec.seeds.looks and not comparisons:
+        found["seeds", "looks"] = (
+            "the study has no primary comparison, so that there is nothing to decide at a look; leave `looks` out, or "
+            "name hypotheses under `analysis.primary`"
+        )
+    if comparisons and spec.analysis.margin == HALF_BUDGET and (why := _why_unmeasured(spec, comparisons)):
+        found["analysis", "margin"] = (
+            f"`{HALF_BUDGET}`, the default, is measured by the baseline at half the budget, and {why}; give a number "
+            "in nats per token, such as `margin: 0.01`"
+        )
+    return found
+
+
+def _why_unmeasured(spec: StudySpec, comparisons: Sequence[Comparison]) -> str:
+    """What keeps half the budget from being trained, and what would mend it; "" where nothing does."""
+    if whole := [c.budget for c in comparisons if halved(c.budget) is None]:
+        return f"{whole[0]} has no half"
+    if baseline_of(spec).ranks is not None:
+        return f"{spec.analysis.baseline!r} has fixed `ranks`, of one size"
+    return "" if "half" in spec.controls else "`controls` are without `half`, which could be added"

@@ -17,22 +17,26 @@ from typing import Any
 
 from adaptive_lora.errors import StudyFolderError, Terminated
 from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.data_facts import splits_csv
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
-from adaptive_lora.study.learning_rate_search import LearningRateSearch, search_of
+from adaptive_lora.study.learning_rate_search import Search, search_of
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
+from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
+from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.status import StudyStatus, ledger_status
 from adaptive_lora.study.strategy_files import kept_files
 from adaptive_lora.study.study_file import Study, exported_text, portable_text
+from adaptive_lora.study.tuning import added_rates
 from adaptive_lora.study.twins import check_twins
 
 __all__ = ["ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
@@ -88,11 +92,7 @@ def run_study(
         engine.evaluate_base()
         search = _tune(engine)
         _set_aside(prepared, ledger)  # by the rates that are chosen now
-        expected = search.expected_runs()
-        ledger.set_facts(
-            {"chosen_rates": [[*key, rate] for key, rate in search.chosen.items()], "expected_runs": expected}
-        )
-        engine.run_all(list(study.matrix.evaluation_runs(search.chosen)), sum(expected.values()))
+        _evaluate(engine, search)
         check_twins(ledger)
         return ledger_status(ledger)
 
@@ -105,22 +105,35 @@ def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListen
             listener.stage(f"not counted: {left:,} run(s) of the study as it was before the deviation")
 
 
-def _tune(engine: Engine) -> LearningRateSearch:
-    """Trains the grid of rates, wider while the study lets it grow; warns where a best rate lies at its edge."""
+def _tune(engine: Engine) -> Search:
+    """Trains at the rates that the search asks for until it asks for no more; warns of best ones at an edge."""
     matrix, ledger = engine.prepared.study.matrix, engine.ledger
-    done: tuple[float, ...] = ()
-    while (search := search_of(matrix, ledger)).grid != done:
+    done: dict[CellKey, tuple[float, ...]] = {}
+    while (search := search_of(matrix, ledger)).asked != done:
         if done:
-            added = ", ".join(f"{rate:g}" for rate in search.grid if rate not in done)
-            engine.listener.stage(f"a best learning rate lies at the edge of the grid: adding {added} for all arms")
+            engine.listener.stage(added_rates(done, search.asked))
         expected = search.expected_runs()
         ledger.set_facts({"expected_runs": expected})
-        engine.run_all(list(matrix.tuning_runs(search.grid)), sum(expected.values()))
-        done = search.grid
+        engine.run_all(list(matrix.tuning_runs(search.asked)), sum(expected.values()))
+        done = search.asked
     for edge in search.edges:
         best = f"the best rate, {edge.rate:g}, is at the edge of the grid" if edge.trained else "every rate diverges"
-        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; add {edge.beyond:g} to `learning_rate`")
+        remedy = f"{'begin at' if edge.by_steps else 'add'} {edge.beyond:g} {'by' if edge.by_steps else 'to'}"
+        engine.listener.stage(f"warning: {edge.arm} at {edge.budget}: {best}; {remedy} `learning_rate`")
     return search
+
+
+def _evaluate(engine: Engine, search: Search) -> None:
+    """Trains what is compared, all at once or look by look."""
+    matrix, ledger, expected = engine.prepared.study.matrix, engine.ledger, search.expected_runs()
+    chosen = [[*key, rate] for key, rate in search.chosen.items()]
+    ledger.set_facts({"chosen_rates": chosen, "expected_runs": expected, **search.facts})
+    if matrix.spec.seeds.looks:
+        evaluate_by_looks(engine, search.chosen, expected[Phase.TUNING])
+    else:
+        if "looking" in ledger.facts():  # a deviation may have left it there
+            ledger.set_facts({"looking": None})
+        engine.run_all(list(matrix.evaluation_runs(search.chosen)), sum(expected.values()))
 
 
 def _lock(study: Study, prepared: PreparedStudy, out: Path, ledger: Ledger, deviation: str | None) -> None:
@@ -182,6 +195,7 @@ def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None,
 def study_facts(study: Study) -> dict[str, Any]:
     """What the ledger keeps of the study file and of what runs it."""
     packages = ("adaptive-lora", "torch", "transformers", "peft", "numpy")
+    counts = study.matrix.counts(seeds=study.matrix.first_seeds)
     return {
         "name": study.spec.name,
         "identity": study.identity,
@@ -192,7 +206,7 @@ def study_facts(study: Study) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
         },
-        "expected_runs": {phase.value: count for phase, count in study.matrix.counts().items()},
+        "expected_runs": {phase.value: count for phase, count in counts.items()},
     }
 
 

@@ -180,6 +180,16 @@ class SeedsPart(Part):
     """Seeds of the runs that are compared."""
     tuning: Annotated[list[int], _seeds_of("tuning", 0)] = Field(default_factory=list)
     """Seeds of the runs that choose learning rates; never those of `evaluation`."""
+    looks: list[Annotated[int, Field(ge=2)]] = Field(default_factory=list)
+    """After how many evaluation seeds the study is judged, such as `[4, 6, 8, 10, 12]`: arms that are decided stop, and
+    the study with the last of them. The last look has all evaluation seeds, which are so its cap. By default there is
+    one judgement, when all of them are done."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study without looks stays the study that it was before there were any."""
+        said: dict[str, Any] = dump(self)
+        return {key: value for key, value in said.items() if key != "looks" or value}
 
 
 class PrimaryPart(Part):
@@ -208,17 +218,19 @@ class AnalysisPart(Part):
     makes the whole study exploratory."""
     metric: Literal["test_loss"] = "test_loss"
     """What is compared: mean negative log-likelihood per completion token of the test records, in nats."""
-    margin: Annotated[float, Field(gt=0)] = 0.01
-    """Differences within it do not matter, nats per token; 0.01 is about 1 % of perplexity."""
+    margin: Annotated[float, Field(gt=0)] | Literal["half-budget"] = "half-budget"
+    """Differences within it do not matter. `half-budget` measures it: a quarter of what half the budget costs on this
+    task, by the control `half`. Or a number, in nats per token; 0.01 is about 1 % of perplexity."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
-    """Chance of any false verdict over all primary comparisons, by Holm's procedure."""
+    """Chance of any false difference over all primary comparisons and looks, and of any false equivalence."""
 
 
-Control = Literal["random", "shuffled", "twin", "half", "double", "compute"]
+Control = Literal["random", "shuffled", "twin", "half", "double", "compute", "own-shuffled", "unclipped"]
 
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
-_ALL = list(get_args(Control))
+_ALL = [name for name in get_args(Control) if name not in ("own-shuffled", "unclipped")]
+"""What `all` has always meant; by name alone: `own-shuffled`, which costs a control for every hypothesis."""
 
 
 def _as_controls(value: Any) -> Any:
@@ -252,7 +264,9 @@ class StudySpec(Part):
         list[Control],
         BeforeValidator(_as_controls, json_schema_input_type=Literal["all", "none"] | list[Control]),
     ] = Field(default_factory=_ALL.copy, json_schema_extra={"default": "all"})
-    """What is trained beside the arms so that a verdict can be trusted: `all`, `none`, or some of them."""
+    """What is trained beside the arms so that a verdict can be trusted: `all` (but the last two), `none`, or a list.
+    `own-shuffled` gives every hypothesis that measures its own ranks elsewhere, in place of the one `shuffled`;
+    `unclipped` trains the baseline without clipping of gradients."""
     engine: Literal["bank", "reference"] = "bank"
     """All adapters together, or one after another through PEFT."""
     tracking: Annotated[list[Tracker], BeforeValidator(as_list, json_schema_input_type=Tracker | list[Tracker])] = (

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 
 class Part(BaseModel):
@@ -20,6 +28,11 @@ class Part(BaseModel):
 def as_list(value: Any) -> Any:
     """One value as a list of one."""
     return value if isinstance(value, list) else [value]
+
+
+def without_default(said: Mapping[str, Any], key: str, default: Any) -> dict[str, Any]:
+    """What a part says, but for a key at its default, so that files from before the key keep their identity."""
+    return {name: value for name, value in said.items() if name != key or value != default}
 
 
 class MultipliersPart(Part):
@@ -42,6 +55,13 @@ class ArmTrainPart(Part):
     """As in `train`."""
     multipliers: MultipliersPart | None = None
     """As in `train`."""
+    clip: bool = True
+    """Whether gradients are clipped at the study's `max_grad_norm`."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `clip` stays the study that it was before there was such a key."""
+        return without_default(dump(self), "clip", True)
 
 
 FIRST_RATES = (3e-4, 1e-3, 3e-3)
@@ -72,6 +92,10 @@ class TrainPart(Part):
     grid, sets `widen`."""
     widen: bool = False
     """Whether the grid grows, for all arms, while the best rate of one lies at its edge."""
+    tune: Literal["baseline", "every-arm"] = "every-arm"
+    """`every-arm`: the whole grid for each arm, controls too. `baseline`: for the baseline alone, in steps of 1.8
+    around the rate, or the best of the rates, that `learning_rate` gives, as far as it takes; each arm is then checked
+    one step to either side and gets a rate of its own where it prefers one beyond the noise."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after the warm-up: to 0 linearly, to 0 as a cosine, or not at all."""
     warmup: Annotated[float, Field(ge=0)] = 0.0
@@ -94,6 +118,11 @@ class TrainPart(Part):
         if "auto" not in rates:
             return value
         return {**value, "learning_rate": [r for r in rates if r != "auto"] or list(FIRST_RATES), "widen": True}
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `tune` stays the study that it was before there was such a key."""
+        return without_default(dump(self), "tune", "every-arm")
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainPart:

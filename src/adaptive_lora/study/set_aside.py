@@ -34,7 +34,7 @@ def set_aside(matrix: StudyMatrix, context: Mapping[str, Any], ledger: Ledger) -
         run["run_id"]
         for run in ledger.runs()
         if not (
-            run["learning_rate"] in search.grid
+            run["learning_rate"] in search.asked.get((run["arm"], run["budget"]), ())
             if run["phase"] == Phase.TUNING
             else run["learning_rate"] == search.chosen.get((run["arm"], run["budget"]))
         )

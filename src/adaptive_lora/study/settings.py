@@ -24,6 +24,7 @@ def training_of(spec: StudySpec, arm: ArmPart) -> TrainPart:
     return spec.train.model_copy(
         update={
             **({"warmup": own["warmup"]} if "warmup" in own else {}),
+            **({"max_grad_norm": None} if own.get("clip") is False else {}),
             "multipliers": spec.train.multipliers.model_copy(update=own.get("multipliers", {})),
         }
     )

@@ -28,7 +28,7 @@ class StudyStatus:
     in_use: bool
     """Whether a process works on it now."""
     expected: int
-    """Runs the study will have in the end."""
+    """Runs the study will have in the end; with looks, those that are done and those that the current look asks for."""
     counts: dict[str, int]
     """Registered runs by status; a run that was begun and that nobody works on is `interrupted`."""
     current: tuple[dict[str, Any], ...]
@@ -39,6 +39,8 @@ class StudyStatus:
     """Whether no tuning run is open."""
     exported: bool = False
     """Whether the folder is an export, on which no process can work."""
+    looking: int | None = None
+    """The look that the study is at, after which it may ask for more runs; None where it has none, or had the last."""
 
     @property
     def completed(self) -> int:
@@ -88,15 +90,15 @@ class StudyStatus:
 
     @property
     def finished(self) -> bool:
-        """Whether every run gave a result."""
-        return self.left == 0
+        """Whether every run gave a result, and no look is to come."""
+        return self.left == 0 and self.looking is None
 
     def to_json(self) -> dict[str, Any]:
         """As `status --json` prints it."""
         return {
             "name": self.name, "in_use": self.in_use, "expected": self.expected, "left": self.left,
             "counts": self.counts, "current": list(self.current), "troubles": list(self.troubles),
-            "exported": self.exported,
+            "exported": self.exported, "looking": self.looking,
         }  # fmt: skip
 
 
@@ -142,5 +144,6 @@ def _status(
         counts=dict(by_status),
         current=tuple(row for row in rows if row["status"] == running),
         troubles=tuple(row for row in rows if row["status"] in (Status.FAILED, Status.DIVERGED)),
+        looking=facts.get("looking"),
         tuned=all(status in _FINISHED for phase, status in counts if phase == Phase.TUNING),
     )

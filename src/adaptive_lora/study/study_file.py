@@ -16,6 +16,7 @@ from adaptive_lora.errors import StudyFileError
 from adaptive_lora.models.locate import is_named
 from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
+from adaptive_lora.study.protocol import rule_complaints
 from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
 from adaptive_lora.study.strategy_files import portable_strategies, with_located_strategies
@@ -135,6 +136,7 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
     try:
         spec = StudySpec(**data)
         found += warmup_complaints(spec).items()
+        found += [] if found else rule_complaints(spec).items()  # of a study whose names are known to exist
     except ValueError as error:
         found += complaints_of(error, StudySpec, data)
     found.sort(key=lambda complaint: line_of(lines, complaint[0]))

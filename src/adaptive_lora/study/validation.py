@@ -106,6 +106,7 @@ def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
             ("seeds",),
             f"{', '.join(shared)} both tune and evaluate; choose learning rates with other seeds",
         )
+    yield from _look_complaints(_part(seeds, "looks", list), len(lists["evaluation"]))
     rates = _part(data, "train", dict).get("learning_rate")
     if (rates == "auto" or (isinstance(rates, list) and (len(rates) > 1 or "auto" in rates))) and not seeds.get(
         "tuning"
@@ -113,6 +114,26 @@ def _seed_complaints(data: dict[str, Any]) -> Iterator[tuple[Location, str]]:
         yield (
             ("seeds", "tuning"),
             "a grid of learning rates needs tuning seeds to choose with; write for example `tuning: 3`",
+        )
+    elif _part(data, "train", dict).get("tune") == "baseline" and len(lists["tuning"]) < 2:
+        yield (
+            ("seeds", "tuning"),
+            "`tune: baseline` needs two tuning seeds or more, whose spread says which preference is beyond the noise; "
+            "write for example `tuning: 3`",
+        )
+
+
+def _look_complaints(looks: list[Any], cap: int) -> Iterator[tuple[Location, str]]:
+    if not looks or not all(isinstance(look, int) for look in looks):
+        return
+    shown = ", ".join(map(str, looks))
+    if looks != sorted(set(looks)):
+        yield ("seeds", "looks"), f"each look has more evaluation seeds than the one before, got {shown}"
+    elif cap and looks[-1] != cap:
+        yield (
+            ("seeds", "looks"),
+            f"the last look has all evaluation seeds, which are {cap}, got {shown}; end with {cap}, or write "
+            f"`evaluation: {looks[-1]}`",
         )
 
 

@@ -15,7 +15,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     AdaLoRA budgets ranks, whatever they cost; its counts are put on the parameter budget. Retraining takes
     its schedule and its scaling (alpha over the first rank) out of the comparison.
     """
-    return spend(modules, scores["adalora-rank"], budget, options.min_rank, options.max_rank)
+    return spend(modules, scores["adalora-rank"], budget, options.min_rank, options.max_rank, options.power)
 
 
 STRATEGY = Strategy(

@@ -60,7 +60,21 @@ class StrategyOptions(BaseModel):
         return self if isinstance(self, CalibrationOptions) else CalibrationOptions()
 
 
-class CalibrationOptions(StrategyOptions):
+class ScoredOptions(StrategyOptions):
+    """Options of strategies that spend the budget by something measured."""
+
+    power: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """Pulls the ranks towards uniform: r_l ∝ w_l^power, w the weights that the strategy spends the budget by. 1 is the
+    strategy itself, 0.5 half way on a log scale, 0 uniform; above 1 it is sharper."""
+
+
+def bends_weights(options: type[StrategyOptions]) -> bool:
+    """Whether `power` is that of `ScoredOptions`, and no option of the strategy's own by that name."""
+    own, field = options.model_fields.get("power"), ScoredOptions.model_fields["power"]
+    return issubclass(options, ScoredOptions) and own is not None and own.description == field.description
+
+
+class CalibrationOptions(ScoredOptions):
     """Options of strategies that measure on batches of the training data."""
 
     calibration_batches: Annotated[int, Field(ge=1)] = 8

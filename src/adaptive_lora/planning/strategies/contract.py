@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from adaptive_lora.errors import BudgetError, StrategyError
-from adaptive_lora.planning.budget import resolve_budget
+from adaptive_lora.planning.budget import resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, kind_of, total_cost
-from adaptive_lora.planning.strategies.base import Strategy, check_options
+from adaptive_lora.planning.strategies.base import Strategy, bends_weights, check_options
 from adaptive_lora.planning.strategies.transforms import ShuffledOptions
 from adaptive_lora.streams import numpy_stream
 
@@ -190,6 +190,18 @@ def _zeros(strategy: Strategy) -> Iterator[str]:
         yield f"ranks that cost {total_cost(modules, ranks):,} of {budget:,}"
 
 
+def _power(strategy: Strategy) -> Iterator[str]:
+    if not bends_weights(strategy.options):
+        return
+    modules, budget, scores = _usual(strategy)
+    covered = strategy.covered(modules)
+    first = strategy.allocate(modules, scores, budget, check_options(strategy, {"power": 1}))
+    yield from _differences(first, strategy.allocate(modules, scores, budget, strategy.options()), "without `power` 1")
+    uniform = spend(covered, {m.name: 1.0 for m in covered}, budget)
+    flat = strategy.allocate(modules, scores, budget, check_options(strategy, {"power": 0}))
+    yield from _differences(uniform, flat, "with `power` 0")
+
+
 def _options(strategy: Strategy) -> Iterator[str]:
     check_options(strategy, {"min_rank": 3, "max_rank": "3"})
     for wrong in ({"no-such-option": 1}, {"min_rank": 4, "max_rank": 3}, {"min_rank": 0}):
@@ -244,6 +256,7 @@ RULES: Mapping[str, tuple[str, Check]] = {
     "inputs": ("modules and scores left as they are", _inputs),
     "scale": ("the same ranks in whatever unit a measure is", _scale),
     "zeros": ("a plan on budget where every score is 0", _zeros),
+    "power": ("where it measures: uniform ranks with the option `power` 0, its own with 1", _power),
     "options": ("unknown options and impossible bounds refused", _options),
     "seed": ("an option `seed` where the plan is drawn, and only there", _seed),
     "left out": ("rank 0 for kinds of modules that it does not cover, and only for them", _left_out),

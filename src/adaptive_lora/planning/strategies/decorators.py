@@ -21,10 +21,12 @@ from adaptive_lora.planning.strategies.base import (
     Effort,
     GradientOptions,
     OverRankOptions,
+    ScoredOptions,
     Scores,
     ShortRunOptions,
     Strategy,
     StrategyOptions,
+    bends_weights,
 )
 from adaptive_lora.planning.strategies.registry import (
     OutsideMeasure,
@@ -42,7 +44,7 @@ Needs = Sequence[str] | Callable[[Any], Sequence[str]]
 
 _OPTIONS_BY_EFFORT: Mapping[Effort, type[StrategyOptions]] = {
     "none": StrategyOptions,
-    "weights": StrategyOptions,
+    "weights": ScoredOptions,
     "data": CalibrationOptions,
     "gradients": GradientOptions,
     "training": ShortRunOptions,
@@ -72,7 +74,8 @@ def strategy(
     Its docstring's first line is the summary in lists.
 
     `needs` names measures, of the package or defined above with `@measure`: `scores[measure][module]`. `options` is a
-    mapping of names to defaults, or a subclass of `StrategyOptions` with constraints. `chance`: the plan is drawn from
+    mapping of names to defaults, or a subclass of `StrategyOptions` with constraints; strategies that measure have
+    `power` too, which needs no code (`ScoredOptions`). `chance`: the plan is drawn from
     `options.seed`. `covers`: the only kind of module that gets an adapter. `source` is the paper.
 
     The strategy is known by its name in this process, and by `file.py:name` from its file. Raises StrategyError.
@@ -178,6 +181,7 @@ def _allocate(
     own = {key.partition("@")[0]: scores[key] for key in made.needs(options)}
     more = {"budget": budget} if "budget" in inspect.signature(function).parameters else {}
     covered = made.covered(modules)
+    power = options.power if bends_weights(type(options)) else 1.0
     with explained(f"the strategy {made.name} failed", made.origin or ""):
         found = function(modules, own, options, **more)
         missing = [m.name for m in covered if m.name not in found]
@@ -189,11 +193,11 @@ def _allocate(
         wrong = f"it must return a value for each of {len(covered)} modules by name, and has none for {missing[0]}"
     elif bad:
         wrong = f"weights must be finite and not negative, got {', '.join(bad[:3])}"
-    elif whole:
+    elif whole and power == 1:
         ranks = {name: int(weight) for name, weight in weights.items()}
         wrong = _wrong_ranks(ranks, covered, budget, options)
     else:
-        ranks, wrong = spend(covered, weights, budget, options.min_rank, options.max_rank), ""
+        ranks, wrong = spend(covered, weights, budget, options.min_rank, options.max_rank, power), ""
     if wrong:
         raise StrategyError(f"The strategy {made.name} ({made.origin}): {wrong}.")
     return {m.name: ranks.get(m.name, 0) for m in modules}

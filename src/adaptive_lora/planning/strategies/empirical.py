@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
@@ -17,12 +15,10 @@ class Options(GradientOptions):
 
     importance: Literal["weight-gradient", "gradient-norm"] = "weight-gradient"
     """What is measured: mean |W ⊙ G|, or the norm of G per entry."""
-    power: Annotated[float, Field(ge=0)] = 1.0
-    """Bends the importance: 0.5 flattens it, 0 is uniform."""
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
-    """r_l ∝ I_l^power, with G_l = dL/dW_l averaged over the calibration batches and
+    """r_l ∝ I_l, with G_l = dL/dW_l averaged over the calibration batches and
 
     - `weight-gradient`: I_l = mean |W_l ⊙ G_l| (the importance of GoRA, arXiv 2502.12171),
     - `gradient-norm`:   I_l = ||G_l||_F / sqrt(d_in · d_out).
@@ -31,8 +27,8 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     In `mode: stream` they are means over the batches of the same, with each batch's own gradient.
     """
     measured = scores[options.importance]
-    weights = {m.name: measured[m.name] ** options.power for m in modules}
-    return spend(modules, weights, budget, options.min_rank, options.max_rank)
+    weights = {m.name: measured[m.name] for m in modules}
+    return spend(modules, weights, budget, options.min_rank, options.max_rank, options.power)
 
 
 STRATEGY = Strategy(

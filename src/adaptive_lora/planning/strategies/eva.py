@@ -38,7 +38,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     rank = uniform_rank(modules, budget)
     spectra = {m.name: scores["input-spectrum"][m.name] for m in modules}
     counts = component_counts(spectra, rank * len(modules), round(options.rho * rank))
-    return spend(modules, counts, budget, options.min_rank, options.max_rank)
+    return spend(modules, counts, budget, options.min_rank, options.max_rank, options.power)
 
 
 STRATEGY = Strategy(

@@ -19,7 +19,7 @@ def allocate(
     """
     measured = scores["b-gradient"]
     most = options.max_rank or max(options.min_rank, 2 * uniform_rank(modules, budget))
-    return spend(modules, {m.name: measured[m.name] for m in modules}, budget, options.min_rank, most)
+    return spend(modules, {m.name: measured[m.name] for m in modules}, budget, options.min_rank, most, options.power)
 
 
 STRATEGY = Strategy(

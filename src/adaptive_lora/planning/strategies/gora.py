@@ -34,7 +34,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     shares = shares_of({m.name: scores["weight-gradient"][m.name] for m in modules}, options.share)
     price = _PRICES[options.price]
     weights = {m.name: shares[m.name] / price(m.params_per_rank) for m in modules}
-    return spend(modules, weights, budget, options.min_rank, options.max_rank)
+    return spend(modules, weights, budget, options.min_rank, options.max_rank, options.power)
 
 
 def shares_of(importance: Mapping[str, float], share: Literal["linear", "softmax"]) -> dict[str, float]:

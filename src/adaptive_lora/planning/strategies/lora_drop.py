@@ -15,7 +15,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     LoRA-drop (arXiv 2402.07721) keeps the layers with the largest g and lets the rest share one adapter;
     here g spends the budget over all.
     """
-    return spend(modules, scores["output-norm"], budget, options.min_rank, options.max_rank)
+    return spend(modules, scores["output-norm"], budget, options.min_rank, options.max_rank, options.power)
 
 
 STRATEGY = Strategy(

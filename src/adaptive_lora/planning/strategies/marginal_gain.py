@@ -17,7 +17,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     L_l the same mean as the loss feels it, r'_l the rank they trained at (`scores.agreement`). By default that
     costs eleven times the planned training: two rounds of four runs, and a race of three.
     """
-    return spend(modules, scores["marginal-gain"], budget, options.min_rank, options.max_rank)
+    return spend(modules, scores["marginal-gain"], budget, options.min_rank, options.max_rank, options.power)
 
 
 STRATEGY = Strategy(

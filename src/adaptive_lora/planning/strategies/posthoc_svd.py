@@ -24,7 +24,8 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     trained afresh.
     """
     counts = pooled(modules, scores[_measure(options)], budget, options.min_rank, options.max_rank)
-    return spend(modules, {name: float(n) for name, n in counts.items()}, budget, options.min_rank, options.max_rank)
+    weights = {name: float(n) for name, n in counts.items()}
+    return spend(modules, weights, budget, options.min_rank, options.max_rank, options.power)
 
 
 def pooled(

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
-
-from pydantic import Field
 
 from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import GradientOptions, Scores, Strategy
 
 
-class Options(GradientOptions):
-    """Options of `spectral`."""
-
-    power: Annotated[float, Field(ge=0)] = 1.0
-    """Bends the effective rank: 0.5 flattens it, 0 is uniform."""
-
-
-def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
+def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: GradientOptions) -> dict[str, int]:
     """r_l ∝ exp(H(p)), p_i = σ_i² / Σ σ², σ the singular values of G_l (C_l + εI)^{-1/2}.
 
     G_l = dL/dW_l (d_out, d_in) is the mean over the calibration batches and C_l = E[x xᵀ] the second
@@ -27,9 +17,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     Whitening takes out of G_l what comes of the inputs' own few strong directions. Source: Lin 2026,
     "spectral-effective", the best of five scores at exactly equal parameters there.
     """
-    measured = scores["whitened-rank"]
-    weights = {m.name: measured[m.name] ** options.power for m in modules}
-    return spend(modules, weights, budget, options.min_rank, options.max_rank)
+    return spend(modules, scores["whitened-rank"], budget, options.min_rank, options.max_rank, options.power)
 
 
 STRATEGY = Strategy(
@@ -37,6 +25,6 @@ STRATEGY = Strategy(
     "rank follows the effective rank of the gradient, whitened by the module's inputs",
     "Lin 2026, spectral-effective",
     allocate,
-    Options,
+    GradientOptions,
     needs=lambda options: ("whitened-rank",),
 )

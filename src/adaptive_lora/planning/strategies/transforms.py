@@ -67,10 +67,13 @@ class Options(StrategyOptions):
 
 
 class ShuffledOptions(Options):
-    """As `inverted`, and the `seed` of the draw."""
+    """As `inverted`, and the draw."""
 
     seed: int = 0
     """Of the draw; a study gives every run its own."""
+    must_differ: bool = True
+    """Whether half of the modules must get another rank than from the source; if not, the first draw counts whatever
+    it changes, as is right for a mean over many draws (equal ranks stay equal)."""
 
 
 def inverted(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
@@ -90,6 +93,7 @@ def shuffled(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
 
     Spent again on the budget, as modules differ in price. The first of some draws that changes the rank
     of at least half of the modules counts; StrategyError where none does, since such a plan would test nothing.
+    Without `must_differ` it is the first draw.
     """
     return _elsewhere(modules, options.source_ranks(modules, scores, budget), budget, options)
 
@@ -100,7 +104,7 @@ def _elsewhere(
     """`shuffled` from the source's `own` ranks."""
     names = sorted(own)
     ranks = [own[name] for name in names]
-    if len(set(ranks)) == 1:
+    if options.must_differ and len(set(ranks)) == 1:
         raise StrategyError(
             f"`shuffled` cannot change the plan of {options.source}: it gives rank {ranks[0]} to every module. "
             "Name a `source` whose ranks differ, or raise the budget."
@@ -109,7 +113,7 @@ def _elsewhere(
     for _ in range(_DRAWS):
         weights = {name: float(ranks[at]) for name, at in zip(names, stream.permutation(len(names)), strict=True)}
         found = spend(modules, weights, budget, options.min_rank, options.max_rank)
-        if 2 * sum(found[name] != own[name] for name in names) >= len(names):
+        if not options.must_differ or 2 * sum(found[name] != own[name] for name in names) >= len(names):
             return found
     raise StrategyError(
         f"`shuffled` changes fewer than half of the ranks of {options.source} in each of {_DRAWS} draws: they are too "

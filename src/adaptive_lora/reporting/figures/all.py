@@ -13,6 +13,7 @@ from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.budgets import far_losses, frozen_fits, loss_by_budget
 from adaptive_lora.reporting.figures.costs import costs
 from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_curves
+from adaptive_lora.reporting.figures.decomposition import decomposition_bars
 from adaptive_lora.reporting.figures.differences import difference_limits, paired_differences
 from adaptive_lora.reporting.figures.looks import CROWD, Looks, looks_of
 from adaptive_lora.reporting.figures.ranks import overview, rank_heat_maps
@@ -57,6 +58,9 @@ def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     far, most = _is_far(found, arms, 0.05), cap([len(arm.differences) for arm in found.compared])
     caption = render("captions.differences_figure", found, far, most)
     yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margins), caption)
+    if parts := found.decompositions:
+        draw = partial(decomposition_bars, parts, baseline)
+        yield Wanted("decomposition", draw, render("decomposition.figure", found))
     most = cap([arm.loss.n for arm in arms if arm.loss])
     caption = render("captions.budget_figure", far_losses(arms), found.base_loss, frozen_fits(runs), most)
     yield Wanted("loss-by-budget", partial(loss_by_budget, runs, arms, looks), caption)

@@ -72,27 +72,27 @@ def compute(found: Findings) -> Table | None:
         Column("control", "against", "text"),
         Column("difference", "difference, 95 % interval", "interval", "+±", NATS),
         Column("seeds"),
+        Column("stopped", "stopped at the usual length", optional=True),
     )
-    every = at_equal_compute(found.runs, found.lock["controls"]["compute"])
-    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n) for e in every)
+    every = at_equal_compute(found.runs, found.lock["controls"]["compute"], found.baseline)
+    cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n, e.stopped or None) for e in every)
     return captioned(found, "compute", ("equal-compute", "At equal compute"), columns, cells)
 
 
 def power(found: Findings) -> Table | None:
-    """What the seeds could detect, by the spread they had."""
+    """What the seeds and records could show, by the spread they had."""
     columns = (
         *ARM,
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
-        Column("half_width", "known to ±", form=".4f", unit=NATS),
+        Column("half_width", "interval reaches either side", form=".4f", unit=NATS),
         Column("detectable", "smallest detectable", form=".4f", unit=NATS),
         Column("margin", form=".4f", unit=NATS, optional=True),
         Column("seeds_for_margin", "seeds to find the margin", form=",d", optional=True),
         Column("seeds_for_equivalence", "seeds to show equivalence", form=",d", optional=True),
     )
     cells = (
-        (p.arm, p.budget, p.sd, p.half_width, p.detectable, None if found.margin is not None else p.margin,
-         p.seeds_for_margin, p.seeds_for_equivalence)
-        for p in found.power
+        (p.arm, p.budget, p.sd, p.half_width, p.detectable, p.margin, p.seeds_for_margin, p.seeds_for_equivalence)
+        for p in found.powers
     )
     return captioned(found, "power", ("power", "Power"), columns, cells)
 

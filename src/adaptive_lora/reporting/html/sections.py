@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence
+from adaptive_lora.reporting.html.decomposition import decomposition
 from adaptive_lora.reporting.html.evidence import ARM, NATS, captioned
+from adaptive_lora.reporting.html.rate_table import rate_choices
 from adaptive_lora.reporting.tables import Column, Table
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.estimators import Interval, mean_interval
@@ -56,7 +58,7 @@ def verdicts(found: Findings) -> Table | None:
     )
     cells = (
         (c.arm, c.budget, render("comparisons.verdict", j), _difference(j, level), *_alone(found, c, j), j.adjusted_p,
-         j.adjusted_equivalence_p, _measured(j), j.n, j.records, look_of(found, j), "; ".join(j.cautions))
+         j.adjusted_equivalence_p, _measured(j), j.n, j.records, look_of(found, j), "; ".join(found.cautions[c]))
         for c, j in found.judged.items()
     )  # fmt: skip
     return captioned(found, "verdicts", ("verdicts", "Verdicts"), columns, cells)
@@ -155,10 +157,12 @@ SECTIONS = (
             lambda found: render_all("comparisons.same_as_baseline", found)),
     Section("overview", "Overview", (), ("overview",)),
     Section("differences", "Differences", (evidence.sizes, evidence.compute), ("differences",)),
+    Section("decomposition", "What differences are made of", (decomposition,), ("decomposition",),
+            lambda found: render_all("decomposition.findings", found)),
     Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",),
             lambda found: render_all("comparisons.no_parameter_equivalents", found)),
     Section("ranks", "Ranks", (), ("ranks", "scores")),
-    Section("rates", "Learning rates", (rates,), ("rates",),
+    Section("rates", "Learning rates", (rate_choices, rates), ("rates",),
             lambda found: [render("rates.at_edge", edge) for edge in found.edges], detail=True),
     Section("training", "Training", (), ("curves", "seconds")),
     Section("stability", "Stability", (evidence.stability,), ("stability",),

@@ -29,7 +29,7 @@ def memory_context(found: Findings, runs: StudyStatus) -> dict[str, Any]:
         "rates_added": sorted(tried - set(spec["train"]["learning_rate"])),
         "arms_by_rate": arms_by_rate(found),
         "ranks": rank_shares(found),
-        "equal_compute": at_equal_compute(found.runs, found.lock["controls"]["compute"]),
+        "equal_compute": at_equal_compute(found.runs, found.lock["controls"]["compute"], found.baseline),
         "training": training(found),
         "licence": render("study.licence", found.facts["data"]).removesuffix("."),
         "use_of_data": render("study.use_of_data", found.facts["data"]),

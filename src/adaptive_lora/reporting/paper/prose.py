@@ -29,6 +29,7 @@ from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
+from adaptive_lora.stats.decomposition import Decomposition
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.stability import summaries
 from adaptive_lora.stats.variants import variants_of
@@ -56,7 +57,7 @@ class Account:
         """What templates know of it."""
         several = len(self.found.facts["spec"]["budgets"]) > 1  # controls, which may have others, have telling names
 
-        def named(what: Comparison | ArmSummary | AtEqualCompute) -> str:
+        def named(what: Comparison | ArmSummary | AtEqualCompute | Decomposition) -> str:
             return f"{what.arm} at {what.budget}" if several else what.arm
 
         return {
@@ -149,7 +150,7 @@ def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, An
         **{str(verdict): [o for o in outcomes if o["judged"].verdict is verdict] for verdict in Verdict},
         "unsettled": [name for name, j in undecided if j.interval and not j.diverged_pairs.any],
         "beyond": [o for o in outcomes if o["judged"].beyond_margin and o["judged"].verdict is not Verdict.UNDECIDED],
-        "cautioned": _cautioned(outcomes),
+        "cautioned": _cautioned(found, named),
         "costly": _as_costly_as_half(found, named),
         "conditional": [o["name"] for o in outcomes if o["judged"].records is None and o["judged"].mean is not None],
         "survivors": [name for name, j in undecided if j.diverged_pairs.any],
@@ -169,12 +170,12 @@ def _as_costly_as_half(found: Findings, named: Callable[[Comparison], str]) -> l
     ]  # fmt: skip
 
 
-def _cautioned(outcomes: Sequence[Mapping[str, Any]]) -> Mapping[str, list[str]]:
+def _cautioned(found: Findings, named: Callable[[Comparison], str]) -> Mapping[str, list[str]]:
     """Caution -> the comparisons that it is about."""
     seen: dict[str, list[str]] = {}
-    for outcome in outcomes:
-        for caution in outcome["judged"].cautions:
-            seen.setdefault(str(caution), []).append(outcome["name"])
+    for comparison, cautions in found.cautions.items():
+        for caution in cautions:
+            seen.setdefault(str(caution), []).append(named(comparison))
     return seen
 
 
@@ -184,9 +185,11 @@ def _controls(found: Findings) -> dict[str, Any]:
     return {
         "controls": by_chance,
         # What was shuffled stands with it: the lock knows its source.
-        "controls_named": [f"{name} ({source}'s ranks)" if (source := found.lock["controls"]["arms"][name]) else name
-                           for name in by_chance],
-        "equal_compute": at_equal_compute(found.runs, compute),
+        "controls_named": [
+            f"{name} ({source}'s ranks)" if (source := found.lock["controls"]["arms"][name]) else name
+            for name in by_chance
+        ],
+        "equal_compute": at_equal_compute(found.runs, compute, found.baseline),
         # Longer trained baselines that are worse for it, with the whole 95 % interval.
         "overtrained": [arm for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0],
         "chance": _beside_chance(found, by_chance),
@@ -197,7 +200,7 @@ def _extremes(found: Findings) -> dict[str, Any]:
     """The study's own arms with the lowest and the highest difference, and what stands in the middle or out."""
     own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.difference.mean)
     arms = {(arm.arm, arm.budget): arm for arm in found.arms}
-    powers = sorted(found.power, key=lambda power: power.sd)
+    powers = sorted(found.powers, key=lambda power: power.half_width)
     unsteady = [s for s in summaries(found.stability) if s.excess is not None and s.excess.low is not None]
     return {
         "best": arms[own[0].arm, own[0].budget],
@@ -231,7 +234,7 @@ def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str
                 options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
             except StrategyError:  # the source is a file of the study's author, which reading does not load
                 options = arm["options"]
-            hidden = {"seed", "source_options", *({"min_rank"} if options.get("min_rank") == 1 else ())}
+            hidden = {"seed", "source_options", *(n for n in ("min_rank", "power") if options.get(n) == 1)}
             if shown := {k: v for k, v in options.items() if v is not None and k not in hidden}:
                 found[arm["name"]] = shown
     return found

@@ -15,6 +15,7 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.facts import NATS, Facts
 from adaptive_lora.stats.arms import evaluations
 from adaptive_lora.stats.power import POWER
+from adaptive_lora.stats.rate_choice import STEP
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.stats.stability import summaries
 
@@ -106,6 +107,9 @@ def _training(found: Findings) -> Entries:
         "scaling.rule": spec["scaling"]["rule"], "scaling.reference": (spec["scaling"]["reference"], "g"),
         "device": ", ".join(sorted(set(found.runs["device"].dropna()))),
     }  # fmt: skip
+    if found.tuned_by_baseline:
+        start = ", ".join(f"{rate:g}" for rate in train["learning_rate"])
+        yield {"train.start": start, "train.step": (STEP, "g")}
     yield {f"train.{name}": (train.get(name), ",d") for name in ("steps", "batch_size")}
     yield {f"train.{name}": (train.get(name), "g") for name in ("epochs", "max_grad_norm", "dropout", "weight_decay")}
     for budget, size in found.facts["budgets"].items():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence, sections
+from adaptive_lora.reporting.html.decomposition import decomposition
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
@@ -21,10 +22,11 @@ _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], .
                                             "records")),
     (evidence.sizes, "sizes", ("arm", "budget", "difference", "perplexity_percent", "share_of_gain", "improvement",
                                "sd")),
-    (evidence.compute, "equal-compute", ("arm", "budget", "control", "difference", "seeds")),
+    (decomposition, "decomposition", ("arm", "budget", "control", "price", "price_p", "value", "value_p")),
+    (evidence.compute, "equal-compute", ("arm", "budget", "control", "difference", "seeds", "stopped")),
     (evidence.worth, "worth", ("arm", "budget", "percent", "percent_low", "percent_high")),
     (evidence.power, "power", ("arm", "budget", "sd", "half_width", "detectable", "seeds_for_margin",
-                                   "seeds_for_equivalence")),
+                               "seeds_for_equivalence")),
     (sections.rates, "learning-rates", ("arm", "budget", "learning_rate", "validation_loss", "seeds", "chosen")),
     (evidence.stability, "stability", ("arm", "budget", "learning_rate", "runs", "diverged", "excess", "clipped",
                                        "spikes")),

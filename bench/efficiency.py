@@ -1,0 +1,225 @@
+"""What the protocol saves: adapter-steps to as many decisions, against the protocol before. Prints JSON.
+
+Studies are simulated from the three committed ones (`simulated.py`), with the arms' real differences for truth, and
+judged both ways on the same draws. **Before**: every cell tuned on three rates with three tuning seeds, ten evaluation
+seeds for all, controls `all` (random, shuffled, twin, half, double, equal compute), sign flips with Holm, equivalence
+within 0.01 nats. **Now**: the study file as it is; tuning costs what it cost in the committed study. Both have the same
+arms, budgets and steps, so that nothing is saved by asking less.
+
+    python bench/efficiency.py [--studies 400] [--results FOLDER] [--out FILE]
+
+`adapter_step_ratio`: now over before, all three together. `decided_new` and `decided_old`: shares of the primary
+comparisons with a verdict. `wrong_new`, `wrong_old`: shares with a false one: the other sign, a difference where there
+is none (in studies without true differences), or an equivalence of what differs by more than the margin.
+`saving`: adapter-steps by where they go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.evidence import rule_of
+from adaptive_lora.stats.run_table import Comparison, Phase
+from adaptive_lora.stats.verdicts import Judgement, Verdict, judge_family
+from adaptive_lora.streams import numpy_stream
+from adaptive_lora.study.matrix import Run, StudyMatrix, matrix_of
+from adaptive_lora.study.sequential import looks_of, open_cells
+from adaptive_lora.study.study_file import Study, load_study
+from calibration import OLD_MARGIN, old_rule
+from simulated import HALF, RealTable, Simulated, Simulator, read_tables
+
+ROOT = Path(__file__).parent.parent
+STUDIES = ("alpaca-babyllama-full", "alpaca-stories260k", "gsm8k-stories260k")
+OLD_RATES = [1e-3, 3e-3, 1e-2]
+OLD_SEEDS, OLD_TUNING = list(range(10)), [1000, 1001, 1002]
+NULL = "no true difference"
+
+
+def before(study: Study) -> StudyMatrix:
+    """The same arms and budgets under the protocol before."""
+    spec = study.spec
+    old = {
+        "seeds": {"evaluation": OLD_SEEDS, "tuning": OLD_TUNING},
+        "train": {**_said(spec.train), "learning_rate": OLD_RATES, "tune": "every-arm"},
+        "controls": "all",
+    }
+    return matrix_of(type(spec).model_validate({**_said(spec), **old}))
+
+
+def _said(part: Any) -> dict[str, Any]:
+    found: dict[str, Any] = part.model_dump(mode="python", exclude_unset=True)
+    return found
+
+
+def steps(runs: Any) -> int:
+    """Adapter-steps of runs."""
+    return sum(run.cell.steps for run in runs)
+
+
+def old_steps(matrix: StudyMatrix) -> dict[str, int]:
+    rates = {cell.key: 1.0 for cell in matrix.cells}
+    return {"tuning": steps(matrix.tuning_runs(OLD_RATES)), "evaluation": steps(matrix.evaluation_runs(rates))}
+
+
+def tuning_steps(runs: pd.DataFrame, matrix: StudyMatrix) -> int:
+    """What tuning took in the committed study."""
+    tuned = runs[runs["phase"] == Phase.TUNING]
+    return sum(
+        matrix.by_key[str(arm), str(budget)].steps for arm, budget in zip(tuned["arm"], tuned["budget"], strict=True)
+    )
+
+
+def new_steps(matrix: StudyMatrix, judged: Mapping[Comparison, Judgement]) -> int:
+    """Evaluation by looks, with these decisions."""
+    rates, waiting, total = {cell.key: 1.0 for cell in matrix.cells}, frozenset(matrix.comparisons), 0
+    for look in looks_of(matrix):
+        cells = open_cells(matrix, waiting) if look.number > 1 else None
+        total += steps(matrix.evaluation_runs(rates, look.new, cells))
+        waiting = frozenset(c for c in waiting if not (judged[c].decided and (judged[c].look or 0) <= look.number))
+        if not waiting:
+            break
+    return total
+
+
+def fixed_steps(matrix: StudyMatrix, seeds: int) -> int:
+    """Evaluation of the same cells without looks."""
+    runs: list[Run] = list(matrix.evaluation_runs({cell.key: 1.0 for cell in matrix.cells}))
+    planned = len(matrix.spec.seeds.evaluation)
+    return round(steps(runs) * seeds / planned)
+
+
+class Simulations:
+    """Draws one study, budget by budget, from its real tables."""
+
+    def __init__(self, study: Study, tables: Mapping[str, RealTable], scenario: str) -> None:
+        self.matrix, self.null = study.matrix, scenario == NULL
+        stream = numpy_stream(0, "efficiency", study.spec.name, scenario)
+        self.sims = {budget: Simulator(table, "normal", stream) for budget, table in tables.items()}
+        self.rule = rule_of(study.spec.model_dump(mode="json"))
+
+    def draw(self) -> tuple[dict[Comparison, Judgement], dict[Comparison, str], dict[Comparison, tuple[float, float]]]:
+        """Judgements now, verdicts before, and the truth: difference, and a quarter of what half costs."""
+        spec, family, truth, old = self.matrix.spec, {}, {}, {}
+        for budget, sim in self.sims.items():
+            arms = [c.arm for c in self.matrix.comparisons if c.budget == budget]
+            like = np.array([sim.real.arms.index(arm) for arm in arms])
+            means = np.zeros(len(arms)) if self.null else sim.real.means[like]
+            half = float(sim.real.means[sim.real.arms.index(HALF)])
+            drawn = sim.study(like, means, len(spec.seeds.evaluation), spec.data.test, half)
+            keys = [Comparison(arm, budget) for arm in arms]
+            family |= dict(zip(keys, _named(drawn, self.rule.seeds), strict=True))
+            truth |= {key: (float(mean), half / 4) for key, mean in zip(keys, means, strict=True)}
+            old |= {budget: (keys, drawn)}
+        return judge_family(family, self.rule), _old(old), truth
+
+
+def _named(drawn: Simulated, seeds: tuple[int, ...]) -> list[Any]:
+    """Evidence with the study's own seeds."""
+    from dataclasses import replace
+
+    def seeded(table: Any) -> Any:
+        return None if table is None else replace(table, seeds=seeds)
+
+    return [
+        replace(own, table=seeded(own.table), half=seeded(own.half), finished=frozenset(seeds))
+        for own in drawn.family.values()
+    ]
+
+
+def _old(drawn: Mapping[str, tuple[list[Comparison], Simulated]]) -> dict[Comparison, str]:
+    """One family over all budgets, as it was."""
+    keys = [key for own, _ in drawn.values() for key in own]
+    family = dict(enumerate(own for _, study in drawn.values() for own in study.family.values()))
+    return dict(zip(keys, old_rule(Simulated(family, (), np.zeros(len(family)))), strict=True))
+
+
+def wrong(verdict: str, truth: tuple[float, float], margin: float) -> bool:
+    """Whether a verdict says what is not so."""
+    if verdict == "equivalent":
+        return abs(truth[0]) > margin
+    return (verdict == "better" and truth[0] >= 0) or (verdict == "worse" and truth[0] <= 0)
+
+
+def of_study(study: Study, tables: Mapping[str, RealTable], tuning: int, studies: int) -> dict[str, Any]:
+    old = old_steps(before(study))
+    found: dict[str, Any] = {"old_steps": old, "tuning_steps": tuning, "comparisons": len(study.matrix.comparisons)}
+    for scenario in ("real differences", NULL):
+        sims = Simulations(study, tables, scenario)
+        rows = []
+        for _ in range(studies):
+            judged, verdicts, truth = sims.draw()
+            new = {c: str(j.verdict) for c, j in judged.items()}
+            rows.append(
+                {
+                    "steps": new_steps(study.matrix, judged),
+                    "decided_new": np.mean([v != Verdict.UNDECIDED for v in new.values()]),
+                    "decided_old": np.mean([v != Verdict.UNDECIDED for v in verdicts.values()]),
+                    "wrong_new": float(any(wrong(v, truth[c], truth[c][1]) for c, v in new.items())),
+                    "wrong_old": float(any(wrong(v, truth[c], OLD_MARGIN) for c, v in verdicts.items())),
+                    "seeds": np.mean([j.n for j in judged.values()]),
+                }
+            )
+        found[scenario] = {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
+    evaluation = found["real differences"]["steps"]
+    fixed = fixed_steps(study.matrix, len(OLD_SEEDS))
+    found["saving"] = {
+        "rates": old["tuning"] - tuning,
+        "controls": old["evaluation"] - fixed,
+        "looks and arms that stop": round(fixed - evaluation),
+    }
+    found["adapter_step_ratio"] = round((tuning + evaluation) / (old["tuning"] + old["evaluation"]), 4)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=400)
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    began, tables = time.perf_counter(), read_tables(asked.results)
+    found: dict[str, Any] = {}
+    for name in STUDIES:
+        study = load_study(ROOT / "studies" / f"{name}.yaml")
+        own = {t.name.split(" ")[1]: t for t in tables if t.name.split(" ")[0] == name}
+        runs = pd.read_csv(asked.results / name / "runs.csv")
+        found[name] = of_study(study, own, tuning_steps(runs, study.matrix), asked.studies)
+    total_old = sum(sum(own["old_steps"].values()) for own in found.values())
+    total_new = sum(own["tuning_steps"] + own["real differences"]["steps"] for own in found.values())
+    weights = [own["comparisons"] for own in found.values()]
+    report = {
+        "adapter_step_ratio": round(total_new / total_old, 4),
+        **{
+            key: round(float(np.average([own["real differences"][key] for own in found.values()], weights=weights)), 4)
+            for key in ("decided_new", "decided_old", "wrong_new", "wrong_old")
+        },
+        "false_positive_new": max(own[NULL]["wrong_new"] for own in found.values()),
+        "false_positive_old": max(own[NULL]["wrong_old"] for own in found.values()),
+        "saving": {
+            part: sum(own["saving"][part] for own in found.values()) for part in next(iter(found.values()))["saving"]
+        },
+        "old_steps": total_old,
+        "studies": asked.studies,
+        "by_study": found,
+        "seconds": round(time.perf_counter() - began, 1),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    text = json.dumps(report, indent=2)
+    if asked.out:
+        write_atomically(asked.out, text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
