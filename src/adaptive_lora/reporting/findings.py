@@ -123,7 +123,7 @@ class Findings:
     @functools.cached_property
     def over_records(self) -> OverRecords:
         """`record_intervals` of the study."""
-        return record_intervals(self.source.by_record, self.runs, self.arms, self.baseline)
+        return record_intervals(self.tables.by_record, self.runs, self.arms, self.baseline)
 
     @functools.cached_property
     def decompositions(self) -> Sequence[Decomposition]:
