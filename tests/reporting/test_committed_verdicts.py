@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adaptive_lora.reporting.exported import open_findings
-from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.stats.estimators import Interval
+from tests.reporting.snapshot import RESULTS, SNAPSHOT, numbers
 
-RESULTS = Path(__file__).parents[2] / "results"
-EXPECTED: dict[str, Any] = json.loads((Path(__file__).parent / "verdicts.json").read_text(encoding="utf-8"))
-"""By study: the judgements, arms and assays as they were computed before the statistics were reorganised."""
-
-
-def interval(found: Interval | None) -> list[float | int | None] | None:
-    return None if found is None else [found.mean, found.low, found.high, found.n]
-
-
-def numbers(found: Findings) -> dict[str, Any]:
-    """Every number that a verdict, a summary of an arm or an assay has."""
-    return {
-        "judged": {
-            f"{c.arm}@{c.budget}": {
-                "n": j.n, "mean": j.mean, "interval95": interval(j.interval),
-                "interval90": interval(j.equivalence_interval), "p": j.p, "adjusted_p": j.adjusted_p,
-                "equivalence_p": j.equivalence_p, "improvement": interval(j.improvement), "verdict": str(j.verdict),
-                "needed": j.needed,
-            }
-            for c, j in found.judged.items()
-        },
-        "arms": {
-            f"{a.arm}@{a.budget}": {
-                "loss": interval(a.loss), "difference": interval(a.difference), "rate": a.learning_rate,
-            }
-            for a in found.arms
-        },
-        "assays": {
-            a.budget: {"half": a.half, "loss_of_half": interval(a.loss_of_half), "seen": str(a.result)}
-            for a in found.assays
-        },
-    }  # fmt: skip
+EXPECTED: dict[str, Any] = json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+"""By study; `python -m tests.reporting.snapshot` writes it anew."""
 
 
 def flat(value: Any, path: str = "") -> dict[str, Any]:

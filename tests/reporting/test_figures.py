@@ -43,10 +43,11 @@ from adaptive_lora.study.study_file import load_study
 from tests.reporting.studies import NAMES, MadeStudy
 
 BUDGET, BASELINE, MARGIN = "rank:8", "uniform", 0.01
+MARGINS = dict.fromkeys(("rank:2", "rank:4", "rank:8", "rank:16"), MARGIN)
 FIGURES: dict[str, Callable[[MadeStudy], Figure | None]] = {
-    "overview": lambda s: overview(s.ranks, s.arms, s.looks, BASELINE, MARGIN),
+    "overview": lambda s: overview(s.ranks, s.arms, s.looks, BASELINE, MARGINS),
     "ranks": lambda s: rank_heat_maps(s.ranks, s.names, BUDGET),
-    "differences": lambda s: paired_differences(s.arms, s.looks, BASELINE, MARGIN),
+    "differences": lambda s: paired_differences(s.arms, s.looks, BASELINE, MARGINS),
     "loss": lambda s: loss_by_budget(s.runs, s.arms, s.looks),
     "curves": lambda s: learning_curves(s.curves, s.looks, BUDGET, BASELINE),
     "seconds": lambda s: curves_in_seconds(s.curves, s.runs, s.looks, BUDGET, BASELINE),
@@ -172,7 +173,7 @@ def test_a_module_left_out_is_no_low_rank() -> None:
 
 
 def test_differences_are_the_paired_ones_and_controls_stand_last(made: MadeStudy) -> None:
-    figure = drawn(paired_differences(made.arms, made.looks, BASELINE, MARGIN))
+    figure = drawn(paired_differences(made.arms, made.looks, BASELINE, MARGINS))
     for budget in made.budgets:
         panel = titled(figure, budget)
         labels = [label.get_text() for label in panel.get_yticklabels()]
@@ -191,7 +192,7 @@ def test_differences_are_the_paired_ones_and_controls_stand_last(made: MadeStudy
 def test_own_arms_stand_first_wherever_controls_are_named() -> None:
     study = MadeStudy(4, budgets=(BUDGET,), seeds=2)
     backwards = list(reversed(study.arms))
-    (panel,) = drawn(paired_differences(backwards, study.looks, BASELINE, MARGIN)).axes
+    (panel,) = drawn(paired_differences(backwards, study.looks, BASELINE, MARGINS)).axes
     assert [label.get_text() for label in panel.get_yticklabels()] == ["linear-decay", "shuffled", "random"]
 
 
@@ -372,8 +373,8 @@ def test_an_arm_far_from_all_others_is_an_arrow_and_squashes_nothing(made: MadeS
     def limits(runs: pd.DataFrame) -> list[tuple[float, float]]:
         arms = summarise(runs, BASELINE)
         figures = (
-            drawn(paired_differences(arms, made.looks, BASELINE, MARGIN)),
-            drawn(overview(made.ranks, arms, made.looks, BASELINE, MARGIN)),
+            drawn(paired_differences(arms, made.looks, BASELINE, MARGINS)),
+            drawn(overview(made.ranks, arms, made.looks, BASELINE, MARGINS)),
             drawn(loss_by_budget(runs, arms, made.looks)),
         )
         arrows = [sum(str(a.get_gid()) == "arm:random" and a.get_marker() in "<>^v" and not a.get_clip_on()  # type: ignore[attr-defined]

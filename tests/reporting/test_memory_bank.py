@@ -96,8 +96,9 @@ def test_edits_by_hand_outlive_every_update(folder: Path) -> None:
     assert update(folder) == []
     assert path.read_text() == edited
     # Another result, another block, and still every word of theirs.
-    change(folder, "UPDATE evaluations SET nll = nll + 0.002 * tokens WHERE run_id IN (SELECT run_id FROM runs WHERE "
-           "arm = 'linear-decay' AND phase = 'evaluation')")  # fmt: skip
+    change(
+        folder, "UPDATE runs SET status = 'diverged' WHERE arm = 'linear-decay' AND phase = 'evaluation' AND seed < 4"
+    )
     assert "progress" in update(folder)
     now = path.read_text()
     assert now != edited and now.split(BEGIN)[0] == edited.split(BEGIN)[0]
@@ -231,7 +232,9 @@ def test_a_finished_study_tells_verdicts_sizes_and_what_to_do(finished: Path) ->
     texts = texts_of(finished)
     assert "Finished: 103 of 103 runs have a result" in texts["activeContext"]
     assert "- linear-decay is better than uniform." in texts["progress"]
-    assert re.search(r"\| linear-decay \| −0\.0\d{3} \(−0\.0\d{3} to −0\.0\d{3}\) better \|", texts["progress"])
+    assert re.search(r"\| linear-decay \| −0\.0\d{3} \[−0\.0\d{3}, −0\.0\d{3}\] better \|", texts["progress"])
+    assert "By more than the margin, as the whole interval says: linear-decay." in texts["progress"]
+    assert "95 % interval over new seeds and records" in texts["progress"]
     assert "At rank:4 this task can tell ranks apart: half of it, rank:2" in texts["progress"]
     assert "where there is one.\n\nExploratory:\n\n- Whether anything breaks cannot be said: " in texts["progress"]
     assert [step.split()[0] for step in steps(texts["activeContext"])] == ["Try"]

@@ -119,6 +119,7 @@ def set_losses(results: Path, **differences: Callable[[int], float]) -> None:
         own = counted & (runs["arm"] == arm.replace("_", "-"))
         losses = [base.get(seed, 2.0) + difference(i) for i, seed in enumerate(runs.loc[own, "seed"])]
         runs.loc[own, ["status", "test_loss", "validation_loss"]] = [["completed", x, x] for x in losses]
+        runs.loc[own, "trainable_parameters"] = runs.loc[own, "trainable_parameters"].max()
     runs.to_csv(results / "runs.csv", index=False)
 
 
@@ -292,7 +293,7 @@ def test_an_assay_that_fails_is_said_beside_equivalence(results: Path, half: flo
     text = told(results)
     assert says in text
     assert ("equivalence says little" in " ".join(text.split())) == (half < 0.01)
-    assert ("matters less" in text) == (half > 0.01)
+    assert ("these ways of placing it do not differ by what counts" in " ".join(text.split())) == (half > 0.01)
     assert "not tested" not in text
 
 
@@ -303,20 +304,17 @@ def test_a_budget_without_an_assay_is_not_told_as_one_that_tells() -> None:
         blocks = write_blocks(account, "none")["body"]
     text = " ".join("".join(span.content for span in item) for block in blocks for item in block.items)
     text = " ".join(text.split())
-    assert "This was not tested at rank:8." in text and "tell ranks apart at rank:8 was not tested" in text
-    assert (
-        "The equivalence of linear-decay at rank:8, attention-heavy at rank:8 and empirical at rank:8 may be for want"
-        in text
-    )
+    assert "This was not tested at rank:8." in text and "tell ranks apart at rank:8 and rank:2 was not tested" in text
+    assert "The equivalence of empirical at rank:8 may be for want" in text
 
 
 def test_an_equivalence_is_only_as_good_as_the_assay_of_its_own_budget() -> None:
     text = told_of("alpaca-babyllama-full")
-    assert "Since at rank:2 the same task does tell half" in text
-    assert "not for want of sensitivity that attention-heavy at rank:2 looks like uniform ranks" in text
+    assert "At rank:2 this is not known: rank:1, half of the budget, is worse" in text
     assert "At rank:8, however, half of the budget was not shown to be worse by more than the margin" in text
-    assert "The equivalence of linear-decay at rank:8, attention-heavy at rank:8 and empirical at rank:8" in text
-    assert "intervals of spectral at rank:8 and lora-drop at rank:8: plans that were worse than plans by chance" in text
+    assert "The equivalence of empirical at rank:8 is to be read with that" in text
+    assert "not for want of sensitivity" not in text
+    assert "spectral at rank:8 and lora-drop at rank:8: plans that were worse than plans by chance" in text
 
 
 def test_every_number_in_a_template_is_a_fact() -> None:

@@ -99,11 +99,13 @@ def test_one_arm_with_few_seeds_does_not_speak_for_all(tmp_path: Path) -> None:
     assert said.startswith("Over 2 to 8 seeds, mean differences") and "no exact test can decide" not in said
 
 
-@pytest.mark.parametrize(("primary", "decides"), [([], True), (["linear-decay"], False)])
-def test_seeds_that_can_decide_nothing_are_those_of_the_plan(tmp_path: Path, primary: list[str], decides: bool) -> None:
-    """Of eight planned seeds three are left to every arm: without a verdict, that is what the numbers are of."""
-    folder = make_study(tmp_path / "study", Made(primary=primary))
+def test_one_seed_that_is_left_describes_and_no_more(tmp_path: Path) -> None:
+    folder = make_study(tmp_path / "study", Made(primary=[]))
     change(folder, "UPDATE runs SET status = 'diverged' WHERE phase = 'evaluation' AND seed < 5")
     with contextlib.closing(open_to_read(folder)) as ledger:
         said = " ".join(render_all("comparisons.description", read_findings(ledger)))
-    assert said.startswith("Over 3 seeds, ") and ("With 3 seeds no exact test can decide" in said) == decides
+    assert said.startswith("Over 3 seeds, ") and "With one seed" not in said
+    change(folder, "UPDATE runs SET status = 'diverged' WHERE phase = 'evaluation' AND seed < 7")
+    with contextlib.closing(open_to_read(folder)) as ledger:
+        said = " ".join(render_all("comparisons.description", read_findings(ledger)))
+    assert said.startswith("Over 1 seed, ") and "With one seed nothing is known of other seeds" in said

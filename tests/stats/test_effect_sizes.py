@@ -26,7 +26,7 @@ def test_sizes_agree_with_the_ledgers_records(study_file: Callable[..., Path], t
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         runs, facts = runs_table(ledger), ledger.facts()
         arms = summarise(runs, "uniform")
-        (size,) = effect_sizes(record_intervals(ledger.by_record, runs, arms, "uniform"), runs, arms, facts)
+        (size,) = effect_sizes({}, record_intervals(ledger.by_record, runs, arms, "uniform"), runs, arms, facts)
         results = {
             arm: [ledger.by_record(run_id, "test") for run_id in own.sort_values("seed")["run_id"]]
             for arm, own in runs.groupby("arm")

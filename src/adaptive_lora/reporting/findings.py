@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,16 +10,20 @@ from typing import Any
 
 import pandas as pd
 
+from adaptive_lora.reporting.completed import completed
 from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline, unclipped_arms
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.cautions import Caution
+from adaptive_lora.stats.crossed import SEEDS, Crossed
 from adaptive_lora.stats.decomposition import Decomposition, decompositions
+from adaptive_lora.stats.differences import between, differences_of, with_differences
 from adaptive_lora.stats.effect_sizes import ByRecord, EffectSize, OverRecords, effect_sizes, record_intervals
-from adaptive_lora.stats.evidence import StudyTables, judge_primary, rule_of
-from adaptive_lora.stats.margins import nominal
+from adaptive_lora.stats.estimators import Interval
+from adaptive_lora.stats.evidence import Cell, StudyTables, judge_primary, rule_of
+from adaptive_lora.stats.margins import SCALE, nominal
 from adaptive_lora.stats.outcomes import Outcome, outcomes
-from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
+from adaptive_lora.stats.power import ArmPower, Design, power_by_arm, width_with
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
 from adaptive_lora.stats.stability import stability_table
@@ -30,7 +33,7 @@ from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
-from adaptive_lora.study.results import costs_table, curves_table, left_out, plain_name, ranks_table, runs_table
+from adaptive_lora.study.results import costs_table, curves_table, left_out, ranks_table, runs_table
 from adaptive_lora.study.status import StudyStatus, status_of
 
 
@@ -47,12 +50,16 @@ class Findings:
     judged: Mapping[Comparison, Judgement]
     """The primary comparisons; empty in a study that named none."""
     assays: Sequence[Assay]
+    differences: Mapping[Cell, Crossed]
+    """Of every arm from the baseline at its budget."""
+    tables: StudyTables
+    """For differences of any two arms; they read the source."""
 
     def __getstate__(self) -> dict[str, Any]:
         """With what figures need, for a process that has no ledger open."""
         for name in ("ranks", "curves", "costs", "stability", "left_out", "decompositions"):
             getattr(self, name)
-        return {**self.__dict__, "source": None}
+        return {**self.__dict__, "source": None, "tables": None}
 
     @functools.cached_property
     def left_out(self) -> Mapping[str, str]:
@@ -77,7 +84,8 @@ class Findings:
     @functools.cached_property
     def sizes(self) -> Sequence[EffectSize]:
         """Of every arm that has a difference from the baseline."""
-        return effect_sizes(self.over_records, self.runs, self.arms, self.facts)
+        over_seeds = {cell: own for cell, found in self.differences.items() if (own := found.over_seeds()) is not None}
+        return effect_sizes(over_seeds, self.over_records, self.runs, self.arms, self.facts)
 
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
@@ -117,13 +125,12 @@ class Findings:
     @functools.cached_property
     def over_records(self) -> OverRecords:
         """`record_intervals` of the study."""
-        return record_intervals(self.source.by_record, self.runs, self.arms, self.baseline)
+        return record_intervals(self.tables.by_record, self.runs, self.arms, self.baseline)
 
     @functools.cached_property
     def decompositions(self) -> Sequence[Decomposition]:
         """What the difference of each primary arm is made of, where a control can tell."""
-        by_record = getattr(self.source, "by_record", lambda run_id, split: None)  # tables of an export have none
-        return decompositions(StudyTables(self.runs, by_record), self.lock, self.facts["spec"])
+        return decompositions(self.tables, self.lock, self.facts["spec"])
 
     @property
     def period(self) -> tuple[float, float] | None:
@@ -176,8 +183,7 @@ class Findings:
     @functools.cached_property
     def pilot(self) -> Pilot:
         """How much its differences vary by seed and by record."""
-        tables = StudyTables(self.runs, self._by_record)
-        return pilot_of(tables, self.baseline, rule_of(self.facts["spec"]).margin)
+        return pilot_of(self.tables, self.baseline, self.margin)
 
     @functools.cached_property
     def powers(self) -> Sequence[ArmPower]:
@@ -189,13 +195,8 @@ class Findings:
 
         Of its tuning runs where no arm has two evaluation seeds yet.
         """
-        found = pilot_of(StudyTables(self.runs, self._by_record), self.baseline, margin)
-        return found if found.spreads else tuning_pilot(self.runs, self._by_record, self.baseline, margin)
-
-    @property
-    def _by_record(self) -> ByRecord:
-        found: ByRecord = getattr(self.source, "by_record", lambda run_id, split: None)  # tables of an export have none
-        return found
+        found = pilot_of(self.tables, self.baseline, margin)
+        return found if found.spreads else tuning_pilot(self.runs, self.tables.by_record, self.baseline, margin)
 
     @property
     def tuned(self) -> bool:
@@ -212,6 +213,43 @@ class Findings:
         """Arms that have a difference from the baseline."""
         return [arm for arm in self.arms if arm.difference is not None]
 
+    @property
+    def margin(self) -> float | None:
+        """Nats per token; None where it is a share of what half the budget costs, measured at each budget."""
+        return rule_of(self.facts["spec"]).margin
+
+    def margin_at(self, budget: str) -> float | None:
+        """The margin in nats per token at a budget; None where it is to be measured, and was not, or cannot be used."""
+        measured = (assay.margin for assay in self.assays if assay.budget == budget and assay.margin.usable)
+        return self.margin if self.margin is not None else next((margin.value for margin in measured), None)
+
+    @property
+    def margins(self) -> Mapping[str, float]:
+        """Budget -> its margin, of those that have one."""
+        every = {arm.budget: self.margin_at(arm.budget) for arm in self.arms}
+        return {budget: margin for budget, margin in every.items() if margin is not None}
+
+    @property
+    def yardstick(self) -> float:
+        """One margin for all budgets, as stability asks for it: the study's number, or the largest measured."""
+        return self.margin if self.margin is not None else max(self.margins.values(), default=SCALE)
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many seeds the study is judged; empty where that is once, at its end."""
+        return rule_of(self.facts["spec"]).looks
+
+    def between(self, one: Cell, other: Cell) -> Interval | None:
+        """The 95 % interval of an (arm, budget) less another, paired; None where no seed has both."""
+        found = between(self.tables, one, other)
+        return None if found is None else found.interval()
+
+    @property
+    def half_widths(self) -> list[tuple[float, float | None]]:
+        """Of the primary comparisons' intervals, the narrowest first, each with what twice the seeds would give."""
+        known = [(width_with(j, j.n), width_with(j, 2 * j.n)) for j in self.judged.values()]
+        return sorted(((now, later) for now, later in known if now is not None), key=lambda widths: widths[0])
+
     def judgement(self, arm: str, budget: str) -> Judgement | None:
         """Of an arm at a budget; None where that is no primary comparison."""
         return self.judged.get(Comparison(arm, budget))
@@ -220,6 +258,11 @@ class Findings:
     def several_budgets(self) -> bool:
         """Whether an arm's name alone does not say which runs are meant."""
         return len({arm.budget for arm in self.arms}) > 1
+
+    @property
+    def resampled(self) -> str:
+        """What differences are over: new seeds and new test records, or one of these where the other is not known."""
+        return next((arm.difference.over for arm in self.arms if arm.difference), SEEDS)
 
     def named(self, arm: str, budget: str) -> str:
         """An arm, with its budget where its name alone would not do."""
@@ -249,31 +292,12 @@ def read_findings(ledger: Ledger) -> Findings:
 
 def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: type[Findings] = Findings) -> Findings:
     """From facts and runs, of a ledger or of an export."""
-    facts = _completed(facts)
+    facts = completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
-    margin = nominal(analysis["margin"])
-    arms = summarise(runs, analysis["baseline"])
-    by_record = getattr(source, "by_record", lambda run_id, split: None)
-    judged = judge_primary(StudyTables(runs, by_record), facts["lock"]["primary"], facts["spec"])
-    return kind(source, facts, runs, arms, judged, assays(runs, analysis["baseline"], budgets, margin))
-
-
-def _completed(facts: dict[str, Any]) -> dict[str, Any]:
-    """With the names that the tables have, and with a lock, which is empty where the study never had one."""
-    facts = copy.deepcopy(facts)
-    spec, controls = facts["spec"], {"arms": {}, "compute": {}, "baseline_alone_at": [], "twin": False}
-    lock: dict[str, Any] = {"primary": [], "deviations": [], "controls": controls, **facts.get("lock", {})}
-    lock.setdefault("first", verdicts_rest_on(spec, lock["primary"]))
-    for analysis in (spec["analysis"], lock["first"]["analysis"]):
-        analysis["baseline"] = plain_name(analysis["baseline"])
-    for part in (*lock["primary"], *lock["first"]["primary"]):
-        part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
-    for arm in spec["arms"]:
-        arm["name"] = plain_name(arm["name"])
-    arms = {plain_name(arm): source for arm, source in lock["controls"]["arms"].items()}
-    compute, shadows = (
-        {plain_name(one): plain_name(other) for one, other in lock["controls"].get(part, {}).items()}
-        for part in ("compute", "shadows")
-    )
-    controls = {**lock["controls"], "arms": arms, "compute": compute, "shadows": shadows}
-    return {**facts, "lock": {**lock, "controls": controls}}
+    by_record: ByRecord = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
+    tables, rule = StudyTables(runs, by_record), rule_of(facts["spec"])
+    differences = differences_of(tables, analysis["baseline"])
+    arms = with_differences(summarise(runs, analysis["baseline"]), differences)
+    judged = judge_primary(tables, facts["lock"]["primary"], facts["spec"])
+    tested = assays(tables, analysis["baseline"], budgets, rule.margin, rule.alpha)
+    return kind(source, facts, runs, arms, judged, tested, differences, tables)

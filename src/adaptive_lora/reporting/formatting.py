@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from jinja2.runtime import LoopContext
 
 from adaptive_lora.stats.estimators import Interval
+
+BY_ERROR = "±"
+"""The last sign of a form that leaves the decimals to the interval: two digits of its half width."""
+PLACES = 4
+"""Decimals of what has no interval to say how many."""
 
 
 def formatted(value: str | float | Interval | None, form: str = "") -> str:
@@ -14,12 +20,31 @@ def formatted(value: str | float | Interval | None, form: str = "") -> str:
 
     >>> formatted(Interval(-0.012, -0.02, 0.001, 9, 0.95), "+.3f"), formatted(0.25, ".0%"), formatted(None)
     ('−0.012 [−0.020, +0.001]', '25 %', '')
+    >>> formatted(Interval(-0.01234, -0.13, 0.11, 9, 0.95), "+±")
+    '−0.01 [−0.13, +0.11]'
     """
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, Interval):
+        form = _by_error(form, value)
         return f"{formatted(value.mean, form)} {interval_ends(value, form)}".strip()
-    return format(value, form).replace("-", "−").replace("%", " %")
+    return format(value, _by_error(form, None)).replace("-", "−").replace("%", " %")
+
+
+def _by_error(form: str, interval: Interval | None) -> str:
+    """The form with its decimals."""
+    return f"{form.removesuffix(BY_ERROR)}.{places(interval)}f" if form.endswith(BY_ERROR) else form
+
+
+def places(interval: Interval | None) -> int:
+    """Decimals that show two digits of an interval's half width; four without one.
+
+    >>> places(Interval(0.0, -0.0123, 0.0123, 9, 0.95)), places(Interval(5.0, -35.0, 45.0, 9, 0.95)), places(None)
+    (3, 0, 4)
+    """
+    if interval is None or interval.low is None or interval.high is None or not interval.high > interval.low:
+        return PLACES
+    return min(9, max(0, 1 - math.floor(math.log10((interval.high - interval.low) / 2))))
 
 
 def interval_ends(interval: Interval, form: str = "") -> str:
@@ -30,7 +55,17 @@ def interval_ends(interval: Interval, form: str = "") -> str:
     """
     if interval.low is None or interval.high is None:
         return ""
+    form = _by_error(form, interval)
     return f"[{formatted(interval.low, form)}, {formatted(interval.high, form)}]"
+
+
+def interval_mean(interval: Interval, form: str = "") -> str:
+    """What stands before `interval_ends`, with as many decimals.
+
+    >>> interval_mean(Interval(0.0123, -0.1, 0.1, 9, 0.95), "+±")
+    '+0.01'
+    """
+    return formatted(interval.mean, _by_error(form, interval))
 
 
 def signed(value: float | None, places: int = 4) -> str:
@@ -143,7 +178,9 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
-_WRITERS = (formatted, interval_ends, signed, magnitude, percent, rate, counted, agreeing, listed, comma, number_range,
-            significant, sentence)  # fmt: skip
+_WRITERS = (
+    formatted, interval_ends, interval_mean, signed, magnitude, percent, rate, counted, agreeing, listed, comma,
+    number_range, significant, sentence,
+)  # fmt: skip
 FILTERS: Mapping[str, Callable[..., str]] = {writer.__name__: writer for writer in _WRITERS}
 """Name -> filter of every template: `{{ 3 | counted("seed") }}`."""

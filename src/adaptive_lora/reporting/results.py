@@ -12,18 +12,24 @@ import pandas as pd
 
 from adaptive_lora.errors import UsageError
 from adaptive_lora.reporting.exported import open_findings
+from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.run_table import Comparison
+from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.results import load_results as load_runs
 
 LOSS_COLUMNS = ("run_id", "split", "record", "nll", "tokens")
+DIFFERENCE_COLUMNS = (
+    "arm", "budget", "family", "n", "records", "mean", "low", "high", "seeds_low", "seeds_high", "records_low",
+    "records_high",
+)  # fmt: skip
 JUDGED_COLUMNS = (
-    "arm", "budget", "family", "n", "mean", "low", "high", "p", "adjusted_p", "equivalence_low", "equivalence_high",
-    "equivalence_p", "verdict", "seeds_needed",
+    *DIFFERENCE_COLUMNS, "p", "adjusted_p", "equivalence_low", "equivalence_high", "equivalence_p",
+    "adjusted_equivalence_p", "margin", "margin_low", "margin_high", "verdict", "decided", "look", "cautions",
 )  # fmt: skip
 
 
@@ -67,23 +73,22 @@ class Results:
     def judge(self) -> pd.DataFrame:
         """One row per comparison with the baseline: paired differences in test loss, and the verdicts.
 
-        `mean` in nats per token (negative: the arm is better) with its 95 % interval `low`, `high`; `adjusted_p` under
-        Holm over the primary comparisons; the interval of the equivalence test; `seeds_needed` where undecided.
-        Comparisons that the study did not name beforehand are `exploratory`: no test, no verdict.
+        `mean` in nats per token (negative: the arm is better), over `n` seeds and so many `records`, with the interval
+        `low`, `high` of level 1 - alpha over new seeds and new records, then over either alone; `records` is missing
+        where losses by record are, and the interval is over seeds then. `adjusted_p` by step-down max-T over the
+        primary comparisons and the looks; the interval and the tests of equivalence; the `margin`, with its own
+        interval where it was measured; `look`: which of the study's looks this is of; `cautions`, joined by `; `.
+        Comparisons that the study did not name beforehand are `exploratory`: 95 % intervals, no test, no verdict.
         """
         with open_findings(self.folder) as found:
-            rows: list[tuple[Any, ...]] = [
-                (c.arm, c.budget, "primary", j.n, j.mean, *_ends(j.interval), j.p, j.adjusted_p,
-                 *_ends(j.equivalence_interval), j.equivalence_p, str(j.verdict), j.needed)
-                for c, j in found.judged.items()
-            ]  # fmt: skip
+            rows = [_judged_row(found, c, j) for c, j in found.judged.items()]
             rows += [
-                (arm.arm, arm.budget, "exploratory", arm.difference.n, arm.difference.mean, *_ends(arm.difference),
-                 *[None] * len(JUDGED_COLUMNS[7:]))
+                _explored_row(found, arm.arm, arm.budget)
                 for arm in found.arms
                 if arm.difference is not None and Comparison(arm.arm, arm.budget) not in found.judged
-            ]  # fmt: skip
-        return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS)).astype({"seeds_needed": "Int64"})
+            ]
+        kinds = {"records": "Int64", "look": "Int64", "decided": "boolean"}
+        return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS)).astype(kinds)
 
 
 def load_results(path: str | Path) -> Results:
@@ -102,6 +107,24 @@ def report(path: str | Path, out: str | Path | None = None) -> Path:
         if out is None and StudyPaths(folder).is_export:
             raise UsageError(f"{folder} is an export, which stays as it is: name a folder for its page with `out`.")
         return write_report(found, folder if out is None else Path(out))
+
+
+def _judged_row(found: Findings, comparison: Comparison, judged: Judgement) -> tuple[Any, ...]:
+    margin = judged.margin
+    return (
+        comparison.arm, comparison.budget, "primary", judged.n, judged.records, judged.mean, *_ends(judged.interval),
+        *_ends(judged.over_seeds), *_ends(judged.over_records), judged.p, judged.adjusted_p,
+        *_ends(judged.equivalence_interval), judged.equivalence_p, judged.adjusted_equivalence_p, margin.value,
+        *_ends(margin.interval), str(judged.verdict), judged.decided, judged.look if found.looks else None,
+        "; ".join(found.cautions[comparison]),
+    )  # fmt: skip
+
+
+def _explored_row(found: Findings, arm: str, budget: str) -> tuple[Any, ...]:
+    own = found.differences[arm, budget]
+    records = own.records if own.records > 1 else None
+    numbers = own.n, records, own.mean, *_ends(own.interval()), *_ends(own.over_seeds()), *_ends(own.over_records())
+    return arm, budget, "exploratory", *numbers, *[None] * (len(JUDGED_COLUMNS) - len(DIFFERENCE_COLUMNS))
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

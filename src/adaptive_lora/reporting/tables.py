@@ -18,7 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from adaptive_lora.reporting.escaping import escape_latex, escape_markdown, visible
-from adaptive_lora.reporting.formatting import formatted
+from adaptive_lora.reporting.formatting import formatted, interval_ends
 from adaptive_lora.reporting.templating import environment
 from adaptive_lora.stats.estimators import Interval
 
@@ -36,9 +36,10 @@ class Column:
     """An identifier: the heading in CSV, with `_low` and `_high` for the ends of an interval."""
     title: str = ""
     """The heading for people; the name where it is not given."""
-    kind: Literal["text", "number", "interval"] = "number"
+    kind: Literal["text", "number", "interval", "ends"] = "number"
+    """`ends`: of an interval whose mean stands elsewhere in the row."""
     form: str = ""
-    """How a number is written, as in Python's `format`."""
+    """How a number is written, as in Python's `format`; `±` for the decimals that an interval's width allows."""
     unit: str = ""
     optional: bool = False
     """Left out where no row has a value."""
@@ -91,13 +92,14 @@ def to_csv(table: Table) -> str:
 
 
 def _csv_names(column: Column) -> list[str]:
-    ends = ("", "_low", "_high") if column.kind == "interval" else ("",)
+    ends = {"interval": ("", "_low", "_high"), "ends": ("_low", "_high")}.get(column.kind, ("",))
     return [column.name + end for end in ends]
 
 
 def _csv_values(column: Column, cell: Cell) -> list[str]:
-    if column.kind == "interval":
-        parts = (cell.mean, cell.low, cell.high) if isinstance(cell, Interval) else (cell, None, None)
+    if column.kind in ("interval", "ends"):
+        parts: list[Cell] = [cell.mean, cell.low, cell.high] if isinstance(cell, Interval) else [cell, None, None]
+        parts = parts[1:] if column.kind == "ends" else parts
         return [str(part) if _there(part) else "" for part in parts]
     text = visible(cell) if isinstance(cell, str) else str(cell) if _there(cell) else ""
     return [f"'{text}" if isinstance(cell, str) and text.startswith(_FORMULA) else text]
@@ -145,10 +147,16 @@ def _html_template() -> jinja2.Template:
 def _body(table: Table, escaped: Callable[[str], str]) -> list[list[str]]:
     """The rows, every cell in the form of its column."""
     return [
-        [escaped(formatted(visible(cell) if isinstance(cell, str) else cell, column.form)) if _there(cell) else ""
+        [escaped(_written(column, cell)) if _there(cell) else ""
          for column, cell in zip(table.columns, row.cells, strict=True)]
         for row in table.rows
     ]  # fmt: skip
+
+
+def _written(column: Column, cell: Cell) -> str:
+    if column.kind == "ends" and isinstance(cell, Interval):
+        return interval_ends(cell, column.form)
+    return formatted(visible(cell) if isinstance(cell, str) else cell, column.form)
 
 
 def _there(cell: Cell) -> bool:

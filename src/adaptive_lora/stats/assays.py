@@ -6,24 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-import pandas as pd
-
 from adaptive_lora.planning.budget_text import halved
-from adaptive_lora.stats.arms import evaluations
-from adaptive_lora.stats.estimators import Interval, interval_of
+from adaptive_lora.stats.crossed import crossed
+from adaptive_lora.stats.estimators import Interval
+from adaptive_lora.stats.evidence import StudyTables
+from adaptive_lora.stats.margins import Margin, margin_of
 
 
 class AssayResult(StrEnum):
     """What the baseline at half of a budget does beside the whole one."""
 
     WORSE = "worse"
-    """Shown to be, and by more than the margin as far as the mean says."""
+    """Shown to be; where the margin is a number, by more than that, the whole interval says so."""
     WORSE_WITHIN = "worse within the margin"
     """Shown to be, and shown to be so by no more than the margin."""
     NOT_WORSE = "not worse"
     """Not shown to be."""
     OPEN = "open"
-    """Shown to be, with a mean within the margin and an interval that reaches beyond."""
+    """Shown to be, with an interval that reaches to both sides of the margin."""
     TOO_FEW = "too few seeds"
 
 
@@ -34,38 +34,43 @@ class Assay:
     budget: str
     half: str
     loss_of_half: Interval | None
-    """Paired by seed, half minus whole (positive: half is worse); None where no seed has both."""
-    margin: float
-    """Where half the budget costs no more than this, equivalence of two plans says little."""
+    """Half minus whole (positive: half is worse), over new seeds and new records where losses by record are known, of
+    level 1 - 2 alpha: it lies above zero just where a one-sided test at alpha shows half to be worse. None where no
+    seed has both."""
+    margin: Margin
+    """A number: where half the budget costs no more, equivalence of two plans says little. Measured: a share of this
+    very cost."""
 
     @property
     def result(self) -> AssayResult:
-        """What half of the budget does, by the 95 % interval."""
-        if self.loss_of_half is None or self.loss_of_half.low is None or self.loss_of_half.high is None:
+        """What half of the budget does, by the interval."""
+        found, margin = self.loss_of_half, self.margin.value
+        if found is None or found.n < 2 or found.low is None or found.high is None:
             return AssayResult.TOO_FEW
-        if self.loss_of_half.low <= 0:
+        if found.low <= 0:
             return AssayResult.NOT_WORSE
-        if self.loss_of_half.high <= self.margin:
-            return AssayResult.WORSE_WITHIN
-        return AssayResult.WORSE if self.loss_of_half.mean > self.margin else AssayResult.OPEN
+        if self.margin.measured or margin is None or found.low > margin:
+            return AssayResult.WORSE
+        return AssayResult.WORSE_WITHIN if found.high <= margin else AssayResult.OPEN
 
     @property
     def sensitive(self) -> bool | None:
-        """Whether half the budget is worse by more than the margin; None where that is not known."""
+        """Whether half the budget is worse, by more than a margin that is a number; None where that is not known."""
         unknown = self.result in (AssayResult.TOO_FEW, AssayResult.OPEN)
         return None if unknown else self.result is AssayResult.WORSE
 
 
-def assays(runs: pd.DataFrame, baseline: str, budgets: Sequence[str], margin: float) -> list[Assay]:
-    """Of every budget at half of which the baseline was trained too."""
-    done = evaluations(runs, completed=True)
-    losses = done[done["arm"] == baseline].pivot_table(index="seed", columns="budget", values="test_loss")
+def assays(
+    tables: StudyTables, baseline: str, budgets: Sequence[str], margin: float | None, alpha: float
+) -> list[Assay]:
+    """Of every budget at half of which the baseline was trained too; `margin` in nats per token, None: measured."""
     found = []
     for budget in budgets:
         half = halved(budget)
-        if half is not None and half in losses:
-            differences = (losses[half] - losses[budget]).dropna().tolist() if budget in losses else []
-            found.append(Assay(budget, half, interval_of(differences) if differences else None, margin))
+        if half is not None and len(tables.of((baseline, half))):
+            table = tables.paired((baseline, half), (baseline, budget))
+            cost = None if table is None else crossed(table).interval(1 - 2 * alpha)
+            found.append(Assay(budget, half, cost, margin_of(table, margin, alpha)))
     return found
 
 

@@ -1,6 +1,6 @@
-"""Effect sizes: a difference in several units, with intervals over seeds and over test records.
+"""Effect sizes: a difference in several units, over new seeds and new test records, and over either alone.
 
-Exploratory: intervals and no verdicts. Every interval says what was resampled for it: seeds, or test records.
+Exploratory: intervals and no verdicts. Every interval says what was resampled for it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from adaptive_lora.stats.estimators import (
     Interval,
     effects,
     improvement_probability,
-    interval_of,
+    mean_interval,
     record_interval,
 )
 
@@ -32,6 +32,8 @@ class EffectSize:
     arm: str
     budget: str
     effect: Effect
+    difference: Interval
+    """Over new seeds and new test records; over seeds alone where losses by record are missing."""
     over_seeds: Interval
     """Of new seeds on the same test records."""
     over_records: Interval | None
@@ -46,8 +48,16 @@ OverRecords = Mapping[tuple[str, str], tuple[Interval, int]]
 """(arm, budget) -> the difference's interval over test records, and how many completion tokens these have."""
 
 
+OverSeeds = Mapping[tuple[str, str], Interval]
+"""(arm, budget) -> the difference's interval over seeds."""
+
+
 def effect_sizes(
-    over_records: OverRecords, runs: pd.DataFrame, arms: Sequence[ArmSummary], facts: Mapping[str, Any]
+    over_seeds: OverSeeds,
+    over_records: OverRecords,
+    runs: pd.DataFrame,
+    arms: Sequence[ArmSummary],
+    facts: Mapping[str, Any],
 ) -> list[EffectSize]:
     """Every arm that has a difference from the baseline; `facts` are the ledger's."""
     frozen, size = frozen_loss(runs), facts.get("data", {}).get("test_bytes")
@@ -63,7 +73,8 @@ def effect_sizes(
                 arm=arm.arm,
                 budget=arm.budget,
                 effect=effects(arm.difference.mean, losses[arm.budget], frozen, tokens, size),
-                over_seeds=interval_of(differences),
+                difference=arm.difference,
+                over_seeds=over_seeds.get((arm.arm, arm.budget)) or mean_interval(differences),
                 over_records=interval,
                 improvement=improvement_probability(differences),
                 sd=float(np.std(differences, ddof=1)) if len(differences) > 1 else None,

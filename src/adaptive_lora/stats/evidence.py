@@ -13,6 +13,7 @@ from adaptive_lora.stats.arms import evaluations
 from adaptive_lora.stats.crossed import PairedTable, of_seed_means
 from adaptive_lora.stats.divergence import diverged_pairs
 from adaptive_lora.stats.effect_sizes import ByRecord
+from adaptive_lora.stats.estimators import Floats
 from adaptive_lora.stats.run_table import Comparison, Status
 from adaptive_lora.stats.verdicts import Evidence, Judgement, Rule, judge_family
 
@@ -24,7 +25,7 @@ class StudyTables:
     """Paired tables of any two cells of a study; each run's losses are read once."""
 
     def __init__(self, runs: pd.DataFrame, by_record: ByRecord, split: str = "test") -> None:
-        self._by_record, self._split = by_record, split
+        self.by_record, self._split = by_record, split
         counting = evaluations(runs)
         self._runs: dict[Cell, pd.DataFrame] = {
             (str(arm), str(budget)): own for (arm, budget), own in counting.groupby(["arm", "budget"], sort=False)
@@ -61,13 +62,18 @@ class StudyTables:
             loss = f"{self._split}_loss"
             by_seed = [own[loss].astype(float) for own in done]
             return of_seed_means({s: float(by_seed[0][s]) - float(by_seed[1][s]) for s in seeds})
-        differences = np.stack([one.nll - two.nll for one, two in pairs])
+        differences = np.stack([_single(one.nll) - _single(two.nll) for one, two in pairs])
         return PairedTable(differences, pairs[0][0].tokens.astype(np.float64), tuple(seeds))
 
     def _losses(self, run_id: str) -> Any:
         if run_id not in self._read:
-            self._read[run_id] = self._by_record(run_id, self._split)
+            self._read[run_id] = self.by_record(run_id, self._split)
         return self._read[run_id]
+
+
+def _single(losses: Floats) -> Floats:
+    """As an archive keeps them, so that a ledger and its export give the same verdicts to the last digit."""
+    return losses.astype(np.float32).astype(np.float64)
 
 
 def rule_of(spec: Mapping[str, Any]) -> Rule:

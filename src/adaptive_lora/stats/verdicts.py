@@ -109,7 +109,7 @@ class Judgement:
     def beyond_margin(self) -> bool:
         """Whether all of the interval lies beyond the margin, on one side."""
         value, found = self.margin.value, self.interval
-        if value is None or found is None or found.low is None or found.high is None:
+        if value is None or not self.margin.usable or found is None or found.low is None or found.high is None:
             return False
         return found.low > value or found.high < -value
 

@@ -50,14 +50,14 @@ def looks_in(found: Findings) -> Looks:
 def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     """What every report of a study shows: ranks and differences, seed by seed, and losses by size."""
     runs, ranks, arms, baseline = found.runs, found.ranks, list(found.arms), found.baseline
-    margin = found.analysis["margin"]
+    margins = found.margins
     first = [arm for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
     far, most = _is_far(found, arms[:1], 0.1), cap([len(arm.differences) for arm in first])
     caption = render("captions.overview_figure", found, far, most)
-    yield Wanted("overview", partial(overview, ranks, arms, looks, baseline, margin), caption)
+    yield Wanted("overview", partial(overview, ranks, arms, looks, baseline, margins), caption)
     far, most = _is_far(found, arms, 0.05), cap([len(arm.differences) for arm in found.compared])
     caption = render("captions.differences_figure", found, far, most)
-    yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margin), caption)
+    yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margins), caption)
     if parts := found.decompositions:
         draw = partial(decomposition_bars, parts, baseline)
         yield Wanted("decomposition", draw, render("decomposition.figure", found))
@@ -103,7 +103,7 @@ def _is_far(found: Findings, some: Sequence[ArmSummary], room: float) -> bool:
     """Whether an arm at the budgets of these is so far from all others that it is an arrow, with so much room."""
     budgets = {arm.budget for arm in some}
     shown = [arm for arm in found.compared if arm.budget in budgets]
-    low, high = difference_limits(shown, found.analysis["margin"], room)
+    low, high = difference_limits(shown, found.margins, room)
     return any(arm.difference and not low <= arm.difference.mean <= high for arm in shown)
 
 

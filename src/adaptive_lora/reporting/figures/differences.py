@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,11 +20,14 @@ CONTROLS = ("random", "shuffled")
 _GREY = "#666666"
 
 
-def paired_differences(arms: Sequence[ArmSummary], looks: Looks, baseline: str, margin: float) -> Figure | None:
-    """Test loss minus the baseline's at the same seed: every seed, the mean and its 95 % t interval.
+def paired_differences(
+    arms: Sequence[ArmSummary], looks: Looks, baseline: str, margins: Mapping[str, float]
+) -> Figure | None:
+    """Test loss minus the baseline's at the same seed: every seed, the mean and its 95 % interval.
 
-    One panel a budget; controls stand last. The band is the margin within which differences do not
-    matter. An arm far beyond all others is an arrow at the edge. None where no arm has a difference.
+    One panel a budget; controls stand last. The band is the budget's margin, within which differences do not
+    matter; where it has none there is no band. An arm far beyond all others is an arrow at the edge. None where no arm
+    has a difference.
     """
     shown = [arm for arm in arms if arm.difference is not None]
     if not shown:
@@ -33,30 +36,33 @@ def paired_differences(arms: Sequence[ArmSummary], looks: Looks, baseline: str, 
     budgets = dict.fromkeys(arm.budget for arm in shown)
     groups = {budget: [arm for arm in controls_last if arm.budget == budget] for budget in budgets}
     lengths = [_places(group)[-1] + 1.0 for group in groups.values()]
-    limits = difference_limits(shown, margin, room=0.05)
+    limits = difference_limits(shown, margins, room=0.05)
     row = 0.36 if len(shown) <= 20 else 0.25
     with themed():
         figure = Figure(figsize=(7.6, 1.0 + 0.3 * len(groups) + row * sum(lengths)), layout="constrained")
         panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=lengths)[:, 0]
         for ax, (budget, group) in zip(panels, groups.items(), strict=True):
-            ax.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
+            if margin := margins.get(budget):
+                ax.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
             ax.axvline(0, color="black", lw=0.8)
             ax.set_xlim(*limits)
             _rows(ax, group, looks, points_each(len(shown)))
             if len(groups) > 1:
                 ax.set_title(budget, loc="left", fontweight="bold")
         panels[-1].set_xlabel(f"test loss minus {baseline}, nats per token (left: better than {baseline})")
-        figure.legend(handles=_keys(margin), loc="outside upper left", ncols=3, fontsize=8)
+        handles = _keys([margins[budget] for budget in groups if budget in margins])
+        figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
     return figure
 
 
-def difference_limits(arms: Sequence[ArmSummary], margin: float, room: float) -> tuple[float, float]:
+def difference_limits(arms: Sequence[ArmSummary], margins: Mapping[str, float], room: float) -> tuple[float, float]:
     """What an axis of differences shows: seeds, intervals and the margin (`axes.reach`), and a share of room beside."""
     groups = []
     for arm in arms:
         ends = (arm.difference.low, arm.difference.high) if arm.difference else ()
         groups.append([value for _, value in arm.differences] + [end for end in ends if end is not None])
-    return reach(groups, margin, room)
+    shown = [margins[arm.budget] for arm in arms if arm.budget in margins]
+    return reach(groups, max(shown, default=0.0), room)
 
 
 def _places(group: Sequence[ArmSummary]) -> list[float]:
@@ -86,14 +92,17 @@ def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most:
     mark(ax.axhline(place, color="#eeeeee", lw=0.6, zorder=0), arm.arm)
     points = [(value, place + 0.2, f"{at}, seed {seed}: {value:+.4f}") for seed, value in arm.differences[:most]]
     seed_points(ax, points, arm.arm, look)
-    numbers = formatted(found, "+.4f")
+    numbers = formatted(found, "+±")
     interval_mark(ax, place - 0.1, found, arm.arm, look, f"{at}, mean of {found.n}: {numbers}", across=True)
     mark(ax.text(1.02, place, numbers, transform=ax.get_yaxis_transform(), fontsize=7.5, va="center"), arm.arm)
 
 
-def _keys(margin: float) -> list[Line2D | Patch]:
+def _keys(margins: Sequence[float]) -> list[Line2D | Patch]:
+    sizes = {f"±{margin:.2g}" for margin in margins}
+    label = f"margin {sizes.pop()}" if len(sizes) == 1 else "margin"
+    band = [Patch(facecolor="#999999", alpha=0.2, lw=0, label=label)] if margins else []
     return [
         Line2D([], [], ls="none", marker="o", ms=3.2, mfc="none", mec=_GREY, mew=0.7, label="one seed"),
         Line2D([], [], color=_GREY, marker="o", ms=5.5, lw=1.6, label="mean, 95 % interval"),
-        Patch(facecolor="#999999", alpha=0.2, lw=0, label=f"margin ±{margin:g}"),
+        *band,
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
 
 
 def overview(
-    ranks: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks, baseline: str, margin: float
+    ranks: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks, baseline: str, margins: Mapping[str, float]
 ) -> Figure | None:
     """One column an arm: above where its rank goes, below what that changed in test loss, seed by seed.
 
@@ -68,7 +68,7 @@ def overview(
     highest = max(float(np.nanmax(grid)) for grid in grids.values())
     bands, columns = _even_grid(len(shown), 6)
     width = min(1.75, max(1.45, 0.3 * len(roles)))
-    limits = difference_limits(shown, margin, room=0.1)
+    limits = difference_limits(shown, margins, room=0.1)
     with themed():
         figure = Figure(figsize=(1.2 + width * columns, 4.3 * bands), layout="constrained")
         axes = figure.subplots(2 * bands, columns, squeeze=False, height_ratios=(1.15, 1) * bands)
@@ -78,7 +78,7 @@ def overview(
             image = _heat_map(above, arm.arm, grids[arm.arm], roles, highest, numbers=len(shown) <= CROWD, first=first)
             above.set_title(wrapped(arm.arm, width), fontweight="bold")
             below.set_ylim(*limits)
-            _differences_below(below, arm, looks, margin, points_each(len(shown)))
+            _differences_below(below, arm, looks, margins.get(arm.budget), points_each(len(shown)))
             if first:
                 below.set_ylabel(f"test loss minus {baseline},\nnats per token")
             else:
@@ -145,10 +145,11 @@ def _colour_bar(figure: Figure, image: QuadMesh, axes: Any, label: str, shrink: 
         bar.solids.set_edgecolor("face")
 
 
-def _differences_below(ax: Axes, arm: ArmSummary, looks: Looks, margin: float, most: int) -> None:
+def _differences_below(ax: Axes, arm: ArmSummary, looks: Looks, margin: float | None, most: int) -> None:
     look = looks[arm.arm]
     mark(ax, arm.arm)
-    ax.axhspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
+    if margin:
+        ax.axhspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
     ax.axhline(0, color="black", lw=0.8)
     shown, at = arm.differences[:most], f"{arm.arm} at {arm.budget}"
     points = [(x, value, f"{at}, seed {seed}: {value:+.4f}")

@@ -30,8 +30,9 @@ def sizes(found: Findings) -> Table | None:
     """How large each difference is, in several units, and over what it varies."""
     columns = (
         *ARM,
-        Column("difference", f"minus {found.baseline}, over seeds", "interval", "+.4f", NATS),
-        Column("over_records", "the same, over test records", "interval", "+.4f", NATS),
+        Column("difference", f"minus {found.baseline}", "interval", "+±", NATS),
+        Column("over_seeds", "over seeds alone", "ends", "+±"),
+        Column("over_records", "over records alone", "ends", "+±", optional=True),
         Column("perplexity_percent", "perplexity", form="+.2f", unit="%"),
         Column("share_of_gain", "share of the gain", form="+.2f", unit="%", optional=True),
         Column("bits_per_byte", form="+.5f", optional=True),
@@ -39,8 +40,8 @@ def sizes(found: Findings) -> Table | None:
         Column("sd", "sd over seeds", form=".4f", unit=NATS),
     )
     cells = (
-        (s.arm, s.budget, s.over_seeds, s.over_records, s.effect.perplexity_percent, _percent(s.effect.share_of_gain),
-         s.effect.bits_per_byte, s.improvement, s.sd)
+        (s.arm, s.budget, s.difference, s.over_seeds, s.over_records, s.effect.perplexity_percent,
+         _percent(s.effect.share_of_gain), s.effect.bits_per_byte, s.improvement, s.sd)
         for s in found.sizes
     )  # fmt: skip
     return captioned(found, "sizes", ("sizes", "Sizes of differences"), columns, cells)
@@ -68,7 +69,7 @@ def compute(found: Findings) -> Table | None:
     columns = (
         *ARM,
         Column("control", "against", "text"),
-        Column("difference", "difference, 95 % interval", "interval", "+.4f", NATS),
+        Column("difference", "difference, 95 % interval", "interval", "+±", NATS),
         Column("seeds"),
         Column("stopped", "stopped at the usual length", optional=True),
     )

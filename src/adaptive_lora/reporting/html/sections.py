@@ -17,7 +17,8 @@ from adaptive_lora.reporting.html.rate_table import rate_choices
 from adaptive_lora.reporting.tables import Column, Table
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.estimators import Interval, mean_interval
-from adaptive_lora.stats.run_table import Phase, Status
+from adaptive_lora.stats.run_table import Comparison, Phase, Status
+from adaptive_lora.stats.verdicts import Judgement
 
 Maker = Callable[[Findings], Table | None]
 
@@ -40,22 +41,52 @@ class Section:
 
 def verdicts(found: Findings) -> Table | None:
     """The primary comparisons, one family."""
-    level = 1 - 2 * found.analysis["alpha"]
+    level = 1 - found.analysis["alpha"]
     columns = (
         *ARM,
         Column("verdict", kind="text"),
+        Column("difference", f"minus {found.baseline}, {100 * level:g} % interval", "interval", "+±", NATS),
+        Column("over_seeds", "over seeds alone", "ends", "+±", optional=True),
+        Column("over_records", "over records alone", "ends", "+±", optional=True),
+        Column("adjusted_p", "p, adjusted", form=".2g", optional=True),
+        Column("equivalence_p", "p of equivalence, adjusted", form=".2g", optional=True),
+        Column("margin", kind="interval", form="±", unit=NATS, optional=True),
         Column("seeds"),
-        Column("difference", f"minus {found.baseline}, {100 * level:g} % interval", "interval", "+.4f", NATS),
-        Column("p", form=".3g"),
-        Column("holm_p", "p, Holm", form=".3g"),
+        Column("records", form=",d", optional=True),
+        Column("look", kind="text", optional=True),
+        Column("cautions", kind="text", optional=True),
     )
     cells = (
-        (c.arm, c.budget, render("comparisons.verdict", j), j.n,
-         j.equivalence_interval or (None if j.mean is None else Interval(j.mean, None, None, j.n, level)),
-         j.p, j.adjusted_p)
+        (c.arm, c.budget, render("comparisons.verdict", j), _difference(j, level), *_alone(found, c, j), j.adjusted_p,
+         j.adjusted_equivalence_p, _measured(j), j.n, j.records, look_of(found, j), "; ".join(found.cautions[c]))
         for c, j in found.judged.items()
     )  # fmt: skip
     return captioned(found, "verdicts", ("verdicts", "Verdicts"), columns, cells)
+
+
+def _difference(judged: Judgement, level: float) -> Interval | None:
+    bare = None if judged.mean is None else Interval(judged.mean, None, None, judged.n, level)
+    return judged.interval or bare
+
+
+def _alone(found: Findings, comparison: Comparison, judged: Judgement) -> tuple[Interval | None, Interval | None]:
+    """Over seeds and over records, each beside the interval over both; the latter of an export that has no more."""
+    if judged.records is not None:
+        return judged.over_seeds, judged.over_records
+    kept, _ = found.over_records.get((comparison.arm, comparison.budget), (None, None))
+    return None, kept
+
+
+def _measured(judged: Judgement) -> Interval | None:
+    """The margin, where it is not the number that the caption has."""
+    return judged.margin.interval
+
+
+def look_of(found: Findings, judged: Judgement) -> str | None:
+    """`2 of 5`; None where the study is judged once."""
+    if not found.looks:
+        return None
+    return "none yet" if judged.look is None else f"{judged.look} of {len(found.looks)}"
 
 
 def arms(found: Findings) -> Table | None:
@@ -64,7 +95,7 @@ def arms(found: Findings) -> Table | None:
         Column("arm", kind="text"),
         Column("budget", kind="text", optional=True),
         Column("test_loss", "test loss, 95 % interval", "interval", ".4f", NATS),
-        Column("difference", f"minus {found.baseline}, 95 % interval", "interval", "+.4f", NATS),
+        Column("difference", f"minus {found.baseline}, 95 % interval", "interval", "+±", NATS),
         Column("perplexity", form=".3f"),
         Column("exact_match", form=".1%", optional=True),
         Column("seeds"),
@@ -119,9 +150,11 @@ def troubles(found: Findings) -> Table | None:
 
 SECTIONS = (
     Section("verdicts", "Verdicts", (verdicts,), (),
-            lambda found: [render("comparisons.assay", assay) for assay in found.assays]),
+            lambda found: [*render_all("comparisons.reach", found),
+                           *(render("comparisons.assay", assay) for assay in found.assays)]),
+    Section("looks", "Looks", (), (), lambda found: render_all("comparisons.looks", found)),
     Section("arms", "Arms", (arms,), (),
-            lambda found: [render("comparisons.reach", found), *render_all("comparisons.same_as_baseline", found)]),
+            lambda found: render_all("comparisons.same_as_baseline", found)),
     Section("overview", "Overview", (), ("overview",)),
     Section("differences", "Differences", (evidence.sizes, evidence.compute), ("differences",)),
     Section("decomposition", "What differences are made of", (decomposition,), ("decomposition",),

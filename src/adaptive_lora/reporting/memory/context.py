@@ -11,9 +11,8 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.memory.next_steps import next_steps
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.cost_equivalents import at_equal_compute
-from adaptive_lora.stats.power import MOST, POWER
+from adaptive_lora.stats.power import POWER
 from adaptive_lora.stats.run_table import Phase, Status
-from adaptive_lora.stats.seeds import smallest_p
 from adaptive_lora.study.status import StudyStatus
 
 
@@ -25,8 +24,7 @@ def memory_context(found: Findings, runs: StudyStatus) -> dict[str, Any]:
         "found": found, "facts": found.facts, "spec": spec, "analysis": found.analysis, "lock": found.lock,
         "runs": runs, "baseline": found.baseline, "arms": found.contenders,
         "scalings": [(arm["name"], arm["scaling"]["rule"]) for arm in spec["arms"] if arm.get("scaling")],
-        "smallest_p": smallest_p(len(spec["seeds"]["evaluation"])),
-        "margin_percent": 100 * math.expm1(found.analysis["margin"]),
+        "margin_percent": None if found.margin is None else 100 * math.expm1(found.margin),
         "verdicts": Counter(str(judgement.verdict) for judgement in found.judged.values()),
         "rates_added": sorted(tried - set(spec["train"]["learning_rate"])),
         "arms_by_rate": arms_by_rate(found),
@@ -36,7 +34,6 @@ def memory_context(found: Findings, runs: StudyStatus) -> dict[str, Any]:
         "licence": render("study.licence", found.facts["data"]).removesuffix("."),
         "use_of_data": render("study.use_of_data", found.facts["data"]),
         "power": POWER,
-        "most_seeds": MOST,
         **shared_sentences(found, runs),
         "steps": next_steps(found, runs),
     }  # fmt: skip

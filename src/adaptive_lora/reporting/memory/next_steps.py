@@ -13,8 +13,8 @@ from typing import Any
 
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.stats.assays import untested_budgets
+from adaptive_lora.stats.power import width_with
 from adaptive_lora.stats.run_table import Comparison
-from adaptive_lora.stats.seeds import seeds_needed
 from adaptive_lora.stats.verdicts import Verdict
 from adaptive_lora.study.status import StudyStatus
 
@@ -54,31 +54,32 @@ def _sensitivity(found: Findings) -> Iterator[Step]:
 def _hypotheses(found: Findings) -> Iterator[Step]:
     if not found.judged:
         others = max(1, len({(arm.arm, arm.budget) for arm in found.arms if arm.difference is not None}))
-        needed = [seeds_needed(found.analysis["alpha"], comparisons) for comparisons in (1, others)]
-        yield "name_hypotheses", {"comparisons": others, "needed": needed}
+        yield "name_hypotheses", {"comparisons": others}
 
 
 def _seeds(found: Findings) -> Iterator[Step]:
-    """Where seeds would decide, how many; where they would not, why not."""
+    """What more seeds would give; where they would give nothing, why not."""
     undecided = {c: found.judged[c] for c in _of(found, Verdict.UNDECIDED)}
     yield "why_diverged", {"comparisons": [c for c, j in undecided.items() if j.diverged_pairs.any]}
     open_ = {found.named(c.arm, c.budget): j for c, j in undecided.items() if not j.diverged_pairs.any}
-    reachable = sorted((j.needed, name) for name, j in open_.items() if j.needed is not None)
-    yield "more_seeds", {"needed": reachable}
+    seeds = 2 * len(found.facts["spec"]["seeds"]["evaluation"])
+    widths = {name: (width_with(j, j.n), width_with(j, seeds)) for name, j in open_.items()}
+    yield "more_seeds", {"seeds": seeds, "widths": {name: own for name, own in widths.items() if None not in own}}
     yield "why_few_pairs", {"arms": [name for name, j in open_.items() if j.n < 2]}
-    yield "leave_open", {"arms": [name for name, j in open_.items() if j.needed is None and j.n > 1]}
 
 
 def _records(found: Findings) -> Iterator[Step]:
     """Seeds cannot make up for test records that vary more than the margin."""
-    margin, records = found.analysis["margin"], found.facts["spec"]["data"]["test"]
+    margins, records = found.margins, found.facts["spec"]["data"]["test"]
     asked = [s for s in found.sizes if not found.judged or Comparison(s.arm, s.budget) in found.judged]
-    widths = [((i.high - i.low) / 2, size) for size in asked
+    widths = [((i.high - i.low) / 2 / margins[size.budget], size) for size in asked if size.budget in margins
               if (i := size.over_records) is not None and i.low is not None and i.high is not None]  # fmt: skip
-    half, size = max(widths, key=lambda width: width[0], default=(0.0, None))
-    if size is not None and half > margin:
-        wanted = _two_digits(records * (half / margin) ** 2)
-        yield "more_records", {"arm": found.named(size.arm, size.budget), "half": half, "wanted": wanted}
+    times, size = max(widths, key=lambda width: width[0], default=(0.0, None))
+    if size is not None and times > 1:
+        margin, wanted = margins[size.budget], _two_digits(records * times**2)
+        yield "more_records", {
+            "arm": found.named(size.arm, size.budget), "half": times * margin, "margin": margin, "wanted": wanted
+        }  # fmt: skip
 
 
 def _use(found: Findings) -> Iterator[Step]:

@@ -30,7 +30,6 @@ from adaptive_lora.stats.arms import ArmSummary
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import AtEqualCompute, at_equal_compute
 from adaptive_lora.stats.decomposition import Decomposition
-from adaptive_lora.stats.estimators import mean_interval
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.variants import variants_of
 from adaptive_lora.stats.verdicts import Verdict
@@ -153,7 +152,11 @@ def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, An
     tells, blind, unknown = ([a.budget for a in found.assays if a.sensitive is known] for known in (True, False, None))
     return {
         **{str(verdict): [o for o in outcomes if o["judged"].verdict is verdict] for verdict in Verdict},
-        "unsettled": [name for name, j in undecided if j.equivalence_interval and not j.diverged_pairs.any],
+        "unsettled": [name for name, j in undecided if j.interval and not j.diverged_pairs.any],
+        "beyond": [o for o in outcomes if o["judged"].beyond_margin and o["judged"].verdict is not Verdict.UNDECIDED],
+        "cautioned": _cautioned(found, named),
+        "costly": _as_costly_as_half(found, named),
+        "conditional": [o["name"] for o in outcomes if o["judged"].records is None and o["judged"].mean is not None],
         "survivors": [name for name, j in undecided if j.diverged_pairs.any],
         "tells": tells,
         "cannot_tell": blind,
@@ -162,11 +165,34 @@ def _judged(found: Findings, named: Callable[[Comparison], str]) -> dict[str, An
     }
 
 
+def _as_costly_as_half(found: Findings, named: Callable[[Comparison], str]) -> list[str]:
+    """Arms that are worse, and by no less than the baseline at half of their budget."""
+    half = {assay.budget: assay.loss_of_half.mean for assay in found.assays if assay.loss_of_half and assay.sensitive}
+    return [
+        named(c) for c, j in found.judged.items()
+        if j.verdict is Verdict.WORSE and j.mean is not None and c.budget in half and j.mean >= half[c.budget]
+    ]  # fmt: skip
+
+
+def _cautioned(found: Findings, named: Callable[[Comparison], str]) -> Mapping[str, list[str]]:
+    """Caution -> the comparisons that it is about."""
+    seen: dict[str, list[str]] = {}
+    for comparison, cautions in found.cautions.items():
+        for caution in cautions:
+            seen.setdefault(str(caution), []).append(named(comparison))
+    return seen
+
+
 def _controls(found: Findings) -> dict[str, Any]:
     by_chance, compute = list(found.lock["controls"]["arms"]), found.lock["controls"]["compute"]
     longer = [arm for arm in found.compared if arm.arm in compute.values()]
     return {
         "controls": by_chance,
+        # What was shuffled stands with it: the lock knows its source.
+        "controls_named": [
+            f"{name} ({source}'s ranks)" if (source := found.lock["controls"]["arms"][name]) else name
+            for name in by_chance
+        ],
         "equal_compute": at_equal_compute(found.runs, compute, found.baseline),
         # Longer trained baselines that are worse for it, with the whole 95 % interval.
         "overtrained": [arm for arm in longer if arm.difference and (arm.difference.low or 0.0) > 0],
@@ -176,7 +202,7 @@ def _controls(found: Findings) -> dict[str, Any]:
 
 def _extremes(found: Findings) -> dict[str, Any]:
     """The study's own arms with the lowest and the highest difference, and what stands in the middle or out."""
-    own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.over_seeds.mean)
+    own = sorted((size for size in found.sizes if size.arm in found.contenders), key=lambda size: size.difference.mean)
     arms = {(arm.arm, arm.budget): arm for arm in found.arms}
     powers = sorted(found.powers, key=lambda power: power.half_width)
     return {
@@ -188,21 +214,16 @@ def _extremes(found: Findings) -> dict[str, Any]:
 
 
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
-    """Own arms that are worse, or better, than every control by chance at the same budget.
-
-    Shown is what the whole interval of level 1 - alpha says of the arm less the control, paired by seed.
-    """
-    seen: dict[str, list[str]] = {"worse": [], "better": []}
-    by_seed = {(arm.arm, arm.budget): dict(arm.differences) for arm in found.compared}
-    for (name, budget), own in by_seed.items():
-        others = [by_seed[control, budget] for control in controls if (control, budget) in by_seed]
-        pairs = [[own[seed] - other[seed] for seed in own if seed in other] for other in others]
-        if name in found.contenders and pairs and all(map(len, pairs)):
-            against = [mean_interval(differences, 1 - found.analysis["alpha"]) for differences in pairs]
-            ends = [(i.low, i.high) for i in against if i.low is not None and i.high is not None]
-            known = len(ends) == len(pairs)
-            seen["worse"] += [found.named(name, budget)] * (known and all(low > 0 for low, _ in ends))
-            seen["better"] += [found.named(name, budget)] * (known and all(high < 0 for _, high in ends))
+    """Own arms that are worse, or better, than every control by chance at the same budget, each paired with it: the
+    whole 95 % interval of the difference of the two says so."""
+    seen: dict[str, list[str]] = {"above": [], "below": []}
+    for arm in found.compared:
+        if arm.arm in found.contenders:
+            pairs = [found.between((arm.arm, arm.budget), (control, arm.budget)) for control in controls]
+            ends = [(i.low, i.high) for i in pairs if i is not None and i.low is not None and i.high is not None]
+            name = [found.named(arm.arm, arm.budget)] if ends else []
+            seen["above"] += name if all(low > 0 for low, _ in ends) else []
+            seen["below"] += name if all(high < 0 for _, high in ends) else []
     return seen
 
 

@@ -18,7 +18,6 @@ from adaptive_lora.stats.outcomes import count_no_better
 from adaptive_lora.stats.power import POWER
 from adaptive_lora.stats.rate_choice import STEP
 from adaptive_lora.stats.run_table import Phase, Status
-from adaptive_lora.stats.seeds import seeds_needed, smallest_p
 from adaptive_lora.stats.stability import summaries
 
 Entries = Iterator[Mapping[str, Any]]
@@ -121,16 +120,20 @@ def _training(found: Findings) -> Entries:
 
 def _protocol_and_runs(found: Findings) -> Entries:
     seeds, comparisons = found.facts["spec"]["seeds"], len(found.judged)
-    margin, alpha = found.analysis["margin"], found.analysis["alpha"]
+    margin, alpha = found.margin, found.analysis["alpha"]
+    records = max((own.records for own in found.differences.values()), default=1)
     twins = found.runs[(found.runs["replica"] > 0) & (found.runs["status"] == Status.COMPLETED)]
     yield {
         "baseline": found.baseline,
         "seeds": (len(seeds["evaluation"]), "d"), "seeds.tuning": (len(seeds["tuning"]), "d"), "alpha": (alpha, "g"),
-        "margin": (margin, "g", NATS), "margin.perplexity": (100 * math.expm1(margin), ".1f", "%"),
-        "comparisons": (comparisons, "d"), "smallest_p": (smallest_p(len(seeds["evaluation"])), ".2g"),
-        "seeds.needed": (seeds_needed(alpha, max(comparisons, 1)), "d"), "level": (95, "d", "%"),
+        "margin": (margin, "g", NATS),
+        "margin.perplexity": (None if margin is None else 100 * math.expm1(margin), ".1f", "%"),
+        "yardstick": (found.yardstick, ".2g", NATS),
+        "comparisons": (comparisons, "d"), "level": (95, "d", "%"), "level.verdict": (100 * (1 - alpha), "g", "%"),
         "level.breaks": (100 * (1 - alpha), "g", "%"),
         "level.equivalence": (100 * (1 - 2 * alpha), "g", "%"), "power": (100 * POWER, ".0f", "%"),
+        # None where losses by record are not known, so that all is of one set of records.
+        "records": (records if records > 1 else None, ",d"),
         "locked": found.lock.get("locked", "")[:10], "twins": (len(twins), "d"),
     }  # fmt: skip
     evaluation, diverged = evaluations(found.runs), found.runs["status"] == Status.DIVERGED
@@ -145,11 +148,12 @@ def _protocol_and_runs(found: Findings) -> Entries:
 
 def _sizes(found: Findings) -> Entries:
     """Of the differences of the study's own arms, and how these vary."""
-    own, margin = [size for size in found.sizes if size.arm in found.contenders], found.analysis["margin"]
+    own, margins = [size for size in found.sizes if size.arm in found.contenders], found.margins
+    inside = [size for size in own if size.budget in margins and abs(size.difference.mean) <= margins[size.budget]]
     spreads = [size.sd for size in own if size.sd is not None]
     tokens = {tokens for _, tokens in found.over_records.values()}
     yield {
-        "compared": (len(own), "d"), "inside": (sum(abs(size.over_seeds.mean) <= margin for size in own), "d"),
+        "compared": (len(own), "d"), "inside": (len(inside), "d"),
         "spread.median": (float(np.median(spreads)) if spreads else None, ".4f", NATS),
         "spread.largest": (max(spreads, default=None), ".4f", NATS),
         "data.test_tokens": (tokens.pop() if len(tokens) == 1 else None, ",d"),

@@ -13,11 +13,14 @@ from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
 
 _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], ...] = (
-    (sections.verdicts, "verdicts", ("arm", "budget", "verdict", "seeds", "difference", "p", "holm_p")),
+    (sections.verdicts, "verdicts", ("arm", "budget", "verdict", "difference", "adjusted_p", "equivalence_p", "seeds",
+                                         "look", "cautions")),
     (sections.arms, "arms", ("arm", "budget", "test_loss", "difference", "perplexity", "seeds")),
     (sections.arms, "every-arm", ("arm", "budget", "exact_match", "trainable_parameters", "learning_rate",
                                   "plan_seconds", "train_seconds", "notes")),
-    (evidence.sizes, "sizes", ("arm", "budget", "over_records", "perplexity_percent", "share_of_gain", "improvement",
+    (sections.verdicts, "what-varies", ("arm", "budget", "difference", "over_seeds", "over_records", "margin",
+                                            "records")),
+    (evidence.sizes, "sizes", ("arm", "budget", "difference", "perplexity_percent", "share_of_gain", "improvement",
                                "sd")),
     (decomposition, "decomposition", ("arm", "budget", "control", "price", "price_p", "value", "value_p")),
     (evidence.compute, "equal-compute", ("arm", "budget", "control", "difference", "seeds", "stopped")),
@@ -29,7 +32,11 @@ _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], .
                                        "kept", "state", "clipped", "spikes")),
     (sections.troubles, "runs-without-result", ("arm", "budget", "phase", "seed", "learning_rate", "status")),
 )  # fmt: skip
-_TITLES = {"arms": "Test losses", "every-arm": "Size, rate and time of every arm"}
+_TITLES = {
+    "what-varies": "What each difference varies by",
+    "arms": "Test losses",
+    "every-arm": "Size, rate and time of every arm",
+}
 
 
 def study_tables(found: Findings) -> dict[str, Table]:
@@ -83,7 +90,7 @@ def conclusions(found: Findings) -> Table:
         Column("parameters", "parameters", form=",d"),
         Column("learning_rate", "rate", form="g"),
         Column("test_loss", "test loss", form=".4f"),
-        Column("difference", f"minus {found.baseline}", "interval", "+.4f"),
+        Column("difference", f"minus {found.baseline}", "interval", "+±"),
         Column("verdict", "verdict", "text", optional=True),
     )
     rows = []
@@ -93,7 +100,7 @@ def conclusions(found: Findings) -> Table:
         own = (arm.arm, budget, size, arm.learning_rate, arm.loss.mean if arm.loss else None, arm.difference)
         verdict = render("comparisons.verdict", judged) if judged else None
         rows.append(Row((*own, verdict), arm=arm.arm, marked=arm.is_baseline))
-    caption = render("paper.conclusions", len(found.facts["spec"]["seeds"]["evaluation"]))
+    caption = render("paper.conclusions", len(found.facts["spec"]["seeds"]["evaluation"]), found.resampled)
     return Table("conclusions", f"The study {found.facts['name']}", columns, tuple(rows), caption)
 
 
@@ -114,7 +121,7 @@ def side_by_side(found: Findings, main: Findings) -> Table | None:
     ]
     for budget in budgets:
         suffix = f"_{budget.replace(':', '_')}"
-        columns.append(Column(f"difference{suffix}", f"{here}, {budget}", "interval", "+.4f"))
+        columns.append(Column(f"difference{suffix}", f"{here}, {budget}", "interval", "+±"))
         columns.append(Column(f"verdict{suffix}", "verdict", "text", optional=True))
     differences = {(arm.arm, arm.budget): arm.difference for arm in main.arms}
     rows = []

@@ -14,6 +14,7 @@ from adaptive_lora.reporting import templating
 from adaptive_lora.reporting.escaping import visible
 from adaptive_lora.reporting.paper.document import LITERAL
 from adaptive_lora.reporting.paper.facts import NATS, Fact, Value
+from adaptive_lora.stats.power import width_with
 
 _MARKS = {
     "block_start_string": "<%", "block_end_string": "%>", "variable_start_string": "<<", "variable_end_string": ">>",
@@ -26,6 +27,7 @@ def environment(finalize: Callable[[Any], Any], autoescape: bool = False) -> jin
     made = templating.environment("paper/text", autoescape=autoescape, finalize=finalize, **_MARKS)
     made.filters["value"] = value
     made.globals.update(nats=NATS, render=templating.render, render_all=templating.render_all)
+    made.globals.update(width_with=width_with)
     return made
 
 
