@@ -111,7 +111,7 @@ def spent(p: float, seeds: tuple[int, ...], look: int, sided: int = 2) -> float:
     at, alphas = _curve(seeds, look)
     two_sided = p if sided == 2 else 2 * p
     found = float(np.exp(np.interp(np.log(two_sided), at, alphas, left=-np.inf, right=0.0)))
-    return min(1.0, STEPS_OF_T * (found if sided == 2 else found / 2))
+    return min(1.0, max(p, STEPS_OF_T * (found if sided == 2 else found / 2)))
 
 
 def reached(seeds: tuple[int, ...], finished: int) -> int:
