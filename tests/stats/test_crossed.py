@@ -49,8 +49,7 @@ def test_three_seeds_and_four_records_by_hand() -> None:
     assert found.both_variance == pytest.approx(16 / 6)
     error, freedom = found.error or (0.0, 0.0)
     assert error**2 == pytest.approx((16 + 8 - 16 / 6) / 12)
-    own, theirs = 16 / 12, (8 - 16 / 6) / 12
-    assert freedom == pytest.approx((own + theirs) ** 2 / (own**2 / 2 + theirs**2 / 3))
+    assert freedom == 2  # of the seeds, which are fewer than the records
     half = float(stats.t.ppf(0.975, freedom)) * error
     interval = found.interval()
     assert (interval.low, interval.high) == (pytest.approx(5 - half), pytest.approx(5 + half))
@@ -155,9 +154,10 @@ def test_tables_are_cut_and_combined_by_seed() -> None:
 
 @pytest.mark.parametrize("parts", [(1.0, 1.0, 1.0), (0.2, 2.0, 1.0), (1.0, 0.1, 3.0)])
 def test_intervals_hold_over_new_seeds_and_new_records(parts: tuple[float, float, float]) -> None:
-    """2,000 studies of six seeds and forty records: 95 % of intervals cover, with an error of 0.5 %."""
+    """2,000 studies of six seeds and forty records: 95 % of intervals cover, with an error of 0.5 %; more where the
+    difference varies by record above all, as the degrees of freedom are those of the seeds."""
     hits = [_covers(crossed(table_of(drawn(6, 40, parts, "coverage", i)))) for i in range(2000)]
-    assert 0.93 <= float(np.mean(hits)) <= 0.98
+    assert 0.93 <= float(np.mean(hits)) <= (0.98 if parts[0] >= 1 else 1.0)
 
 
 def _covers(found: object) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adaptive_lora.stats.looks import LookPlan, as_plan, levels, reached, spending, spent
+from adaptive_lora.stats.looks import STEPS_OF_T, levels, spending, spent
 from adaptive_lora.streams import numpy_stream
 
 
@@ -45,7 +45,7 @@ def test_all_looks_together_err_at_alpha() -> None:
 @pytest.mark.parametrize("alpha", [0.01, 0.05, 0.2])
 def test_spent_is_the_alpha_at_which_a_look_decides(look: int, alpha: float) -> None:
     plan = (4, 7, 10)
-    assert spent(levels(plan, alpha)[look], plan, look) == pytest.approx(alpha, rel=0.01)
+    assert spent(levels(plan, alpha)[look], plan, look) == pytest.approx(STEPS_OF_T * alpha, rel=0.01)
     one_sided = levels(plan, 2 * alpha)[look] / 2
     assert spent(one_sided, plan, look, sided=1) == pytest.approx(alpha, rel=0.01)
 
@@ -57,11 +57,3 @@ def test_spent_rises_with_p_and_costs_nothing_with_one_look() -> None:
         found = [spent(float(value), plan, look) for value in p]
         assert found == sorted(found) and all(s >= value * 0.99 for s, value in zip(found, p, strict=True))
     assert spent(0.03, (12,), 0) == 0.03 and spent(0.0, plan, 1) == 0.0
-
-
-def test_a_plan_of_looks_is_a_rising_row_of_seeds() -> None:
-    assert as_plan(None, 8).seeds == (8,) and as_plan([4, 8], 8).seeds == (4, 8)
-    assert [reached((4, 8), n) for n in (3, 4, 9)] == [0, 1, 2]
-    for wrong in ((), (4, 4), (8, 4), (0, 3)):
-        with pytest.raises(ValueError, match="each larger than the one before"):
-            LookPlan(wrong)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,8 @@ from adaptive_lora.stats.differences import between, differences_of, with_differ
 from adaptive_lora.stats.effect_sizes import ByRecord, EffectSize, OverRecords, effect_sizes, record_intervals
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.evidence import Cell, StudyTables, judge_primary, rule_of
-from adaptive_lora.stats.margins import SCALE, nominal
-from adaptive_lora.stats.outcomes import Outcome, outcomes
+from adaptive_lora.stats.margins import SCALE
+from adaptive_lora.stats.outcomes import no_better
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm, width_with
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
@@ -141,9 +140,8 @@ class Findings:
 
     @property
     def analysis(self) -> Mapping[str, Any]:
-        """How the study file says it is judged; a margin that is measured by its `nominal`."""
-        found: Mapping[str, Any] = self.facts["spec"]["analysis"]
-        return {**found, "margin": nominal(found["margin"])}
+        """How the study file says it is judged."""
+        return dict(self.facts["spec"]["analysis"])
 
     @property
     def baseline(self) -> str:
@@ -276,8 +274,7 @@ class Findings:
     @property
     def no_better(self) -> Mapping[tuple[str, str], int]:
         """(arm, phase) -> runs that ended no better than the frozen model."""
-        ended = self.runs[outcomes(self.runs) == Outcome.NO_BETTER]
-        return Counter(zip(ended["arm"], ended["phase"], strict=True))
+        return no_better(self.runs)
 
     @property
     def base_loss(self) -> float | None:

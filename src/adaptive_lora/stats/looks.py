@@ -13,8 +13,6 @@ like any other, so a family's step-down is done on it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
@@ -26,17 +24,6 @@ GRID = 301
 STEPS_OF_T = 1.1
 """By what t tests at a normal score's levels exceed alpha: 1.05 to 1.14 for looks from 4 to 12 seeds, by simulation."""
 ALPHAS = np.geomspace(1e-7, 0.6, 61)
-
-
-@dataclass(frozen=True)
-class LookPlan:
-    """After how many seeds a study is looked at; the last is its cap."""
-
-    seeds: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        if not self.seeds or list(self.seeds) != sorted(set(self.seeds)) or self.seeds[0] < 1:
-            raise ValueError(f"Looks are numbers of seeds, each larger than the one before; got {self.seeds}.")
 
 
 def spending(alpha: float, share: float) -> float:
@@ -112,13 +99,3 @@ def spent(p: float, seeds: tuple[int, ...], look: int, sided: int = 2) -> float:
     two_sided = p if sided == 2 else 2 * p
     found = float(np.exp(np.interp(np.log(two_sided), at, alphas, left=-np.inf, right=0.0)))
     return min(1.0, max(p, STEPS_OF_T * (found if sided == 2 else found / 2)))
-
-
-def reached(seeds: tuple[int, ...], finished: int) -> int:
-    """How many looks so many seeds allow."""
-    return sum(n <= finished for n in seeds)
-
-
-def as_plan(looks: Sequence[int] | None, cap: int) -> LookPlan:
-    """The looks of a study; one, at its end, where it names none."""
-    return LookPlan(tuple(looks) if looks else (cap,))

@@ -61,17 +61,6 @@ def margin_of(half: PairedTable | None, number: float | None, alpha: float) -> M
     return Margin(SHARE * found.mean, interval, above is not None and above <= alpha and found.mean > 0)
 
 
-def nominal(margin: float | str) -> float:
-    """What a study file says of its margin as a number; `SCALE` where it is to be measured.
-
-    For what needs a scale alone, such as an axis; verdicts go by `margin_of`.
-
-    >>> nominal(0.02), nominal("half-budget")
-    (0.02, 0.01)
-    """
-    return SCALE if isinstance(margin, str) else float(margin)
-
-
 Tables = tuple[tuple[PairedTable, PairedTable | None], Crossed | None]
 
 

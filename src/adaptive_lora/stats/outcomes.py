@@ -6,6 +6,8 @@ split that its phase is about: validation for tuning, test for evaluation.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from enum import StrEnum
 
 import numpy as np
@@ -56,3 +58,9 @@ def outcomes(runs: pd.DataFrame) -> pd.Series:
 def count_no_better(runs: pd.DataFrame) -> int:
     """Runs that ended no better than the frozen model, of a `runs_table`."""
     return int((outcomes(runs) == Outcome.NO_BETTER).sum())
+
+
+def no_better(runs: pd.DataFrame) -> Mapping[tuple[str, str], int]:
+    """(arm, phase) -> how many of them, where there are any."""
+    ended = runs[outcomes(runs) == Outcome.NO_BETTER]
+    return Counter(zip(ended["arm"], ended["phase"], strict=True))
