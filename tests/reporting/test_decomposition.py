@@ -25,7 +25,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 @pytest.fixture(scope="module")
 def gsm8k() -> Iterator[Findings]:
-    with open_findings(RESULTS / "gsm8k-stories260k") as found:
+    with open_findings(RESULTS / "superseded" / "gsm8k-stories260k") as found:
         yield found
 
 

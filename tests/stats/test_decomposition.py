@@ -128,7 +128,7 @@ def test_whose_ranks_a_control_has() -> None:
 
 def test_the_decomposition_of_gsm8k_from_its_export() -> None:
     """Issue 18: information helps, unevenness costs, and they nearly cancel; by seeds alone, plain t intervals."""
-    facts, runs = read_export(RESULTS / "gsm8k-stories260k")
+    facts, runs = read_export(RESULTS / "superseded" / "gsm8k-stories260k")
     tables = StudyTables(runs, lambda run_id, split: None)
     by_arm = {d.arm: d for d in decompositions(tables, facts["lock"], facts["spec"])}
     drop = by_arm["lora-drop"]
