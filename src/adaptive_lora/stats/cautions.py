@@ -35,7 +35,6 @@ class Caution(StrEnum):
     RATE = "depends on rate"
     """At a neighbouring learning rate the difference has the other sign."""
     CLIPPED = "every step clipped"
-    CEILING = "near the frozen model"
 
 
 def cautions_of(table: PairedTable | None, margin: Margin, diverged: DivergedPairs) -> tuple[Caution, ...]:
