@@ -47,7 +47,7 @@ def test_spent_is_the_alpha_at_which_a_look_decides(look: int, alpha: float) -> 
     plan = (4, 7, 10)
     assert spent(levels(plan, alpha)[look], plan, look) == pytest.approx(STEPS_OF_T * alpha, rel=0.01)
     one_sided = levels(plan, 2 * alpha)[look] / 2
-    assert spent(one_sided, plan, look, sided=1) == pytest.approx(alpha, rel=0.01)
+    assert spent(one_sided, plan, look, sided=1) == pytest.approx(STEPS_OF_T * alpha, rel=0.01)
 
 
 def test_spent_rises_with_p_and_costs_nothing_with_one_look() -> None:
