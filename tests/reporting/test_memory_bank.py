@@ -232,7 +232,8 @@ def test_a_finished_study_tells_verdicts_sizes_and_what_to_do(finished: Path) ->
     texts = texts_of(finished)
     assert "Finished: 103 of 103 runs have a result" in texts["activeContext"]
     assert "- linear-decay is better than uniform." in texts["progress"]
-    assert re.search(r"\| linear-decay \| −0\.0\d{3} \[−0\.0\d{3}, −0\.0\d{3}\] better \|", texts["progress"])
+    interval = r"−0\.0\d{2,3} \[−0\.0\d{2,3}, −0\.0\d{2,3}\]"
+    assert re.search(rf"\| linear-decay \| {interval} better \|", texts["progress"])
     assert "By more than the margin, as the whole interval says: linear-decay." in texts["progress"]
     assert "95 % interval over new seeds and records" in texts["progress"]
     assert "At rank:4 this task can tell ranks apart: half of it, rank:2" in texts["progress"]
