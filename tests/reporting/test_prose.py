@@ -42,7 +42,8 @@ def test_overlapping_intervals_hide_no_paired_difference(by: float, says: str) -
 
 
 def test_one_control_that_does_as_well_is_enough_and_so_is_one_seed() -> None:
-    worse, none = [seed + 0.02 for seed in SEEDS], {"above": [], "below": []}
+    worse = [seed + 0.02 for seed in SEEDS]
+    none: dict[str, list[str]] = {"above": [], "below": []}
     assert shown(study(arm=worse, chance_a=SEEDS, chance_b=worse)) == none
     assert shown(study(arm=[0.5], chance_a=[0.1])) == none
     assert shown(study(arm=worse)) == none
