@@ -87,8 +87,7 @@ def test_two_seeds_and_clusters_agree_with_the_two_way_variance_by_hand(lm_eval:
     ms_both = ((e - rows[:, None] - columns[None, :]) ** 2).sum() / 29
     own = max(0.0, ms_columns - ms_both)
     error = math.sqrt((ms_rows + own) / 60)
-    freedom = (ms_rows + own) ** 2 / (ms_rows**2 / 1 + own**2 / 29)
-    half = stats.t.ppf(0.975, freedom) * error
+    half = stats.t.ppf(0.975, 1) * error  # of two seeds and 30 stories the fewer decide
 
     given = [f"r{r}={lm_eval / f'rank{r}-seed{seed}'}" for seed in (0, 1) for r in (2, 8)]
     runs = read_runs(given, Reading(cluster="story"))

@@ -19,13 +19,12 @@ from adaptive_lora.reporting.paper.text_environment import text_environment
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
-
-RESULTS = Path(__file__).parents[2] / "results"
+from tests.committed import superseded
 
 
 @pytest.fixture(scope="module")
 def gsm8k() -> Iterator[Findings]:
-    with open_findings(RESULTS / "superseded" / "gsm8k-stories260k") as found:
+    with open_findings(superseded("gsm8k-stories260k")) as found:
         yield found
 
 

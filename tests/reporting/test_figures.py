@@ -439,6 +439,7 @@ def test_every_figure_has_its_caption(made: MadeStudy) -> None:
         runs=made.runs, ranks=made.ranks, curves=made.curves, costs=made.costs, arms=made.arms, facts=facts,
         stability=stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE), baseline=BASELINE,
         analysis=facts["spec"]["analysis"], left_out=left_out(made.ranks),
+        margin=MARGIN, margins=dict.fromkeys(made.budgets, MARGIN), decompositions=[], resampled="seeds",
         compared=[arm for arm in made.arms if arm.difference], base_loss=float(made.runs["base_loss"].dropna().iloc[0]),
     )  # fmt: skip
     figures = drawn_all(found)

@@ -42,10 +42,10 @@ from adaptive_lora.reporting.paper.tables import study_tables
 from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.open_ledger import open_to_read
+from tests.committed import RESULTS, superseded
 from tests.reporting.ledgers import make_ledger
 
 TEXT = Path(compiling.__file__).parent / "text"
-RESULTS = Path(__file__).parents[2] / "results"
 CLAIMS = re.compile(r"\b(improve[sd]?|outperform\w*|beats?|superior)\b")
 BETTER = re.compile(r"\b(?:is|are) better than uniform\b|[Bb]etter than uniform:")
 SOURCES = ["abstract", "introduction", "results", "discussion"]
@@ -98,7 +98,7 @@ def drawn_once(paper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def told_of(name: str) -> str:
     """`told` of committed results, which no test changes."""
-    return told(RESULTS / name)
+    return told(superseded(name))
 
 
 def told(folder: Path) -> str:
@@ -298,7 +298,7 @@ def test_an_assay_that_fails_is_said_beside_equivalence(results: Path, half: flo
 
 
 def test_a_budget_without_an_assay_is_not_told_as_one_that_tells() -> None:
-    with open_findings(RESULTS / "alpaca-babyllama-full") as found:
+    with open_findings(superseded("alpaca-babyllama-full")) as found:
         found = replace(found, assays=[assay for assay in found.assays if assay.budget == "rank:2"])
         account = Account(found, gather(found), list(study_tables(found)), [])
         blocks = write_blocks(account, "none")["body"]

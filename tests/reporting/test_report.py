@@ -227,7 +227,8 @@ def test_the_evidence_stands_beside_the_verdicts(study_file: Callable[..., Path]
     assert (equal["arm"], equal["control"], equal["seeds"]) == ("lora-drop", "uniform-x2", 2)
     assert equal["difference"] == pytest.approx((losses["lora-drop"] - losses["uniform-x2"]).mean())
     sizes = tables["sizes"].set_index("arm")
-    assert sizes.loc["lora-drop", "difference"] == pytest.approx((losses["lora-drop"] - losses["uniform"]).mean())
+    difference = (losses["lora-drop"] - losses["uniform"]).mean()
+    assert sizes.loc["lora-drop", "difference"] == pytest.approx(difference, abs=1e-6)  # of float32 losses
     assert len(tables["stability"]) == (3 + 2) * 2  # three arms, one at three budgets, at two rates
     for title in ("Loss by budget", "Stability", "Power", "Costs", "Learning rates"):
         assert f">{title}</h2>" in page, title

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,9 @@ from adaptive_lora.reporting.templating import render_all
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
 from adaptive_lora.stats.variants import Effect, Variant, variants_of
+from tests.committed import superseded
 from tests.stats.test_stability import NO_CURVES, run, spiking_study
 
-RESULTS = Path(__file__).parents[2] / "results"
 WIGGLE = (-0.004, 0.001, 0.003)
 RATES = (1e-3, 3e-3, 1e-2)
 LEVELS = {1e-3: 2.1, 3e-3: 2.0, 1e-2: 2.2}
@@ -315,7 +314,7 @@ def test_a_baseline_that_diverges_is_reported() -> None:
 
 
 def committed(study: str) -> StabilityFindings:
-    with open_findings(RESULTS / study) as found:
+    with open_findings(superseded(study)) as found:
         return found.stability_findings
 
 

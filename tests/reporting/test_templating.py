@@ -313,7 +313,7 @@ def test_looks_are_told_with_what_each_decided() -> None:
     losses = {("uniform", "rank:8"): BASE, ("low", "rank:8"): moved(-0.05), ("open", "rank:8"): moved(0.006, 6.0)}
     found = findings(losses, ("low", "rank:8"), ("open", "rank:8"), looks=(4, 6, 8))
     plan, first, last = render_all("comparisons.looks", found)
-    assert "judged after 4, 6 and 8 seeds" in plan and "decided at p ≤ 0.0056, 0.022 and 0.041" in plan
+    assert "judged after 4, 6 and 8 seeds" in plan and "decided at p ≤ 0.0047, 0.019 and 0.038" in plan
     assert first == "Look 1, 4 seeds: low (better)."
     assert last == "Not decided at the last look there was: open (look 3)."
     assert [look_of(found, j) for j in found.judged.values()] == ["1 of 3", "3 of 3"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +15,9 @@ from adaptive_lora.stats.decomposition import Decomposition, decompositions, sha
 from adaptive_lora.stats.evidence import StudyTables
 from adaptive_lora.stats.step_down import family_p
 from adaptive_lora.study.results import read_export
+from tests.committed import superseded
 from tests.stats.tables import BASE, diverge, moved, table
 
-RESULTS = Path(__file__).parents[2] / "results"
 CONTROLS: dict[str, Any] = {
     "arms": {"random": None, "shuffled-arm": "arm"}, "shadows": {"shuffled-arm": "arm"},
 }  # fmt: skip
@@ -128,7 +127,7 @@ def test_whose_ranks_a_control_has() -> None:
 
 def test_the_decomposition_of_gsm8k_from_its_export() -> None:
     """Issue 18: information helps, unevenness costs, and they nearly cancel; by seeds alone, plain t intervals."""
-    facts, runs = read_export(RESULTS / "superseded" / "gsm8k-stories260k")
+    facts, runs = read_export(superseded("gsm8k-stories260k"))
     tables = StudyTables(runs, lambda run_id, split: None)
     by_arm = {d.arm: d for d in decompositions(tables, facts["lock"], facts["spec"])}
     drop = by_arm["lora-drop"]

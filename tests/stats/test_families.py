@@ -76,6 +76,8 @@ def test_correlation_is_that_of_arms_that_share_a_baseline() -> None:
     assert correlation_of(against) == 0.0
     apart = {0: of_seed_means({0: 1.0, 1: 2.0}), 1: of_seed_means({7: 1.0, 8: 2.0})}
     assert correlation_of(apart) == 0.0
+    still = {0: of_seed_means({0: 0.0, 1: 0.0, 2: 1e-230}), 1: of_seed_means({0: 0.0, 1: 0.0, 2: 1.0})}
+    assert correlation_of(still) == 0.0  # its square is zero as a float
 
 
 @pytest.mark.parametrize(("freedom", "centre", "known"), [(6.0, 2.0, 5), (20.0, 0.01, 9)])

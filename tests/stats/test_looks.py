@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from adaptive_lora.stats.looks import STEPS_OF_T, levels, spending, spent
+from adaptive_lora.stats.looks import STEPS_OF_T, decided_at, levels, spending, spent
 from adaptive_lora.streams import numpy_stream
 
 
@@ -47,7 +47,13 @@ def test_spent_is_the_alpha_at_which_a_look_decides(look: int, alpha: float) -> 
     plan = (4, 7, 10)
     assert spent(levels(plan, alpha)[look], plan, look) == pytest.approx(STEPS_OF_T * alpha, rel=0.01)
     one_sided = levels(plan, 2 * alpha)[look] / 2
-    assert spent(one_sided, plan, look, sided=1) == pytest.approx(alpha, rel=0.01)
+    assert spent(one_sided, plan, look, sided=1) == pytest.approx(STEPS_OF_T * alpha, rel=0.01)
+
+
+@pytest.mark.parametrize("plan", [(4, 7, 10), (12,)])
+def test_a_page_names_the_p_at_which_a_look_decides(plan: tuple[int, ...]) -> None:
+    for look, level in enumerate(decided_at(plan, 0.05)):
+        assert spent(level, plan, look) == pytest.approx(0.05, rel=0.01)
 
 
 def test_spent_rises_with_p_and_costs_nothing_with_one_look() -> None:

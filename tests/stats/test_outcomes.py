@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,8 @@ from adaptive_lora.stats.arms import summarise
 from adaptive_lora.stats.outcomes import Outcome, count_no_better, gains, outcomes
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.stats.stability import summaries
+from tests.committed import superseded
 from tests.stats.test_stability import run
-
-RESULTS = Path(__file__).parents[2] / "results"
 
 
 def table(**row: object) -> pd.DataFrame:
@@ -63,7 +61,7 @@ def test_no_better_is_no_word_of_the_ledger() -> None:
     [("alpaca-babyllama-full", 39, 527), ("stability", 87, 390), ("alpaca-stories260k", 7, 476), ("demo", 0, 25)],
 )
 def test_the_committed_studies_have_so_many_runs_that_learned_nothing(study: str, no_better: int, runs: int) -> None:
-    with open_findings(RESULTS / study) as found:
+    with open_findings(superseded(study)) as found:
         assert (count_no_better(found.runs), len(found.runs)) == (no_better, runs)
         assert (found.runs["status"] == Status.COMPLETED).all()  # "none diverged" said nothing of them
         assert sum(found.no_better.values()) == no_better

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from adaptive_lora.errors import UsageError
@@ -68,5 +69,7 @@ def _runs(folder: Path, table: pd.DataFrame, by_record: Callable[[str], Any], na
 def _items(records: Any, name: str) -> dict[str, Item]:
     if name == "exact_match":
         return {str(i): Item(float(right)) for i, right in enumerate(records.exact)}
-    pairs = enumerate(zip(records.nll.tolist(), records.tokens.tolist(), strict=True))
+    # In single precision, as `stats.evidence` and archives have them, so that a study's report says the same.
+    losses = records.nll.astype(np.float32).tolist()
+    pairs = enumerate(zip(losses, records.tokens.tolist(), strict=True))
     return {str(i): Item(nll / tokens, float(tokens)) for i, (nll, tokens) in pairs}

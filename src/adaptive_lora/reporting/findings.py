@@ -238,9 +238,9 @@ class Findings:
         return rule_of(self.facts["spec"]).looks
 
     def between(self, one: Cell, other: Cell) -> Interval | None:
-        """The 95 % interval of an (arm, budget) less another, paired; None where no seed has both."""
+        """The interval of an (arm, budget) less another, paired, at 1 - alpha; None where no seed has both."""
         found = between(self.tables, one, other)
-        return None if found is None else found.interval()
+        return None if found is None else found.interval(1 - self.analysis["alpha"])
 
     @property
     def half_widths(self) -> list[tuple[float, float | None]]:

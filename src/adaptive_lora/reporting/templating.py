@@ -16,7 +16,7 @@ import jinja2
 from adaptive_lora.reporting.formatting import FILTERS
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import baseline_curve
-from adaptive_lora.stats.looks import levels
+from adaptive_lora.stats.looks import decided_at
 from adaptive_lora.stats.power import MOST, POWER, width_with
 
 
@@ -58,6 +58,6 @@ def _expanded(name: str, *values: Any, **named: Any) -> str:
 @functools.cache
 def _sentences() -> jinja2.Environment:
     made = environment("templates", autoescape=False)
-    made.globals.update(MOST_SEEDS=MOST, POWER=POWER, width_with=width_with, look_levels=levels)
+    made.globals.update(MOST_SEEDS=MOST, POWER=POWER, width_with=width_with, look_levels=decided_at)
     made.globals.update(untested_budgets=untested_budgets, baseline_curve=baseline_curve)
     return made

@@ -58,6 +58,15 @@ def levels(seeds: tuple[int, ...], alpha: float) -> tuple[float, ...]:
     return tuple(found)
 
 
+def decided_at(seeds: tuple[int, ...], alpha: float) -> tuple[float, ...]:
+    """The p of a t test at which each look decides a lone comparison: that at which `spent` is alpha.
+
+    >>> [round(p, 4) for p in decided_at((5, 10), 0.05)], decided_at((10,), 0.05)
+    ([0.0047, 0.0436], (0.05,))
+    """
+    return levels(seeds, alpha / STEPS_OF_T) if len(seeds) > 1 else (alpha,)
+
+
 def _trapezes(points: Floats) -> Floats:
     weights = np.full(len(points), points[1] - points[0])
     weights[[0, -1]] /= 2

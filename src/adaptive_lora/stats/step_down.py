@@ -76,6 +76,11 @@ def correlation_of(tables: Mapping[Key, PairedTable]) -> float:
         for other in rows[:i]:
             shared = [seed for seed in one if seed in other]
             a, b = (np.array([row[seed] for seed in shared]) for row in (one, other))
-            if len(shared) > 2 and np.ptp(a) > 0 and np.ptp(b) > 0:
+            if len(shared) > 2 and _varies(a) and _varies(b):
                 found.append(float(np.corrcoef(a, b)[0, 1]))
     return min(MOST_CORRELATED, max(0.0, sum(found) / len(found))) if found else 0.0
+
+
+def _varies(values: Floats) -> bool:
+    """Not where all are the same, or so near to it that their variance is too small for a float."""
+    return bool(np.ptp(values) > 0 and np.var(values) > 0)

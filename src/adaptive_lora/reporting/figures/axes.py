@@ -15,6 +15,8 @@ RAW_POINTS = 2_000
 """Raw points in one figure at most: each is an element of its own in the page."""
 _FAR = 4.0
 """Times what is usual: further out stand arrows at the edge."""
+_NEAR = 1e-3
+"""How far an axis goes on which nothing differs from zero."""
 _CHARACTER = 0.078
 """Inches of one character of a title."""
 
@@ -51,7 +53,7 @@ def reach(groups: Sequence[Sequence[float]], least: float = 0.0, room: float = 0
     """From where to where an axis around zero goes, so that no group far from all others squashes the rest.
 
     It shows all values and `least` on either side, but none further out than four times the third quartile of the
-    groups' farthest values; beside that a share of `room`.
+    groups' farthest values; beside that a share of `room`. Where all is zero it goes a little to either side.
 
     >>> reach([[0.01, 0.02], [-0.02], [0.03], [0.8]])
     (-0.02, 0.12)
@@ -60,6 +62,8 @@ def reach(groups: Sequence[Sequence[float]], least: float = 0.0, room: float = 0
     limit = max(least, _FAR * float(np.quantile(farthest, 0.75, method="lower"))) if farthest else least
     values = [-least, least, *(value for group in groups for value in group)]
     low, high = max(-limit, min(values)), min(limit, max(values))
+    if low == high:
+        low, high = -_NEAR, _NEAR
     return low - room * (high - low), high + room * (high - low)
 
 

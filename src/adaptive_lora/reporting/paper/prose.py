@@ -214,8 +214,8 @@ def _extremes(found: Findings) -> dict[str, Any]:
 
 
 def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, list[str]]:
-    """Own arms that are worse, or better, than every control by chance at the same budget, each paired with it: the
-    whole 95 % interval of the difference of the two says so."""
+    """Own arms that are worse (`above`), or better (`below`), than every control by chance at the same budget, each
+    paired with it: the whole interval of the difference of the two says so, at the study's level."""
     seen: dict[str, list[str]] = {"above": [], "below": []}
     for arm in found.compared:
         if arm.arm in found.contenders:
