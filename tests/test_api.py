@@ -243,7 +243,7 @@ def test_results_as_frames(study_file: Callable[..., Path], tmp_path: Path) -> N
     assert judged["verdict"].notna().tolist() == [True, False, False]
     per_seed = runs.pivot(index="seed", columns="arm", values="test_loss")
     difference, row = (per_seed["linear-decay"] - per_seed["uniform"]).mean(), judged.loc["linear-decay"]
-    # Judged by records, whose losses are kept as float32.
+    # Judged by records, whose losses count as an archive keeps them, in single precision.
     assert row["mean"] == pytest.approx(difference, abs=1e-7) and row["low"] < difference < row["high"]
     assert report(str(tmp_path / "out"), str(tmp_path / "page")) == tmp_path / "page" / "report.html"
     assert "linear-decay" in (tmp_path / "page" / "report.html").read_text()

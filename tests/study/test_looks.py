@@ -10,10 +10,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.text import Text
 
+from adaptive_lora.cli.terminal import status_view
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.findings import read_findings
+from adaptive_lora.reporting.memory.memory_bank import memory_texts
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.study.archive import continue_from
 from adaptive_lora.study.engines import engine
@@ -21,7 +25,7 @@ from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import export, load_results
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.sequential import can_be_judged, looks_of, open_cells, shadowed_arm
-from adaptive_lora.study.status import study_status
+from adaptive_lora.study.status import StudyStatus, study_status
 from adaptive_lora.study.study_file import Study, load_study
 from adaptive_lora.training.checkpoint import StepRecord
 
@@ -75,6 +79,19 @@ def recorded(folder: Path) -> dict[Comparison, Any]:
         return dict(read_findings(ledger).judged)
 
 
+def told(status: StudyStatus) -> str:
+    """The first line of `status`."""
+    summary = status_view(status).renderables[0]
+    assert isinstance(summary, Text)
+    return summary.plain
+
+
+def active_context(folder: Path) -> str:
+    """Where the memory bank says that a study stands."""
+    with open_findings(folder) as found:
+        return memory_texts(found)["activeContext"]
+
+
 def test_a_decided_arm_stops_and_what_it_shares_goes_on(study_file: WriteStudy, tmp_path: Path) -> None:
     heard, out = Heard(), tmp_path / "out"
     outcome = run_study(load_study(study_file(*CHANGES)), out, heard)
@@ -108,6 +125,8 @@ def test_a_study_that_is_decided_stops_early_and_is_complete(study_file: WriteSt
     assert outcome.finished and outcome.expected == outcome.done == 25
     status = study_status(out)
     assert (status.left, status.looking, status.finished) == (0, None, True)
+    assert told(status) == "tiny: 25 of 25 runs have a result, complete; its looks ask for no more; not running"
+    assert "Finished: 25 of 25 runs have a result" in active_context(out)
 
     before, again = load_results(out), Heard()
     assert run_study(study, out, again).finished
@@ -146,6 +165,8 @@ def test_a_study_cut_between_two_looks_is_not_taken_for_finished(study_file: Wri
         run_study(study, out, CutAtTheFirst())
     status = study_status(out)
     assert (status.left, status.looking, status.finished) == (0, 1, False)
+    assert told(status) == "tiny: 25 of 25 runs have a result, 0 left at look 1 of 3; not running"
+    assert "Unfinished: 25 of 25 runs have a result at look 1 of 3." in active_context(out)
     assert run_study(study, out).expected == 41
 
 
