@@ -125,7 +125,7 @@ def test_a_study_that_is_decided_stops_early_and_is_complete(study_file: WriteSt
     assert outcome.finished and outcome.expected == outcome.done == 25
     status = study_status(out)
     assert (status.left, status.looking, status.finished) == (0, None, True)
-    assert told(status) == "tiny: 25 of 25 runs have a result, complete; its looks ask for no more; not running"
+    assert told(status) == "small: 25 of 25 runs have a result, complete; its looks ask for no more; not running"
     assert "Finished: 25 of 25 runs have a result" in active_context(out)
 
     before, again = load_results(out), Heard()
@@ -165,7 +165,7 @@ def test_a_study_cut_between_two_looks_is_not_taken_for_finished(study_file: Wri
         run_study(study, out, CutAtTheFirst())
     status = study_status(out)
     assert (status.left, status.looking, status.finished) == (0, 1, False)
-    assert told(status) == "tiny: 25 of 25 runs have a result, 0 left at look 1 of 3; not running"
+    assert told(status) == "small: 25 of 25 runs have a result, 0 left at look 1 of 3; not running"
     assert "Unfinished: 25 of 25 runs have a result at look 1 of 3." in active_context(out)
     assert run_study(study, out).expected == 41
 
