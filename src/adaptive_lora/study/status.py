@@ -147,6 +147,6 @@ def _status(
         current=tuple(row for row in rows if row["status"] == running),
         troubles=tuple(row for row in rows if row["status"] in (Status.FAILED, Status.DIVERGED)),
         looking=facts.get("looking"),
-        looks=len(facts["spec"]["seeds"].get("looks") or ()),
+        looks=len(facts.get("spec", {}).get("seeds", {}).get("looks") or ()),
         tuned=all(status in _FINISHED for phase, status in counts if phase == Phase.TUNING),
     )
