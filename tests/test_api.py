@@ -243,7 +243,8 @@ def test_results_as_frames(study_file: Callable[..., Path], tmp_path: Path) -> N
     assert judged["verdict"].notna().tolist() == [True, False, False]
     per_seed = runs.pivot(index="seed", columns="arm", values="test_loss")
     difference, row = (per_seed["linear-decay"] - per_seed["uniform"]).mean(), judged.loc["linear-decay"]
-    assert row["mean"] == pytest.approx(difference) and row["low"] < difference < row["high"]
+    # Judged by records, whose losses count as an archive keeps them, in single precision.
+    assert row["mean"] == pytest.approx(difference, abs=1e-7) and row["low"] < difference < row["high"]
     assert report(str(tmp_path / "out"), str(tmp_path / "page")) == tmp_path / "page" / "report.html"
     assert "linear-decay" in (tmp_path / "page" / "report.html").read_text()
 
@@ -255,7 +256,7 @@ def test_results_studies_and_plans_by_shape_need_no_torch(tmp_path: Path) -> Non
         "judged = found.judge()\n"
         "assert set(judged['family']) == {'exploratory'} and judged['verdict'].isna().all(), judged\n"  # named none
         "assert {'linear-decay', 'shuffled'} <= set(judged['arm']) and judged['mean'].notna().all()\n"
-        f"named = adaptive_lora.load_results({str(ROOT / 'results' / 'alpaca-stories260k')!r}).judge()\n"
+        f"named = adaptive_lora.load_results({str(ROOT / 'results' / 'superseded' / 'alpaca-stories260k')!r}).judge()\n"
         "primary = named[named['family'] == 'primary']\n"
         "assert len(primary) == 4 and set(primary['verdict']) <= {'better', 'worse', 'equivalent', 'undecided'}\n"
         "assert len(found.runs) and len(found.ranks) and len(found.curves)\n"

@@ -80,7 +80,7 @@ def test_a_study_by_its_verbs(study_file: WriteStudy, tmp_path: Path) -> None:
 
     status = json.loads(call("status", out, "--json").stdout)
     assert (status["left"], status["counts"]) == (0, {"completed": 4})
-    assert "4 of 4 runs have a result" in call("status", out).stdout
+    assert "4 of 4 runs have a result, complete; not running" in call("status", out).stdout
 
     as_json = json.loads(call("report", out, "--json").stdout)
     assert [arm["arm"] for arm in as_json["arms"]] == ["uniform", "random"] and Path(as_json["report"]).is_file()

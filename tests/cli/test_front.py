@@ -166,6 +166,11 @@ def test_the_test_suites_study_fits_the_schema(
         ("{slope: -1}", "{slope: 0.5, min_rank: 2}"),
         ("  - uniform\n", "  - uniform\n  - {ranks: {c_attn: 4}}\n"),
         ("evaluation: 3", "evaluation: [1, 2]"),
+        ("epochs: 3", "epochs: 3, tune: baseline"),
+        ("name: good", "name: good\nanalysis: {margin: half-budget}"),
+        ("name: good", "name: good\ncontrols: [own-shuffled, unclipped, half]"),
+        ("  - uniform\n", "  - uniform\n  - {strategy: lora-drop, options: {power: 0.5}}\n"),
+        ("{slope: -1}", "{slope: -1}, train: {clip: false}"),
     ],
 )
 def test_what_the_reader_takes_fits_the_schema(old: str, new: str, validator: jsonschema.Draft202012Validator) -> None:
@@ -194,6 +199,12 @@ def test_what_the_reader_takes_fits_the_schema(old: str, new: str, validator: js
         ("[1e-4, 3e-4]", "[1e-4, -1]"),
         ("[1e-4, 3e-4]", "car"),
         ("evaluation: 3", "evaluation: 0"),
+        ("evaluation: 3", "evaluation: 3, looks: [1, 3]"),
+        ("epochs: 3", "epochs: 3, tune: base"),
+        ("name: good", "name: good\nanalysis: {margin: half}"),
+        ("name: good", "name: good\ncontrols: [own-shufled]"),
+        ("  - uniform\n", "  - uniform\n  - {strategy: lora-drop, options: {power: -1}}\n"),
+        ("{slope: -1}", "{slope: -1}, train: {clip: 1}"),
         ("evaluation: 3", "evaluation: 20000"),
     ],
 )

@@ -154,10 +154,12 @@ def test_what_was_locked_first_is_told_from_what_was_changed(
     run_study(load_study(study_file(*with_margin)), out)
     assert findings(out).locked_first
     go_on(study_file, out, *with_margin, change)
-    found = findings(out)
+    with opened(out) as ledger:  # the table of verdicts reads curves too
+        found = read_findings(ledger)
+        table = verdicts(found)
     assert found.locked_first is as_locked and found.lock["deviations"][0]["results"] == 12
     assert found.facts["lock"]["first"]["analysis"]["margin"] == 0.01
-    told, table = decision_log(out), verdicts(found)
+    told = decision_log(out)
     assert "locked before the first step: 1 comparison, baseline uniform, margin 0.01, alpha 0.05, 6 evaluation" in told
     assert ("Verdicts rest on what was changed since" not in told) is as_locked and "lock after 12 results" in told
     assert table is not None and table.caption.startswith("Locked" if as_locked else "Changed when there were results")

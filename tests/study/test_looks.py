@@ -10,10 +10,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.text import Text
 
+from adaptive_lora.cli.terminal import status_view
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.findings import read_findings
+from adaptive_lora.reporting.memory.memory_bank import memory_texts
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.study.archive import continue_from
 from adaptive_lora.study.engines import engine
@@ -21,14 +25,14 @@ from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import export, load_results
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.sequential import can_be_judged, looks_of, open_cells, shadowed_arm
-from adaptive_lora.study.status import study_status
+from adaptive_lora.study.status import StudyStatus, study_status
 from adaptive_lora.study.study_file import Study, load_study
 from adaptive_lora.training.checkpoint import StepRecord
 
 WriteStudy = Callable[..., Path]
 ARMS = "[uniform, linear-decay, empirical, random]"
 STILL = "{name: still, strategy: attention-heavy, scaling: {reference: 1e-6}}"
-"""An arm that hardly moves, and so is worse at the first look that can tell."""
+"""An arm that hardly moves, and so is worse at the first look that can tell, the second."""
 CHANGES = (
     (ARMS, f"[uniform, linear-decay, {STILL}]"),
     ("evaluation: 2", "evaluation: 8, looks: [4, 6, 8]"),
@@ -75,27 +79,40 @@ def recorded(folder: Path) -> dict[Comparison, Any]:
         return dict(read_findings(ledger).judged)
 
 
+def told(status: StudyStatus) -> str:
+    """The first line of `status`."""
+    summary = status_view(status).renderables[0]
+    assert isinstance(summary, Text)
+    return summary.plain
+
+
+def active_context(folder: Path) -> str:
+    """Where the memory bank says that a study stands."""
+    with open_findings(folder) as found:
+        return memory_texts(found)["activeContext"]
+
+
 def test_a_decided_arm_stops_and_what_it_shares_goes_on(study_file: WriteStudy, tmp_path: Path) -> None:
     heard, out = Heard(), tmp_path / "out"
     outcome = run_study(load_study(study_file(*CHANGES)), out, heard)
     assert heard.looks == [
-        "look 1 of 3, 4 seeds: still at rank:2 worse, 1 open",
-        "look 2 of 3, 6 seeds: none decided, 1 open",
+        "look 1 of 3, 4 seeds: none decided, 2 open",
+        "look 2 of 3, 6 seeds: still at rank:2 worse, 1 open",
         "look 3 of 3, 8 seeds: none decided, 1 undecided",
     ]
     assert seeds_by_cell(out) == {
         ("uniform", "rank:2"): 8, ("uniform", "rank:1"): 8,  # the half that a margin is measured by
         ("linear-decay", "rank:2"): 8, ("shuffled", "rank:2"): 8,  # linear-decay's ranks, and so its shadow
-        ("still", "rank:2"): 4, ("uniform", "rank:4"): 4,
+        ("still", "rank:2"): 6, ("uniform", "rank:4"): 4,
     }  # fmt: skip
     order = load_results(out)["seed"].tolist()
-    assert [max(order[:25]), min(order[25:33]), max(order[25:33]), min(order[33:])] == [3, 4, 5, 6]
-    assert outcome.finished and (outcome.expected, outcome.done, outcome.left) == (41, 41, 0)
+    assert [max(order[:25]), min(order[25:35]), max(order[25:35]), min(order[35:])] == [3, 4, 5, 6]
+    assert outcome.finished and (outcome.expected, outcome.done, outcome.left) == (43, 43, 0)
     # The total is what is done and what the look asks for.
-    assert list(dict.fromkeys(total for _, total in heard.totals)) == [25, 33, 41] and heard.totals[-1] == (41, 41)
+    assert list(dict.fromkeys(total for _, total in heard.totals)) == [25, 35, 43] and heard.totals[-1] == (43, 43)
     judged = recorded(out)
     assert {c.arm: (own.look, own.n, own.decided) for c, own in judged.items()} == {
-        "linear-decay": (3, 8, False), "still": (1, 4, True),
+        "linear-decay": (3, 8, False), "still": (2, 6, True),
     }  # fmt: skip
 
 
@@ -108,6 +125,8 @@ def test_a_study_that_is_decided_stops_early_and_is_complete(study_file: WriteSt
     assert outcome.finished and outcome.expected == outcome.done == 25
     status = study_status(out)
     assert (status.left, status.looking, status.finished) == (0, None, True)
+    assert told(status) == "small: 25 of 25 runs have a result, complete; its looks ask for no more; not running"
+    assert "Finished: 25 of 25 runs have a result" in active_context(out)
 
     before, again = load_results(out), Heard()
     assert run_study(study, out, again).finished
@@ -120,7 +139,7 @@ def test_a_study_cut_within_looks_ends_in_the_same_results(study_file: WriteStud
     study = load_study(study_file(*CHANGES, ("engine: bank", f"engine: {kind}")))
     whole, parts, uncut = tmp_path / "whole", tmp_path / "parts", Heard()
     run_study(study, whole, uncut)
-    each = uncut.updates // 3 if kind == "bank" else 41
+    each = uncut.updates // 3 if kind == "bank" else 43
     updates = 0
     for cut_at in (2, each, each):  # in the first look, and twice in one of those after it
         heard = Heard(cut_at)
@@ -146,7 +165,9 @@ def test_a_study_cut_between_two_looks_is_not_taken_for_finished(study_file: Wri
         run_study(study, out, CutAtTheFirst())
     status = study_status(out)
     assert (status.left, status.looking, status.finished) == (0, 1, False)
-    assert run_study(study, out).expected == 41
+    assert told(status) == "small: 25 of 25 runs have a result, 0 left at look 1 of 3; not running"
+    assert "Unfinished: 25 of 25 runs have a result at look 1 of 3." in active_context(out)
+    assert run_study(study, out).expected == 43
 
 
 def test_an_export_that_was_cut_is_continued(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -174,7 +195,7 @@ def test_another_plan_of_looks_is_a_deviation(study_file: WriteStudy, tmp_path: 
         run_study(changed, out)
     heard = Heard()
     outcome = run_study(changed, out, heard, deviation="fewer looks")
-    assert outcome.finished and outcome.expected == 41 + 2 + 2  # the first look has six seeds of `still` and of double
+    assert outcome.finished and outcome.expected == 43 + 2  # the first look has six seeds of double
     assert [text.split(":")[0] for text in heard.looks] == ["look 1 of 2, 6 seeds", "look 2 of 2, 8 seeds"]
     with contextlib.closing(open_to_read(out)) as ledger:
         assert not read_findings(ledger).locked_first

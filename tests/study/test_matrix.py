@@ -49,12 +49,17 @@ def test_every_run_is_there_once_and_has_an_identity_of_its_own(study_file: Writ
 def test_the_runs_of_committed_studies_keep_their_identities() -> None:
     """What was published is found again by its ids, whatever the version that wrote it."""
     results = Path(__file__).parents[2] / "results"
-    for name, arms in (("demo", 5), ("alpaca-stories260k", 22)):
+    for name, arms in (("demo", 5), ("superseded/alpaca-stories260k", 22), ("gsm8k-stories260k", 11)):
         folder = results / name
         facts = json.loads((folder / "facts.json").read_text())
         matrix = parse_study((folder / "study.yaml").read_text().replace("${ADAPTIVE_LORA_ASSETS}", "x"), folder).matrix
         rates = {(arm, budget): rate for arm, budget, rate in facts["chosen_rates"]}
         runs = [*matrix.tuning_runs(), *matrix.evaluation_runs(rates)]
         table = pd.read_csv(folder / "runs.csv")
-        assert {run.run_id(facts["material"]) for run in runs} == set(table["run_id"])
+        ids = {phase: {run.run_id(facts["material"]) for run in runs if run.phase is phase} for phase in Phase}
+        found = {phase: set(table.loc[table["phase"] == phase, "run_id"]) for phase in Phase}
+        if matrix.spec.seeds.looks:  # it may have ended early, and which rates it tried followed from losses
+            assert found[Phase.EVALUATION] <= ids[Phase.EVALUATION]
+        else:
+            assert found == ids
         assert len({cell.arm.name for cell in matrix.cells}) >= arms

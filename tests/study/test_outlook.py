@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.crossed import Components
 from adaptive_lora.stats.design import Costs
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.stats.spreads import Pilot, Spread
+from adaptive_lora.study.estimate import Estimate
 from adaptive_lora.study.matrix import StudyMatrix
 from adaptive_lora.study.outlook import StudyCosts, design_of, outlook
 from adaptive_lora.study.study_file import load_study
@@ -82,3 +84,14 @@ def test_what_no_verdict_needs_stops_at_the_first_look(study_file: Callable[...,
     assert brief == costs.twins == 1 and found[0].runs <= sum(matrix.counts().values())
     assert sum(matrix.counts().values()) == 8 * (len(matrix.cells) - 1) + 4 + 1
     assert found[2].runs < found[0].runs
+
+
+def test_the_cost_is_told_in_minutes_or_hours_and_with_looks_as_the_most(matrix: StudyMatrix) -> None:
+    design = design_of(matrix.spec, matrix)
+    short = Estimate({}, {}, 100, 50_000_000, 0.0, 90.0, design, None, ())
+    assert render("power.cost", short).endswith("about 1.5 minutes in all on this machine")
+    long = replace(short, planning_seconds=120.0, seconds=3 * 3600.0, design=replace(design, looks=(4, 8)))
+    assert render("power.cost", long).endswith(
+        "about 3 hours in all on this machine, of which 2.0 minutes planning; "
+        "runs and time are those of all seeds, and looks may end the study sooner"
+    )

@@ -56,7 +56,9 @@ def test_identity_is_the_content() -> None:
     assert one.identity == reordered.identity != other.identity
 
 
-@pytest.mark.parametrize("name", ["demo", "smollm2-alpaca", "alpaca-stories260k", "gsm8k-stories260k"])
+@pytest.mark.parametrize(
+    "name", ["demo", "smollm2-alpaca", "superseded/alpaca-stories260k", "superseded/gsm8k-stories260k"]
+)
 def test_what_says_nothing_of_looks_is_the_study_it_was(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Committed studies were made before there were looks; what they say is what they said."""
     monkeypatch.setenv("ADAPTIVE_LORA_ASSETS", "anywhere")

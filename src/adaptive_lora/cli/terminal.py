@@ -239,8 +239,10 @@ def status_view(found: StudyStatus) -> Group:
     state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    looking = f" at look {found.looking}" if found.looking else ""
-    summary = f"{found.name}: {done} of {found.expected} runs have a result, {found.left} left{looking}; {state}"
+    rest = f"{found.left} left" + (f" at look {found.looking} of {found.looks}" if found.looking else "")
+    if found.finished and found.expected:
+        rest = "complete; its looks ask for no more" if found.looks else "complete"
+    summary = f"{found.name}: {done} of {found.expected} runs have a result, {rest}; {state}"
     parts = [Text(summary), Text(counts, style="dim")]
     for run in (*found.current, *found.troubles):
         step = f" step {run['step']}" + (f"/{run['steps']}" if run["steps"] else "") if run["step"] is not None else ""

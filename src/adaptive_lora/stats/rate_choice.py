@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy import special
-
 STEP = 1.8
 """Factor between neighbouring rates."""
 MOST_STEPS = 4
@@ -167,6 +165,8 @@ class Noise:
 
     def half_width(self, n: int, one_sided: float) -> float:
         """t sqrt(variance / n): how far a mean of n differences reaches from none by chance."""
+        from scipy import special  # a study file is read, and its errors told, without it
+
         return float(special.stdtrit(self.freedom, 1 - one_sided)) * math.sqrt(self.variance / n)
 
 

@@ -41,6 +41,8 @@ class StudyStatus:
     """Whether the folder is an export, on which no process can work."""
     looking: int | None = None
     """The look that the study is at, after which it may ask for more runs; None where it has none, or had the last."""
+    looks: int = 0
+    """How many looks the study file plans; a study that is decided before the last of them is finished by then."""
 
     @property
     def completed(self) -> int:
@@ -98,7 +100,7 @@ class StudyStatus:
         return {
             "name": self.name, "in_use": self.in_use, "expected": self.expected, "left": self.left,
             "counts": self.counts, "current": list(self.current), "troubles": list(self.troubles),
-            "exported": self.exported, "looking": self.looking,
+            "exported": self.exported, "looking": self.looking, "looks": self.looks, "finished": self.finished,
         }  # fmt: skip
 
 
@@ -145,5 +147,6 @@ def _status(
         current=tuple(row for row in rows if row["status"] == running),
         troubles=tuple(row for row in rows if row["status"] in (Status.FAILED, Status.DIVERGED)),
         looking=facts.get("looking"),
+        looks=len(facts.get("spec", {}).get("seeds", {}).get("looks") or ()),
         tuned=all(status in _FINISHED for phase, status in counts if phase == Phase.TUNING),
     )
