@@ -220,6 +220,8 @@ def main() -> None:
     for name in STUDIES:
         study = load_study(ROOT / "studies" / f"{name}.yaml")
         own = {t.name.split(" ")[1]: t for t in tables if t.name.split(" ")[0] == name}
+        if not own:  # an export of before, without losses by record
+            continue
         runs = pd.read_csv(asked.results / name / "runs.csv")
         found[name] = of_study(study, own, tuning_steps(runs, study.matrix), asked.studies)
     total_old = sum(sum(own["old_steps"].values()) for own in found.values())
@@ -243,6 +245,7 @@ def main() -> None:
             part: sum(own["saving"][part] for own in found.values()) for part in next(iter(found.values()))["saving"]
         },
         "old_steps": total_old,
+        "not_simulated": [name for name in STUDIES if name not in found],
         "studies": asked.studies,
         "by_study": found,
         "seconds": round(time.perf_counter() - began, 1),

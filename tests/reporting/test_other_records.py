@@ -7,6 +7,7 @@ test records and its 100 validation records, and half the budget at rank:8 had t
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from adaptive_lora.stats.verdicts import Judgement, Verdict
 from adaptive_lora.study.archive import open_recorded
 
 RESULTS = Path(__file__).parents[2] / "results"
-STUDIES = ("alpaca-babyllama-full", "alpaca-stories260k", "gsm8k-stories260k")
+STUDIES = ("alpaca-stories260k", "gsm8k-stories260k")
 
 
 def exclude(one: Judgement, other: Judgement) -> bool:
@@ -55,6 +56,18 @@ def test_verdicts_on_other_records_do_not_exclude_each_other(study: str) -> None
     assert not [c for c in one if exclude(one[c], other[c])]
     assert not [c for c in one if disjoint(one[c].interval, other[c].interval)]
     assert halves[0] and not [b for b in halves[0] if disjoint(halves[0][b], halves[1][b])]
+
+
+def test_verdicts_that_exclude_each_other_are_seen() -> None:
+    ledger = open_recorded(RESULTS / "gsm8k-stories260k")
+    assert ledger is not None
+    with contextlib.closing(ledger):
+        judged = {c.arm: j for c, j in read_findings(ledger).judged.items()}
+    better, worse, same = (judged[arm] for arm in ("lora-drop", "linear-decay", "empirical"))
+    assert exclude(better, worse) and disjoint(better.interval, worse.interval)
+    assert not exclude(better, same) and not exclude(same, replace(same, verdict=Verdict.UNDECIDED))
+    low = replace(worse, interval=replace(worse.interval, low=0.03, high=0.05))  # wholly beyond the margin
+    assert exclude(same, low) and exclude(low, same)
 
 
 def _halves(tables: StudyTables, baseline: str, budgets: list[str]) -> dict[str, Interval]:
