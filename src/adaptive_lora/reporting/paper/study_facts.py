@@ -118,6 +118,11 @@ def _training(found: Findings) -> Entries:
         yield {f"budget.{budget}": (size, ",d"), f"budget.{budget}.percent": (percent, ".2g", "%")}
 
 
+def seeds_used(found: Findings) -> int:
+    """The most evaluation seeds that any arm has: a study with looks may need fewer than it planned."""
+    return max((arm.loss.n for arm in found.arms if arm.loss), default=0)
+
+
 def _protocol_and_runs(found: Findings) -> Entries:
     seeds, comparisons = found.facts["spec"]["seeds"], len(found.judged)
     margin, alpha = found.margin, found.analysis["alpha"]
@@ -125,7 +130,7 @@ def _protocol_and_runs(found: Findings) -> Entries:
     twins = found.runs[(found.runs["replica"] > 0) & (found.runs["status"] == Status.COMPLETED)]
     yield {
         "baseline": found.baseline,
-        "seeds": (len(seeds["evaluation"]), "d"), "seeds.tuning": (len(seeds["tuning"]), "d"), "alpha": (alpha, "g"),
+        "seeds": (len(seeds["evaluation"]), "d"), "seeds.used": (seeds_used(found), "d"), "seeds.tuning": (len(seeds["tuning"]), "d"), "alpha": (alpha, "g"),
         "margin": (margin, "g", NATS),
         "margin.perplexity": (None if margin is None else 100 * math.expm1(margin), ".1f", "%"),
         "yardstick": (found.yardstick, ".2g", NATS),

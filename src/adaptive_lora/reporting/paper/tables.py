@@ -8,6 +8,7 @@ from dataclasses import replace
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence, sections
 from adaptive_lora.reporting.html.decomposition import decomposition
+from adaptive_lora.reporting.paper.study_facts import seeds_used
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
@@ -100,7 +101,7 @@ def conclusions(found: Findings) -> Table:
         own = (arm.arm, budget, size, arm.learning_rate, arm.loss.mean if arm.loss else None, arm.difference)
         verdict = render("comparisons.verdict", judged) if judged else None
         rows.append(Row((*own, verdict), arm=arm.arm, marked=arm.is_baseline))
-    caption = render("paper.conclusions", len(found.facts["spec"]["seeds"]["evaluation"]), found.resampled)
+    caption = render("paper.conclusions", seeds_used(found), bool(found.looks), found.resampled)
     return Table("conclusions", f"The study {found.facts['name']}", columns, tuple(rows), caption)
 
 
