@@ -130,7 +130,8 @@ def _protocol_and_runs(found: Findings) -> Entries:
     twins = found.runs[(found.runs["replica"] > 0) & (found.runs["status"] == Status.COMPLETED)]
     yield {
         "baseline": found.baseline,
-        "seeds": (len(seeds["evaluation"]), "d"), "seeds.used": (seeds_used(found), "d"), "seeds.tuning": (len(seeds["tuning"]), "d"), "alpha": (alpha, "g"),
+        "seeds": (len(seeds["evaluation"]), "d"), "seeds.used": (seeds_used(found), "d"),
+        "seeds.tuning": (len(seeds["tuning"]), "d"), "alpha": (alpha, "g"),
         "margin": (margin, "g", NATS),
         "margin.perplexity": (None if margin is None else 100 * math.expm1(margin), ".1f", "%"),
         "yardstick": (found.yardstick, ".2g", NATS),
