@@ -244,7 +244,7 @@ def circumstances(tables: list[Any], studies: int) -> dict[str, Any]:
                 "seed_deviations": [round(float(d), 6) for d in t.deviations],
                 "record_deviations": [round(float(r.std()), 6) for r in t.records],
                 "both_deviations": [round(float(b.std()), 6) for b in t.both],
-                "record_skewness": [round(_skew(r), 3) for r in t.records],
+                "record_skewness": [_skew(r) for r in t.records],
                 "correlation": round(t.correlation, 3),
             }
             for t in tables
@@ -252,8 +252,10 @@ def circumstances(tables: list[Any], studies: int) -> dict[str, Any]:
     }
 
 
-def _skew(values: Array) -> float:
-    return float(((values - values.mean()) ** 3).mean() / values.std() ** 3)
+def _skew(values: Array) -> float | None:
+    """None where records were found to vary by no more than chance."""
+    spread = float(values.std())
+    return round(float(((values - values.mean()) ** 3).mean()) / spread**3, 3) if spread else None
 
 
 def main() -> None:

@@ -46,19 +46,19 @@ def verdicts(found: Findings) -> Table | None:
         *ARM,
         Column("verdict", kind="text"),
         Column("difference", f"minus {found.baseline}, {100 * level:g} % interval", "interval", "+±", NATS),
-        Column("over_seeds", "over seeds alone", "ends", "+±", optional=True),
-        Column("over_records", "over records alone", "ends", "+±", optional=True),
+        Column("cautions", kind="text", optional=True),
         Column("adjusted_p", "p, adjusted", form=".2g", optional=True),
         Column("equivalence_p", "p of equivalence, adjusted", form=".2g", optional=True),
         Column("margin", kind="interval", form="±", unit=NATS, optional=True),
         Column("seeds"),
-        Column("records", form=",d", optional=True),
         Column("look", kind="text", optional=True),
-        Column("cautions", kind="text", optional=True),
+        Column("records", form=",d", optional=True),
+        Column("over_seeds", "over seeds alone", "ends", "+±", optional=True),
+        Column("over_records", "over records alone", "ends", "+±", optional=True),
     )
     cells = (
-        (c.arm, c.budget, render("comparisons.verdict", j), _difference(j, level), *_alone(found, c, j), j.adjusted_p,
-         j.adjusted_equivalence_p, _measured(j), j.n, j.records, look_of(found, j), "; ".join(found.cautions[c]))
+        (c.arm, c.budget, render("comparisons.verdict", j), _difference(j, level), "; ".join(found.cautions[c]),
+         j.adjusted_p, j.adjusted_equivalence_p, _measured(j), j.n, look_of(found, j), j.records, *_alone(found, c, j))
         for c, j in found.judged.items()
     )  # fmt: skip
     return captioned(found, "verdicts", ("verdicts", "Verdicts"), columns, cells)
