@@ -6,7 +6,8 @@ took (five in `alpaca-babyllama-full`, three in the others), ten evaluation seed
 shuffled, twin, half, double, equal compute), sign flips with Holm, equivalence within 0.01 nats. **Now**: the study
 file; tuning costs what it cost in the committed study. Both have the same arms, budgets and steps, so that nothing is
 saved by asking less. Plans of looks are tried from the shortest, and the first counts that decides as large a share as
-before; `as_run` has the file's own, which decides more.
+before; `as_run` has the file's own, which decides more. What is asked now is more: every measured arm has a control of
+its own. `adapter_step_ratio_same_controls` is against the protocol before with these controls too.
 
     python bench/efficiency.py [--studies 400] [--results FOLDER] [--out FILE]
 
@@ -50,13 +51,16 @@ OLD_SEEDS, OLD_TUNING = list(range(10)), [1000, 1001, 1002]
 REAL, NULL = "real differences", "no true difference"
 
 
-def before(study: Study) -> StudyMatrix:
+ALL_CONTROLS = ("random", "shuffled", "twin", "half", "double", "compute")
+
+
+def before(study: Study, controls: tuple[str, ...] = ALL_CONTROLS) -> StudyMatrix:
     """The same arms and budgets under the protocol before."""
     spec = study.spec
     old = {
         "seeds": {"evaluation": OLD_SEEDS, "tuning": OLD_TUNING},
         "train": {**_said(spec.train), "learning_rate": old_rates(spec.name), "tune": "every-arm"},
-        "controls": "all",
+        "controls": list(controls),
     }
     return matrix_of(type(spec).model_validate({**_said(spec), **old}))
 
@@ -204,6 +208,7 @@ def of_study(study: Study, tables: Mapping[str, RealTable], tuning: int, studies
         "looks and arms that stop": round(fixed - real["steps"]),
     }
     before_all = sum(old.values())
+    found["old_steps_same_controls"] = sum(old_steps(before(study, (*ALL_CONTROLS, "own-shuffled"))).values())
     found["adapter_step_ratio"] = round((tuning + real["steps"]) / before_all, 4)
     found["adapter_step_ratio_as_run"] = round((tuning + found["as_run"]["steps"]) / before_all, 4)
     return found
@@ -245,6 +250,9 @@ def main() -> None:
             part: sum(own["saving"][part] for own in found.values()) for part in next(iter(found.values()))["saving"]
         },
         "old_steps": total_old,
+        "adapter_step_ratio_same_controls": round(
+            total_new / sum(own["old_steps_same_controls"] for own in found.values()), 4
+        ),
         "not_simulated": [name for name in STUDIES if name not in found],
         "studies": asked.studies,
         "by_study": found,
