@@ -131,19 +131,17 @@ def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
 
 
 def verdicts_view(outcomes: Sequence[Outcome], baseline: str, others: Sequence[str]) -> Group:
-    """Verdicts on results made elsewhere, and what they hold for."""
-    numbers = ("mean", baseline, "difference", "interval", "p")
-    table = _table("arm", "metric", numbers=numbers, title=f"minus {baseline}, paired")
-    table.add_column("verdict", overflow="fold")
-    table.columns[5].no_wrap = True
+    """Verdicts on results made elsewhere, and what they hold for; names fold so that no number does."""
+    table = _table("arm", numbers=("difference", "interval", "p"), title=f"minus {baseline}, paired")
+    table.add_column("verdict")
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for o in outcomes:
-        one, two = (f"{mean:.4g}" for mean in o.paired.means)
-        p = "" if o.adjusted_p is None else f"{o.adjusted_p:.3g}"
-        question = o.paired.question
+        p, question = "" if o.adjusted_p is None else f"{o.adjusted_p:.3g}", o.paired.question
         unit = f"({question.unit})" if question.unit else ""
-        asked = "\n".join(part for part in (question.task, question.metric, unit) if part)
-        table.add_row(plain(o.paired.arm), plain(asked), one, two, signed(o.difference),
-                      interval_ends(o.shown, "+.4f"), p, str(o.verdict))  # fmt: skip
+        means = " against ".join(f"{mean:.4g}" for mean in o.paired.means)
+        asked = "\n".join(part for part in (o.paired.arm, question.task, question.metric, unit, means) if part)
+        table.add_row(plain(asked), signed(o.difference), interval_ends(o.shown, "+.4f"), p, str(o.verdict))
     told = [render("judge.caption", outcomes, baseline), *render_all("judge.remarks", outcomes, others)]
     return Group(table, *(plain(line) for line in told))
 
