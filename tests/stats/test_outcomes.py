@@ -75,5 +75,5 @@ def test_arms_say_how_many_of_their_runs_learned_nothing() -> None:
     assert (arm.no_better, arm.diverged) == (2, 0)
     assert arm.loss is not None and arm.loss.n == 3  # their losses count
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(arms_table([arm], "uniform"))
+    console.print(arms_table([arm], "uniform", {}))
     assert "uniform (2 no better than the frozen model)" in console.export_text()

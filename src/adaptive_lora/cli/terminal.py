@@ -23,6 +23,8 @@ from adaptive_lora.planning.strategies.registry import all_strategies
 from adaptive_lora.reporting.formatting import interval_ends, percent, signed
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.stats.run_table import Comparison
+from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.status import StudyStatus
 
 if TYPE_CHECKING:
@@ -114,19 +116,21 @@ def planning_cost(facts: Mapping[str, Any]) -> Table:
     return table
 
 
-def arms_table(arms: Sequence[ArmSummary], baseline: str) -> Table:
-    """Arms with loss, difference to the baseline and parameters."""
-    title = f"test loss, nats per token (differences paired by seed against {baseline})"
-    numbers = ("parameters", "rate", "seeds", "test loss", "difference", "95 % interval")
-    table = _table("arm", "budget", numbers=numbers, title=title)
+def arms_table(arms: Sequence[ArmSummary], baseline: str, judged: Mapping[Comparison, Judgement]) -> Table:
+    """Arms with loss, difference from the baseline, its interval and the verdict; names fold so that no number does."""
+    over = next((arm.difference.over for arm in arms if arm.difference), "seeds")
+    title = f"test loss, nats per token; minus {baseline}: paired, 95 % intervals over new {over}"
+    several, table = len({arm.budget for arm in arms}) > 1, _table("arm", numbers=("loss", "minus", ""), title=title)
+    table.add_column("verdict")
+    for column in table.columns[1:]:
+        column.no_wrap = True
     for arm in arms:
         ends = ((arm.diverged, "diverged"), (arm.no_better, "no better than the frozen model"))
         name = arm.arm + "".join(f" ({count} {what})" for count, what in ends if count)
-        sizes = " / ".join(f"{n:,}" for n in arm.trainable_parameters)
-        found = arm.difference
+        found, own = arm.difference, judged.get(Comparison(arm.arm, arm.budget))
         difference = (signed(found.mean), interval_ends(found, "+.4f")) if found else ("", "")
-        table.add_row(Text(name), arm.budget, sizes, f"{arm.learning_rate:g}", str(arm.loss.n if arm.loss else 0),
-                      f"{arm.loss.mean:.4f}" if arm.loss else "", *difference)  # fmt: skip
+        table.add_row(Text(f"{name}, {arm.budget}" if several else name), f"{arm.loss.mean:.4f}" if arm.loss else "",
+                      *difference, str(own.verdict) if own else "")  # fmt: skip
     return table
 
 
