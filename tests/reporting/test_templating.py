@@ -328,8 +328,8 @@ def test_the_table_of_verdicts_has_both_sources_margin_looks_and_cautions() -> N
     table_ = sections.verdicts(whole)
     assert table_ is not None
     assert [column.name for column in table_.columns] == [
-        "arm", "budget", "verdict", "difference", "over_seeds", "over_records", "adjusted_p", "equivalence_p", "margin",
-        "seeds", "records", "look", "cautions",
+        "arm", "budget", "verdict", "difference", "cautions", "adjusted_p", "equivalence_p", "margin", "seeds", "look",
+        "records", "over_seeds", "over_records",
     ]  # fmt: skip
     low = dict(zip((c.name for c in table_.columns), table_.rows[0].cells, strict=True))
     assert low["look"] == "1 of 2" and low["cautions"] == "few seeds; few records" and low["records"] == 50
