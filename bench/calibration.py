@@ -33,11 +33,11 @@ import numpy as np
 from scipy import special
 
 from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.cautions import Caution
 from adaptive_lora.stats.crossed import Components, Crossed, PairedTable, crossed
 from adaptive_lora.stats.estimators import equivalence_interval, holm, mean_interval, sign_flip_p
-from adaptive_lora.stats.looks import STEPS_OF_T, levels
 from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated
-from adaptive_lora.stats.power import smallest_detectable
+from adaptive_lora.stats.power import Design, smallest_detectable
 from adaptive_lora.stats.step_down import correlation_of, step_down
 from adaptive_lora.stats.verdicts import Rule, Verdict, judge_family
 from adaptive_lora.streams import numpy_stream
@@ -64,6 +64,7 @@ def null_study(sim: Simulator, family: int) -> Shares:
     judged = judge_family(drawn.family, NO_MARGIN)
     old = old_rule(drawn, margin=0.0)
     return {
+        "caution_skewed": [float(Caution.SKEWED in j.cautions) for j in judged.values()],
         "false_positive_rate": [float(any(j.verdict in DIFFERENT for j in judged.values()))],
         "old_false_positive_rate": [float(any(v in DIFFERENT for v in old))],
     }
@@ -191,7 +192,7 @@ def _planned_difference(sim: Simulator, arm: int, family: int) -> float:
     """At the level that the last look has; without other comparisons' variances for a family too small to lend them."""
     real = sim.real
     own = Components(float(real.deviations[arm]) ** 2, float(real.records[arm].var()), float(real.both[arm].var()))
-    last = levels(LOOKS, ALPHA / STEPS_OF_T)[-1]
+    last = Design(LOOKS[-1], ALPHA, family, None, RECORDS, LOOKS).final_alpha
     factor = 1 + MOST_PRIOR if family >= FEWEST else 1.0
     return float(smallest_detectable(own, LOOKS[-1], RECORDS, last, family, real.correlation, freedom_factor=factor))
 

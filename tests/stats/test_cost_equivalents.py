@@ -81,14 +81,14 @@ def test_more_compute_is_spent_as_validation_says() -> None:
     (equal,) = at_equal_compute(longer(own), {"arm": "uniform-x2"}, "uniform")
     # By hand: seed 0 stops (2.0), seed 1 goes on though its test loss is worse (2.1), seed 2 goes on (1.8).
     assert equal.difference.mean == pytest.approx(((1.9 - 2.0) + (1.9 - 2.1) + (1.9 - 1.8)) / 3)
-    assert equal.stopped == 1 and not equal.always_stopped
+    assert (equal.stopped, equal.difference.n) == (1, 3)
 
 
 def test_a_baseline_without_use_for_more_compute_is_the_baseline() -> None:
     own = {"uniform": [2.0, 2.0, 2.0], "arm": [1.0] * 3, "uniform-x2": [2.2, 2.2, 2.2]}
     runs = longer(own)
     (equal,) = at_equal_compute(runs, {"arm": "uniform-x2"}, "uniform")
-    assert equal.difference.mean == pytest.approx(-0.1) and equal.always_stopped
+    assert equal.difference.mean == pytest.approx(-0.1) and (equal.stopped, equal.difference.n) == (3, 3)
 
 
 def test_a_longer_run_that_diverged_is_not_chosen_and_one_that_is_missing_is_no_pair() -> None:

@@ -106,3 +106,14 @@ def test_tuning_runs_are_a_pilot_at_the_rate_that_does_best() -> None:
     expected = np.var([1e-3 * w for w in (10, -10, 20, -20, 10, -10, 15, -15)], ddof=1)
     assert (spread.arm, spread.difference.seeds) == ("a", pytest.approx(float(expected)))
     assert tuning_pilot(every[0].iloc[:0], none_by_record, "uniform", 0.01).spreads == ()
+
+
+def test_looks_leave_less_to_the_last_and_what_is_detectable_says_so() -> None:
+    found = pilot(table({("uniform", EIGHT): BASE, ("a", EIGHT): moved(0.0, 10)}))
+    looking = dataclasses.replace(DESIGN, looks=(4, 6, 8, 10))
+    (once,), (often,) = (power_by_arm(found.spreads, design) for design in (DESIGN, looking))
+    assert DESIGN.final_alpha == 0.05 and 0.03 < looking.final_alpha < 0.04
+    spread = Components(often.sd**2, 0.0, 0.0)
+    assert power_of(often.detectable, spread, 10, 1, looking.final_alpha, 4) == pytest.approx(0.8, abs=1e-3)
+    assert often.detectable > 1.02 * once.detectable
+    assert often.half_width == once.half_width  # an interval is of level 1 - alpha, whenever it is looked at

@@ -93,11 +93,6 @@ class AtEqualCompute:
     stopped: int
     """Seeds on which validation chose the usual length, because training on made the baseline worse."""
 
-    @property
-    def always_stopped(self) -> bool:
-        """Whether the baseline has no use for more compute at all: the comparison is that with the baseline itself."""
-        return self.stopped == self.difference.n
-
 
 def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str], baseline: str) -> list[AtEqualCompute]:
     """`controls` names the longer baseline of each such arm, as the lock has it.

@@ -152,21 +152,6 @@ def equivalence_interval(differences: Sequence[float], alpha: float = 0.05) -> I
     return mean_interval(differences, 1 - 2 * alpha)
 
 
-def equivalence_p(differences: Sequence[float], margin: float) -> float | None:
-    """Two one-sided t tests (Schuirmann 1987): the larger p of mean <= -margin and mean >= margin.
-
-    That is 1 - F((margin - |mean|) · sqrt(n) / s) with t's F at n - 1 degrees of freedom; None with fewer
-    than two differences.
-    """
-    n, mean, error = _mean_and_error(_finite(differences))
-    if n < 2:
-        return None
-    room = margin - abs(mean)
-    if error == 0:
-        return 0.0 if room >= 0 else 1.0
-    return float(special.stdtr(n - 1, -room / error))
-
-
 def improvement_probability(differences: Sequence[float], level: float = 0.95) -> Interval:
     """Share of seeds on which the arm has the lower loss, ties counting half, with a Clopper-Pearson interval.
 

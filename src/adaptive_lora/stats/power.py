@@ -18,6 +18,7 @@ from scipy import special
 
 from adaptive_lora.stats.crossed import Components
 from adaptive_lora.stats.estimators import Floats
+from adaptive_lora.stats.looks import decided_at
 from adaptive_lora.stats.spreads import Spread
 from adaptive_lora.stats.step_down import family_p
 from adaptive_lora.stats.verdicts import Judgement
@@ -48,6 +49,11 @@ class Design:
     correlation: float = 0.0
     """Between two comparisons, which share a baseline."""
 
+    @property
+    def final_alpha(self) -> float:
+        """What the looks before leave for the last one, at which nearly all of the power lies; alpha without looks."""
+        return decided_at(self.looks or (self.seeds,), self.alpha)[-1]
+
 
 @dataclass(frozen=True)
 class ArmPower:
@@ -60,7 +66,7 @@ class ArmPower:
     half_width: float
     """Of the interval over new seeds and new records, either side of the difference."""
     detectable: float
-    """The smallest difference found with a power of `POWER`."""
+    """The smallest difference found with a power of `POWER`, by the last look where there are several."""
     margin: float | None
     """The design's, or measured; None where it is to be measured and was not."""
     seeds_for_margin: int | None
@@ -79,7 +85,7 @@ def power_by_arm(spreads: Sequence[Spread], design: Design) -> list[ArmPower]:
 
 def _arm_power(spread: Spread, design: Design) -> ArmPower:
     own, records = spread.difference, design.records if spread.by_record else 1
-    family = (design.alpha, max(1, design.comparisons), design.correlation)
+    family = (design.final_alpha, max(1, design.comparisons), design.correlation)
     factor, for_margin, for_equivalence = spread.freedom_factor, None, None
     if (found := spread.margin) is not None:
         for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor(n)) >= POWER)
