@@ -38,7 +38,7 @@ from adaptive_lora.stats.crossed import Components, Crossed, PairedTable, crosse
 from adaptive_lora.stats.estimators import equivalence_interval, holm, mean_interval, sign_flip_p
 from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated
 from adaptive_lora.stats.power import Design, smallest_detectable
-from adaptive_lora.stats.step_down import correlation_of, step_down
+from adaptive_lora.stats.step_down import Family, correlation_of, step_down
 from adaptive_lora.stats.verdicts import Rule, Verdict, judge_family
 from adaptive_lora.streams import numpy_stream
 from simulated import SHAPES, Array, Simulated, Simulator, read_tables
@@ -192,9 +192,9 @@ def _planned_difference(sim: Simulator, arm: int, family: int) -> float:
     """At the level that the last look has; without other comparisons' variances for a family too small to lend them."""
     real = sim.real
     own = Components(float(real.deviations[arm]) ** 2, float(real.records[arm].var()), float(real.both[arm].var()))
-    last = Design(LOOKS[-1], ALPHA, family, None, RECORDS, LOOKS).final_alpha
+    shared = Family(Design(LOOKS[-1], ALPHA, family, None, RECORDS, LOOKS).final_alpha, family, real.correlation)
     factor = 1 + MOST_PRIOR if family >= FEWEST else 1.0
-    return float(smallest_detectable(own, LOOKS[-1], RECORDS, last, family, real.correlation, freedom_factor=factor))
+    return float(smallest_detectable(own, LOOKS[-1], RECORDS, shared, freedom_factor=factor))
 
 
 SCENARIOS: Mapping[str, Callable[[Simulator, int], Shares]] = {

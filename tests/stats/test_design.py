@@ -10,6 +10,7 @@ from adaptive_lora.stats.crossed import Components
 from adaptive_lora.stats.design import MOST_SEEDS, Costs, Plan, cheapest, plan_of
 from adaptive_lora.stats.power import Design, equivalence_power, power_of
 from adaptive_lora.stats.spreads import Spread
+from adaptive_lora.stats.step_down import Family
 
 SPREAD = Spread("a", "rank:8", Components(8e-5, 0.02, 0.02), Components(8e-5, 0.03, 0.02), 0.015, 8.0, True)
 DESIGN = Design(seeds=10, alpha=0.05, comparisons=5, margin=None, records=2000, correlation=0.4)
@@ -21,9 +22,9 @@ def at(seeds: int, records: int, costs: Costs, spread: Spread = SPREAD) -> Plan:
 
 def test_a_plan_has_the_powers_of_its_size() -> None:
     found = at(12, 1500, Costs(run=20.0, record=0.01))
-    family = (12, 1500, 0.05, 5, 0.4, 1 + 8 / 11)
-    assert found.power == power_of(0.015, SPREAD.difference, *family)
-    assert found.equivalence_power == equivalence_power(0.015, SPREAD.contrast, *family)
+    sizes = (12, 1500, Family(0.05, 5, 0.4), 1 + 8 / 11)
+    assert found.power == power_of(0.015, SPREAD.difference, *sizes)
+    assert found.equivalence_power == equivalence_power(0.015, SPREAD.contrast, *sizes)
     assert found.cost == 12 * (20 + 15)
 
 

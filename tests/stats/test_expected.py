@@ -14,6 +14,7 @@ from adaptive_lora.stats.expected import expected
 from adaptive_lora.stats.margins import SHARE
 from adaptive_lora.stats.power import Design, power_of
 from adaptive_lora.stats.spreads import Spread
+from adaptive_lora.stats.step_down import Family
 from adaptive_lora.stats.verdicts import Evidence, Rule, judge_family
 from adaptive_lora.streams import numpy_stream
 from tests.stats.simulated import Simulated
@@ -70,7 +71,7 @@ def test_one_comparison_and_one_look_have_the_power_of_the_test() -> None:
     one = replace(DESIGN, comparisons=1, looks=())
     found = expected(replace(SPREAD, margin=None), one, 2.0)
     assert (found.seeds, found.last_seeds, found.equivalent) == (8.0, 8.0, 0.0)
-    assert found.different == pytest.approx(power_of(2.0, PARTS, 8, 200, 0.05), abs=0.03)
+    assert found.different == pytest.approx(power_of(2.0, PARTS, 8, 200, Family(0.05)), abs=0.03)
 
 
 def test_without_a_difference_looks_and_families_hold_alpha() -> None:

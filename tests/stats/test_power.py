@@ -15,14 +15,13 @@ from adaptive_lora.stats.power import (
     equivalence_power,
     error_of,
     fewest,
-    first_level,
     half_width,
     power_of,
     smallest_detectable,
     width_with,
 )
 from adaptive_lora.stats.spreads import Spread
-from adaptive_lora.stats.step_down import family_p
+from adaptive_lora.stats.step_down import Family, family_p, first_level
 from adaptive_lora.stats.verdicts import Evidence, Judgement, Rule, judge_family
 from adaptive_lora.streams import numpy_stream
 from tests.stats.simulated import Simulated
@@ -49,12 +48,12 @@ def judged(size: Simulated, true: list[float], studies: int, rule: Rule, half: f
 )
 def test_where_records_do_not_vary_it_is_the_power_of_a_t_test(seeds: int, shift: float, level: float) -> None:
     expected = TTestPower().power(shift, seeds, level)
-    assert power_of(shift, SEEDS_ALONE, seeds, 10_000, level) == pytest.approx(expected, abs=1e-3)
-    assert power_of(0.0, SEEDS_ALONE, seeds, 10_000, level) == pytest.approx(level, abs=1e-3)
+    assert power_of(shift, SEEDS_ALONE, seeds, 10_000, Family(level)) == pytest.approx(expected, abs=1e-3)
+    assert power_of(0.0, SEEDS_ALONE, seeds, 10_000, Family(level)) == pytest.approx(level, abs=1e-3)
 
 
 def test_many_records_leave_the_seeds_alone() -> None:
-    few, many = (power_of(1.0, MIXED, 10, records, 0.05) for records in (100, 10**9))
+    few, many = (power_of(1.0, MIXED, 10, records, Family(0.05)) for records in (100, 10**9))
     assert few < many == pytest.approx(TTestPower().power(1.0, 10, 0.05), abs=1e-3)
 
 
@@ -63,14 +62,14 @@ def test_power_is_how_often_the_family_finds_it(seeds: int, true: float) -> None
     size = Simulated(MIXED, seeds, 250, correlation=0.5)
     found = judged(size, [true, 0.0, 0.0], STUDIES, Rule(margin=1e-9))
     share = np.mean([j.adjusted_p is not None and j.adjusted_p <= 0.05 for j in found])
-    assert power_of(true, MIXED, seeds, 250, 0.05, 3, 0.5) == pytest.approx(share, abs=0.04)
+    assert power_of(true, MIXED, seeds, 250, Family(0.05, 3, 0.5)) == pytest.approx(share, abs=0.04)
 
 
 @pytest.mark.parametrize("margin", [2.0, 3.0])
 def test_power_of_equivalence_is_how_often_it_is_shown(margin: float) -> None:
     found = judged(Simulated(MIXED, 8, 250), [0.0], STUDIES, Rule(margin=margin))
     share = np.mean([str(j.verdict) == "equivalent" for j in found])
-    assert equivalence_power(margin, MIXED, 8, 250, 0.05) == pytest.approx(share, abs=0.04)
+    assert equivalence_power(margin, MIXED, 8, 250, Family(0.05)) == pytest.approx(share, abs=0.04)
 
 
 @pytest.mark.parametrize("margin", [2.5, 3.5])
@@ -78,47 +77,48 @@ def test_a_measured_margin_counts_with_its_own_error(margin: float) -> None:
     found = judged(Simulated(MIXED, 8, 250, 0.5), [0.0], STUDIES, Rule(), half=margin / SHARE)
     share = np.mean([str(j.verdict) == "equivalent" for j in found])
     spread = Spread("a", "rank:8", MIXED, MIXED, margin, 0.0, True)
-    reckoned = equivalence_power(margin, spread.contrast, 8, 250, 0.05)
-    assert reckoned == pytest.approx(share, abs=0.04) and reckoned < equivalence_power(margin, MIXED, 8, 250, 0.05)
+    reckoned = equivalence_power(margin, spread.contrast, 8, 250, Family(0.05))
+    assert reckoned == pytest.approx(share, abs=0.04)
+    assert reckoned < equivalence_power(margin, MIXED, 8, 250, Family(0.05))
 
 
 @given(st.integers(2, 30), st.floats(0.0, 5), st.floats(0.01, 2), st.floats(1e-3, 1e3))
 @settings(deadline=None, max_examples=50)
 def test_power_grows_with_the_difference_and_knows_no_unit(seeds: int, true: float, more: float, unit: float) -> None:
-    here = power_of(true, MIXED, seeds, 300, 0.05)
+    here = power_of(true, MIXED, seeds, 300, Family(0.05))
     scaled = Components(*(part * unit**2 for part in (MIXED.seeds, MIXED.records, MIXED.both)))
-    assert here <= power_of(true + more, MIXED, seeds, 300, 0.05) + 1e-12
-    assert here == power_of(-true, MIXED, seeds, 300, 0.05)
-    assert here == pytest.approx(power_of(true * unit, scaled, seeds, 300, 0.05), abs=1e-6)
+    assert here <= power_of(true + more, MIXED, seeds, 300, Family(0.05)) + 1e-12
+    assert here == power_of(-true, MIXED, seeds, 300, Family(0.05))
+    assert here == pytest.approx(power_of(true * unit, scaled, seeds, 300, Family(0.05)), abs=1e-6)
 
 
 @pytest.mark.parametrize(("seeds", "shift"), [(64, 5.0), (40, 4.0), (1000, 0.3), (13, 20.0)])
 def test_power_has_a_number_where_scipys_noncentral_t_has_none(seeds: int, shift: float) -> None:
-    assert power_of(shift, SEEDS_ALONE, seeds, 100, 0.05) == pytest.approx(1.0, abs=1e-6)
+    assert power_of(shift, SEEDS_ALONE, seeds, 100, Family(0.05)) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_without_noise_every_difference_is_found() -> None:
     still = Components(0.0, 0.0, 0.0)
-    assert (power_of(0.1, still, 6, 100, 0.05), power_of(0.0, still, 6, 100, 0.05)) == (1.0, 0.0)
-    assert (equivalence_power(0.1, still, 6, 100, 0.05), half_width(still, 6, 100)) == (1.0, 0.0)
+    assert (power_of(0.1, still, 6, 100, Family(0.05)), power_of(0.0, still, 6, 100, Family(0.05))) == (1.0, 0.0)
+    assert (equivalence_power(0.1, still, 6, 100, Family(0.05)), half_width(still, 6, 100)) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("comparisons", [1, 5, 10])
 @pytest.mark.parametrize("power", [0.5, 0.8, 0.95])
 def test_the_smallest_detectable_difference_has_its_power(comparisons: int, power: float) -> None:
-    found = smallest_detectable(MIXED, 8, 300, 0.05, comparisons, 0.4, power, 2.0)
-    assert power_of(found, MIXED, 8, 300, 0.05, comparisons, 0.4, 2.0) == pytest.approx(power, abs=1e-6)
+    found = smallest_detectable(MIXED, 8, 300, Family(0.05, comparisons, 0.4), power, 2.0)
+    assert power_of(found, MIXED, 8, 300, Family(0.05, comparisons, 0.4), 2.0) == pytest.approx(power, abs=1e-6)
 
 
 def test_the_smallest_detectable_difference_agrees_with_statsmodels() -> None:
     expected = TTestPower().solve_power(nobs=40, alpha=first_level(0.05, 5, 0.0), power=0.8)
-    assert smallest_detectable(SEEDS_ALONE, 40, 100, 0.05, 5) == pytest.approx(expected, rel=1e-3)
+    assert smallest_detectable(SEEDS_ALONE, 40, 100, Family(0.05, 5)) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 1.5])
 def test_a_power_that_cannot_be_is_refused(power: float) -> None:
     with pytest.raises(ValueError, match="`power` must lie between 0 and 1"):
-        smallest_detectable(MIXED, 10, 100, 0.05, power=power)
+        smallest_detectable(MIXED, 10, 100, Family(0.05), power=power)
 
 
 @pytest.mark.parametrize(("comparisons", "rho", "sided"), [(1, 0.0, 2), (5, 0.0, 2), (5, 0.7, 2), (10, 0.5, 1)])

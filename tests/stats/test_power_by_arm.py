@@ -14,6 +14,7 @@ from adaptive_lora.stats.effect_sizes import RecordLosses
 from adaptive_lora.stats.evidence import StudyTables
 from adaptive_lora.stats.power import Design, equivalence_power, half_width, power_by_arm, power_of
 from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
+from adaptive_lora.stats.step_down import Family
 from adaptive_lora.streams import numpy_stream
 from tests.stats.tables import BASE, diverge, moved, table
 
@@ -37,13 +38,13 @@ def test_every_number_has_what_it_says() -> None:
     assert (close.arm, far.arm) == ("a", "b") and far.sd == pytest.approx(10 * close.sd)
     assert far.detectable == pytest.approx(10 * close.detectable) and not far.by_record
     spread = Components(far.sd**2, 0.0, 0.0)
-    assert power_of(far.detectable, spread, 10, 1, 0.05, 4) == pytest.approx(0.8, abs=1e-3)
+    assert power_of(far.detectable, spread, 10, 1, Family(0.05, 4)) == pytest.approx(0.8, abs=1e-3)
     assert far.half_width == pytest.approx(half_width(spread, 10, 1))
     assert close.seeds_for_equivalence is not None and far.seeds_for_equivalence is not None
     assert close.seeds_for_equivalence < 5 < far.seeds_for_equivalence
     for seeds, enough in ((far.seeds_for_equivalence, True), (far.seeds_for_equivalence - 1, False)):
-        assert (equivalence_power(0.01, spread, seeds, 1, 0.05, 4) >= 0.8) == enough
-    assert far.seeds_for_margin is not None and power_of(0.01, spread, far.seeds_for_margin, 1, 0.05, 4) >= 0.8
+        assert (equivalence_power(0.01, spread, seeds, 1, Family(0.05, 4)) >= 0.8) == enough
+    assert far.seeds_for_margin is not None and power_of(0.01, spread, far.seeds_for_margin, 1, Family(0.05, 4)) >= 0.8
 
 
 def test_a_pilot_of_one_seed_says_nothing() -> None:
@@ -114,6 +115,6 @@ def test_looks_leave_less_to_the_last_and_what_is_detectable_says_so() -> None:
     (once,), (often,) = (power_by_arm(found.spreads, design) for design in (DESIGN, looking))
     assert DESIGN.final_alpha == 0.05 and 0.03 < looking.final_alpha < 0.04
     spread = Components(often.sd**2, 0.0, 0.0)
-    assert power_of(often.detectable, spread, 10, 1, looking.final_alpha, 4) == pytest.approx(0.8, abs=1e-3)
+    assert power_of(often.detectable, spread, 10, 1, Family(looking.final_alpha, 4)) == pytest.approx(0.8, abs=1e-3)
     assert often.detectable > 1.02 * once.detectable
     assert often.half_width == once.half_width  # an interval is of level 1 - alpha, whenever it is looked at

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from adaptive_lora.stats.cautions import FEW_RECORDS
 from adaptive_lora.stats.power import POWER, Design, equivalence_power, fewest, power_of
 from adaptive_lora.stats.spreads import Spread
+from adaptive_lora.stats.step_down import Family
 
 FEWEST_SEEDS, MOST_SEEDS = 4, 60
 MOST_RECORDS = 20_000
@@ -62,13 +63,13 @@ def plan_of(spread: Spread, design: Design, costs: Costs) -> Plan:
     if spread.margin is None:
         raise ValueError(f"A plan takes a margin; none was measured for {spread.arm} at {spread.budget}.")
     records = design.records if spread.by_record else 1
-    family = (design.seeds, records, design.alpha, max(1, design.comparisons), design.correlation)
+    sizes = (design.seeds, records, Family(design.alpha, max(1, design.comparisons), design.correlation))
     factor = spread.freedom_factor(design.seeds)
     return Plan(
         seeds=design.seeds,
         records=design.records,
-        power=power_of(spread.margin, spread.difference, *family, factor),
-        equivalence_power=equivalence_power(spread.margin, spread.contrast, *family, factor),
+        power=power_of(spread.margin, spread.difference, *sizes, factor),
+        equivalence_power=equivalence_power(spread.margin, spread.contrast, *sizes, factor),
         cost=costs.of(design.seeds, design.records),
     )
 

@@ -19,8 +19,9 @@ from adaptive_lora.stats.estimators import Floats
 from adaptive_lora.stats.looks import STEPS_OF_T, levels
 from adaptive_lora.stats.margins import SHARE
 from adaptive_lora.stats.moderation import MOST_PRIOR
-from adaptive_lora.stats.power import Design, first_level
+from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.spreads import Spread
+from adaptive_lora.stats.step_down import first_level
 from adaptive_lora.streams import numpy_stream
 
 STUDIES = 2_000

@@ -20,7 +20,7 @@ from adaptive_lora.stats.crossed import Components
 from adaptive_lora.stats.estimators import Floats
 from adaptive_lora.stats.looks import decided_at
 from adaptive_lora.stats.spreads import Spread
-from adaptive_lora.stats.step_down import family_p
+from adaptive_lora.stats.step_down import Family
 from adaptive_lora.stats.verdicts import Judgement
 
 POWER = 0.8
@@ -85,19 +85,19 @@ def power_by_arm(spreads: Sequence[Spread], design: Design) -> list[ArmPower]:
 
 def _arm_power(spread: Spread, design: Design) -> ArmPower:
     own, records = spread.difference, design.records if spread.by_record else 1
-    family = (design.final_alpha, max(1, design.comparisons), design.correlation)
+    family = Family(design.final_alpha, max(1, design.comparisons), design.correlation)
     factor, for_margin, for_equivalence = spread.freedom_factor, None, None
     if (found := spread.margin) is not None:
-        for_margin = fewest(lambda n: power_of(found, own, n, records, *family, factor(n)) >= POWER)
+        for_margin = fewest(lambda n: power_of(found, own, n, records, family, factor(n)) >= POWER)
         for_equivalence = fewest(
-            lambda n: equivalence_power(found, spread.contrast, n, records, *family, factor(n)) >= POWER
+            lambda n: equivalence_power(found, spread.contrast, n, records, family, factor(n)) >= POWER
         )
     return ArmPower(
         arm=spread.arm,
         budget=spread.budget,
         sd=math.sqrt(own.seeds + own.both / records),
         half_width=half_width(own, design.seeds, records, 1 - design.alpha, factor(design.seeds)),
-        detectable=smallest_detectable(own, design.seeds, records, *family, freedom_factor=factor(design.seeds)),
+        detectable=smallest_detectable(own, design.seeds, records, family, freedom_factor=factor(design.seeds)),
         margin=found,
         seeds_for_margin=for_margin,
         seeds_for_equivalence=for_equivalence,
@@ -172,28 +172,12 @@ def width_with(judgement: Judgement, seeds: int) -> float | None:
     return half_width(parts, seeds, records, level, high if own < reckoned else 1.0)
 
 
-@functools.lru_cache(maxsize=4096)
-def first_level(alpha: float, comparisons: int, correlation: float, sided: int = 2) -> float:
-    """The p up to which the first step of the step-down rejects, where so many share alpha: `family_p` inverted.
-
-    >>> round(first_level(0.05, 5, 0.0), 6), round(1 - 0.95**0.2, 6)
-    (0.010206, 0.010206)
-    """
-    low, high = alpha / (2 * comparisons), alpha
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if family_p(middle, comparisons, correlation, sided) <= alpha else (low, middle)
-    return low if comparisons > 1 else alpha
-
-
 def power_of(
     difference: float,
     components: Components,
     seeds: int,
     records: int,
-    alpha: float,
-    comparisons: int = 1,
-    correlation: float = 0.0,
+    family: Family,
     freedom_factor: float = 1.0,
 ) -> float:
     """Chance that a comparison with this true difference is shown to differ, at the first step of the family.
@@ -201,13 +185,13 @@ def power_of(
     P(|T| > t(1 - level / 2)), with the degrees of freedom of `error_of`: of a noncentral t, centred at the difference
     over its standard error, where records do not vary; where they do, less of the error is estimated from few seeds.
 
-    >>> round(power_of(1.0, Components(1.0, 0.0, 0.0), seeds=10, records=100, alpha=0.05), 2)
+    >>> round(power_of(1.0, Components(1.0, 0.0, 0.0), seeds=10, records=100, family=Family(0.05)), 2)
     0.8
     """
     error, freedom = error_of(components, seeds, records, freedom_factor)
     if error == 0:
         return float(difference != 0)
-    quantile = -special.stdtrit(freedom, first_level(alpha, comparisons, correlation) / 2)
+    quantile = -special.stdtrit(freedom, family.first_level() / 2)
     return _t_power(difference / error, quantile * _spread_of_error(components, seeds, records, freedom_factor))
 
 
@@ -215,21 +199,19 @@ def smallest_detectable(
     components: Components,
     seeds: int,
     records: int,
-    alpha: float,
-    comparisons: int = 1,
-    correlation: float = 0.0,
+    family: Family,
     power: float = POWER,
     freedom_factor: float = 1.0,
 ) -> float:
     """The difference that is found with that power; the same units as the components' square roots.
 
-    >>> round(smallest_detectable(Components(1.0, 0.0, 0.0), seeds=10, records=100, alpha=0.05), 2)
+    >>> round(smallest_detectable(Components(1.0, 0.0, 0.0), seeds=10, records=100, family=Family(0.05)), 2)
     1.0
     """
     error, freedom = error_of(components, seeds, records, freedom_factor)
     if error == 0:
         return 0.0
-    quantile = -special.stdtrit(freedom, first_level(alpha, comparisons, correlation) / 2)
+    quantile = -special.stdtrit(freedom, family.first_level() / 2)
     bounds = quantile * _spread_of_error(components, seeds, records, freedom_factor)
     return error * _detectable_centre(bounds, power)
 
@@ -239,9 +221,7 @@ def equivalence_power(
     components: Components,
     seeds: int,
     records: int,
-    alpha: float,
-    comparisons: int = 1,
-    correlation: float = 0.0,
+    family: Family,
     freedom_factor: float = 1.0,
 ) -> float:
     """Chance that a comparison without any true difference is shown to be equivalent, by two one-sided t tests.
@@ -251,13 +231,13 @@ def equivalence_power(
     arm - base -/+ margin, so that its error counts; then a study that misses on both sides is counted twice, and the
     power is rather more than this.
 
-    >>> round(equivalence_power(1.0, Components(1.0, 0.0, 0.0), seeds=11, records=100, alpha=0.05), 2)
+    >>> round(equivalence_power(1.0, Components(1.0, 0.0, 0.0), seeds=11, records=100, family=Family(0.05)), 2)
     0.85
     """
     error, freedom = error_of(components, seeds, records, freedom_factor)
     if error == 0:
         return float(margin > 0)
-    level = first_level(alpha, comparisons, correlation, sided=1)
+    level = family.first_level(sided=1)
     bounds = special.stdtrit(freedom, 1 - level) * _spread_of_error(components, seeds, records, freedom_factor)
     return float(np.mean(np.maximum(2 * special.ndtr(margin / error - bounds) - 1, 0.0)))
 

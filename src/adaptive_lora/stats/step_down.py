@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -52,6 +53,33 @@ def _nodes() -> tuple[Floats, Floats]:
     """Of a mean over a standard normal."""
     points, weights = np.polynomial.hermite_e.hermegauss(NODES)
     return points, weights / weights.sum()
+
+
+@functools.lru_cache(maxsize=4096)
+def first_level(alpha: float, comparisons: int, correlation: float, sided: int = 2) -> float:
+    """The p up to which the first step of the step-down rejects, where so many share alpha: `family_p` inverted.
+
+    >>> round(first_level(0.05, 5, 0.0), 6), round(1 - 0.95**0.2, 6)
+    (0.010206, 0.010206)
+    """
+    low, high = alpha / (2 * comparisons), alpha
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if family_p(middle, comparisons, correlation, sided) <= alpha else (low, middle)
+    return low if comparisons > 1 else alpha
+
+
+@dataclass(frozen=True)
+class Family:
+    """How many comparisons share alpha, and how they hang together."""
+
+    alpha: float
+    comparisons: int = 1
+    correlation: float = 0.0
+
+    def first_level(self, sided: int = 2) -> float:
+        """The p up to which the first step of the step-down rejects; see `first_level`."""
+        return first_level(self.alpha, self.comparisons, self.correlation, sided)
 
 
 def step_down(p_values: Sequence[float], correlation: float, sided: int = 2) -> list[float]:
