@@ -4,7 +4,8 @@ Studies are simulated from the three committed ones (`simulated.py`), with the a
 judged both ways on the same draws. **Before**: every cell tuned with three tuning seeds on as many rates as it then
 took (five in `alpaca-babyllama-full`, three in the others), ten evaluation seeds for all, controls `all` (random,
 shuffled, twin, half, double, equal compute), sign flips with Holm, equivalence within 0.01 nats. **Now**: the study
-file; tuning costs what it cost in the committed study. Both have the same arms, budgets and steps, so that nothing is
+file; tuning as it goes on the losses of the committed study (`replayed_tuning.py`; `tuning_steps_as_run`: what it
+took there, where every arm was tried at three rates). Both have the same arms, budgets and steps, so that nothing is
 saved by asking less. Plans of looks are tried from the shortest, and the first counts that decides as large a share as
 before; `as_run` has the file's own, which decides more. What is asked now is more: every measured arm has a control of
 its own. `adapter_step_ratio_same_controls` is against the protocol before with these controls too.
@@ -40,6 +41,7 @@ from adaptive_lora.study.matrix import Run, StudyMatrix, matrix_of
 from adaptive_lora.study.sequential import looks_of, open_cells
 from adaptive_lora.study.study_file import Study, load_study
 from calibration import OLD_MARGIN, old_rule
+from replayed_tuning import replayed_steps
 from simulated import HALF, RealTable, Simulated, Simulator, read_tables
 
 ROOT = Path(__file__).parent.parent
@@ -94,8 +96,8 @@ def old_steps(matrix: StudyMatrix) -> dict[str, int]:
     }
 
 
-def tuning_steps(runs: pd.DataFrame, matrix: StudyMatrix) -> int:
-    """What tuning took in the committed study."""
+def steps_of_tuning(runs: pd.DataFrame, matrix: StudyMatrix) -> int:
+    """What tuning took in the committed study, whose arms were tried at three rates."""
     tuned = runs[runs["phase"] == Phase.TUNING]
     return sum(
         matrix.by_key[str(arm), str(budget)].steps for arm, budget in zip(tuned["arm"], tuned["budget"], strict=True)
@@ -228,7 +230,8 @@ def main() -> None:
         if not own:  # an export of before, without losses by record
             continue
         runs = pd.read_csv(asked.results / name / "runs.csv")
-        found[name] = of_study(study, own, tuning_steps(runs, study.matrix), asked.studies)
+        found[name] = of_study(study, own, replayed_steps(study.matrix, runs), asked.studies)
+        found[name]["tuning_steps_as_run"] = steps_of_tuning(runs, study.matrix)
     total_old = sum(sum(own["old_steps"].values()) for own in found.values())
     total_new = sum(own["tuning_steps"] + own[REAL]["steps"] for own in found.values())
     weights = [own["comparisons"] for own in found.values()]

@@ -82,16 +82,19 @@ def test_a_study_tuned_by_its_baseline_is_read_from_its_facts(study_file: Callab
         table = rate_choices(found)
         assert table is not None and column(table, "how")["uniform", "rank:2"] == "grid"
         assert column(table, "how")["random", "rank:2"] == "baseline's"
-        assert "edge" in str(column(table, "flags")["uniform", "rank:2"]) and "beyond the noise" in table.caption
+        assert (
+            "edge" in str(column(table, "flags")["uniform", "rank:2"])
+            and "none beside it is shown to be better" in table.caption
+        )
         beside = column(table, "lower")["linear-decay", "rank:2"]
         assert beside is not None and lines_of(found)[Comparison("linear-decay", "rank:2")].chosen is not None
 
 
 def test_the_paper_says_how_rates_were_chosen(tmp_path: Path) -> None:
     text = paper_of(make_study(tmp_path / "grid", Made(rates=GRID)))
-    assert "chosen for every arm and budget from a grid" in text and "one step to either side" not in text
+    assert "chosen for every arm and budget from a grid" in text and "tried around this rate" not in text
     text = paper_of(make_study(tmp_path / "steps", Made(rates="2.0e-3, tune: baseline")))
-    assert "from 0.002 on rates are added in steps of a factor 1.8" in text and "one step to either side" in text
+    assert "from 0.002 on rates are added in steps of a factor 1.8" in text and "tried around this rate" in text
 
 
 def test_a_control_without_clipping_has_no_share_of_clipped_steps(

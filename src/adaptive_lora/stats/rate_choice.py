@@ -18,8 +18,8 @@ CLIFF = 0.5
 """A rate that loses more than this share of what the best gains on the frozen model lies beyond a cliff."""
 ALPHA = 0.05
 """One-sided level at which an arm prefers another rate than the baseline's."""
-_SAME = STEP**0.25
-"""Rates within this factor are one rate as far as steps go."""
+_SAME = STEP**0.55
+"""A rate within this factor of the one a step away stands for it: half a step, and what rounding to two digits adds."""
 
 Losses = Mapping[float, Mapping[int, float | None]]
 """Rate -> tuning seed -> validation loss, None where the run diverged; of rates whose every seed is finished."""
@@ -35,7 +35,9 @@ def rounded(rate: float) -> float:
 
 
 def stepped(rate: float, up: bool, tried: Iterable[float] = ()) -> float:
-    """The rate one step above or below: one that was tried there, within a quarter of a step, else rounded.
+    """The rate one step above or below: one that was tried there, within about half a step, else rounded.
+
+    So a rate that lies between two of a grid has a neighbour of that grid on either side.
 
     >>> stepped(1e-3, up=True), stepped(1e-3, up=True, tried=[1.7e-3]), stepped(1e-3, up=False)
     (0.0018, 0.0017, 0.00056)
@@ -52,7 +54,7 @@ def around(rate: float, tried: Iterable[float] = ()) -> tuple[float, float, floa
 
 
 def next_tried(rate: float, tried: Iterable[float], up: bool) -> float | None:
-    """The nearest of the rates that were tried which lies three quarters of a step or more away; None where none does.
+    """The nearest of the rates that were tried which lies about half a step or more away; None where none does.
 
     >>> next_tried(1e-3, [1e-3, 1.2e-3, 1.8e-3, 3e-3], up=True)
     0.0018
@@ -74,21 +76,34 @@ def lowest(losses: Losses, among: Iterable[float]) -> float | None:
     return min(means, key=lambda rate: (means[rate], rate)) if means else None
 
 
-def vertex(points: Sequence[tuple[float, float]]) -> float | None:
-    """The rate at the lowest point of the parabola in log rate through three (rate, loss); None where it has none.
+@dataclass(frozen=True)
+class Parabola:
+    """Loss over log rate near its lowest point: L = L0 + curvature (log rate - log lowest)^2."""
 
-    Never outside the three.
+    lowest: float
+    """A rate, never outside of those it was drawn through."""
+    curvature: float
+    """Nats per token; positive."""
+
+    def tilt_of_half_a_step(self, low: float, high: float) -> float:
+        """What `tilts` come to where another curve of this shape has its lowest point half a step away."""
+        return self.curvature * math.log(STEP) * math.log(high / low)
+
+
+def parabola(points: Sequence[tuple[float, float]]) -> Parabola | None:
+    """Through three (rate, loss); None where it has no lowest point.
 
     >>> three = [(rate, 2 + math.log(rate / 1.3e-3) ** 2) for rate in (5.6e-4, 1e-3, 1.8e-3)]
-    >>> round(vertex(three), 6)
-    0.0013
+    >>> found = parabola(three)
+    >>> round(found.lowest, 6), round(found.curvature, 6)
+    (0.0013, 1.0)
     """
     (x0, y0), (x1, y1), (x2, y2) = sorted((math.log(rate), loss) for rate, loss in points)
     left, right = (y1 - y0) / (x1 - x0), (y2 - y1) / (x2 - x1)
     curvature = (right - left) / (x2 - x0)
     if not curvature > 0:
         return None
-    return math.exp(min(max((x0 + x1) / 2 - left / (2 * curvature), x0), x2))
+    return Parabola(math.exp(min(max((x0 + x1) / 2 - left / (2 * curvature), x0), x2)), curvature)
 
 
 @dataclass(frozen=True)
@@ -130,30 +145,33 @@ def climb(start: Iterable[float], losses: Losses, prefer: Callable[[Sequence[flo
 def beyond_cliff(best: float, losses: Losses, frozen: float | None) -> bool:
     """Whether the rate one step above the best lies beyond a cliff.
 
-    There a run diverged, or the mean loss gives up more than `CLIFF` of what the best gains on the frozen model:
-    L(above) - L(best) > CLIFF (L(frozen) - L(best)).
-
     >>> beyond_cliff(1e-3, {1e-3: {0: 2.0}, 1.8e-3: {0: 2.6}}, frozen=3.0)
     True
     """
     above = stepped(best, True, losses)
-    if above not in losses:
-        return False
-    here, there = mean_loss(losses[best]), mean_loss(losses[above])
-    if here is None or there is None:
+    return above in losses and falls_off(mean_loss(losses[best]), mean_loss(losses[above]), frozen)
+
+
+def falls_off(here: float | None, above: float | None, frozen: float | None) -> bool:
+    """Whether training breaks between two rates of these mean losses, None where a run diverged.
+
+    It does where one diverged, and where the upper one gives up more than `CLIFF` of what the lower one gains on the
+    frozen model: L(above) - L(here) > CLIFF (L(frozen) - L(here)).
+    """
+    if here is None or above is None:
         return True
-    return frozen is not None and frozen > here and there - here > CLIFF * (frozen - here)
+    return frozen is not None and frozen > here and above - here > CLIFF * (frozen - here)
 
 
-def refined(best: float, losses: Losses, cliff: bool) -> float | None:
-    """The vertex through the best rate and its neighbours, rounded; None where the best itself is to be kept.
+def bowl_around(best: float, losses: Losses, cliff: bool) -> Parabola | None:
+    """The parabola through the best rate and its neighbours; None where the best itself is to be kept.
 
-    That is so where a neighbour is missing or diverged, and below a cliff where the vertex lies above the best.
+    That is so where a neighbour is missing or diverged, and below a cliff where the lowest point lies above the best.
     """
     means = [(rate, mean_loss(losses.get(rate, {}))) for rate in around(best, losses)]
     points = [(rate, loss) for rate, loss in means if loss is not None]
-    found = vertex(points) if len(points) == 3 else None
-    return None if found is None or (cliff and found > best) else rounded(found)
+    found = parabola(points) if len(points) == 3 else None
+    return None if found is None or (cliff and found.lowest > best) else found
 
 
 @dataclass(frozen=True)
@@ -186,6 +204,28 @@ def paired(first: Mapping[int, float | None], second: Mapping[int, float | None]
     """First less second on the seeds that completed both, by seed."""
     both = [(first[seed], second[seed]) for seed in sorted(first) if seed in second]
     return [one - two for one, two in both if one is not None and two is not None]
+
+
+def tilts(arm: Losses, baseline: Losses, low: float, high: float) -> list[float] | None:
+    """By seed, how much more an arm loses from the low rate to the high one than the baseline does.
+
+    (arm(high) - arm(low)) - (baseline(high) - baseline(low)): for two parabolas of one curvature c in log rate it is
+    -2 c d log(high / low), where d is how much higher the arm's lowest point lies, so that two rates tell what takes
+    three of one curve alone. None where a run diverged.
+
+    >>> tilts({1: {0: 2.5}, 2: {0: 2.0}}, {1: {0: 2.25}, 2: {0: 2.0}}, 1, 2)
+    [-0.25]
+    """
+    if any(mean_loss(losses[rate]) is None for losses in (arm, baseline) for rate in (low, high)):
+        return None
+    own, others = paired(arm[high], arm[low]), paired(baseline[high], baseline[low])
+    return [one - two for one, two in zip(own, others, strict=True)]
+
+
+def agrees(tilt: Sequence[float], noise: Noise | None, allowed: float) -> bool:
+    """Whether a mean tilt is not shown to be larger than what is allowed, by its one-sided t bound at `ALPHA`."""
+    mean = abs(math.fsum(tilt) / len(tilt))
+    return noise is not None and mean - allowed <= noise.half_width(len(tilt), ALPHA)
 
 
 def preferred(losses: Losses, among: Sequence[float], centre: float, noise: Noise | None) -> float | None:

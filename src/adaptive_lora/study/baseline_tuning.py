@@ -3,9 +3,11 @@
 1. The baseline is tried at three rates a factor 1.8 apart around a first guess, or at the study file's list; rates are
    added one step at a time until the best has both its neighbours. The parabola in log rate through the three gives
    the rate. The study's first budget comes first; its rate is the first guess at all others.
-2. At each budget with arms, the baseline and every arm of the study's own are tried at that rate and one step to
-   either side. An arm gets another rate where it is better beyond the noise, which is pooled over arms and sides; then
-   it too goes on step by step.
+2. At each budget with arms, every arm of the study's own is tried one step to either side of that rate, where the
+   baseline has been. How much more the arm gains from the lower to the higher than the baseline does tells where its
+   own best lies: within half a step beyond the noise, which is pooled over arms, it takes the baseline's rate. One that
+   does not is tried at that rate too, gets another where that is better beyond the noise, and goes on step by step. So
+   are all where the baseline has no parabola, or something diverged.
 3. Random controls and those with more compute take the baseline's rate, a shuffled plan takes that of the arm whose
    plan it shuffles.
 
@@ -15,6 +17,7 @@ Everything follows from the finished tuning runs alone, whatever the order they 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,16 +27,21 @@ from adaptive_lora.stats.rate_choice import (
     Climb,
     Losses,
     Noise,
+    Parabola,
+    agrees,
     around,
     beyond_cliff,
+    bowl_around,
     climb,
+    falls_off,
     lowest,
     mean_loss,
     paired,
     pooled,
     preferred,
-    refined,
+    rounded,
     stepped,
+    tilts,
 )
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.matrix import Cell, CellKey, Rates, Role, StudyMatrix, first_rates
@@ -66,7 +74,7 @@ class RateChoice:
     edge: bool = False
     """Whether a better rate may lie beyond those that were tried."""
     cliff: bool = False
-    """Whether training breaks one step above; see `stats.rate_choice.beyond_cliff`."""
+    """Whether training breaks one step above; see `stats.rate_choice.falls_off`."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +101,12 @@ class BaselineSearch:
     def asked(self) -> dict[CellKey, tuple[float, ...]]:
         """Cell -> every rate that it has been asked for, rising; more follow once these are finished."""
         found = {(self.matrix.baseline.name, budget): own.asked for budget, own in self._baseline.items()}
-        for budget, rates in self._checked.items():
-            for cell in self._cells(budget, Role.BASELINE, Role.ARM):
+        for budget, sides in self._sides.items():
+            key = self.matrix.baseline.name, budget
+            found[key] = tuple(sorted({*found[key], *sides}))
+            for cell in self._cells(budget, Role.ARM):
                 own = self._arms.get(cell.key)
-                more = own.asked if own else rates
-                found[cell.key] = tuple(sorted({*found.get(cell.key, ()), *more}))
+                found[cell.key] = own.asked if own else sides
         return found
 
     @functools.cached_property
@@ -107,7 +116,7 @@ class BaselineSearch:
         for key, own in self._arms.items():
             if own.done:
                 of_baseline = own.best == self._rates[key[1]].rate
-                cliff = own.best is not None and beyond_cliff(own.best, self.losses[key], self.frozen)
+                cliff = own.best is not None and self._breaks_above(key, own.best)
                 found[key] = RateChoice(own.best, How.BASELINE if of_baseline else How.OWN, own.edge, cliff)
         for budget, choice in self._rates.items():
             if choice.rate is None:
@@ -159,12 +168,8 @@ class BaselineSearch:
 
         With looks, by the first of them.
         """
-        first, asked = first_rates(self.matrix), self.asked
-        rates = {**first, **asked}
-        for budget, own in self._baseline.items():
-            key = self.matrix.baseline.name, budget
-            if not own.done:  # what follows once it is
-                rates[key] = (*asked[key], *first[key][3:])
+        asked = self.asked
+        rates = {**first_rates(self.matrix), **asked}
         for key in self.untrainable - set(asked):
             rates.pop(key, None)
         return self.matrix.counts(rates, self.untrainable, self.matrix.first_seeds)
@@ -192,44 +197,84 @@ class BaselineSearch:
     def _choice(self, budget: str, own: Climb) -> RateChoice:
         if own.best is None:
             return RateChoice(None, How.GRID, own.edge)
-        # Rates that were added later, to check the arms at, have no part in what was chosen before them.
+        cliff = beyond_cliff(own.best, self._searched(budget, own), self.frozen)
+        bowl = self._bowl(budget, own)
+        rate, how = (rounded(bowl.lowest), How.VERTEX) if bowl else (own.best, How.GRID)
+        return RateChoice(rate, how, own.edge, cliff)
+
+    def _searched(self, budget: str, own: Climb) -> Losses:
+        """The baseline's, at the rates of its own search: those that arms are checked at have no part in its choice."""
         every = self.losses[self.matrix.baseline.name, budget]
-        losses = {rate: by_seed for rate, by_seed in every.items() if rate in own.asked}
-        cliff = beyond_cliff(own.best, losses, self.frozen)
-        found = None if own.edge else refined(own.best, losses, cliff)
-        return RateChoice(found or own.best, How.VERTEX if found else How.GRID, own.edge, cliff)
+        return {rate: by_seed for rate, by_seed in every.items() if rate in own.asked}
+
+    def _bowl(self, budget: str, own: Climb) -> Parabola | None:
+        """Of a finished search: what its rate comes from; None where the best that was tried is kept."""
+        if own.best is None or own.edge:
+            return None
+        losses = self._searched(budget, own)
+        return bowl_around(own.best, losses, beyond_cliff(own.best, losses, self.frozen))
 
     @functools.cached_property
-    def _checked(self) -> dict[str, tuple[float, float, float]]:
-        """Budget with arms -> the rates that every arm is tried at, where the baseline's is known."""
+    def _sides(self) -> dict[str, tuple[float, float]]:
+        """Budget with arms -> the rates one step below and above the baseline's, where that is known."""
         found = {}
         for budget, choice in self._rates.items():
             if choice.rate is not None and self._cells(budget, Role.ARM):
-                found[budget] = around(choice.rate, self._baseline[budget].asked)
+                low, _, high = around(choice.rate, self._baseline[budget].asked)
+                found[budget] = low, high
         return found
 
     @functools.cached_property
     def _arms(self) -> dict[CellKey, Climb]:
-        """How far each arm has come at the budgets where all are finished at the three rates."""
-        found = {}
-        for budget, rates in self._checked.items():
+        """How far each arm has come, at the budgets where all are finished on both sides."""
+        found: dict[CellKey, Climb] = {}
+        for budget, sides in self._sides.items():
             cells = self._cells(budget, Role.BASELINE, Role.ARM)
-            if all(rate in self.losses.get(cell.key, {}) for cell in cells for rate in rates):
-                noise = self._noise(cells, rates)
-                for cell in self._cells(budget, Role.ARM):
-                    found[cell.key] = self._checked_arm(cell, rates, noise)
+            if all(side in self.losses.get(cell.key, {}) for cell in cells for side in sides):
+                found |= self._checked(budget, sides)
         return found
 
-    def _checked_arm(self, cell: Cell, rates: tuple[float, float, float], noise: Noise | None) -> Climb:
-        losses = self.losses[cell.key]
-        return climb(rates, losses, lambda among: preferred(losses, among, rates[1], noise))
+    def _checked(self, budget: str, sides: tuple[float, float]) -> dict[CellKey, Climb]:
+        """The arms that agree with the baseline's rate are done; the others are tried there too, and decided as one."""
+        centre, agreed = self._rates[budget].rate, self._agreed(budget, sides)
+        assert centre is not None
+        rates = tuple(sorted({sides[0], centre, sides[1]}))
+        doubted = [cell.key for cell in self._cells(budget, Role.ARM) if cell.key not in agreed]
+        found = {key: Climb(sides, centre, done=True) for key in agreed}
+        if not all(centre in self.losses[key] for key in doubted):
+            return found | {key: Climb(rates) for key in doubted}
+        noise = self._noise(budget, rates)
+        for key in doubted:
+            prefer = functools.partial(preferred, self.losses[key], centre=centre, noise=noise)
+            found[key] = climb(rates, self.losses[key], prefer)
+        return found
 
-    def _noise(self, cells: Sequence[Cell], rates: tuple[float, float, float]) -> Noise | None:
-        """Of a step's difference, over cells and both sides; a side that diverged with some seed has no part in it."""
-        low, centre, high = rates
-        every = [self.losses[cell.key] for cell in cells]
-        trained = [own for own in every if mean_loss(own[centre]) is not None]
-        return pooled(paired(own[centre], own[side]) for own in trained for side in (low, high) if mean_loss(own[side]))
+    def _agreed(self, budget: str, sides: tuple[float, float]) -> set[CellKey]:
+        """Arms whose own best is not shown to lie further than half a step from the baseline's rate."""
+        bowl = self._bowl(budget, self._baseline[budget])
+        if bowl is None:
+            return set()
+        base = self.losses[self.matrix.baseline.name, budget]
+        every = {cell.key: tilts(self.losses[cell.key], base, *sides) for cell in self._cells(budget, Role.ARM)}
+        trained = {key: tilt for key, tilt in every.items() if tilt is not None}
+        noise, allowed = pooled(trained.values()), bowl.tilt_of_half_a_step(*sides)
+        return {key for key, tilt in trained.items() if agrees(tilt, noise, allowed)}
+
+    def _noise(self, budget: str, rates: Sequence[float]) -> Noise | None:
+        """Of a step's difference, over cells and steps; without rates that a cell was not tried at, or diverged at."""
+        steps = []
+        for cell in self._cells(budget, Role.BASELINE, Role.ARM):
+            own = self.losses[cell.key]
+            trained = [own[rate] for rate in rates if rate in own and mean_loss(own[rate]) is not None]
+            steps += [paired(below, above) for below, above in itertools.pairwise(trained)]
+        return pooled(steps)
+
+    def _breaks_above(self, key: CellKey, rate: float) -> bool:
+        """Whether training breaks one step above an arm's rate; where it was not tried there, by the rate below."""
+        losses = self.losses[key]
+        below, _, above = around(rate, losses)
+        here = rate if rate in losses else below
+        return above in losses and falls_off(mean_loss(losses[here]), mean_loss(losses[above]), self.frozen)
 
     def _cells(self, budget: str, *roles: Role) -> list[Cell]:
         return [cell for cell in self.matrix.cells if cell.budget == budget and cell.role in roles]

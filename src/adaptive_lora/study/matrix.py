@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from adaptive_lora.planning.budget_text import halved
-from adaptive_lora.stats.rate_choice import STEP, around
+from adaptive_lora.stats.rate_choice import around
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.study.protocol import (
     assay_budgets,
@@ -240,21 +240,19 @@ class StudyMatrix:
 def first_rates(matrix: StudyMatrix) -> dict[CellKey, tuple[float, ...]]:
     """Cell -> as many rates as `tune: baseline` tries there where no first guess is far off; for counting.
 
-    The baseline at the rates it starts from and, at a budget with arms, at three more around the rate that is found;
-    every arm at these three; controls at none, as theirs follow from others.
+    The baseline at the rates it starts from; every arm at the two beside the rate that is found; controls at none, as
+    theirs follow from others.
     """
     start = matrix.start
-    found_there = around(start[len(start) // 2] * STEP**0.5)
-    armed = {cell.budget for cell in matrix.cells if cell.role is Role.ARM}
+    low, _, high = around(start[len(start) // 2])
     first = matrix.cells[0].budget
     found: dict[CellKey, tuple[float, ...]] = {}
     for cell in matrix.cells:
         begun = start if cell.budget == first else around(start[len(start) // 2])
         if cell.role in (Role.BASELINE, Role.ASSAY):
-            # Those that tuning begins with come first.
-            found[cell.key] = (*begun, *(found_there if cell.budget in armed else ()))
+            found[cell.key] = tuple(begun)
         elif cell.role is Role.ARM:
-            found[cell.key] = found_there
+            found[cell.key] = low, high
     return found
 
 

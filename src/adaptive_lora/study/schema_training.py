@@ -94,7 +94,7 @@ class TrainPart(Part):
     """Whether the grid grows, for all arms, while the best rate of one lies at its edge."""
     tune: Literal["baseline", "every-arm"] = "every-arm"
     """`every-arm`: the whole grid for each arm, controls too. `baseline`: for the baseline alone, in steps of 1.8
-    around the rate, or the best of the rates, that `learning_rate` gives, as far as it takes; each arm is then checked
+    around the rate, or the best of the rates, that `learning_rate` gives, as far as it takes; each arm is then tried
     one step to either side and gets a rate of its own where it prefers one beyond the noise."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after the warm-up: to 0 linearly, to 0 as a cosine, or not at all."""
