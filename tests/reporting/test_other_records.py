@@ -22,7 +22,7 @@ from adaptive_lora.stats.verdicts import Judgement, Verdict
 from adaptive_lora.study.archive import open_recorded
 
 RESULTS = Path(__file__).parents[2] / "results"
-STUDIES = ("alpaca-stories260k", "gsm8k-stories260k")
+STUDIES = ("alpaca-babyllama-full", "alpaca-stories260k", "gsm8k-stories260k")
 
 
 def exclude(one: Judgement, other: Judgement) -> bool:
