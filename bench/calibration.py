@@ -12,8 +12,10 @@ in which something is called better or worse at any look; `coverage_95` of the i
 `false_equivalence_rate`, studies in which an arm is called equivalent that truly differs by just the margin, which is
 measured, a quarter of what half the budget costs (twenty standard errors here: the wider the margin, the harder);
 `power_at_planned`, found differences of the size that the plan says are found four times in five. `by_shape` has the
-same for seeds' effects with heavy tails and with skew that no study has shown. `methods`: how the ways to estimate a
-variance of few seeds did at one look, so that the choice can be seen.
+same for seeds' effects with heavy tails and with skew that no study has shown. There, `caution_skewed` says beside
+which share of comparisons without a difference the caution on skew stands, and `cautioned_of_...` the same of false
+positives, of intervals that miss, and of planned differences that were found; absent where there was none. `methods`:
+how the ways to estimate a variance of few seeds did at one look, so that the choice can be seen.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from adaptive_lora.stats.estimators import equivalence_interval, holm, mean_inte
 from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated
 from adaptive_lora.stats.power import Design, smallest_detectable
 from adaptive_lora.stats.step_down import Family, correlation_of, step_down
-from adaptive_lora.stats.verdicts import Rule, Verdict, judge_family
+from adaptive_lora.stats.verdicts import Judgement, Rule, Verdict, judge_family
 from adaptive_lora.streams import numpy_stream
 from simulated import SHAPES, Array, Simulated, Simulator, read_tables
 
@@ -64,7 +66,8 @@ def null_study(sim: Simulator, family: int) -> Shares:
     judged = judge_family(drawn.family, NO_MARGIN)
     old = old_rule(drawn, margin=0.0)
     return {
-        "caution_skewed": [float(Caution.SKEWED in j.cautions) for j in judged.values()],
+        "caution_skewed": [_cautioned(j) for j in judged.values()],
+        "cautioned_of_false_positives": [_cautioned(j) for j in judged.values() if j.verdict in DIFFERENT],
         "false_positive_rate": [float(any(j.verdict in DIFFERENT for j in judged.values()))],
         "old_false_positive_rate": [float(any(v in DIFFERENT for v in old))],
     }
@@ -75,11 +78,22 @@ def spread_study(sim: Simulator, family: int) -> Shares:
     like = sim.chosen(family)
     truth = sim.real.means[like] * sim.draw.choice([-1.0, 1.0], family)
     drawn = sim.study(like, truth, LOOKS[-1], RECORDS, half=_half(sim))
-    covers = [_covers(j.interval, t) for j, t in zip(judge_family(drawn.family, RULE).values(), truth, strict=True)]
+    judged = list(judge_family(drawn.family, RULE).values())
+    covers = [_covers(j.interval, t) for j, t in zip(judged, truth, strict=True)]
+    missed = [j for j, covered in zip(judged, covers, strict=True) if not covered]
     tables = [own.table.of_seeds(range(OLD_SEEDS)) for own in drawn.family.values()]
     old = [_covers(mean_interval(t.by_seed.tolist()), true) for t, true in zip(tables, truth, strict=True)]
     fixed = [_covers(own.interval(), t) for own, t in zip(moderated([crossed(t) for t in tables]), truth, strict=True)]
-    return {"coverage_95": covers, "coverage_95_fixed_seeds": fixed, "old_coverage_95": old}
+    return {
+        "coverage_95": covers,
+        "cautioned_of_misses": [_cautioned(j) for j in missed],
+        "coverage_95_fixed_seeds": fixed,
+        "old_coverage_95": old,
+    }
+
+
+def _cautioned(found: Judgement) -> float:
+    return float(Caution.SKEWED in found.cautions)
 
 
 def _covers(found: Any, truth: float) -> float:
@@ -111,6 +125,7 @@ def planned(sim: Simulator, family: int) -> Shares:
     old = old_rule(drawn, margin=0.0)
     return {
         "power_at_planned": [float(found.verdict is Verdict.WORSE)],
+        "cautioned_of_found": [_cautioned(found)] if found.verdict is Verdict.WORSE else [],
         "seeds_when_found": [float(found.n)] if found.verdict is Verdict.WORSE else [],
         "old_power_at_planned": [float(old[0] == "worse")],
     }
@@ -219,7 +234,8 @@ def shares(tables: list[Any], shape: str, family: int, studies: int, name: str) 
     found: dict[str, float] = {}
     for key, values in drawn.items():
         found[key] = round(float(np.mean(values)), 6)
-        found[f"{key}_error"] = round(float(np.std(values, ddof=1)) / math.sqrt(len(values)), 6)
+        if len(values) > 1:
+            found[f"{key}_error"] = round(float(np.std(values, ddof=1)) / math.sqrt(len(values)), 6)
     return found
 
 

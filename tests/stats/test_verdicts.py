@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from adaptive_lora.stats.cautions import Caution, cautions_of, skewness
+from adaptive_lora.stats.cautions import Caution, cautions_of
 from adaptive_lora.stats.crossed import PairedTable, of_seed_means
 from adaptive_lora.stats.divergence import NONE_DIVERGED, DivergedPairs
-from adaptive_lora.stats.estimators import Interval, equivalence_p
+from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.looks import levels, spent
 from adaptive_lora.stats.margins import Margin
 from adaptive_lora.stats.step_down import correlation_of, step_down
@@ -77,7 +77,6 @@ def test_one_comparison_by_seed_is_a_t_test_and_two_one_sided_ones() -> None:
         stats.ttest_1samp(NOISE, MARGIN, alternative="less"),
     ]
     assert found.equivalence_p == pytest.approx(max(float(side.pvalue) for side in sides))
-    assert found.equivalence_p == pytest.approx(equivalence_p(NOISE, MARGIN))
     assert found.adjusted_equivalence_p == pytest.approx(found.equivalence_p)
     assert found.improvement is not None and found.improvement.mean == 0.5
 
@@ -272,20 +271,18 @@ def test_a_later_look_never_rewrites_an_earlier_verdict() -> None:
     for finished in (4, 6, 8, 10, 12):
         family = {key: evidence(values[:finished]) for key, values in arms.items()}
         found = judge_family(family, Rule(margin=MARGIN, seeds=tuple(range(12)), looks=(4, 6, 8, 10, 12)))
-        assert all(found[key] == earlier for key, earlier in seen.items() if earlier.decided)
+        decided = {key: j for key, j in seen.items() if j.decided}
+        assert all(replace(found[key], cautions=j.cautions) == j for key, j in decided.items())
         seen = found
 
 
 def test_cautions_say_what_the_data_give_cause_for() -> None:
-    values = np.array([0.0, 0.001, 0.0, 0.002, 0.001, 0.04])
     number = Margin(0.01, None, True)
-    few = PairedTable(np.tile(values[:5, None], (1, 50)), np.ones(50), tuple(range(5)))
-    assert cautions_of(few, number, NONE_DIVERGED) == (Caution.FEW_SEEDS, Caution.FEW_RECORDS)
-    skewed = PairedTable(np.tile(values[:, None], (1, 400)), np.ones(400), tuple(range(6)))
-    assert cautions_of(skewed, number, NONE_DIVERGED) == (Caution.SKEWED,)
+    few, many = (PairedTable(np.ones((n, r)), np.ones(r), tuple(range(n))) for n, r in ((5, 50), (6, 400)))
+    assert cautions_of(few, number, NONE_DIVERGED, skewed=False) == (Caution.FEW_SEEDS, Caution.FEW_RECORDS)
+    assert cautions_of(many, number, NONE_DIVERGED, skewed=False) == ()
+    assert cautions_of(many, number, NONE_DIVERGED, skewed=True) == (Caution.SKEWED,)
     wide = Margin(0.004, Interval(0.004, 0.001, 0.007, 8, 0.95), True)
-    assert cautions_of(None, wide, NONE_DIVERGED) == (Caution.MARGIN,)
+    assert cautions_of(None, wide, NONE_DIVERGED, skewed=False) == (Caution.MARGIN,)
     blind = Margin(0.001, Interval(0.001, -0.001, 0.003, 8, 0.95), False)
-    assert cautions_of(None, blind, DivergedPairs(1, 0, 8)) == (Caution.INSENSITIVE, Caution.DIVERGED)
-    draws = numpy_stream(0, "skew").exponential(size=50)
-    assert skewness(draws) == pytest.approx(float(stats.skew(draws))) and skewness(np.ones(3)) == 0.0
+    assert cautions_of(None, blind, DivergedPairs(1, 0, 8), False) == (Caution.INSENSITIVE, Caution.DIVERGED)

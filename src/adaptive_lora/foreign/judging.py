@@ -260,7 +260,7 @@ def _outcome(paired: Paired, found: Judgement, asked: Asked) -> Outcome:
         found.adjusted_equivalence_p,
         asked.alpha,
         asked.margin,
-        cautions_of(paired.table, found.margin, found.diverged_pairs),
+        cautions_of(paired.table, found.margin, found.diverged_pairs, Caution.SKEWED in found.cautions),
         crossed(paired.table).components,
     )
 

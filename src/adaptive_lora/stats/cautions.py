@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-import numpy as np
-
 from adaptive_lora.stats.crossed import PairedTable
 from adaptive_lora.stats.divergence import DivergedPairs
-from adaptive_lora.stats.estimators import Floats
 from adaptive_lora.stats.margins import Margin
 
 FEW_SEEDS, FEW_RECORDS = 6, 200
-SKEW = 1.0
-"""Few differences show little of their skew: in `bench/calibration.py` one normal comparison in thirteen is as skewed,
-and of exponential ones no more than one in three."""
 UNCERTAIN_MARGIN = 0.5
 """Half width of the margin's interval over the margin."""
 
@@ -27,7 +21,8 @@ class Caution(StrEnum):
     ONE_SET_OF_RECORDS = "one set of records"
     """Losses by record are not known, so that all is conditional on the records that were tested."""
     SKEWED = "skewed"
-    """Differences by seed lie to one side: intervals of few such cover less than they say."""
+    """Differences by seed lie to one side, in this comparison or in its family: verdicts of few such err more often,
+    and their intervals cover less, than they say (`stats.skewness`)."""
     MARGIN = "uncertain margin"
     INSENSITIVE = "task insensitive to rank"
     """Half the budget is not shown to be worse."""
@@ -38,24 +33,19 @@ class Caution(StrEnum):
     CLIPPED = "every step clipped"
 
 
-def cautions_of(table: PairedTable | None, margin: Margin, diverged: DivergedPairs) -> tuple[Caution, ...]:
-    """Those that the differences themselves give cause for."""
+def cautions_of(
+    table: PairedTable | None, margin: Margin, diverged: DivergedPairs, skewed: bool
+) -> tuple[Caution, ...]:
+    """Those that the differences themselves give cause for; `skewed`: whether those of its family do."""
     found = []
     if table is not None:
         seeds, records = len(table.seeds), len(table.tokens)
         found += [Caution.FEW_SEEDS] if seeds < FEW_SEEDS else []
         found += [Caution.ONE_SET_OF_RECORDS] if records < 2 else [Caution.FEW_RECORDS] if records < FEW_RECORDS else []
-        found += [Caution.SKEWED] if seeds >= FEW_SEEDS and abs(skewness(table.by_seed)) > SKEW else []
+        found += [Caution.SKEWED] if skewed else []
     if margin.interval is not None and not margin.usable:
         found.append(Caution.INSENSITIVE)
     elif margin.interval is not None and margin.value and margin.interval.high is not None:
         wide = (margin.interval.high - margin.value) / margin.value > UNCERTAIN_MARGIN
         found += [Caution.MARGIN] if wide else []
     return (*found, *([Caution.DIVERGED] if diverged.any else []))
-
-
-def skewness(values: Floats) -> float:
-    """The mean cube of standardised values; 0 for equal ones."""
-    centred = values - values.mean()
-    scale = float(np.sqrt((centred**2).mean()))
-    return float((centred**3).mean()) / scale**3 if scale > 0 else 0.0

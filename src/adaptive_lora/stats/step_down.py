@@ -98,7 +98,13 @@ def step_down(p_values: Sequence[float], correlation: float, sided: int = 2) -> 
 
 def correlation_of(tables: Mapping[Key, PairedTable]) -> float:
     """Mean correlation between two comparisons' seed means, over the seeds that both have; between 0 and 0.9."""
-    rows = [dict(zip(t.seeds, t.by_seed.tolist(), strict=True)) for t in tables.values()]
+    found = pairwise_correlations(list(tables.values()))
+    return min(MOST_CORRELATED, max(0.0, sum(found) / len(found))) if found else 0.0
+
+
+def pairwise_correlations(tables: Sequence[PairedTable]) -> list[float]:
+    """Of every two comparisons' seed means that both vary over more than two seeds in common."""
+    rows = [dict(zip(t.seeds, t.by_seed.tolist(), strict=True)) for t in tables]
     found = []
     for i, one in enumerate(rows):
         for other in rows[:i]:
@@ -106,7 +112,7 @@ def correlation_of(tables: Mapping[Key, PairedTable]) -> float:
             a, b = (np.array([row[seed] for seed in shared]) for row in (one, other))
             if len(shared) > 2 and _varies(a) and _varies(b):
                 found.append(float(np.corrcoef(a, b)[0, 1]))
-    return min(MOST_CORRELATED, max(0.0, sum(found) / len(found))) if found else 0.0
+    return found
 
 
 def _varies(values: Floats) -> bool:

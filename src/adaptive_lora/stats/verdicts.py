@@ -8,7 +8,7 @@ plan (`stats.looks`). Differences are one family at alpha, equivalences another.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
@@ -19,6 +19,7 @@ from adaptive_lora.stats.estimators import Interval, improvement_probability
 from adaptive_lora.stats.looks import spent
 from adaptive_lora.stats.margins import Margin, equivalence_p, margin_of
 from adaptive_lora.stats.moderation import moderated
+from adaptive_lora.stats.skewness import skewed_among
 from adaptive_lora.stats.step_down import correlation_of, step_down
 
 Key = TypeVar("Key", bound=Hashable)
@@ -98,7 +99,8 @@ class Judgement:
     """Which look, from 1, these are of; None before the first."""
     decided: bool
     """Whether the verdict stands and no later look changes it."""
-    cautions: tuple[Caution, ...]
+    cautions: tuple[Caution, ...] = ()
+    """That of skew rests on all that the family has shown, be it after the look that decided."""
 
     @property
     def significant(self) -> bool:
@@ -142,8 +144,18 @@ def judge_family(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[Pair
     >>> str(found.verdict), round(found.mean, 4)
     ('better', -0.012)
     """
-    if not rule.looks:
-        return _Look(rule, None).judged(family, pool)
+    judged = _look_by_look(family, rule, pool) if rule.looks else _Look(rule, None).judged(family, pool)
+    tables = {key: _until(own.table, rule, judged[key].look) for key, own in family.items()}
+    last = max((j.look or 0 for j in judged.values()), default=0)
+    beside = [_until(table, rule, last) for table in (*pool, *(own.half for own in family.values()))]
+    skewed = skewed_among({key: t for key, t in tables.items() if t is not None}, [t for t in beside if t is not None])
+    return {
+        key: replace(j, cautions=cautions_of(tables[key], j.margin, j.diverged_pairs, key in skewed))
+        for key, j in judged.items()
+    }
+
+
+def _look_by_look(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable]) -> dict[Key, Judgement]:
     found: dict[Key, Judgement] = {}
     for index, count in enumerate(rule.looks):
         seeds = frozenset(rule.seeds[:count])
@@ -155,6 +167,13 @@ def judge_family(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[Pair
         found |= {key: own for key, own in judged.items() if seeds <= waiting[key].finished}
     unseen = {key: own for key, own in family.items() if key not in found}
     return {key: found[key] if key in found else _described(unseen[key], rule) for key in family}
+
+
+def _until(table: PairedTable | None, rule: Rule, look: int | None) -> PairedTable | None:
+    """Its rows up to a look, from 1; all where there are no looks, or where none was come to."""
+    if table is not None and rule.looks and look:
+        table = table.of_seeds(rule.seeds[: rule.looks[look - 1]])
+    return table if table is not None and table.seeds else None
 
 
 @dataclass(frozen=True)
@@ -184,15 +203,13 @@ class _Look:
         }
 
     def _restricted(self, own: Evidence) -> Evidence:
-        table, half = (None if t is None else self._of_look(t) for t in (own.table, own.half))
+        table, half = map(self._of_look, (own.table, own.half))
         by_look = own.diverged_by_look
         diverged = by_look[self.index] if by_look and self.index is not None else own.diverged
         return Evidence(table, half, diverged, finished=own.finished)
 
-    def _of_look(self, table: PairedTable) -> PairedTable | None:
-        if self.index is not None:
-            table = table.of_seeds(self.rule.seeds[: self.looks[self.index]])
-        return table if table.seeds else None
+    def _of_look(self, table: PairedTable | None) -> PairedTable | None:
+        return _until(table, self.rule, None if self.index is None else self.index + 1)
 
     def _spent(self, p: float | None, sided: int) -> float:
         return 1.0 if p is None else spent(p, self.looks, self.index or 0, sided)
@@ -264,5 +281,4 @@ def _judgement(
         components=found.components if found else None,
         look=None if not seen else (index or 0) + 1,
         decided=verdict is not Verdict.UNDECIDED,
-        cautions=cautions_of(own.table, margin, own.diverged),
     )
