@@ -8,7 +8,8 @@ seeds' differences, Holm, t intervals over seeds on the records there are, equiv
     python bench/calibration.py [--studies 1000] [--results FOLDER] [--out FILE]
 
 At the top, the worst of families of 1, 5 and 10 comparisons: `false_positive_rate`, studies without any true difference
-in which something is called better or worse at any look; `coverage_95` of the intervals where each comparison stopped;
+in which something is called better or worse at any look, with no margin or where others are called equivalent before;
+`coverage_95` of the intervals where each comparison stopped;
 `false_equivalence_rate`, studies in which an arm is called equivalent that truly differs by just the margin, which is
 measured, a quarter of what half the budget costs (twenty standard errors here: the wider the margin, the harder);
 `power_at_planned`, found differences of the size that the plan says are found four times in five. `by_shape` has the
@@ -53,6 +54,8 @@ RECORDS, OTHER_RECORDS, ALPHA = 500, 100, 0.05
 FAMILIES = (1, 5, 10)
 ERRORS = 20.0
 """What half the budget costs in the hardest case of equivalence, in standard errors of a margin."""
+LEAVING = 4.0
+"""The margin of studies without a true difference, in standard errors: most arms are called equivalent early."""
 RULE = Rule(alpha=ALPHA, seeds=tuple(range(LOOKS[-1])), looks=LOOKS)
 NO_MARGIN = replace(RULE, margin=1e-12)
 DIFFERENT = (Verdict.BETTER, Verdict.WORSE)
@@ -61,14 +64,20 @@ Shares = dict[str, list[float]]
 
 
 def null_study(sim: Simulator, family: int) -> Shares:
-    """No true difference, and no margin: an arm that is called equivalent early can be called nothing else later."""
-    drawn = sim.study(sim.chosen(family), np.zeros(family), LOOKS[-1], RECORDS)
+    """No true difference. Without a margin, as an arm that is called equivalent early can be called nothing else later;
+    and with one, as those that are left then are not just any."""
+    like = sim.chosen(family)
+    half = 4 * LEAVING * math.sqrt(_variance(sim, int(like[0]), LOOKS[-1]))
+    drawn = sim.study(like, np.zeros(family), LOOKS[-1], RECORDS, half=half)
     judged = judge_family(drawn.family, NO_MARGIN)
+    leaving = judge_family(drawn.family, RULE).values()
     old = old_rule(drawn, margin=0.0)
     return {
         "caution_skewed": [_cautioned(j) for j in judged.values()],
         "cautioned_of_false_positives": [_cautioned(j) for j in judged.values() if j.verdict in DIFFERENT],
         "false_positive_rate": [float(any(j.verdict in DIFFERENT for j in judged.values()))],
+        "false_positive_rate_with_margin": [float(any(j.verdict in DIFFERENT for j in leaving))],
+        "equivalent_with_margin": [float(j.verdict is Verdict.EQUIVALENT) for j in leaving],
         "old_false_positive_rate": [float(any(v in DIFFERENT for v in old))],
     }
 
@@ -151,16 +160,16 @@ def _disjoint(one: Any, other: Any) -> float:
     return float(one.high < other.low or other.high < one.low)
 
 
-def old_rule(drawn: Simulated, margin: float = OLD_MARGIN) -> list[str]:
+def old_rule(drawn: Simulated, margin: float = OLD_MARGIN, alpha: float = ALPHA) -> list[str]:
     """Verdicts of the rule before: ten seeds, each comparison by its own sign flips, records as if they were all."""
     rows = [own.table.of_seeds(range(OLD_SEEDS)).by_seed.tolist() for own in drawn.family.values()]
     found = []
     for row, p in zip(rows, holm([sign_flip_p(row) for row in rows]), strict=True):
-        within = equivalence_interval(row, ALPHA)
+        within = equivalence_interval(row, alpha)
         if -margin <= within.low <= within.high <= margin:
             found.append("equivalent")
         else:
-            found.append("undecided" if p > ALPHA else "worse" if within.mean > 0 else "better")
+            found.append("undecided" if p > alpha else "worse" if within.mean > 0 else "better")
     return found
 
 
@@ -260,7 +269,9 @@ def worst(by_family: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     coverages = [own["coverage_95"] for own in by_family.values()]
     powers = [own["power_at_planned"] for own in by_family.values()]
     return {
-        "false_positive_rate": max(own["false_positive_rate"] for own in by_family.values()),
+        "false_positive_rate": max(
+            own[key] for own in by_family.values() for key in ("false_positive_rate", "false_positive_rate_with_margin")
+        ),
         "coverage_95": max(coverages, key=lambda c: abs(c - 0.95)),
         "false_equivalence_rate": max(own["false_equivalence_rate"] for own in by_family.values()),
         "power_at_planned": max(powers, key=lambda p: abs(p - 0.8)),

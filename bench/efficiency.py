@@ -8,26 +8,28 @@ file; tuning as it goes on the losses of the committed study (`replayed_tuning.p
 took there, where every arm was tried at three rates). Both have the same arms, budgets and steps, so that nothing is
 saved by asking less, and the same margin, as equivalence within a narrower one is another question: `own_margin` has
 the files' own, a quarter of what half the budget costs, which in the main study is a third of it at rank:2 and cannot
-be had at rank:8. Plans of looks are tried from the shortest, and the first counts that decides as large a share as
-before; `as_run` has the file's own plan. What is asked now is more: every measured arm has a control of its own.
+be had at rank:8. The plans of looks are the cheapest, one a study, that together decide as large a share as before;
+`as_run` is with the files' own. What is asked now is more: every measured arm has a control of its own.
 `adapter_step_ratio_same_controls` is against the protocol before with these controls too.
 
     python bench/efficiency.py [--studies 400] [--results FOLDER] [--out FILE]
 
 `adapter_step_ratio`: now over before, all three together. `decided_new` and `decided_old`: shares of the primary
-comparisons with a verdict. `wrong_new`, `wrong_old`: shares with a false one: the other sign, a difference where there
-is none (in studies without true differences), or an equivalence of what differs by more than the margin.
-`saving`: adapter-steps by where they go.
+comparisons with a verdict. `wrong_new`, `wrong_old`: shares of studies with a false one: the other sign, a difference
+where there is none, or an equivalence of what differs by more than the margin. Both rules promise 5 %. The one before
+takes 5 % for each equivalence and breaks it (`..._as_it_was`), so its alpha is lowered, study by study, until it is
+kept. `saving`: adapter-steps by where they go.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,59 +45,25 @@ from adaptive_lora.study.matrix import Run, StudyMatrix, matrix_of
 from adaptive_lora.study.sequential import looks_of, open_cells
 from adaptive_lora.study.study_file import Study, load_study
 from calibration import OLD_MARGIN, old_rule
+from protocol_before import ALL_CONTROLS, OLD_SEEDS, before, old_steps, said, steps
 from replayed_tuning import replayed_steps
 from simulated import HALF, RealTable, Simulated, Simulator, read_tables
 
 ROOT = Path(__file__).parent.parent
 STUDIES = ("alpaca-babyllama-full", "alpaca-stories260k", "gsm8k-stories260k")
-OLD_RATES = {"alpaca-babyllama-full": [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]}
-THREE_RATES = [1e-3, 3e-3, 1e-2]
 PLANS = ((4, 6), (4, 6, 8), (4, 6, 8, 10), (4, 6, 8, 10, 12))
-OLD_SEEDS, OLD_TUNING = list(range(10)), [1000, 1001, 1002]
+MOST_SEEDS = 12
+OLD_ALPHAS = (0.05, 0.04, 0.03, 0.02, 0.015, 0.01, 0.005)
+PROMISED = 0.05
+"""The share of studies with a false verdict that both rules promise not to exceed."""
 REAL, NULL = "real differences", "no true difference"
-
-
-ALL_CONTROLS = ("random", "shuffled", "twin", "half", "double", "compute")
-
-
-def before(study: Study, controls: tuple[str, ...] = ALL_CONTROLS) -> StudyMatrix:
-    """The same arms and budgets under the protocol before."""
-    spec = study.spec
-    old = {
-        "seeds": {"evaluation": OLD_SEEDS, "tuning": OLD_TUNING},
-        "train": {**_said(spec.train), "learning_rate": old_rates(spec.name), "tune": "every-arm"},
-        "controls": list(controls),
-    }
-    return matrix_of(type(spec).model_validate({**_said(spec), **old}))
-
-
-def old_rates(name: str) -> list[float]:
-    return OLD_RATES.get(name, THREE_RATES)
 
 
 def with_looks(study: Study, looks: tuple[int, ...]) -> StudyMatrix:
     """The study with another plan of looks, and the seeds that it needs."""
     spec = study.spec
-    seeds = {**_said(spec.seeds), "evaluation": list(spec.seeds.evaluation[: looks[-1]]), "looks": list(looks)}
-    return matrix_of(type(spec).model_validate({**_said(spec), "seeds": seeds}))
-
-
-def _said(part: Any) -> dict[str, Any]:
-    found: dict[str, Any] = part.model_dump(mode="python", exclude_unset=True)
-    return found
-
-
-def steps(runs: Any) -> int:
-    """Adapter-steps of runs."""
-    return sum(run.cell.steps for run in runs)
-
-
-def old_steps(matrix: StudyMatrix) -> dict[str, int]:
-    rates = {cell.key: 1.0 for cell in matrix.cells}
-    return {
-        "tuning": steps(matrix.tuning_runs(old_rates(matrix.spec.name))),
-        "evaluation": steps(matrix.evaluation_runs(rates)),
-    }
+    seeds = {**said(spec.seeds), "evaluation": list(spec.seeds.evaluation[: looks[-1]]), "looks": list(looks)}
+    return matrix_of(type(spec).model_validate({**said(spec), "seeds": seeds}))
 
 
 def steps_of_tuning(runs: pd.DataFrame, matrix: StudyMatrix) -> int:
@@ -136,21 +104,38 @@ class Simulations:
         self.sims = {budget: Simulator(table, "normal", stream) for budget, table in tables.items()}
         self.rule = replace(rule_of(matrix.spec.model_dump(mode="json")), margin=margin)
 
-    def draw(self) -> tuple[dict[Comparison, Judgement], dict[Comparison, str], dict[Comparison, tuple[float, float]]]:
-        """Judgements now, verdicts before, and the truth: difference, and the margin."""
+    def draw(self) -> Draw:
+        """One study."""
         spec, family, truth, old = self.matrix.spec, {}, {}, {}
         for budget, sim in self.sims.items():
             arms = [c.arm for c in self.matrix.comparisons if c.budget == budget]
             like = np.array([sim.real.arms.index(arm) for arm in arms])
             means = np.zeros(len(arms)) if self.null else sim.real.means[like]
             half = float(sim.real.means[sim.real.arms.index(HALF)])
-            drawn = sim.study(like, means, max(len(spec.seeds.evaluation), len(OLD_SEEDS)), spec.data.test, half)
+            drawn = sim.study(like, means, MOST_SEEDS, spec.data.test, half)
             keys = [Comparison(arm, budget) for arm in arms]
             family |= dict(zip(keys, _named(drawn, self.rule.seeds), strict=True))
             margin = half / 4 if self.rule.margin is None else self.rule.margin
             truth |= {key: (float(mean), margin) for key, mean in zip(keys, means, strict=True)}
-            old |= {budget: (keys, drawn)}
-        return judge_family(family, self.rule), _old(old), truth
+            old |= dict(zip(keys, drawn.family.values(), strict=True))
+        return Draw(family, old, truth)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A simulated study."""
+
+    family: Mapping[Comparison, Any]
+    """Evidence, with the study's own seeds."""
+    old: Mapping[Comparison, Any]
+    """Likewise, with as many as were drawn."""
+    truth: Mapping[Comparison, tuple[float, float]]
+    """Difference, and the margin."""
+
+    def before(self, alpha: float) -> dict[Comparison, str]:
+        """Verdicts of the rule before: one family over all budgets, as it was."""
+        everything = Simulated(dict(enumerate(self.old.values())), (), np.zeros(len(self.old)))
+        return dict(zip(self.old, old_rule(everything, alpha=alpha), strict=True))
 
 
 def _named(drawn: Simulated, seeds: tuple[int, ...]) -> list[Any]:
@@ -165,18 +150,11 @@ def _named(drawn: Simulated, seeds: tuple[int, ...]) -> list[Any]:
     ]
 
 
-def _old(drawn: Mapping[str, tuple[list[Comparison], Simulated]]) -> dict[Comparison, str]:
-    """One family over all budgets, as it was."""
-    keys = [key for own, _ in drawn.values() for key in own]
-    family = dict(enumerate(own for _, study in drawn.values() for own in study.family.values()))
-    return dict(zip(keys, old_rule(Simulated(family, (), np.zeros(len(family)))), strict=True))
-
-
-def wrong(verdict: str, truth: tuple[float, float], margin: float) -> bool:
+def wrong(verdict: str, truth: float, margin: float) -> bool:
     """Whether a verdict says what is not so."""
     if verdict == "equivalent":
-        return abs(truth[0]) > margin
-    return (verdict == "better" and truth[0] >= 0) or (verdict == "worse" and truth[0] <= 0)
+        return abs(truth) > margin
+    return (verdict == "better" and truth >= 0) or (verdict == "worse" and truth <= 0)
 
 
 def simulated(
@@ -189,43 +167,102 @@ def simulated(
     """Means over simulated studies; without a margin it is a quarter of what half the budget costs."""
     sims, rows = Simulations(matrix, tables, scenario, margin), []
     for _ in range(studies):
-        judged, verdicts, truth = sims.draw()
+        drawn = sims.draw()
+        judged = judge_family(drawn.family, sims.rule)
         new = {c: str(j.verdict) for c, j in judged.items()}
-        rows.append(
-            {
-                "steps": new_steps(matrix, judged),
-                "seeds": np.mean([j.n for j in judged.values()]),
-                "decided_new": np.mean([v != Verdict.UNDECIDED for v in new.values()]),
-                "decided_old": np.mean([v != Verdict.UNDECIDED for v in verdicts.values()]),
-                "wrong_new": float(any(wrong(v, truth[c], truth[c][1]) for c, v in new.items())),
-                "wrong_old": float(any(wrong(v, truth[c], OLD_MARGIN) for c, v in verdicts.items())),
-            }
-        )
+        seeds = float(np.mean([j.n for j in judged.values()]))
+        rows.append({"steps": new_steps(matrix, judged), "seeds": seeds, **shares(new, drawn.truth)})
     return {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]}
 
 
-def of_study(study: Study, tables: Mapping[str, RealTable], tuning: int, studies: int) -> dict[str, Any]:
-    old = old_steps(before(study))
-    found: dict[str, Any] = {"old_steps": old, "tuning_steps": tuning, "comparisons": len(study.matrix.comparisons)}
-    for looks in PLANS:
-        matrix = with_looks(study, looks)
-        real = simulated(matrix, tables, REAL, studies)
-        if real["decided_new"] >= real["decided_old"]:
-            break
-    found |= {"looks": looks, REAL: real, NULL: simulated(matrix, tables, NULL, studies)}
-    found["as_run"] = {"looks": study.spec.seeds.looks, **simulated(study.matrix, tables, REAL, studies)}
-    found["own_margin"] = simulated(study.matrix, tables, REAL, studies, margin=None)
-    fixed = fixed_steps(study.matrix, len(OLD_SEEDS))
-    found["saving"] = {
-        "rates": old["tuning"] - tuning,
-        "controls": old["evaluation"] - fixed,
-        "looks and arms that stop": round(fixed - real["steps"]),
+def shares(verdicts: Mapping[Comparison, str], truth: Mapping[Comparison, tuple[float, float]]) -> dict[str, float]:
+    """What share is decided, and whether anything is wrong."""
+    return {
+        "decided": float(np.mean([v != Verdict.UNDECIDED for v in verdicts.values()])),
+        "wrong": float(any(wrong(v, *truth[c]) for c, v in verdicts.items())),
     }
-    before_all = sum(old.values())
-    found["old_steps_same_controls"] = sum(old_steps(before(study, (*ALL_CONTROLS, "own-shuffled"))).values())
-    found["adapter_step_ratio"] = round((tuning + real["steps"]) / before_all, 4)
-    found["adapter_step_ratio_as_run"] = round((tuning + found["as_run"]["steps"]) / before_all, 4)
-    return found
+
+
+def simulated_before(matrix: StudyMatrix, tables: Mapping[str, RealTable], studies: int) -> dict[str, Any]:
+    """The rule before at its alpha, and `held`: at the largest of some at which it errs no more often than promised."""
+    found: dict[float, dict[str, float]] = {}
+    for scenario in (REAL, NULL):
+        sims = Simulations(matrix, tables, scenario, OLD_MARGIN)
+        draws = [sims.draw() for _ in range(studies)]
+        for alpha in OLD_ALPHAS:
+            rows = [shares(drawn.before(alpha), drawn.truth) for drawn in draws]
+            means = {key: round(float(np.mean([row[key] for row in rows])), 4) for key in rows[0]}
+            found.setdefault(alpha, {"alpha": alpha}).update({f"{key}, {scenario}": x for key, x in means.items()})
+    held = [o for o in found.values() if max(o[f"wrong, {scenario}"] for scenario in (REAL, NULL)) <= PROMISED]
+    return {"as it was": found[OLD_ALPHAS[0]], "held": held[0] if held else found[OLD_ALPHAS[-1]]}
+
+
+def of_study(study: Study, tables: Mapping[str, RealTable], tuning: int, studies: int) -> dict[str, Any]:
+    """What the study took before, and by each plan of looks, the same draws for all."""
+    old = old_steps(before(study))
+    plans = [{"looks": looks, **simulated(with_looks(study, looks), tables, REAL, studies)} for looks in PLANS]
+    return {
+        "old_steps": old,
+        "old_steps_same_controls": sum(old_steps(before(study, (*ALL_CONTROLS, "own-shuffled"))).values()),
+        "tuning_steps": tuning,
+        "comparisons": len(study.matrix.comparisons),
+        "ten_seeds_steps": fixed_steps(study.matrix, len(OLD_SEEDS)),
+        "before": simulated_before(study.matrix, tables, studies),
+        "plans": plans,
+        "own_margin": simulated(study.matrix, tables, REAL, studies, margin=None),
+        NULL: simulated(study.matrix, tables, NULL, studies),
+    }
+
+
+Chosen = Sequence[Mapping[str, Any]]
+"""A plan of looks for each study."""
+
+
+def over_all(found: Mapping[str, dict[str, Any]], shares_of: Sequence[float]) -> float:
+    """The share of all comparisons, by that of each study."""
+    return round(float(np.average(shares_of, weights=[own["comparisons"] for own in found.values()])), 4)
+
+
+def before_all(found: Mapping[str, dict[str, Any]], how: str) -> dict[str, float]:
+    """The rule before over all studies."""
+    return {
+        key: over_all(found, [own["before"][how][f"{key}, {REAL}"] for own in found.values()])
+        for key in ("decided", "wrong")
+    }
+
+
+def cheapest(found: Mapping[str, dict[str, Any]]) -> Chosen:
+    """One plan of looks a study: the least steps that decide as large a share of all comparisons as before."""
+    wanted = before_all(found, "held")["decided"]
+    every = [list(chosen) for chosen in itertools.product(*(own["plans"] for own in found.values()))]
+    enough = [chosen for chosen in every if over_all(found, [plan["decided"] for plan in chosen]) >= wanted]
+    longest = [own["plans"][-1] for own in found.values()]
+    return min(enough, key=lambda chosen: sum(plan["steps"] for plan in chosen), default=longest)
+
+
+def totals(found: Mapping[str, dict[str, Any]], chosen: Chosen) -> dict[str, float]:
+    """Over all studies, with one plan of looks each: steps by steps before, and shares of all comparisons."""
+    old = sum(sum(own["old_steps"].values()) for own in found.values())
+    same = sum(own["old_steps_same_controls"] for own in found.values())
+    steps = sum(own["tuning_steps"] for own in found.values()) + sum(plan["steps"] for plan in chosen)
+    return {
+        "adapter_step_ratio": round(steps / old, 4),
+        "adapter_step_ratio_same_controls": round(steps / same, 4),
+        "decided_new": over_all(found, [plan["decided"] for plan in chosen]),
+        "wrong_new": over_all(found, [plan["wrong"] for plan in chosen]),
+    }
+
+
+def saving(found: Mapping[str, dict[str, Any]], chosen: Chosen) -> dict[str, int]:
+    """Adapter-steps by where they go."""
+    own = list(found.values())
+    return {
+        "rates": sum(study["old_steps"]["tuning"] - study["tuning_steps"] for study in own),
+        "controls": sum(study["old_steps"]["evaluation"] - study["ten_seeds_steps"] for study in own),
+        "looks and arms that stop": round(
+            sum(study["ten_seeds_steps"] - plan["steps"] for study, plan in zip(own, chosen, strict=True))
+        ),
+    }
 
 
 def main() -> None:
@@ -244,33 +281,23 @@ def main() -> None:
         runs = pd.read_csv(asked.results / name / "runs.csv")
         found[name] = of_study(study, own, replayed_steps(study.matrix, runs), asked.studies)
         found[name]["tuning_steps_as_run"] = steps_of_tuning(runs, study.matrix)
-    total_old = sum(sum(own["old_steps"].values()) for own in found.values())
-    total_new = sum(own["tuning_steps"] + own[REAL]["steps"] for own in found.values())
-    weights = [own["comparisons"] for own in found.values()]
+    chosen = cheapest(found)
+    as_run = totals(found, [own["plans"][-1] for own in found.values()])
+    held, as_it_was = before_all(found, "held"), before_all(found, "as it was")
     report = {
-        "adapter_step_ratio": round(total_new / total_old, 4),
-        **{
-            key: round(float(np.average([own[REAL][key] for own in found.values()], weights=weights)), 4)
-            for key in ("decided_new", "decided_old", "wrong_new", "wrong_old")
-        },
-        "false_positive_new": max(own[NULL]["wrong_new"] for own in found.values()),
-        "false_positive_old": max(own[NULL]["wrong_old"] for own in found.values()),
-        "adapter_step_ratio_as_run": round(
-            sum(own["tuning_steps"] + own["as_run"]["steps"] for own in found.values()) / total_old, 4
-        ),
-        **{
-            f"decided_{kind}": round(
-                float(np.average([own[kind]["decided_new"] for own in found.values()], weights=weights)), 4
-            )
-            for kind in ("as_run", "own_margin")
-        },
-        "saving": {
-            part: sum(own["saving"][part] for own in found.values()) for part in next(iter(found.values()))["saving"]
-        },
-        "old_steps": total_old,
-        "adapter_step_ratio_same_controls": round(
-            total_new / sum(own["old_steps_same_controls"] for own in found.values()), 4
-        ),
+        **totals(found, chosen),
+        "decided_old": held["decided"],
+        "wrong_old": held["wrong"],
+        "decided_old_as_it_was": as_it_was["decided"],
+        "wrong_old_as_it_was": as_it_was["wrong"],
+        "looks": {name: plan["looks"] for name, plan in zip(found, chosen, strict=True)},
+        "saving": saving(found, chosen),
+        "adapter_step_ratio_as_run": as_run["adapter_step_ratio"],
+        "decided_as_run": as_run["decided_new"],
+        "decided_own_margin": over_all(found, [own["own_margin"]["decided"] for own in found.values()]),
+        "false_positive_new": max(own[NULL]["wrong"] for own in found.values()),
+        "false_positive_old": max(own["before"]["held"][f"wrong, {NULL}"] for own in found.values()),
+        "old_steps": sum(sum(own["old_steps"].values()) for own in found.values()),
         "not_simulated": [name for name in STUDIES if name not in found],
         "studies": asked.studies,
         "by_study": found,

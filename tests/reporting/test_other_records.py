@@ -63,7 +63,7 @@ def test_verdicts_that_exclude_each_other_are_seen() -> None:
     assert ledger is not None
     with contextlib.closing(ledger):
         judged = {c.arm: j for c, j in read_findings(ledger).judged.items()}
-    better, worse, same = (judged[arm] for arm in ("lora-drop", "linear-decay", "empirical"))
+    better, worse, same = (judged[arm] for arm in ("lora-drop", "linear-decay", "attention-heavy"))
     assert exclude(better, worse) and disjoint(better.interval, worse.interval)
     assert not exclude(better, same) and not exclude(same, replace(same, verdict=Verdict.UNDECIDED))
     low = replace(worse, interval=replace(worse.interval, low=0.03, high=0.05))  # wholly beyond the margin

@@ -18,7 +18,7 @@ from adaptive_lora.stats.divergence import NONE_DIVERGED, DivergedPairs
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.looks import levels, spent
 from adaptive_lora.stats.margins import Margin
-from adaptive_lora.stats.step_down import correlation_of, step_down
+from adaptive_lora.stats.step_down import correlation_of, family_p, step_down
 from adaptive_lora.stats.verdicts import Evidence, Judgement, Rule, Verdict, judge_family, without_survivorship
 from adaptive_lora.streams import numpy_stream
 
@@ -229,6 +229,26 @@ def test_what_is_decided_at_a_look_stays_and_leaves_the_family() -> None:
     # Alone in its family at the second look, it pays for the looks and for no other comparison.
     assert noise.p is not None and noise.adjusted_p is not None
     assert noise.adjusted_p == spent(noise.p, (4, 8), 1) > noise.p
+
+
+def test_what_the_other_family_decides_keeps_its_place() -> None:
+    """Those that are left are the ones that differed, or agreed, most: not to be judged as if nobody had gone."""
+    still = [0.0001, -0.0001, 0.00005, -0.00005] * 2
+    alike = {str(i): evidence([x * (1 + i) for x in still]) for i in range(3)}
+    open_ = evidence([0.03, -0.02, 0.05, -0.01, 0.04, 0.02, 0.03, 0.025])
+    found = looked({**alike, "open": open_}, (4, 8))
+    assert all((found[key].verdict, found[key].look) == (Verdict.EQUIVALENT, 1) for key in alike)
+    left = found["open"]
+    assert left.look == 2 and left.p is not None
+    assert left.adjusted_p == family_p(spent(left.p, (4, 8), 1), 4, 0.0) > spent(left.p, (4, 8), 1)
+    # And the other way round: what was found different counts among equivalences.
+    apart = {str(i): evidence([x * (1 + i) for x in BETTER]) for i in range(3)}
+    near = evidence([0.012, -0.012, 0.012, -0.011, 0.001, -0.0011, 0.0012, -0.0009])
+    found = looked({**apart, "near": near}, (4, 8))
+    assert all((found[key].verdict, found[key].look) == (Verdict.BETTER, 1) for key in apart)
+    left = found["near"]
+    assert left.look == 2 and left.equivalence_p is not None
+    assert left.adjusted_equivalence_p == family_p(spent(left.equivalence_p, (4, 8), 1, 1), 4, 0.0, 1)
 
 
 def test_looks_cost_little_and_early_ones_take_much() -> None:

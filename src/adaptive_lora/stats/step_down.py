@@ -82,8 +82,10 @@ class Family:
         return first_level(self.alpha, self.comparisons, self.correlation, sided)
 
 
-def step_down(p_values: Sequence[float], correlation: float, sided: int = 2) -> list[float]:
+def step_down(p_values: Sequence[float], correlation: float, sided: int = 2, places: int = 0) -> list[float]:
     """Adjusted p values in the given order: rejecting where they are at most alpha holds the family's error.
+
+    `places`: further members of the family, which cannot be rejected any more.
 
     >>> [round(p, 4) for p in step_down([0.03, 0.01], 0.0)]
     [0.03, 0.0199]
@@ -91,7 +93,7 @@ def step_down(p_values: Sequence[float], correlation: float, sided: int = 2) -> 
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [0.0] * len(p_values), 0.0
     for step, index in enumerate(order):
-        largest = max(largest, family_p(p_values[index], len(p_values) - step, correlation, sided))
+        largest = max(largest, family_p(p_values[index], places + len(p_values) - step, correlation, sided))
         adjusted[index] = largest
     return adjusted
 

@@ -132,9 +132,12 @@ def without_survivorship(found: Verdict, diverged: DivergedPairs) -> Verdict:
 
 
 def judge_family(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable] = ()) -> dict[Key, Judgement]:
-    """Judges every comparison, look by look; what is decided at one look stays, and leaves the family smaller.
+    """Judges every comparison, look by look; what is decided at one look stays.
 
-    One without two seeds keeps its place, so that a missing run makes no other comparison easier. `pool`: tables of
+    Comparisons and equivalences are two families. One that is found different leaves the first smaller, one that is
+    found equivalent the second, and keeps its place in the other: those that are left there are not just any, and at
+    the level of so few they would err too often. So does one without two seeds: a missing run makes no other comparison
+    easier. `pool`: tables of
     the study's other comparisons with the baseline, whose variances tell of those here.
 
     >>> import numpy as np
@@ -163,7 +166,8 @@ def _look_by_look(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[Pai
         if not waiting or not any(seeds <= own.finished for own in waiting.values()):
             break
         here = {key: own if seeds <= own.finished else Evidence(None) for key, own in waiting.items()}
-        judged = _Look(rule, index).judged(here, pool)
+        decided = tuple(own.verdict for key, own in found.items() if key not in waiting)
+        judged = _Look(rule, index, decided).judged(here, pool)
         found |= {key: own for key, own in judged.items() if seeds <= waiting[key].finished}
     unseen = {key: own for key, own in family.items() if key not in found}
     return {key: found[key] if key in found else _described(unseen[key], rule) for key in family}
@@ -183,6 +187,8 @@ class _Look:
     rule: Rule
     index: int | None
     """From 0; None where there is one look, with all the seeds there are."""
+    decided: tuple[Verdict, ...] = ()
+    """Before; what the other family decided counts in this one for as long as the study goes on."""
     looks: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +201,8 @@ class _Look:
         found = dict(zip(tables, own, strict=False))
         p = {key: self._spent(found[key].p() if key in found else None, 2) for key in family}
         rho = correlation_of(tables)
-        adjusted = dict(zip(p, step_down(list(p.values()), rho), strict=True))
+        equivalent = self.decided.count(Verdict.EQUIVALENT)
+        adjusted = dict(zip(p, step_down(list(p.values()), rho, places=equivalent), strict=True))
         same = self._equivalences(seen, found, rho)
         return {
             key: _judgement(seen[key], found.get(key), (adjusted[key], *same[key]), self.rule, self.index)
@@ -221,7 +228,8 @@ class _Look:
         margins = {key: margin_of(own.half, self.rule.margin, self.rule.alpha) for key, own in seen.items()}
         p = equivalence_p({k: (own, found.get(k)) for k, own in _tables(seen).items()}, margins)
         spends = [self._spent(p.get(key), 1) for key in seen]
-        adjusted = step_down(spends, rho, sided=1)
+        different = len(self.decided) - self.decided.count(Verdict.EQUIVALENT)
+        adjusted = step_down(spends, rho, sided=1, places=different)
         return {
             key: (p.get(key), None if p.get(key) is None else value, margins[key])
             for key, value in zip(seen, adjusted, strict=True)
