@@ -42,7 +42,7 @@ def cautions_of(table: PairedTable | None, margin: Margin, diverged: DivergedPai
     """Those that the differences themselves give cause for."""
     found = []
     if table is not None:
-        seeds, records = len(table.seeds), len(table.tokens)
+        seeds, records = len(table.seeds), len(table.tokens) - table.added
         found += [Caution.FEW_SEEDS] if seeds < FEW_SEEDS else []
         found += [Caution.ONE_SET_OF_RECORDS] if records < 2 else [Caution.FEW_RECORDS] if records < FEW_RECORDS else []
         found += [Caution.SKEWED] if seeds >= FEW_SEEDS and abs(skewness(table.by_seed)) > SKEW else []
