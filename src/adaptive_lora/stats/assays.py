@@ -35,9 +35,9 @@ class Assay:
     budget: str
     half: str
     loss_of_half: Interval | None
-    """What half loses (positive: half is worse, whatever the metric), over new seeds and new records where losses by record are known, of
-    level 1 - 2 alpha: it lies above zero just where a one-sided test at alpha shows half to be worse. None where no
-    seed has both."""
+    """What half loses (positive: half is worse, whatever the metric), over new seeds and new records where values by
+    record are known, of level 1 - 2 alpha: it lies above zero just where a one-sided test at alpha shows half to be
+    worse. None where no seed has both."""
     margin: Margin
     """A number: where half the budget costs no more, equivalence of two plans says little. Measured: a share of this
     very cost."""

@@ -40,7 +40,7 @@ class PairedTable:
     seeds: tuple[int, ...]
     """Of the rows."""
     added: int = 0
-    """How many of the last records are none of the task (`with_two_more`): they count in tests, and in no mean shown."""
+    """How many of the last records are none of the task (`with_two_more`): they count in tests, not in means shown."""
 
     def __post_init__(self) -> None:
         if self.differences.shape != (len(self.seeds), len(self.tokens)):

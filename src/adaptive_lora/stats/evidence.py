@@ -87,11 +87,21 @@ class StudyTables:
 
     @functools.cached_property
     def _right_or_wrong(self) -> bool:
-        """Whether all values of all runs are 0 or 1: tables of one study have the same records, the two more as well."""
+        """Whether all values of all runs are 0 or 1; of all, so that a study's tables have the same records."""
         if self.metric.is_loss or not self.metric.command:
             return not self.metric.is_loss
         ids = [str(run_id) for cell in self.cells for run_id in self._done(cell)["run_id"]]
         return all(np.isin(abs(found[0]), (0.0, 1.0)).all() for found in map(self._costs, ids) if found is not None)
+
+
+def tables_of(runs: pd.DataFrame, source: Any, metric: Metric) -> StudyTables:
+    """By a metric, of runs that may be another study's and have none of it; `source` is their ledger, if they have one."""
+    if metric.column not in runs:
+        runs = runs.assign(**{metric.column: float("nan")})
+    by_record: Any = getattr(source, "by_record", lambda run_id, split: None)
+    return StudyTables(
+        runs, functools.partial(by_record, metric=metric) if metric.command else by_record, metric=metric
+    )
 
 
 def rule_of(spec: Mapping[str, Any]) -> Rule:

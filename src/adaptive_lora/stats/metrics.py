@@ -1,7 +1,7 @@
 """What the arms of a study are compared by: test loss, exact answers, or the scores of a command of the study's own.
 
-A metric is a number of every record. Statistics take lower for better, so that values of a metric where higher is better
-go in with the other sign (`Metric.costs`), and what comes out is turned back into the metric's own unit before it is shown.
+A metric is a number of every record. Statistics take lower for better, so that values of a metric where higher is
+better go in with the other sign (`Metric.costs`), and what comes out is turned back before it is shown.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ Step = tuple[str, Mapping[str, Any]]
 
 def next_steps(found: Findings, runs: StudyStatus) -> list[Step]:
     """Ranked, the most useful first; a study with open runs is finished before anything else."""
-    left, failed = runs.left, runs.failed
+    left, failed = runs.left + runs.unscored, runs.failed
     steps: list[Step] = [("finish", {"runs": left - failed}), ("repeat", {"runs": failed}), ("report", {})]
     if left and runs.in_use:
         steps = [("wait", {"runs": left})]

@@ -73,6 +73,12 @@ def write_paper(found: Findings, folder: Path, beside: Beside = ALONE, arxiv: bo
 
 def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscript, dict[str, Figure]]:
     """The manuscript and all figures that it may show."""
+    for study in (found, *beside.studies):
+        if not study.metric.is_loss:
+            raise PaperError(
+                f"The paper speaks of test loss alone, and {study.facts['name']} is judged by {study.metric.title}. "
+                "`adaptive-lora report` writes every table as LaTeX and every figure, with the metric's name."
+            )
     check_labels(found, beside.studies)
     tables, drawn = study_tables(found), study_figures(found)
     own, others, planted = Account(found, gather(found), list(tables), list(drawn)), [], None
