@@ -95,13 +95,13 @@ class StudyTables:
 
 
 def tables_of(runs: pd.DataFrame, source: Any, metric: Metric) -> StudyTables:
-    """By a metric, of runs that may be another study's and have none of it; `source` is their ledger, if they have one."""
+    """By a metric, of runs that may have none of it, as another study's; `source` is their ledger, if there is one."""
     if metric.column not in runs:
         runs = runs.assign(**{metric.column: float("nan")})
-    by_record: Any = getattr(source, "by_record", lambda run_id, split: None)
-    return StudyTables(
-        runs, functools.partial(by_record, metric=metric) if metric.command else by_record, metric=metric
-    )
+    known: Any = getattr(source, "by_record", None)
+    if known is None:
+        return StudyTables(runs, lambda run_id, split: None, metric=metric)
+    return StudyTables(runs, functools.partial(known, metric=metric) if metric.command else known, metric=metric)
 
 
 def rule_of(spec: Mapping[str, Any]) -> Rule:
