@@ -112,13 +112,20 @@ def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
     from adaptive_lora.stats.metrics import metric_of
     from adaptive_lora.study.folder import StudyPaths
 
+    metric = metric_of(study.spec.analysis.model_dump(mode="json"))
+    if folder is not None and metric.command:
+        raise UsageError(
+            "--pilot tells what a study's own test records can show, and this study is judged by a command, "
+            f"{metric.name}, which scores records of its own. Leave --pilot out."
+        )
+    if metric.command:
+        return None
     if folder is None and own is not None and StudyPaths(own).ledger.is_file():
         folder = own
     if folder is None:
         return None
     margin = study.spec.analysis.margin
     with open_findings(folder) as found:
-        metric = metric_of(study.spec.analysis.model_dump(mode="json"))
         return found.pilot_for(margin if isinstance(margin, float) else None, metric)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from adaptive_lora.reporting.completed import completed
+from adaptive_lora.reporting.planned import planned
 from adaptive_lora.reporting.rates import cautions_with_rates, edges_of, tuned_by_baseline, unclipped_arms
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
@@ -165,16 +166,7 @@ class Findings:
     @property
     def design(self) -> Design:
         """What the study asks of its seeds and records."""
-        spec, rule = self.facts["spec"], rule_of(self.facts["spec"])
-        return Design(
-            seeds=len(spec["seeds"]["evaluation"]),
-            alpha=rule.alpha,
-            comparisons=max(1, len(self.judged)),
-            margin=rule.margin,
-            records=spec["data"]["test"],
-            looks=rule.looks,
-            correlation=self.pilot.correlation,
-        )
+        return planned(self)
 
     @functools.cached_property
     def pilot(self) -> Pilot:

@@ -61,7 +61,7 @@ class ArmSummary:
 
 def summarise(runs: pd.DataFrame, baseline: str, metric: Metric = TEST_LOSS) -> list[ArmSummary]:
     """Arms in the order of the study, budget by budget, from the table of runs."""
-    evaluation = evaluations(runs)
+    evaluation = having(evaluations(runs), metric)
     return [
         _summary(evaluation, (arm, budget), baseline, metric)
         for budget in _in_order(evaluation["budget"])
@@ -73,6 +73,11 @@ def evaluations(runs: pd.DataFrame, completed: bool = False) -> pd.DataFrame:
     """The runs that count, or those with a loss; twins are a check and not a sample."""
     counting = runs[(runs["phase"] == Phase.EVALUATION) & (runs["replica"] == 0)]
     return counting[counting["status"] == Status.COMPLETED] if completed else counting
+
+
+def having(runs: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """With the metric's column, which is empty where the runs are another study's and have none of it."""
+    return runs if metric.column in runs else runs.assign(**{metric.column: float("nan")})
 
 
 def frozen_loss(runs: pd.DataFrame) -> float | None:

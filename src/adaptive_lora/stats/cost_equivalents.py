@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adaptive_lora.stats.arms import ArmSummary, evaluations
+from adaptive_lora.stats.arms import ArmSummary, evaluations, having
 from adaptive_lora.stats.estimators import Interval, interval_of
 from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Status
@@ -105,7 +105,7 @@ def at_equal_compute(
     not known), and what it has on test counts. A longer run that diverged is not chosen.
     """
     cells: dict[tuple[str, str], _Cell] = {}
-    counting = evaluations(runs)
+    counting = having(evaluations(runs), metric)
     if not metric.is_loss:  # what has still to be scored is not done
         counting = counting[counting[metric.column].notna() | (counting["status"] != Status.COMPLETED)]
     for run in counting.to_dict("records"):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from adaptive_lora.planning.budget_text import halved
-from adaptive_lora.stats.arms import evaluations
+from adaptive_lora.stats.arms import evaluations, having
 from adaptive_lora.stats.crossed import PairedTable, of_seed_means, with_two_more
 from adaptive_lora.stats.divergence import diverged_pairs
 from adaptive_lora.stats.effect_sizes import ByRecord
@@ -96,8 +96,7 @@ class StudyTables:
 
 def tables_of(runs: pd.DataFrame, source: Any, metric: Metric) -> StudyTables:
     """By a metric, of runs that may have none of it, as another study's; `source` is their ledger, if there is one."""
-    if metric.column not in runs:
-        runs = runs.assign(**{metric.column: float("nan")})
+    runs = having(runs, metric)
     known: Any = getattr(source, "by_record", None)
     if known is None:
         return StudyTables(runs, lambda run_id, split: None, metric=metric)

@@ -44,13 +44,16 @@ class Design:
     margin: float | None
     """In that `unit`; None for a share of what half the budget costs."""
     records: int = 1
-    """Of the test split; 1 where losses by record are not known, so that all is about these records alone."""
+    """Of the test split, or of a study's own command; 1 where values by record are not known, so that all is about
+    these records alone."""
     looks: tuple[int, ...] = ()
     """After how many seeds it is judged; empty: once, after all."""
     correlation: float = 0.0
     """Between two comparisons, which share a baseline."""
     unit: str = TEST_LOSS.unit
     """Of differences and the margin."""
+    by_command: bool = False
+    """Whether the records are those of a study's own command, of which its test split says nothing."""
 
     @property
     def final_alpha(self) -> float:

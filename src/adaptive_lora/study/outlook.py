@@ -90,7 +90,7 @@ class StudyCosts:
 
 def design_of(spec: StudySpec, matrix: StudyMatrix, pilot: Pilot | None = None) -> Design:
     """What a study file asks of its seeds and records."""
-    margin = spec.analysis.margin
+    margin, metric = spec.analysis.margin, metric_of(spec.analysis.model_dump(mode="json"))
     return Design(
         seeds=len(spec.seeds.evaluation),
         alpha=spec.analysis.alpha,
@@ -99,7 +99,8 @@ def design_of(spec: StudySpec, matrix: StudyMatrix, pilot: Pilot | None = None) 
         records=spec.data.test,
         looks=tuple(spec.seeds.looks),
         correlation=pilot.correlation if pilot else 0.0,
-        unit=metric_of(spec.analysis.model_dump(mode="json")).unit,
+        unit=metric.unit,
+        by_command=bool(metric.command),
     )
 
 
