@@ -25,16 +25,20 @@ from adaptive_lora.reporting.paper.build import write_paper
 from adaptive_lora.reporting.results import load_results
 from adaptive_lora.reporting.tables import to_csv, to_markdown
 from adaptive_lora.reporting.templating import render, render_all
+from adaptive_lora.stats.evidence import judge_primary, tables_of
+from adaptive_lora.stats.metrics import EXACT_MATCH
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.study.archive import continue_from
 from adaptive_lora.study.lock import read_lock
 from adaptive_lora.study.open_ledger import create_or_open
+from adaptive_lora.study.results import read_export
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.scoring import read_scores
 from adaptive_lora.study.status import StudyStatus, study_status
-from adaptive_lora.study.study_file import load_study
+from adaptive_lora.study.study_file import load_study, parse_study
 from adaptive_lora.training.checkpoint import StepRecord
 from tests.conftest import STUDY
+from tests.study.test_spec import GOOD
 
 WriteStudy = Callable[..., Path]
 
@@ -61,7 +65,7 @@ TWO_ARMS = ("[uniform, linear-decay, empirical, random]", "[uniform, linear-deca
 FOUR_SEEDS = ("evaluation: 2", "evaluation: 4")
 SHORT = ("steps: 6", "steps: 2")
 CHANGES = (TWO_ARMS, FOUR_SEEDS, SHORT, ("controls: none", "controls: [half, twin]"))
-DECAY = Comparison("linear-decay", "rank:2")
+DECAY, DEMO = Comparison("linear-decay", "rank:2"), Comparison("linear-decay", "rank:4")
 
 
 class Counting(Silent):
@@ -308,3 +312,23 @@ def test_a_program_that_is_nowhere_stops_the_study_before_it_begins(study_file: 
     with pytest.raises(StudyFileError, match=r"analysis\.metric\.command: there is no program '.*score-it'"):
         run_study(load_study(path), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_that_names_no_metric_is_the_one_it_always_was() -> None:
+    own = parse_study(GOOD, Path("study.yaml"))
+    assert own.content["analysis"]["metric"] == "test_loss"
+    assert own.identity == "fca0026269a5de80aa4bd715d77361f2532fbd7beb7df43c1bdc8dc79aa16136"
+
+
+def test_right_answers_of_the_demo_are_those_of_its_runs() -> None:
+    folder = Path(__file__).parents[2] / "results" / "demo"
+    facts, runs = read_export(folder)
+    own = judge_primary(tables_of(runs, folder, EXACT_MATCH), [vars(DEMO)], facts["spec"])[DEMO]
+    done = runs[(runs["phase"] == "evaluation") & (runs["replica"] == 0) & (runs["budget"] == DEMO.budget)]
+    means = done.groupby("arm")["test_exact_match"].mean()
+    assert own.mean == pytest.approx(means[DEMO.arm] - means["uniform"]) and own.mean != 0
+    (other,) = judge_runs(
+        read_runs([str(folder)], Reading(metric="exact_match")),
+        Asked("uniform", tasks=(DEMO.budget,), arms=(DEMO.arm,)),
+    )
+    assert own.mean == pytest.approx(other.difference) and own.n == len(other.paired.table.seeds) > 1
