@@ -147,7 +147,8 @@ class Crossed:
 
     def turned(self) -> Crossed:
         """The other arm less this one."""
-        return replace(self, mean=-self.mean, of_the_task=None if self.of_the_task is None else -self.of_the_task)
+        own = None if self.of_the_task is None else 0.0 - self.of_the_task  # no zero with a minus
+        return replace(self, mean=0.0 - self.mean, of_the_task=own)
 
     @property
     def components(self) -> Components | None:

@@ -55,8 +55,8 @@ class Interval:
         >>> Interval(1.0, 0.5, 3.0, 4, 0.95).turned().low
         -3.0
         """
-        low, high = (None if end is None else -end for end in (self.high, self.low))
-        return replace(self, mean=-self.mean, low=low, high=high)
+        low, high = (None if end is None else 0.0 - end for end in (self.high, self.low))  # no zero with a minus
+        return replace(self, mean=0.0 - self.mean, low=low, high=high)
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -117,7 +117,7 @@ class Judgement:
         """With its numbers in the unit of a metric where higher is better, as it is judged by their opposite."""
         each = (self.interval, self.over_seeds, self.over_records, self.equivalence_interval)
         both, seeds, records, same = (None if own is None else own.turned() for own in each)
-        mean = None if self.mean is None else -self.mean
+        mean = None if self.mean is None else 0.0 - self.mean
         return replace(
             self, mean=mean, interval=both, over_seeds=seeds, over_records=records, equivalence_interval=same
         )
