@@ -131,8 +131,8 @@ def _kind(value: Schema, schema: Schema) -> str:
     """The type of a value in words."""
     if "$ref" in value:
         return "keys below"
-    if "anyOf" in value:
-        kinds = [_kind(part, schema) for part in value["anyOf"]]
+    if either := value.get("anyOf") or value.get("oneOf"):
+        kinds = [_kind(part, schema) for part in either]
         return " or ".join(dict.fromkeys(kind for kind in kinds if kind != "null"))
     if "enum" in value:
         many = set(STRATEGIES) <= set(value["enum"])

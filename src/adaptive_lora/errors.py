@@ -10,7 +10,8 @@ AdaptiveLoraError
 │   ├── PlanError          a plan file that is corrupt or does not fit the model
 │   ├── StudyFolderError   a folder that is in use, missing, or another study's
 │   └── PaperError         a paper that cannot be written or submitted: a fact is missing, or a rule is broken
-└── TrainingError        a run that failed while it trained (exit code 1)
+├── TrainingError        a run that failed while it trained (exit code 1)
+└── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
 """
 
 from __future__ import annotations
@@ -74,6 +75,10 @@ class PaperError(UsageError):
 
 class TrainingError(AdaptiveLoraError, RuntimeError):
     """A run that failed while it trained."""
+
+
+class ScoringError(AdaptiveLoraError, RuntimeError):
+    """A command of the study's own that gave an adapter no score."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -11,7 +11,7 @@ import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.shared import remember, tell_report, tell_status
-from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError, TrainingError, UsageError
+from adaptive_lora.errors import AdaptiveLoraError, ScoringError, StudyFolderError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from adaptive_lora.stats.spreads import Pilot
@@ -109,15 +109,24 @@ def _dry_run(study: Path, to: Path | None, device: str | None, pilot: Path | Non
 def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
     """The spread of a study that was run before, or of the runs that this one has, its tuning runs at first."""
     from adaptive_lora.reporting.exported import open_findings
+    from adaptive_lora.stats.metrics import metric_of
     from adaptive_lora.study.folder import StudyPaths
 
+    metric = metric_of(study.spec.analysis.model_dump(mode="json"))
+    if folder is not None and metric.command:
+        raise UsageError(
+            "--pilot tells what a study's own test records can show, and this study is judged by a command, "
+            f"{metric.name}, which scores records of its own. Leave --pilot out."
+        )
+    if metric.command:
+        return None
     if folder is None and own is not None and StudyPaths(own).ledger.is_file():
         folder = own
     if folder is None:
         return None
     margin = study.spec.analysis.margin
     with open_findings(folder) as found:
-        return found.pilot_for(margin if isinstance(margin, float) else None)
+        return found.pilot_for(margin if isinstance(margin, float) else None, metric)
 
 
 def _run(
@@ -135,7 +144,7 @@ def _run(
     with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
             status = run_study(study, folder, listener, device, checkpoint_seconds, deviation)
-        except (KeyboardInterrupt, TrainingError):
+        except (KeyboardInterrupt, ScoringError, TrainingError):
             remember(folder)
             raise
     remember(folder)

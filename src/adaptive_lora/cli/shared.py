@@ -47,7 +47,7 @@ def tell_report(folder: Path, as_json: bool = False, to: Path | None = None) -> 
         places = {"report": str(path), **{name: str(path.parent / name) for name in ("figures", "tables")}}
         print_json({**places, "arms": [asdict(arm) for arm in found.arms]})
         return
-    out.print(arms_table(found.arms, found.baseline, found.judged))
+    out.print(arms_table(found.arms, found.baseline, found.judged, found.metric))
     out.print(f"report: {path}", markup=False, soft_wrap=True)
 
 

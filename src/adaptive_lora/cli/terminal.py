@@ -23,6 +23,7 @@ from adaptive_lora.planning.strategies.registry import all_strategies
 from adaptive_lora.reporting.formatting import interval_ends, percent, signed
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.status import StudyStatus
@@ -116,21 +117,26 @@ def planning_cost(facts: Mapping[str, Any]) -> Table:
     return table
 
 
-def arms_table(arms: Sequence[ArmSummary], baseline: str, judged: Mapping[Comparison, Judgement]) -> Table:
-    """Arms with loss, difference from the baseline, its interval and the verdict; names fold so that no number does."""
+def arms_table(
+    arms: Sequence[ArmSummary], baseline: str, judged: Mapping[Comparison, Judgement], metric: Metric = TEST_LOSS
+) -> Table:
+    """Arms with loss, or what else they are judged by, difference from the baseline, its interval and the verdict;
+    names fold so that no number does."""
     over = next((arm.difference.over for arm in arms if arm.difference), "seeds")
-    title = f"test loss, nats per token; minus {baseline}: paired, 95 % intervals over new {over}"
-    several, table = len({arm.budget for arm in arms}) > 1, _table("arm", numbers=("loss", "minus", ""), title=title)
+    title = f"{metric.title}, {metric.unit}; minus {baseline}: paired, 95 % intervals over new {over}"
+    own = "loss" if metric.is_loss else metric.title
+    several, table = len({arm.budget for arm in arms}) > 1, _table("arm", numbers=(own, "minus", ""), title=title)
     table.add_column("verdict")
     for column in table.columns[1:]:
         column.no_wrap = True
     for arm in arms:
         ends = ((arm.diverged, "diverged"), (arm.no_better, "no better than the frozen model"))
         name = arm.arm + "".join(f" ({count} {what})" for count, what in ends if count)
-        found, own = arm.difference, judged.get(Comparison(arm.arm, arm.budget))
+        found, verdict = arm.difference, judged.get(Comparison(arm.arm, arm.budget))
+        level = arm.loss if metric.is_loss else arm.score
         difference = (signed(found.mean), interval_ends(found, "+.4f")) if found else ("", "")
-        table.add_row(Text(f"{name}, {arm.budget}" if several else name), f"{arm.loss.mean:.4f}" if arm.loss else "",
-                      *difference, str(own.verdict) if own else "")  # fmt: skip
+        table.add_row(Text(f"{name}, {arm.budget}" if several else name), f"{level.mean:.4f}" if level else "",
+                      *difference, str(verdict.verdict) if verdict else "")  # fmt: skip
     return table
 
 
@@ -241,7 +247,8 @@ def status_view(found: StudyStatus) -> Group:
     state = "an export" if found.exported else "running now" if found.in_use else "not running"
     done = found.expected - found.left
     counts = ", ".join(f"{count} {name}" for name, count in found.counts.items())
-    rest = f"{found.left} left" + (f" at look {found.looking} of {found.looks}" if found.looking else "")
+    to_score = f" and {found.unscored} to be scored" if found.unscored else ""
+    rest = f"{found.left} left{to_score}" + (f" at look {found.looking} of {found.looks}" if found.looking else "")
     if found.finished and found.expected:
         rest = "complete; its looks ask for no more" if found.looks else "complete"
     summary = f"{found.name}: {done} of {found.expected} runs have a result, {rest}; {state}"

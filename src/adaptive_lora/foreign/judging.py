@@ -12,13 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from adaptive_lora.errors import UsageError, nearest_hint
 from adaptive_lora.foreign.pairing import Paired, pair
 from adaptive_lora.foreign.scores import Question, Run
 from adaptive_lora.stats.cautions import Caution, cautions_of
-from adaptive_lora.stats.crossed import BOTH, RECORDS, SEEDS, Components, PairedTable, crossed
+from adaptive_lora.stats.crossed import BOTH, RECORDS, SEEDS, Components, PairedTable, crossed, with_two_more
 from adaptive_lora.stats.divergence import DivergedPairs
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.step_down import step_down
@@ -234,18 +232,15 @@ def _diverged(runs: Sequence[Run], paired: Paired, baseline: str) -> DivergedPai
 def _for_the_rule(paired: Paired) -> PairedTable:
     """Lower is better, and two items more for scores that are right or wrong."""
     table = paired.table
-    differences = -table.differences if paired.question.higher_is_better else table.differences
-    tokens = table.tokens
-    if paired.binary:
-        differences = np.hstack([differences, np.tile([1.0, -1.0], (len(table.seeds), 1))])
-        tokens = np.append(tokens, [1.0, 1.0])
-    return PairedTable(differences, tokens, table.seeds)
+    if paired.question.higher_is_better:
+        table = replace(table, differences=-table.differences)
+    return with_two_more(table) if paired.binary else table
 
 
 def _outcome(paired: Paired, found: Judgement, asked: Asked) -> Outcome:
     higher = paired.question.higher_is_better
     interval, seeds, records, same = (
-        _turned(own) if higher and own is not None else own
+        own.turned() if higher and own is not None else own
         for own in (found.interval, found.over_seeds, found.over_records, found.equivalence_interval)
     )
     return Outcome(
@@ -263,9 +258,3 @@ def _outcome(paired: Paired, found: Judgement, asked: Asked) -> Outcome:
         cautions_of(paired.table, found.margin, found.diverged_pairs, Caution.SKEWED in found.cautions),
         crossed(paired.table).components,
     )
-
-
-def _turned(found: Interval) -> Interval:
-    """Of the other sign."""
-    low, high = (None if end is None else -end for end in (found.high, found.low))
-    return replace(found, mean=-found.mean, low=low, high=high)

@@ -1,14 +1,14 @@
 """A study of this package, or its export, as one source more: its arms by another metric or beside other results.
 
 Its budgets are tasks. `test_loss` is in nats per token; `exact_match`, where the data have one right answer each, is
-the share of records whose whole completion the model would have chosen. Verdicts that a study locked are those of its
-report.
+the share of records whose whole completion the model would have chosen; a study's own metric goes by its name. Without
+a word it is the one that the study was judged by. Verdicts that a study locked are those of its report.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ import pandas as pd
 from adaptive_lora.errors import UsageError
 from adaptive_lora.foreign.scores import Item, Question, Run
 from adaptive_lora.stats.arms import evaluations
+from adaptive_lora.stats.metrics import EXACT_MATCH, TEST_LOSS, Metric, metric_of
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.results import read_export, runs_table
 
-_METRICS = {"test_loss": (False, "nats per token"), "exact_match": (True, "")}
-_COLUMNS = {"test_loss": "test_loss", "exact_match": "test_exact_match"}
+_ALWAYS = {metric.name: metric for metric in (TEST_LOSS, EXACT_MATCH)}
 
 
 def is_study(path: Path) -> bool:
@@ -34,24 +34,31 @@ def is_study(path: Path) -> bool:
 
 def read_study(folder: Path, metric: str | None = None) -> list[Run]:
     """Its evaluation runs, one an arm and seed; by record as far as these are known."""
-    if metric not in (None, *_METRICS):
-        raise UsageError(f"{folder} is a study, whose metrics are {' and '.join(_METRICS)}; got {metric!r}.")
-    name = metric or "test_loss"
     ledger = open_recorded(folder)
     if ledger is None:
-        return _runs(folder, read_export(folder)[1], lambda run_id: None, name)
+        facts, table = read_export(folder)
+        return _runs(folder, table, lambda run_id: None, _chosen(folder, facts, metric))
     with contextlib.closing(ledger):
-        return _runs(folder, runs_table(ledger), lambda run_id: ledger.by_record(run_id, "test"), name)
+        chosen = _chosen(folder, ledger.facts(), metric)
+        return _runs(folder, runs_table(ledger), lambda run_id: ledger.by_record(run_id, "test", chosen), chosen)
 
 
-def _runs(folder: Path, table: pd.DataFrame, by_record: Callable[[str], Any], name: str) -> list[Run]:
-    higher, unit = _METRICS[name]
+def _chosen(folder: Path, facts: Mapping[str, Any], name: str | None) -> Metric:
+    own = metric_of(facts["spec"]["analysis"])
+    known = {**_ALWAYS, own.name: own}
+    if name not in (None, *known):
+        raise UsageError(f"{folder} is a study, whose metrics are {' and '.join(known)}; got {name!r}.")
+    return known[name or own.name]
+
+
+def _runs(folder: Path, table: pd.DataFrame, by_record: Callable[[str], Any], metric: Metric) -> list[Run]:
+    unit = metric.unit if metric.is_loss else ""
     found: dict[tuple[str, int], Run] = {}
     for row in evaluations(table).to_dict("records"):
         arm, seed = str(row["arm"]), int(row["seed"])
         run = found.setdefault((arm, seed), Run(arm, seed, str(folder), {}, {}, diverged=set()))
-        question = Question(str(row["budget"]), name, higher, unit)
-        mean = row[_COLUMNS[name]]
+        question = Question(str(row["budget"]), metric.name, metric.higher_is_better, unit)
+        mean = row[metric.column]
         if row["status"] == Status.DIVERGED:
             run.diverged.add(question)
         elif row["status"] == Status.COMPLETED and pd.notna(mean):
@@ -59,16 +66,17 @@ def _runs(folder: Path, table: pd.DataFrame, by_record: Callable[[str], Any], na
             if records is None:
                 run.means[question] = float(mean)
             else:
-                run.items[question] = _items(records, name)
+                run.items[question] = _items(records, metric)
     if not any(run.questions for run in found.values()):
-        why = "its data have no single right answers" if name == "exact_match" else "no run has finished"
-        raise UsageError(f"{folder} has no {name} to judge: {why}.")
+        why = "its data have no single right answers" if metric == EXACT_MATCH else "no run has finished"
+        raise UsageError(f"{folder} has no {metric.name} to judge: {why}.")
     return list(found.values())
 
 
-def _items(records: Any, name: str) -> dict[str, Item]:
-    if name == "exact_match":
-        return {str(i): Item(float(right)) for i, right in enumerate(records.exact)}
+def _items(records: Any, metric: Metric) -> dict[str, Item]:
+    if not metric.is_loss:
+        values = records.score if metric.command else records.exact
+        return {str(i): Item(float(value)) for i, value in enumerate(values)}
     # In single precision, as `stats.evidence` and archives have them, so that a study's report says the same.
     losses = records.nll.astype(np.float32).tolist()
     pairs = enumerate(zip(losses, records.tokens.tolist(), strict=True))

@@ -17,6 +17,8 @@ def completed(facts: dict[str, Any]) -> dict[str, Any]:
     lock.setdefault("first", verdicts_rest_on(spec, lock["primary"]))
     for analysis in (spec["analysis"], lock["first"]["analysis"]):
         analysis["baseline"] = plain_name(analysis["baseline"])
+        if isinstance(own := analysis.get("metric"), dict):
+            own["name"] = plain_name(str(own["name"]))
     for part in (*lock["primary"], *lock["first"]["primary"]):
         part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
     for arm in spec["arms"]:

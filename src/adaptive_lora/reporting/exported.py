@@ -35,7 +35,8 @@ from adaptive_lora.study.results import (
 )
 
 RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "level", "tokens")
-"""Arm minus baseline in nats per token, its interval over test records at `level`, and their completion tokens."""
+"""Arm minus baseline by the study's metric, its interval over test records at `level`, and what these weigh together:
+their completion tokens, or of another metric than test loss their number."""
 
 
 def export_study(folder: Path, to: Path) -> list[Path]:

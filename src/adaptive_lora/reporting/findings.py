@@ -10,26 +10,28 @@ from typing import Any
 import pandas as pd
 
 from adaptive_lora.reporting.completed import completed
-from adaptive_lora.reporting.rates import cautions_with_rates, edges_of_choices, tuned_by_baseline, unclipped_arms
+from adaptive_lora.reporting.planned import planned
+from adaptive_lora.reporting.rates import cautions_with_rates, edges_of, tuned_by_baseline, unclipped_arms
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
 from adaptive_lora.stats.assays import Assay, assays
 from adaptive_lora.stats.cautions import Caution
 from adaptive_lora.stats.crossed import SEEDS, Crossed
 from adaptive_lora.stats.decomposition import Decomposition, decompositions
 from adaptive_lora.stats.differences import between, differences_of, with_differences
-from adaptive_lora.stats.effect_sizes import ByRecord, EffectSize, OverRecords, effect_sizes, record_intervals
+from adaptive_lora.stats.effect_sizes import EffectSize, OverRecords, effect_sizes, record_intervals, records_of
 from adaptive_lora.stats.estimators import Interval
-from adaptive_lora.stats.evidence import Cell, StudyTables, judge_primary, rule_of
+from adaptive_lora.stats.evidence import Cell, StudyTables, judge_primary, rule_of, tables_of
 from adaptive_lora.stats.margins import SCALE
+from adaptive_lora.stats.metrics import Metric, metric_of
 from adaptive_lora.stats.outcomes import no_better
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm, width_with
-from adaptive_lora.stats.run_table import Comparison, Phase, Status
+from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.stats.spreads import Pilot, pilot_of, tuning_pilot
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.stats.stability_findings import StabilityFindings, stability_findings
 from adaptive_lora.stats.variants import variants_of
 from adaptive_lora.stats.verdicts import Judgement
-from adaptive_lora.study.learning_rate_search import Edge, TuningLosses, edges
+from adaptive_lora.study.learning_rate_search import Edge
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import costs_table, curves_table, left_out, ranks_table, runs_table
@@ -84,7 +86,7 @@ class Findings:
     def sizes(self) -> Sequence[EffectSize]:
         """Of every arm that has a difference from the baseline."""
         over_seeds = {cell: own for cell, found in self.differences.items() if (own := found.over_seeds()) is not None}
-        return effect_sizes(over_seeds, self.over_records, self.runs, self.arms, self.facts)
+        return effect_sizes(over_seeds, self.over_records, self.runs, self.arms, self.facts, self.metric)
 
     @functools.cached_property
     def stability(self) -> pd.DataFrame:
@@ -98,23 +100,13 @@ class Findings:
     @functools.cached_property
     def stability_findings(self) -> StabilityFindings:
         """Where arms train and break, and what moves that."""
-        rates = {(arm.arm, arm.budget): arm.learning_rate for arm in self.arms}
-        variants = variants_of(self.facts["spec"])
+        rates, variants = {(a.arm, a.budget): a.learning_rate for a in self.arms}, variants_of(self.facts["spec"])
         return stability_findings(self.stability, self.baseline, rates, variants, self.analysis["alpha"], self.tuned)
 
     @functools.cached_property
     def edges(self) -> Sequence[Edge]:
         """Arms whose best learning rate lies at the edge of the grid."""
-        if self.tuned_by_baseline:
-            return edges_of_choices(self.facts)
-        tuning = self.runs[self.runs["phase"] == Phase.TUNING]
-        losses: TuningLosses = {}
-        for run in tuning[tuning["status"].isin([Status.COMPLETED, Status.DIVERGED])].to_dict("records"):
-            missing = run["status"] == Status.DIVERGED or pd.isna(run["validation_loss"])
-            at_rate = losses.setdefault((run["arm"], run["budget"]), {}).setdefault(float(run["learning_rate"]), [])
-            at_rate.append(None if missing else float(run["validation_loss"]))
-        grid = sorted(set(tuning["learning_rate"]))
-        return edges(losses, grid) if len(grid) > 1 else []
+        return edges_of(self.facts, self.runs)
 
     @functools.cached_property
     def cautions(self) -> Mapping[Comparison, tuple[Caution, ...]]:
@@ -123,7 +115,9 @@ class Findings:
 
     @functools.cached_property
     def over_records(self) -> OverRecords:
-        """`record_intervals` of the study."""
+        """Every difference over test records alone."""
+        if not self.metric.is_loss:
+            return records_of(self.differences)
         return record_intervals(self.tables.by_record, self.runs, self.arms, self.baseline)
 
     @functools.cached_property
@@ -142,6 +136,11 @@ class Findings:
     def analysis(self) -> Mapping[str, Any]:
         """How the study file says it is judged."""
         return dict(self.facts["spec"]["analysis"])
+
+    @property
+    def metric(self) -> Metric:
+        """What differences and verdicts are of; arms have their test loss beside it."""
+        return metric_of(self.analysis)
 
     @property
     def baseline(self) -> str:
@@ -167,16 +166,7 @@ class Findings:
     @property
     def design(self) -> Design:
         """What the study asks of its seeds and records."""
-        spec, rule = self.facts["spec"], rule_of(self.facts["spec"])
-        return Design(
-            seeds=len(spec["seeds"]["evaluation"]),
-            alpha=rule.alpha,
-            comparisons=max(1, len(self.judged)),
-            margin=rule.margin,
-            records=spec["data"]["test"],
-            looks=rule.looks,
-            correlation=self.pilot.correlation,
-        )
+        return planned(self)
 
     @functools.cached_property
     def pilot(self) -> Pilot:
@@ -188,13 +178,15 @@ class Findings:
         """What its seeds and records could show of each arm, by the spread that it has."""
         return power_by_arm(self.pilot.spreads, self.design)
 
-    def pilot_for(self, margin: float | None) -> Pilot:
-        """What it tells a study like it, whose margin is a number, or None where that is to be measured.
+    def pilot_for(self, margin: float | None, metric: Metric) -> Pilot:
+        """What it tells a study like it, judged by `metric`; its margin is a number, or None where that is measured.
 
-        Of its tuning runs where no arm has two evaluation seeds yet.
+        Of its tuning runs where no arm has two evaluation seeds yet, as far as these tell.
         """
-        found = pilot_of(self.tables, self.baseline, margin)
-        return found if found.spreads else tuning_pilot(self.runs, self.tables.by_record, self.baseline, margin)
+        found = pilot_of(tables_of(self.runs, self.source, metric), self.baseline, margin)
+        if found.spreads or not metric.is_loss:
+            return found
+        return tuning_pilot(self.runs, self.tables.by_record, self.baseline, margin)
 
     @property
     def tuned(self) -> bool:
@@ -203,7 +195,7 @@ class Findings:
 
     @property
     def tuned_by_baseline(self) -> bool:
-        """Whether they were tuned on the baseline, and arms checked beside it."""
+        """Whether on the baseline, and arms checked beside it."""
         return tuned_by_baseline(self.facts)
 
     @property
@@ -213,11 +205,11 @@ class Findings:
 
     @property
     def margin(self) -> float | None:
-        """Nats per token; None where it is a share of what half the budget costs, measured at each budget."""
+        """In the metric's unit; None where it is a share of what half the budget costs, measured at each budget."""
         return rule_of(self.facts["spec"]).margin
 
     def margin_at(self, budget: str) -> float | None:
-        """The margin in nats per token at a budget; None where it is to be measured, and was not, or cannot be used."""
+        """The margin at a budget; None where it is to be measured, and was not, or cannot be used."""
         measured = (assay.margin for assay in self.assays if assay.budget == budget and assay.margin.usable)
         return self.margin if self.margin is not None else next((margin.value for margin in measured), None)
 
@@ -229,7 +221,7 @@ class Findings:
 
     @property
     def yardstick(self) -> float:
-        """One margin for all budgets, as stability asks for it: the study's number, or the largest measured."""
+        """One margin for all budgets: the study's number, or the largest measured."""
         return self.margin if self.margin is not None else max(self.margins.values(), default=SCALE)
 
     @property
@@ -291,10 +283,10 @@ def findings_of(facts: dict[str, Any], runs: pd.DataFrame, source: Any, kind: ty
     """From facts and runs, of a ledger or of an export."""
     facts = completed(facts)
     analysis, budgets = facts["spec"]["analysis"], facts["spec"]["budgets"]
-    by_record: ByRecord = getattr(source, "by_record", lambda run_id, split: None)  # tables of an export have none
-    tables, rule = StudyTables(runs, by_record), rule_of(facts["spec"])
+    metric = metric_of(analysis)
+    tables, rule = tables_of(runs, source, metric), rule_of(facts["spec"])
     differences = differences_of(tables, analysis["baseline"])
-    arms = with_differences(summarise(runs, analysis["baseline"]), differences)
+    arms = with_differences(summarise(runs, analysis["baseline"], metric), differences)
     judged = judge_primary(tables, facts["lock"]["primary"], facts["spec"])
     tested = assays(tables, analysis["baseline"], budgets, rule.margin, rule.alpha)
     return kind(source, facts, runs, arms, judged, tested, differences, tables)

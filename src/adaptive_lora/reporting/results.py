@@ -30,6 +30,7 @@ DIFFERENCE_COLUMNS = (
 JUDGED_COLUMNS = (
     *DIFFERENCE_COLUMNS, "p", "adjusted_p", "equivalence_low", "equivalence_high", "equivalence_p",
     "adjusted_equivalence_p", "margin", "margin_low", "margin_high", "verdict", "decided", "look", "cautions",
+    "metric",
 )  # fmt: skip
 
 
@@ -71,14 +72,15 @@ class Results:
             return records_table(ledger)
 
     def judge(self) -> pd.DataFrame:
-        """One row per comparison with the baseline: paired differences in test loss, and the verdicts.
+        """One row per comparison with the baseline: paired differences by the study's metric, and the verdicts.
 
-        `mean` in nats per token (negative: the arm is better), over `n` seeds and so many `records`, with the interval
-        `low`, `high` of level 1 - alpha over new seeds and new records, then over either alone; `records` is missing
-        where losses by record are, and the interval is over seeds then. `adjusted_p` by step-down max-T over the
-        primary comparisons and the looks; the interval and the tests of equivalence; the `margin`, with its own
-        interval where it was measured; `look`: which of the study's looks this is of; `cautions`, joined by `; `.
-        Comparisons that the study did not name beforehand are `exploratory`: 95 % intervals, no test, no verdict.
+        `mean` in the unit of `metric` (of `test_loss` nats per token, and negative: the arm is better), over `n` seeds
+        and so many `records`, with the interval `low`, `high` of level 1 - alpha over new seeds and new records, then
+        over either alone; `records` is missing where losses by record are, and the interval is over seeds then.
+        `adjusted_p` by step-down max-T over the primary comparisons and the looks; the interval and the tests of
+        equivalence; the `margin`, with its own interval where it was measured; `look`: which of the study's looks this
+        is of; `cautions`, joined by `; `. Comparisons that the study did not name beforehand are `exploratory`: 95 %
+        intervals, no test, no verdict.
         """
         with open_findings(self.folder) as found:
             rows = [_judged_row(found, c, j) for c, j in found.judged.items()]
@@ -88,7 +90,8 @@ class Results:
                 if arm.difference is not None and Comparison(arm.arm, arm.budget) not in found.judged
             ]
         kinds = {"records": "Int64", "look": "Int64", "decided": "boolean"}
-        return pd.DataFrame(rows, columns=list(JUDGED_COLUMNS)).astype(kinds)
+        named = [(*row, found.metric.name) for row in rows]
+        return pd.DataFrame(named, columns=list(JUDGED_COLUMNS)).astype(kinds)
 
 
 def load_results(path: str | Path) -> Results:
@@ -122,9 +125,9 @@ def _judged_row(found: Findings, comparison: Comparison, judged: Judgement) -> t
 
 def _explored_row(found: Findings, arm: str, budget: str) -> tuple[Any, ...]:
     own = found.differences[arm, budget]
-    records = own.records if own.records > 1 else None
-    numbers = own.n, records, own.mean, *_ends(own.interval()), *_ends(own.over_seeds()), *_ends(own.over_records())
-    return arm, budget, "exploratory", *numbers, *[None] * (len(JUDGED_COLUMNS) - len(DIFFERENCE_COLUMNS))
+    records = own.test_records if own.records > 1 else None
+    numbers = own.n, records, own.shown, *_ends(own.interval()), *_ends(own.over_seeds()), *_ends(own.over_records())
+    return arm, budget, "exploratory", *numbers, *[None] * (len(JUDGED_COLUMNS) - len(DIFFERENCE_COLUMNS) - 1)
 
 
 def _ends(interval: Interval | None) -> tuple[float | None, float | None]:

@@ -11,6 +11,7 @@ from adaptive_lora.stats.crossed import crossed
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.evidence import StudyTables
 from adaptive_lora.stats.margins import Margin, margin_of
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 
 
 class AssayResult(StrEnum):
@@ -34,12 +35,19 @@ class Assay:
     budget: str
     half: str
     loss_of_half: Interval | None
-    """Half minus whole (positive: half is worse), over new seeds and new records where losses by record are known, of
-    level 1 - 2 alpha: it lies above zero just where a one-sided test at alpha shows half to be worse. None where no
-    seed has both."""
+    """What half loses (positive: half is worse, whatever the metric), over new seeds and new records where values by
+    record are known, of level 1 - 2 alpha: it lies above zero just where a one-sided test at alpha shows half to be
+    worse. None where no seed has both."""
     margin: Margin
     """A number: where half the budget costs no more, equivalence of two plans says little. Measured: a share of this
     very cost."""
+    metric: Metric = TEST_LOSS
+
+    @property
+    def shown(self) -> Interval | None:
+        """Half minus whole in the metric's own sign."""
+        found = self.loss_of_half
+        return found.turned() if found is not None and self.metric.higher_is_better else found
 
     @property
     def result(self) -> AssayResult:
@@ -63,14 +71,14 @@ class Assay:
 def assays(
     tables: StudyTables, baseline: str, budgets: Sequence[str], margin: float | None, alpha: float
 ) -> list[Assay]:
-    """Of every budget at half of which the baseline was trained too; `margin` in nats per token, None: measured."""
+    """Of every budget at half of which the baseline was trained too; `margin` in the metric's unit, None: measured."""
     found = []
     for budget in budgets:
         half = halved(budget)
         if half is not None and len(tables.of((baseline, half))):
             table = tables.paired((baseline, half), (baseline, budget))
             cost = None if table is None else crossed(table).interval(1 - 2 * alpha)
-            found.append(Assay(budget, half, cost, margin_of(table, margin, alpha)))
+            found.append(Assay(budget, half, cost, margin_of(table, margin, alpha), tables.metric))
     return found
 
 

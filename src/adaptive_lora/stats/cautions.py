@@ -39,7 +39,7 @@ def cautions_of(
     """Those that the differences themselves give cause for; `skewed`: whether those of its family do."""
     found = []
     if table is not None:
-        seeds, records = len(table.seeds), len(table.tokens)
+        seeds, records = len(table.seeds), len(table.tokens) - table.added
         found += [Caution.FEW_SEEDS] if seeds < FEW_SEEDS else []
         found += [Caution.ONE_SET_OF_RECORDS] if records < 2 else [Caution.FEW_RECORDS] if records < FEW_RECORDS else []
         found += [Caution.SKEWED] if skewed else []

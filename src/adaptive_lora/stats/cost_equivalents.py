@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adaptive_lora.stats.arms import ArmSummary, evaluations
+from adaptive_lora.stats.arms import ArmSummary, evaluations, having
 from adaptive_lora.stats.estimators import Interval, interval_of
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Status
 
 
@@ -89,30 +90,35 @@ class AtEqualCompute:
     budget: str
     control: str
     difference: Interval
-    """Paired by seed, arm minus the baseline with that compute; negative: the arm is better for the same compute."""
+    """Paired by seed, arm minus the baseline with that compute, by the study's metric."""
     stopped: int
     """Seeds on which validation chose the usual length, because training on made the baseline worse."""
 
 
-def at_equal_compute(runs: pd.DataFrame, controls: Mapping[str, str], baseline: str) -> list[AtEqualCompute]:
+def at_equal_compute(
+    runs: pd.DataFrame, controls: Mapping[str, str], baseline: str, metric: Metric = TEST_LOSS
+) -> list[AtEqualCompute]:
     """`controls` names the longer baseline of each such arm, as the lock has it.
 
     Compute may be spent as one likes, so no one is held to training on into overfitting: on each seed the baseline with
     the compute is its longer run or its usual one, whichever has the lower *validation* loss (the longer where that is
-    not known), and its test loss counts. A longer run that diverged is not chosen.
+    not known), and what it has on test counts. A longer run that diverged is not chosen.
     """
     cells: dict[tuple[str, str], _Cell] = {}
-    for run in evaluations(runs).to_dict("records"):
+    counting = having(evaluations(runs), metric)
+    if not metric.is_loss:  # what has still to be scored is not done
+        counting = counting[counting[metric.column].notna() | (counting["status"] != Status.COMPLETED)]
+    for run in counting.to_dict("records"):
         cells.setdefault((str(run["arm"]), str(run["budget"])), {})[int(run["seed"])] = run
     found = []
     for (arm, budget), own in cells.items():
         longer = cells.get((controls.get(arm, ""), budget))
         if longer is None:
             continue
-        chosen = _best_spent(longer, cells.get((baseline, budget), {}))
+        chosen = _best_spent(longer, cells.get((baseline, budget), {}), metric.column)
         shared = [seed for seed, run in own.items() if run["status"] == Status.COMPLETED and seed in chosen]
         if shared:
-            difference = interval_of([float(own[seed]["test_loss"]) - chosen[seed][0] for seed in shared])
+            difference = interval_of([float(own[seed][metric.column]) - chosen[seed][0] for seed in shared])
             stopped = sum(chosen[seed][1] for seed in shared)
             found.append(AtEqualCompute(arm, budget, controls[arm], difference, stopped))
     return found
@@ -122,15 +128,15 @@ _Cell = dict[int, Mapping[Any, Any]]
 """Seed -> its run."""
 
 
-def _best_spent(longer: _Cell, usual: _Cell) -> dict[int, tuple[float, bool]]:
-    """Seed -> test loss of the run that validation chooses, and whether that is the usual one."""
+def _best_spent(longer: _Cell, usual: _Cell, column: str) -> dict[int, tuple[float, bool]]:
+    """Seed -> test result of the run that validation chooses, and whether that is the usual one."""
     found = {}
     for seed, run in longer.items():
         other = usual.get(seed)
         if other is not None and other["status"] == Status.COMPLETED and _is_better(other, run):
-            found[seed] = float(other["test_loss"]), True
+            found[seed] = float(other[column]), True
         elif run["status"] == Status.COMPLETED:
-            found[seed] = float(run["test_loss"]), False
+            found[seed] = float(run[column]), False
     return found
 
 

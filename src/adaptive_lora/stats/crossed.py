@@ -39,6 +39,8 @@ class PairedTable:
     """(R,): of each record; ones where values are means of records already."""
     seeds: tuple[int, ...]
     """Of the rows."""
+    added: int = 0
+    """How many of the last records are none of the task (`with_two_more`): they count in tests, not in means shown."""
 
     def __post_init__(self) -> None:
         if self.differences.shape != (len(self.seeds), len(self.tokens)):
@@ -57,7 +59,7 @@ class PairedTable:
     def of_seeds(self, wanted: Sequence[int]) -> PairedTable:
         """Its rows of these seeds, those that it has."""
         rows = [i for i, seed in enumerate(self.seeds) if seed in set(wanted)]
-        return PairedTable(self.differences[rows], self.tokens, tuple(self.seeds[i] for i in rows))
+        return replace(self, differences=self.differences[rows], seeds=tuple(self.seeds[i] for i in rows))
 
     def plus(self, other: PairedTable, factor: float) -> PairedTable:
         """This table and a multiple of another's rows, over the seeds of both; both have the same records."""
@@ -70,6 +72,15 @@ def of_seed_means(differences: Mapping[int, float]) -> PairedTable:
     """A table of one record, for differences that are known by seed alone."""
     values = np.array(list(differences.values()), dtype=np.float64)[:, None]
     return PairedTable(values, np.ones(1), tuple(differences))
+
+
+def with_two_more(table: PairedTable) -> PairedTable:
+    """With two records more, one that each arm alone got right (Bonett and Price 2012).
+
+    For scores that are right or wrong: few records answered differently, or none, do not look like certainty then.
+    """
+    differences = np.hstack([table.differences, np.tile([1.0, -1.0], (len(table.seeds), 1))])
+    return PairedTable(differences, np.append(table.tokens, [1.0, 1.0]), table.seeds, added=2)
 
 
 def clustered(table: PairedTable, clusters: Sequence[Hashable]) -> PairedTable:
@@ -119,6 +130,25 @@ class Crossed:
     """Of the records' means over the seeds; None with one record."""
     both_variance: float | None
     """Of what neither explains; None with one seed or one record."""
+    added: int = 0
+    """How many of the records are none of the task."""
+    of_the_task: float | None = None
+    """The mean without them."""
+
+    @property
+    def shown(self) -> float:
+        """The mean of the task's own records."""
+        return self.mean if self.of_the_task is None else self.of_the_task
+
+    @property
+    def test_records(self) -> int:
+        """How many records the task's own are."""
+        return self.records - self.added
+
+    def turned(self) -> Crossed:
+        """The other arm less this one."""
+        own = None if self.of_the_task is None else 0.0 - self.of_the_task  # no zero with a minus
+        return replace(self, mean=0.0 - self.mean, of_the_task=own)
 
     @property
     def components(self) -> Components | None:
@@ -169,7 +199,7 @@ class Crossed:
         if self.record_variance is None:
             return None
         error = math.sqrt(self.record_variance / self.records), self.records - 1.0
-        return replace(_interval(self, error, level, RECORDS), n=self.records)
+        return replace(_interval(self, error, level, RECORDS), n=self.test_records)
 
     def p(self, null: float = 0.0) -> float | None:
         """Two-sided, that the mean is `null`; None where there is no error."""
@@ -206,11 +236,14 @@ def crossed(table: PairedTable) -> Crossed:
     if s > 1 and r > 1:
         rest = float((residuals**2).sum()) - r * float((by_seed**2).sum()) - s * float((by_record**2).sum())
         both = max(0.0, rest) / ((s - 1) * (r - 1))
-    return Crossed(mean, s, r, seeds, float(s - 1), records, both)
+    own = None
+    if table.added:
+        own = float(table.differences[:, : -table.added].sum() / (s * table.tokens[: -table.added].sum()))
+    return Crossed(mean, s, r, seeds, float(s - 1), records, both, table.added, own)
 
 
 def _interval(found: Crossed, error: tuple[float, float] | None, level: float, over: str) -> Interval:
     if error is None:
-        return Interval(found.mean, None, None, found.n, level, over)
+        return Interval(found.shown, None, None, found.n, level, over)
     half = float(special.stdtrit(error[1], 0.5 + level / 2)) * error[0]
-    return Interval(found.mean, found.mean - half, found.mean + half, found.n, level, over)
+    return Interval(found.shown, found.mean - half, found.mean + half, found.n, level, over)

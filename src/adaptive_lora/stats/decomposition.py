@@ -5,7 +5,8 @@ With a control whose ranks are an arm's own at places drawn by chance,
     arm - baseline = (control - baseline) + (arm - control)
                      price of unevenness    value of information
 
-on the same seeds and records. A price above zero is a cost, a value below zero a gain: an arm that comes out like the
+on the same seeds and records. Of losses, a price above zero is a cost and a value below zero a gain; where higher is
+better it is the other way round. An arm that comes out like the
 baseline may know much and pay for it. Both parts of all arms are one family, the second tier of a study: judged by the
 rule and the looks of the first, at alpha, without a margin, so that nothing here is called equivalent.
 
@@ -40,7 +41,7 @@ class Part:
 
     @property
     def verdict(self) -> Verdict:
-        """Whether it is shown to be below zero (better), above (worse), or neither."""
+        """Whether it is shown to be a gain (better), a cost (worse), or neither."""
         return self.judged.verdict
 
 
@@ -54,9 +55,9 @@ class Decomposition:
     own: bool
     """Whether the control has the arm's own ranks at other places, and not other uneven ranks."""
     price: Part
-    """Of unevenness: control less baseline; above zero it costs."""
+    """Of unevenness: control less baseline."""
     value: Part
-    """Of information: arm less control; below zero it helps to know where ranks go."""
+    """Of information: arm less control."""
     total: Interval
     """Arm less baseline, over the same seeds."""
 
@@ -107,6 +108,8 @@ def decompositions(tables: StudyTables, lock: Mapping[str, Any], spec: Mapping[s
     family = {pair: _evidence(tables, pair) for pair in pairs}
     judged = judge_family(family, rule, [table for pair in totals if (table := _evidence(tables, pair).table)])
     sizes = _sizes(tables, [*pairs, *totals], 1 - rule.alpha)
+    if tables.metric.higher_is_better:
+        sizes, judged = {p: i.turned() for p, i in sizes.items()}, {p: j.turned() for p, j in judged.items()}
     return [
         Decomposition(
             *t.arm, t.control[0], t.control[0] in shadows, Part(sizes[t.price], judged[t.price]),

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from adaptive_lora.stats.arms import ArmSummary, evaluations, frozen_loss
+from adaptive_lora.stats.crossed import Crossed
 from adaptive_lora.stats.estimators import (
     Effect,
     Floats,
@@ -23,6 +24,7 @@ from adaptive_lora.stats.estimators import (
     mean_interval,
     record_interval,
 )
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class EffectSize:
 
     arm: str
     budget: str
-    effect: Effect
+    effect: Effect | None
+    """None of another metric than test loss."""
     difference: Interval
     """Over new seeds and new test records; over seeds alone where losses by record are missing."""
     over_seeds: Interval
@@ -39,7 +42,7 @@ class EffectSize:
     over_records: Interval | None
     """Of new test records with the same seeds; None where losses by record are missing."""
     improvement: Interval
-    """Share of seeds with the lower loss."""
+    """Share of seeds on which it is better."""
     sd: float | None
     """Of the paired differences by seed; None with fewer than two."""
 
@@ -58,6 +61,7 @@ def effect_sizes(
     runs: pd.DataFrame,
     arms: Sequence[ArmSummary],
     facts: Mapping[str, Any],
+    metric: Metric = TEST_LOSS,
 ) -> list[EffectSize]:
     """Every arm that has a difference from the baseline; `facts` are the ledger's."""
     frozen, size = frozen_loss(runs), facts.get("data", {}).get("test_bytes")
@@ -68,15 +72,16 @@ def effect_sizes(
             continue
         differences = [difference for _, difference in arm.differences]
         interval, tokens = over_records.get((arm.arm, arm.budget), (None, None))
+        loss = losses[arm.budget]
         found.append(
             EffectSize(
                 arm=arm.arm,
                 budget=arm.budget,
-                effect=effects(arm.difference.mean, losses[arm.budget], frozen, tokens, size),
+                effect=effects(arm.difference.mean, loss, frozen, tokens, size) if metric.is_loss else None,
                 difference=arm.difference,
                 over_seeds=over_seeds.get((arm.arm, arm.budget)) or mean_interval(differences),
                 over_records=interval,
-                improvement=improvement_probability(differences),
+                improvement=improvement_probability([metric.sign * difference for difference in differences]),
                 sd=float(np.std(differences, ddof=1)) if len(differences) > 1 else None,
             )
         )
@@ -105,6 +110,12 @@ def record_intervals(
     """Of every arm whose losses by record are there for all its pairs of runs."""
     found = {(arm.arm, arm.budget): _over_records(by_record, runs, arm, baseline) for arm in arms if arm.difference}
     return {key: (interval, tokens) for key, (interval, tokens) in found.items() if interval and tokens}
+
+
+def records_of(differences: Mapping[tuple[str, str], Crossed]) -> dict[tuple[str, str], tuple[Interval, int]]:
+    """The same of another metric than test loss, from its differences; records weigh alike."""
+    found = {cell: own.over_records() for cell, own in differences.items()}
+    return {cell: (own, own.n) for cell, own in found.items() if own is not None}
 
 
 def _over_records(

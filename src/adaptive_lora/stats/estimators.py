@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,15 @@ class Interval:
     n: int
     level: float
     over: str = "seeds"
+
+    def turned(self) -> Interval:
+        """Of the opposite.
+
+        >>> Interval(1.0, 0.5, 3.0, 4, 0.95).turned().low
+        -3.0
+        """
+        low, high = (None if end is None else 0.0 - end for end in (self.high, self.low))  # no zero with a minus
+        return replace(self, mean=0.0 - self.mean, low=low, high=high)
 
 
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
@@ -153,7 +162,7 @@ def equivalence_interval(differences: Sequence[float], alpha: float = 0.05) -> I
 
 
 def improvement_probability(differences: Sequence[float], level: float = 0.95) -> Interval:
-    """Share of seeds on which the arm has the lower loss, ties counting half, with a Clopper-Pearson interval.
+    """Share of seeds on which the arm is lower, ties counting half, with a Clopper-Pearson interval.
 
     Half a win more or less is no binomial count: the interval then runs from the lower end for the whole wins
     below to the upper end for those above.

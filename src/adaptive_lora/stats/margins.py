@@ -28,7 +28,7 @@ class Margin:
     """How far from the baseline an arm may be and still be called equivalent."""
 
     value: float | None
-    """Nats per token; None where it is to be measured, and was not."""
+    """In the metric's unit; None where it is to be measured, and was not."""
     interval: Interval | None
     """Where it was measured; None for a number of the study's own."""
     usable: bool
@@ -58,7 +58,7 @@ def margin_of(half: PairedTable | None, number: float | None, alpha: float) -> M
     low, high = (None if end is None else SHARE * end for end in (cost.low, cost.high))
     above = None if found.error is None else 1 - (found.p_below() or 0.0)
     interval = Interval(SHARE * cost.mean, low, high, cost.n, cost.level, cost.over)
-    return Margin(SHARE * found.mean, interval, above is not None and above <= alpha and found.mean > 0)
+    return Margin(SHARE * found.shown, interval, above is not None and above <= alpha and found.mean > 0)
 
 
 Tables = tuple[tuple[PairedTable, PairedTable | None], Crossed | None]

@@ -19,6 +19,7 @@ from scipy import special
 from adaptive_lora.stats.crossed import Components
 from adaptive_lora.stats.estimators import Floats
 from adaptive_lora.stats.looks import decided_at
+from adaptive_lora.stats.metrics import TEST_LOSS
 from adaptive_lora.stats.spreads import Spread
 from adaptive_lora.stats.step_down import Family
 from adaptive_lora.stats.verdicts import Judgement
@@ -41,13 +42,18 @@ class Design:
     comparisons: int
     """How many share alpha."""
     margin: float | None
-    """Nats per token; None for a share of what half the budget costs."""
+    """In that `unit`; None for a share of what half the budget costs."""
     records: int = 1
-    """Of the test split; 1 where losses by record are not known, so that all is about these records alone."""
+    """Of the test split, or of a study's own command; 1 where values by record are not known, so that all is about
+    these records alone."""
     looks: tuple[int, ...] = ()
     """After how many seeds it is judged; empty: once, after all."""
     correlation: float = 0.0
     """Between two comparisons, which share a baseline."""
+    unit: str = TEST_LOSS.unit
+    """Of differences and the margin."""
+    by_command: bool = False
+    """Whether the records are those of a study's own command, of which its test split says nothing."""
 
     @property
     def final_alpha(self) -> float:

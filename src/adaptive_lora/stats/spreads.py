@@ -107,7 +107,7 @@ def _spread(cell: Cell, own: Crossed, half: Crossed | None, margin: float | None
         *cell,
         difference=components_of(own),
         half=components_of(half) if half is not None and measured else None,
-        margin=margin if margin is not None else SHARE * half.mean if half is not None and measured else None,
+        margin=margin if margin is not None else SHARE * half.shown if half is not None and measured else None,
         prior_freedom=prior_freedom,
         by_record=own.records > 1,
     )

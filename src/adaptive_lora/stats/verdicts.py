@@ -40,7 +40,7 @@ class Rule:
 
     alpha: float = 0.05
     margin: float | None = None
-    """Nats per token; None for a quarter of what half the budget costs."""
+    """In the metric's unit; None for a quarter of what half the budget costs."""
     seeds: tuple[int, ...] = ()
     """Planned, in the order in which they are trained; without looks it does not matter."""
     looks: tuple[int, ...] = ()
@@ -52,7 +52,7 @@ class Evidence:
     """What is known of one comparison."""
 
     table: PairedTable | None
-    """Arm less baseline; None where no seed has both."""
+    """Arm less baseline, lower is better; None where no seed has both."""
     half: PairedTable | None = None
     """The baseline at half the budget less itself at the whole; None where that was not trained."""
     diverged: DivergedPairs = NONE_DIVERGED
@@ -88,7 +88,7 @@ class Judgement:
     adjusted_equivalence_p: float | None
     """Likewise adjusted, over the family of equivalences."""
     improvement: Interval | None
-    """Share of seeds with the lower loss."""
+    """Share of seeds on which the arm is better."""
     verdict: Verdict
     alpha: float
     margin: Margin
@@ -114,6 +114,15 @@ class Judgement:
         if value is None or not self.margin.usable or found is None or found.low is None or found.high is None:
             return False
         return found.low > value or found.high < -value
+
+    def turned(self) -> Judgement:
+        """With its numbers in the unit of a metric where higher is better, as it is judged by their opposite."""
+        each = (self.interval, self.over_seeds, self.over_records, self.equivalence_interval)
+        both, seeds, records, same = (None if own is None else own.turned() for own in each)
+        mean = None if self.mean is None else 0.0 - self.mean
+        return replace(
+            self, mean=mean, interval=both, over_seeds=seeds, over_records=records, equivalence_interval=same
+        )
 
 
 def without_survivorship(found: Verdict, diverged: DivergedPairs) -> Verdict:
@@ -271,8 +280,8 @@ def _judgement(
     level = 1 - rule.alpha
     return Judgement(
         n=found.n if found else 0,
-        records=found.records if found and found.records > 1 else None,
-        mean=found.mean if found else None,
+        records=found.test_records if found and found.records > 1 else None,
+        mean=found.shown if found else None,
         interval=found.interval(level) if found and several else None,
         over_seeds=found.over_seeds(level) if found else None,
         over_records=found.over_records(level) if found else None,

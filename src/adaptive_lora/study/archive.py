@@ -2,7 +2,7 @@
 
 A zip that `numpy.load` reads. `tables.json` has every row of the ledger; what is a blob there is a length here, and
 the values stand end to end in an array of their own. Losses by record have single precision, all else is exact, their
-sums too. The same ledger gives the same bytes.
+sums too. Scores of a command of the study's own are there where it has one. The same ledger gives the same bytes.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ _BLOBS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "exact_by_record": ("u1", "u1"),
     },
     "curves": {"points": ("<f8", "<f8")},
+    "scores": {"value_by_record": ("<f8", "<f8")},
 }
 """Table -> column -> type in the ledger and in the file."""
 
 
 def write_archive(ledger: Ledger, path: Path) -> None:
     """Writes a ledger as an archive."""
-    tables = {table: ledger.rows(table) for table in _TABLES}
+    tables = {table: ledger.rows(table) for table in (*_TABLES, *(["scores"] if ledger.scores.there else []))}
     for row in tables["plans"]:
         row["plan"] = unpacked(row["plan"])
     arrays = {}
-    for table, columns in _BLOBS.items():
+    for table, columns in ((table, own) for table, own in _BLOBS.items() if table in tables):
         for column, (stored, kept) in columns.items():
             parts = [np.frombuffer(zlib.decompress(row[column]), dtype=stored) for row in tables[table]]
             for row, part in zip(tables[table], parts, strict=True):
@@ -76,7 +77,7 @@ def read_archive(path: Path) -> Ledger:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             tables: dict[str, list[dict[str, Any]]] = json.loads(file["tables.json"])
-            for table, columns in _BLOBS.items():
+            for table, columns in ((table, own) for table, own in _BLOBS.items() if table in tables):
                 for column, (stored, _) in columns.items():
                     ends = np.cumsum([row[column] for row in tables[table]], dtype=np.int64)
                     parts = np.split(file[f"{table}.{column}"].astype(stored), ends)

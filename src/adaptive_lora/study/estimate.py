@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from adaptive_lora.study.plan_task import collected, needed
 from adaptive_lora.study.planning_phase import measuring_progress
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.progress import ProgressListener, Silent
+from adaptive_lora.study.scoring import metric_of_study
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
@@ -204,6 +206,8 @@ def _warnings(prepared: PreparedStudy, parameters: dict[str, int]) -> list[str]:
         found.append("no primary comparison: the study describes and gives no verdict.")
     elif refused := undecidable(prepared.study):
         found.append(f"`run` will refuse this study: {refused[1]}.")
+    if command := metric_of_study(prepared.study).command:
+        found.append(f"the time that `{shlex.join(command)}` takes, once an evaluation run, is not counted.")
     if prepared.study.matrix.fixed_rates and len(spec.arms) > 1:
         found.append("one learning rate for all arms: a difference may be the rate's; give a grid and tuning seeds.")
     found += prepared.notes() + prepared.warnings()

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_store import PlanStore, unpacked
+from adaptive_lora.study.score_store import ScoreStore
 from adaptive_lora.study.tuning import TuningResult
 
 BASE = "base"
@@ -34,6 +36,8 @@ class SplitResult:
     nll: NDArray[np.float64]
     tokens: NDArray[np.int64]
     exact: NDArray[np.bool_]
+    score: NDArray[np.float64] | None = None
+    """By a command of the study's own, whose records need not be these; None where it has none."""
 
 
 class Ledger:
@@ -44,6 +48,8 @@ class Ledger:
         self._db = connection
         self.planning = PlanStore(connection)
         """Plans and measurements, kept as soon as they are made."""
+        self.scores = ScoreStore(connection)
+        """What a command of the study's own gave every adapter."""
 
     def close(self) -> None:
         """Closes; the last writer folds its log into the one file."""
@@ -213,8 +219,8 @@ class Ledger:
         query = "SELECT run_id, split, nll, tokens, exact, records FROM evaluations"
         return {(row["run_id"], row["split"]): dict(row) for row in self._db.execute(query)}
 
-    def by_record(self, run_id: str, split: str) -> SplitResult | None:
-        """Per-record results; None where there are none."""
+    def by_record(self, run_id: str, split: str, metric: Metric = TEST_LOSS) -> SplitResult | None:
+        """Per-record results, with the scores of a `metric` that has a command; None where there are none."""
         row = self._db.execute("SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)).fetchone()
         if row is None:
             return None
@@ -222,6 +228,7 @@ class Ledger:
             np.frombuffer(zlib.decompress(row["nll_by_record"]), dtype="<f8"),
             np.frombuffer(zlib.decompress(row["tokens_by_record"]), dtype="<i8"),
             np.frombuffer(zlib.decompress(row["exact_by_record"]), dtype="u1").astype(np.bool_),
+            self.scores.values(run_id, metric.key) if metric.command and split == "test" else None,
         )
 
     def plan(self, run_id: str) -> dict[str, Any] | None:

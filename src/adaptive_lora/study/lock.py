@@ -14,6 +14,7 @@ from typing import Any
 
 from adaptive_lora.errors import StudyFileError, StudyFolderError
 from adaptive_lora.files import write_atomically
+from adaptive_lora.stats.metrics import Metric, metric_of
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.matrix import Role
 from adaptive_lora.study.protocol import MOST_PRIMARY
@@ -60,6 +61,7 @@ def undecidable(study: Study) -> tuple[Location, str] | None:
 def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The decisions of a study; `facts` are the ledger's, with versions, model and data."""
     spec, matrix = study.spec, study.matrix
+    metric = metric_of(spec.analysis.model_dump(mode="json"))
     named = [vars(comparison) for comparison in matrix.comparisons]
     every = [{"arm": cell.arm.name, "budget": cell.budget} for cell in matrix.cells]
     unclipped = [arm.name for arm in matrix.arms_with_role(Role.UNCLIPPED)]
@@ -68,8 +70,8 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
         "locked": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "identity": study.identity,
         "hypotheses": [
-            f"{c.arm} differs in test loss from {spec.analysis.baseline} at {c.budget}, or is equivalent to it within "
-            f"{_margin_in_words(spec.analysis.margin)}"
+            f"{c.arm} differs in {metric.title} from {spec.analysis.baseline} at {c.budget}, or is equivalent to it "
+            f"within {_margin_in_words(spec.analysis.margin, metric)}"
             for c in matrix.comparisons
         ],
         "primary": named,
@@ -94,8 +96,8 @@ def lock_of(study: Study, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _margin_in_words(margin: float | str) -> str:
-    return "a quarter of what half the budget costs" if isinstance(margin, str) else f"{margin:g} nats per token"
+def _margin_in_words(margin: float | str, metric: Metric) -> str:
+    return "a quarter of what half the budget costs" if isinstance(margin, str) else f"{margin:g} {metric.unit}"
 
 
 def read_lock(folder: Path) -> dict[str, Any] | None:

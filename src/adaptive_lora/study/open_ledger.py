@@ -13,6 +13,7 @@ from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.plan_store import PLAN_TABLES
+from adaptive_lora.study.score_store import SCORE_TABLE
 
 _SCHEMA = f"""
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -41,6 +42,8 @@ def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
         db.executescript(_SCHEMA)
+        if "scores" in tables:
+            db.execute(SCORE_TABLE)
         for table, rows in tables.items():
             for row in rows:
                 columns = ", ".join(f":{column}" for column in row)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from adaptive_lora.stats.design import Costs, Plan, cheapest, plan_of
 from adaptive_lora.stats.expected import Expected, expected
+from adaptive_lora.stats.metrics import metric_of
 from adaptive_lora.stats.power import ArmPower, Design, power_by_arm
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.stats.spreads import Pilot
@@ -21,7 +22,7 @@ class ExpectedRuns:
     margins: int
     """That difference, in margins."""
     difference: float
-    """In nats per token."""
+    """In the metric's unit."""
     seeds: float
     """Of an arm: until it is decided, or the cap."""
     runs: float
@@ -89,7 +90,7 @@ class StudyCosts:
 
 def design_of(spec: StudySpec, matrix: StudyMatrix, pilot: Pilot | None = None) -> Design:
     """What a study file asks of its seeds and records."""
-    margin = spec.analysis.margin
+    margin, metric = spec.analysis.margin, metric_of(spec.analysis.model_dump(mode="json"))
     return Design(
         seeds=len(spec.seeds.evaluation),
         alpha=spec.analysis.alpha,
@@ -98,6 +99,8 @@ def design_of(spec: StudySpec, matrix: StudyMatrix, pilot: Pilot | None = None) 
         records=spec.data.test,
         looks=tuple(spec.seeds.looks),
         correlation=pilot.correlation if pilot else 0.0,
+        unit=metric.unit,
+        by_command=bool(metric.command),
     )
 
 

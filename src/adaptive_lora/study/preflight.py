@@ -10,6 +10,7 @@ from adaptive_lora.planning.budget import Budget, resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.plan import fixed_ranks
 from adaptive_lora.planning.strategies import check_options, find_strategy
+from adaptive_lora.stats.metrics import EXACT_MATCH
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.matrix import Cell, Role, Run
 from adaptive_lora.study.schema import ArmPart
@@ -74,6 +75,17 @@ def check_distinct(study: Study, context: Mapping[str, Any]) -> None:
             at: Location = ("arms", own.index(name)) if name in own else ("controls",)
             message = f"{name!r} at {cell.budget} is the same run as {other!r}; leave one out"
             raise StudyFileError(str(study.path), [study.complaint(at, message)])
+
+
+def check_metric(study: Study, exact_answers: bool) -> None:
+    """StudyFileError where arms are to be compared by right answers, and the data have no single ones."""
+    if study.spec.analysis.metric == EXACT_MATCH.name and not exact_answers:
+        message = (
+            f"`{EXACT_MATCH.name}` counts whole completions that are right, and nothing says that "
+            f"{study.spec.data.source} has one right answer a record; compare by `test_loss`, or by a command of your "
+            "own that knows what is right"
+        )
+        raise StudyFileError(str(study.path), [study.complaint(("analysis", "metric"), message)])
 
 
 def check_equal_cost(study: Study, modules: tuple[ModuleShape, ...], budgets: Mapping[str, Budget]) -> None:

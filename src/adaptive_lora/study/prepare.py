@@ -23,7 +23,7 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.data_facts import Draw, data_counts, data_notices, split_rows
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import PlanTask, plan_task
-from adaptive_lora.study.preflight import check_distinct, check_equal_cost, checked_budgets
+from adaptive_lora.study.preflight import check_distinct, check_equal_cost, check_metric, checked_budgets
 from adaptive_lora.study.study_file import Study, shown
 from adaptive_lora.study.targets import check_called, context_warnings, encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, check_multipliers
@@ -235,6 +235,7 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
             str(study.path), [study.complaint(("train", "multipliers", "modules"), str(error))]
         ) from None
     source = open_records(study.locate(spec.data.source))
+    check_metric(study, source.exact_answers)
     base = open_base(location, spec.model.revision, spec.model.dtype, device)
     check_called(base.outline, modules)
     encoder = encoder_of(base.outline, base.tokenizer, spec.data.max_length, spec.data.template, spec.data.learn)

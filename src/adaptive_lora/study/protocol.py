@@ -201,7 +201,7 @@ def rule_complaints(spec: StudySpec) -> dict[Location, str]:
     if comparisons and spec.analysis.margin == HALF_BUDGET and (why := _why_unmeasured(spec, comparisons)):
         found["analysis", "margin"] = (
             f"`{HALF_BUDGET}`, the default, is measured by the baseline at half the budget, and {why}; give a number "
-            "in nats per token, such as `margin: 0.01`"
+            "in the metric's unit (of `test_loss` nats per token), such as `margin: 0.01`"
         )
     return found
 

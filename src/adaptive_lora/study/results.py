@@ -17,6 +17,7 @@ import pandas as pd
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.estimators import perplexity
+from adaptive_lora.stats.metrics import metric_of
 from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
 from adaptive_lora.study.archive import open_recorded, write_archive
 from adaptive_lora.study.data_facts import splits_csv
@@ -103,9 +104,11 @@ def _runs(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def runs_table(ledger: Ledger) -> pd.DataFrame:
-    """Every run with `RUN_COLUMNS`, in order of registration."""
-    totals = ledger.totals()
-    exact_answers = bool(ledger.facts().get("data", {}).get("exact_answers"))
+    """Every run with `RUN_COLUMNS`, in order of registration, and what a command of the study's own gave it."""
+    totals, facts = ledger.totals(), ledger.facts()
+    exact_answers = bool(facts.get("data", {}).get("exact_answers"))
+    metric = metric_of(facts.get("spec", {}).get("analysis", {}))
+    scores = ledger.scores.means(metric.key) if metric.command else {}
     rows = []
     for run in _runs(ledger):
         own = "validation" if run["phase"] == Phase.TUNING else "test"
@@ -120,7 +123,10 @@ def runs_table(ledger: Ledger) -> pd.DataFrame:
                 "test_exact_match": _exact(totals.get((run["run_id"], "test"))) if exact_answers else None,
             }
         )
-    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
+    table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
+    if metric.command:
+        table[metric.column] = table["run_id"].map(scores).astype(float)
+    return table
 
 
 def ranks_table(ledger: Ledger) -> pd.DataFrame:

@@ -31,6 +31,7 @@ from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
+from adaptive_lora.study.scoring import check_command, score_missing
 from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.status import StudyStatus, ledger_status
@@ -60,12 +61,13 @@ def run_study(
     accelerator where there is one, else the CPU.
 
     Raises UsageError before anything is written if the study cannot work or the folder is not its own;
-    KeyboardInterrupt after saving a checkpoint. Runs that fail are recorded and tried again by the next
-    call; the others go on.
+    KeyboardInterrupt after saving a checkpoint; ScoringError where a command of the study's own gives no scores. Runs
+    that fail are recorded and tried again by the next call; the others go on.
     """
     listener = listener or Silent()
     check_decidable(study)
     check_trackers(study)
+    check_command(study)
     check_folder(study, out, deviation=deviation)
     listener.stage("loading model and data")
     prepared = prepare(study, device)
@@ -134,6 +136,7 @@ def _evaluate(engine: Engine, search: Search) -> None:
         if "looking" in ledger.facts():  # a deviation may have left it there
             ledger.set_facts({"looking": None})
         engine.run_all(list(matrix.evaluation_runs(search.chosen)), sum(expected.values()))
+        score_missing(engine)
 
 
 def _lock(study: Study, prepared: PreparedStudy, out: Path, ledger: Ledger, deviation: str | None) -> None:

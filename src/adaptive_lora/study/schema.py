@@ -27,6 +27,7 @@ from adaptive_lora.planning.outline import DType
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
+from adaptive_lora.study.schema_metric import MetricField
 from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list
 from adaptive_lora.study.seeds import MOST_SEEDS, expand_seeds
 
@@ -216,11 +217,14 @@ class AnalysisPart(Part):
     ] = None
     """The comparisons that get a verdict; by default every arm of the study's own at every budget. An empty list
     makes the whole study exploratory."""
-    metric: Literal["test_loss"] = "test_loss"
-    """What is compared: mean negative log-likelihood per completion token of the test records, in nats."""
+    metric: MetricField = "test_loss"
+    """What is compared. `test_loss`: mean negative log-likelihood per completion token of the test records, in nats.
+    `exact_match`: the share of test records whose whole completion the model would have chosen, where the data have one
+    right answer each. Or a command of your own that scores adapters."""
     margin: Annotated[float, Field(gt=0)] | Literal["half-budget"] = "half-budget"
     """Differences within it do not matter. `half-budget` measures it: a quarter of what half the budget costs on this
-    task, by the control `half`. Or a number, in nats per token; 0.01 is about 1 % of perplexity."""
+    task, by the control `half`. Or a number in the metric's unit: nats per token of `test_loss`, where 0.01 is about
+    1 % of perplexity, a share of the records of `exact_match`."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance of any false difference over all primary comparisons and looks, and of any false equivalence."""
 

@@ -10,13 +10,15 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 
 from adaptive_lora.planning.budget_text import halved
-from adaptive_lora.stats.evidence import StudyTables, judge_primary
+from adaptive_lora.stats.evidence import judge_primary, tables_of
+from adaptive_lora.stats.metrics import metric_of
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.verdicts import Judgement, Verdict
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.matrix import Cell, CellKey, Rates, Role, StudyMatrix
 from adaptive_lora.study.results import runs_table
+from adaptive_lora.study.scoring import score_missing
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ def evaluate_by_looks(engine: Engine, rates: Rates, tuning: int) -> None:
         expected = {Phase.TUNING: tuning, Phase.EVALUATION: len(asked | finished_evaluations(ledger))}
         ledger.set_facts({"expected_runs": expected, "looking": look.number})
         engine.run_all(runs, sum(expected.values()))
+        score_missing(engine)
         judged = judgements_at(look, ledger)
         decided = {key: judged[key].verdict for key in judged if key in waiting and judged[key].decided}
         waiting -= frozenset(decided)
@@ -102,7 +105,7 @@ def shadowed_arm(matrix: StudyMatrix, cell: Cell) -> str | None:
 def judgements_at(look: Look, ledger: Ledger) -> dict[Comparison, Judgement]:
     """The primary comparisons by the runs that are in at a look, whatever has been trained since."""
     facts, runs = ledger.facts(), runs_table(ledger)
-    tables = StudyTables(runs[runs["seed"].isin(look.seeds)], ledger.by_record)
+    tables = tables_of(runs[runs["seed"].isin(look.seeds)], ledger, metric_of(facts["spec"]["analysis"]))
     return judge_primary(tables, facts["lock"]["primary"], facts["spec"])
 
 

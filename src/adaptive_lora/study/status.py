@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from adaptive_lora.stats.metrics import metric_of
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths, is_in_use
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.results import read_export
+from adaptive_lora.study.scoring import unscored
 
 _FINISHED = (Status.COMPLETED, Status.DIVERGED)
 _SHOWN = ("run_id", "phase", "arm", "budget", "seed", "learning_rate", "status", "step", "steps", "error")
@@ -43,6 +45,8 @@ class StudyStatus:
     """The look that the study is at, after which it may ask for more runs; None where it has none, or had the last."""
     looks: int = 0
     """How many looks the study file plans; a study that is decided before the last of them is finished by then."""
+    unscored: int = 0
+    """Runs that a command of the study's own has still to score."""
 
     @property
     def completed(self) -> int:
@@ -92,15 +96,16 @@ class StudyStatus:
 
     @property
     def finished(self) -> bool:
-        """Whether every run gave a result, and no look is to come."""
-        return self.left == 0 and self.looking is None
+        """Whether every run gave a result, and a score where it is to have one, and no look is to come."""
+        return self.left == 0 and self.looking is None and not self.unscored
 
     def to_json(self) -> dict[str, Any]:
         """As `status --json` prints it."""
         return {
             "name": self.name, "in_use": self.in_use, "expected": self.expected, "left": self.left,
             "counts": self.counts, "current": list(self.current), "troubles": list(self.troubles),
-            "exported": self.exported, "looking": self.looking, "looks": self.looks, "finished": self.finished,
+            "exported": self.exported, "looking": self.looking, "looks": self.looks, "unscored": self.unscored,
+            "finished": self.finished,
         }  # fmt: skip
 
 
@@ -119,12 +124,22 @@ def study_status(folder: Path) -> StudyStatus:
 def ledger_status(ledger: Ledger, in_use: bool = True) -> StudyStatus:
     """Of an open ledger; by default one that its own process works on. Counts most runs and reads those it shows."""
     shown = ledger.runs(status=(Status.RUNNING, Status.FAILED, Status.DIVERGED))
-    return _status(ledger.facts(), ledger.counts(), shown, in_use)
+    facts = ledger.facts()
+    waiting = unscored(ledger, metric_of(facts.get("spec", {}).get("analysis", {})))
+    return replace(_status(facts, ledger.counts(), shown, in_use), unscored=len(waiting))
 
 
 def status_of(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], in_use: bool = False) -> StudyStatus:
     """From a study's facts and the rows of its runs, as tables have them."""
-    return _status(facts, Counter((run["phase"], run["status"]) for run in runs), runs, in_use)
+    found = _status(facts, Counter((run["phase"], run["status"]) for run in runs), runs, in_use)
+    metric = metric_of(facts.get("spec", {}).get("analysis", {}))
+    done = [run for run in runs if run["phase"] == Phase.EVALUATION and run["status"] == Status.COMPLETED]
+    open_ = [run for run in done if metric.command and not run["replica"] and _missing(run.get(metric.column))]
+    return replace(found, unscored=len(open_))
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value
 
 
 def _status(

@@ -144,10 +144,12 @@ def _part(data: dict[str, Any], key: str, kind: type) -> Any:
 
 
 def _without_types(loc: tuple[Any, ...], data: Any) -> Location:
-    """pydantic puts names of union members into locations; keep what stands in the file."""
+    """pydantic puts names of union members into locations, our own with a `~`; keep what stands in the file."""
     at: list[str | int] = []
     here = data
     for part in loc:
+        if isinstance(part, str) and part.startswith("~"):
+            continue
         if isinstance(here, dict):
             at.append(part)
             here = here.get(part)

@@ -54,12 +54,12 @@ def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     first = [arm for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
     far, most = _is_far(found, arms[:1], 0.1), cap([len(arm.differences) for arm in first])
     caption = render("captions.overview_figure", found, far, most)
-    yield Wanted("overview", partial(overview, ranks, arms, looks, baseline, margins), caption)
+    yield Wanted("overview", partial(overview, ranks, arms, looks, baseline, margins, found.metric), caption)
     far, most = _is_far(found, arms, 0.05), cap([len(arm.differences) for arm in found.compared])
     caption = render("captions.differences_figure", found, far, most)
-    yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margins), caption)
+    yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margins, found.metric), caption)
     if parts := found.decompositions:
-        draw = partial(decomposition_bars, parts, baseline)
+        draw = partial(decomposition_bars, parts, baseline, found.metric)
         yield Wanted("decomposition", draw, render("decomposition.figure", found))
     most = cap([arm.loss.n for arm in arms if arm.loss])
     caption = render("captions.budget_figure", far_losses(arms), found.base_loss, frozen_fits(runs), most)

@@ -15,6 +15,7 @@ from adaptive_lora.reporting.figures.theme import COLOURS, mark, themed
 from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.decomposition import Decomposition
 from adaptive_lora.stats.estimators import Interval
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 
 _PRICE, _VALUE, _TOTAL = COLOURS[1], COLOURS[0], COLOURS[6]
 _GREY = "#666666"
@@ -23,7 +24,7 @@ _LANES = (-0.24, 0.04, 0.30)
 _HEIGHT = 0.24
 
 
-def decomposition_bars(found: Sequence[Decomposition], baseline: str) -> Figure | None:
+def decomposition_bars(found: Sequence[Decomposition], baseline: str, metric: Metric = TEST_LOSS) -> Figure | None:
     """One row an arm, one panel a budget; None where there is nothing to draw.
 
     The first bar goes from 0 to the control, the second from there to the arm, each with its own interval at its end; a
@@ -45,7 +46,7 @@ def decomposition_bars(found: Sequence[Decomposition], baseline: str) -> Figure 
             _rows(ax, group)
             if len(groups) > 1:
                 ax.set_title(budget, loc="left", fontweight="bold")
-        panels[-1].set_xlabel(f"test loss minus {baseline}, nats per token (left: better)")
+        panels[-1].set_xlabel(f"{metric.title} minus {baseline}, {metric.unit} ({metric.better_side}: better)")
         figure.legend(handles=_keys(), loc="outside upper left", ncols=3, fontsize=8)
     return figure
 

@@ -1,4 +1,4 @@
-"""What an arm changed: test loss minus the baseline's at the same seed."""
+"""What an arm changed: test loss, or what else a study is judged by, minus the baseline's at the same seed."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from adaptive_lora.reporting.figures.looks import Looks, interval_mark, name_row
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 
 CONTROLS = ("random", "shuffled")
 """Strategies without a reason: what they reach, chance reaches."""
@@ -21,9 +22,9 @@ _GREY = "#666666"
 
 
 def paired_differences(
-    arms: Sequence[ArmSummary], looks: Looks, baseline: str, margins: Mapping[str, float]
+    arms: Sequence[ArmSummary], looks: Looks, baseline: str, margins: Mapping[str, float], metric: Metric = TEST_LOSS
 ) -> Figure | None:
-    """Test loss minus the baseline's at the same seed: every seed, the mean and its 95 % interval.
+    """The metric minus the baseline's at the same seed: every seed, the mean and its 95 % interval.
 
     One panel a budget; controls stand last. The band is the budget's margin, within which differences do not
     matter; where it has none there is no band. An arm far beyond all others is an arrow at the edge. None where no arm
@@ -49,7 +50,8 @@ def paired_differences(
             _rows(ax, group, looks, points_each(len(shown)))
             if len(groups) > 1:
                 ax.set_title(budget, loc="left", fontweight="bold")
-        panels[-1].set_xlabel(f"test loss minus {baseline}, nats per token (left: better than {baseline})")
+        direction = f"({metric.better_side}: better than {baseline})"
+        panels[-1].set_xlabel(f"{metric.title} minus {baseline}, {metric.unit} {direction}")
         handles = _keys([margins[budget] for budget in groups if budget in margins])
         figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
     return figure

@@ -19,6 +19,7 @@ from adaptive_lora.reporting.figures.differences import difference_limits
 from adaptive_lora.reporting.figures.looks import CROWD, Looks, cell_text, interval_mark, panel_grid, seed_points
 from adaptive_lora.reporting.figures.theme import LEFT_OUT_COLOUR, RANK_COLOURS, mark, themed
 from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Phase
 
 _WIDEST = 10.4
@@ -54,9 +55,14 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
 
 
 def overview(
-    ranks: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks, baseline: str, margins: Mapping[str, float]
+    ranks: pd.DataFrame,
+    arms: Sequence[ArmSummary],
+    looks: Looks,
+    baseline: str,
+    margins: Mapping[str, float],
+    metric: Metric = TEST_LOSS,
 ) -> Figure | None:
-    """One column an arm: above where its rank goes, below what that changed in test loss, seed by seed.
+    """One column an arm: above where its rank goes, below what that changed by the study's metric, seed by seed.
 
     All arms spend the budget of the first; more than a row holds go on below. None where no run has finished.
     """
@@ -80,7 +86,7 @@ def overview(
             below.set_ylim(*limits)
             _differences_below(below, arm, looks, margins.get(arm.budget), points_each(len(shown)))
             if first:
-                below.set_ylabel(f"test loss minus {baseline},\nnats per token")
+                below.set_ylabel(f"{metric.title} minus {baseline},\n{metric.unit}")
             else:
                 below.set_yticklabels([])
         for ax in (ax for pair in panels[len(shown) :] for ax in pair):

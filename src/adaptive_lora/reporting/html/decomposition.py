@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from adaptive_lora.reporting.findings import Findings
-from adaptive_lora.reporting.html.evidence import ARM, NATS
+from adaptive_lora.reporting.html.evidence import ARM, difference
 from adaptive_lora.reporting.tables import Column, Row, Table
 from adaptive_lora.reporting.templating import render
 
@@ -13,11 +13,11 @@ def decomposition(found: Findings) -> Table | None:
     columns = (
         *ARM,
         Column("control", "against", "text"),
-        Column("price", "price of unevenness", "interval", "+.4f", NATS),
+        Column("price", "price of unevenness", "interval", "+.4f", found.metric.unit),
         Column("price_p", "p", form=".3g"),
-        Column("value", "value of information", "interval", "+.4f", NATS),
+        Column("value", "value of information", "interval", "+.4f", found.metric.unit),
         Column("value_p", "p", form=".3g"),
-        Column("difference", f"together: minus {found.baseline}", "interval", "+.4f", NATS),
+        difference(found, f"together: minus {found.baseline}", "+.4f"),
         Column("seeds"),
     )
     rows = tuple(

@@ -12,6 +12,7 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.cost_equivalents import at_equal_compute, parameter_equivalents
+from adaptive_lora.stats.effect_sizes import EffectSize
 
 NATS = "nats per token"
 ARM = (Column("arm", kind="text"), Column("budget", kind="text"))
@@ -26,29 +27,46 @@ def captioned(
     return Table(*names, columns, rows, render(f"captions.{macro}", found)) if rows else None
 
 
+def difference(found: Findings, title: str, form: str = "+±", name: str = "difference") -> Column:
+    """A column of differences by the study's metric, which is in its name where that is not test loss."""
+    own = name if found.metric.is_loss else f"{name}_{found.metric.name}"
+    said = title if found.metric.is_loss else f"{found.metric.title} {title}"
+    return Column(own, said, "interval", form, found.metric.unit)
+
+
 def sizes(found: Findings) -> Table | None:
     """How large each difference is, in several units, and over what it varies."""
     columns = (
         *ARM,
-        Column("difference", f"minus {found.baseline}", "interval", "+±", NATS),
+        difference(found, f"minus {found.baseline}"),
         Column("over_seeds", "over seeds alone", "ends", "+±"),
         Column("over_records", "over records alone", "ends", "+±", optional=True),
-        Column("perplexity_percent", "perplexity", form="+.2f", unit="%"),
+        Column("perplexity_percent", "perplexity", form="+.2f", unit="%", optional=not found.metric.is_loss),
         Column("share_of_gain", "share of the gain", form="+.2f", unit="%", optional=True),
         Column("bits_per_byte", form="+.5f", optional=True),
-        Column("improvement", "seeds with the lower loss", "interval", ".2f"),
-        Column("sd", "sd over seeds", form=".4f", unit=NATS),
+        Column("improvement", _seeds_better(found), "interval", ".2f"),
+        Column("sd", "sd over seeds", form=".4f", unit=found.metric.unit),
     )
     cells = (
-        (s.arm, s.budget, s.difference, s.over_seeds, s.over_records, s.effect.perplexity_percent,
-         _percent(s.effect.share_of_gain), s.effect.bits_per_byte, s.improvement, s.sd)
+        (s.arm, s.budget, s.difference, s.over_seeds, s.over_records, *_in_other_units(s), s.improvement, s.sd)
         for s in found.sizes
-    )  # fmt: skip
+    )
     return captioned(found, "sizes", ("sizes", "Sizes of differences"), columns, cells)
 
 
+def _seeds_better(found: Findings) -> str:
+    return "seeds with the lower loss" if found.metric.is_loss else "seeds on which it is better"
+
+
+def _in_other_units(size: EffectSize) -> tuple[float | None, float | None, float | None]:
+    own = size.effect
+    return (own.perplexity_percent, _percent(own.share_of_gain), own.bits_per_byte) if own else (None, None, None)
+
+
 def worth(found: Findings) -> Table | None:
-    """How many parameters the baseline needs for the same loss."""
+    """How many parameters the baseline needs for the same loss; None of a study by another metric."""
+    if not found.metric.is_loss:
+        return None
     columns = (
         *ARM,
         Column("percent", f"{found.baseline} needs so many more", form="+.0f", unit="%"),
@@ -69,23 +87,24 @@ def compute(found: Findings) -> Table | None:
     columns = (
         *ARM,
         Column("control", "against", "text"),
-        Column("difference", "difference, 95 % interval", "interval", "+±", NATS),
+        difference(found, "difference, 95 % interval"),
         Column("seeds"),
         Column("stopped", "stopped at the usual length", optional=True),
     )
-    every = at_equal_compute(found.runs, found.lock["controls"]["compute"], found.baseline)
+    every = at_equal_compute(found.runs, found.lock["controls"]["compute"], found.baseline, found.metric)
     cells = ((e.arm, e.budget, e.control, e.difference, e.difference.n, e.stopped or None) for e in every)
     return captioned(found, "compute", ("equal-compute", "At equal compute"), columns, cells)
 
 
 def power(found: Findings) -> Table | None:
     """What the seeds and records could show, by the spread they had."""
+    unit = found.metric.unit
     columns = (
         *ARM,
-        Column("sd", "sd over seeds", form=".4f", unit=NATS),
-        Column("half_width", "interval reaches either side", form=".4f", unit=NATS),
-        Column("detectable", "smallest detectable", form=".4f", unit=NATS),
-        Column("margin", form=".4f", unit=NATS, optional=True),
+        Column("sd", "sd over seeds", form=".4f", unit=unit),
+        Column("half_width", "interval reaches either side", form=".4f", unit=unit),
+        Column("detectable", "smallest detectable", form=".4f", unit=unit),
+        Column("margin", form=".4f", unit=unit, optional=True),
         Column("seeds_for_margin", "seeds to find the margin", form=",d", optional=True),
         Column("seeds_for_equivalence", "seeds to show equivalence", form=",d", optional=True),
     )

@@ -17,6 +17,7 @@ from adaptive_lora.reporting.html.rate_table import rate_choices
 from adaptive_lora.reporting.tables import Column, Table
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.stats.estimators import Interval, mean_interval
+from adaptive_lora.stats.metrics import EXACT_MATCH
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.verdicts import Judgement
 
@@ -45,11 +46,11 @@ def verdicts(found: Findings) -> Table | None:
     columns = (
         *ARM,
         Column("verdict", kind="text"),
-        Column("difference", f"minus {found.baseline}, {100 * level:g} % interval", "interval", "+±", NATS),
+        evidence.difference(found, f"minus {found.baseline}, {100 * level:g} % interval"),
         Column("cautions", kind="text", optional=True),
         Column("adjusted_p", "p, adjusted", form=".2g", optional=True),
         Column("equivalence_p", "p of equivalence, adjusted", form=".2g", optional=True),
-        Column("margin", kind="interval", form="±", unit=NATS, optional=True),
+        Column("margin", kind="interval", form="±", unit=found.metric.unit, optional=True),
         Column("seeds"),
         Column("look", kind="text", optional=True),
         Column("records", form=",d", optional=True),
@@ -95,7 +96,8 @@ def arms(found: Findings) -> Table | None:
         Column("arm", kind="text"),
         Column("budget", kind="text", optional=True),
         Column("test_loss", "test loss, 95 % interval", "interval", ".4f", NATS),
-        Column("difference", f"minus {found.baseline}, 95 % interval", "interval", "+±", NATS),
+        Column(found.metric.column, f"{found.metric.title}, 95 % interval", "interval", ".4f", optional=True),
+        evidence.difference(found, f"minus {found.baseline}, 95 % interval"),
         Column("perplexity", form=".3f"),
         Column("exact_match", form=".1%", optional=True),
         Column("seeds"),
@@ -106,9 +108,10 @@ def arms(found: Findings) -> Table | None:
         Column("notes", kind="text", optional=True),
     )
     cells = (
-        (a.arm, a.budget if found.several_budgets else None, a.loss, a.difference, a.perplexity, a.exact_match,
-         a.loss.n if a.loss else 0, max(a.trainable_parameters, default=None), a.learning_rate, a.plan_seconds,
-         a.train_seconds, render("captions.notes", a, found.left_out))
+        (a.arm, a.budget if found.several_budgets else None, a.loss, a.score, a.difference, a.perplexity,
+         None if found.metric == EXACT_MATCH else a.exact_match, a.loss.n if a.loss else 0,
+         max(a.trainable_parameters, default=None), a.learning_rate, a.plan_seconds, a.train_seconds,
+         render("captions.notes", a, found.left_out))
         for a in found.arms
     )  # fmt: skip
     return captioned(found, "arms", ("arms", "Arms"), columns, cells, lambda row: row[0] == found.baseline)
@@ -160,7 +163,7 @@ SECTIONS = (
     Section("decomposition", "What differences are made of", (decomposition,), ("decomposition",),
             lambda found: render_all("decomposition.findings", found)),
     Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",),
-            lambda found: render_all("comparisons.no_parameter_equivalents", found)),
+            lambda found: render_all("comparisons.no_parameter_equivalents", found) if found.metric.is_loss else []),
     Section("ranks", "Ranks", (), ("ranks", "scores")),
     Section("rates", "Learning rates", (rate_choices, rates), ("rates",),
             lambda found: [render("rates.at_edge", edge) for edge in found.edges], detail=True),

@@ -24,7 +24,7 @@ Step = tuple[str, Mapping[str, Any]]
 
 def next_steps(found: Findings, runs: StudyStatus) -> list[Step]:
     """Ranked, the most useful first; a study with open runs is finished before anything else."""
-    left, failed = runs.left, runs.failed
+    left, failed = runs.left + runs.unscored, runs.failed
     steps: list[Step] = [("finish", {"runs": left - failed}), ("repeat", {"runs": failed}), ("report", {})]
     if left and runs.in_use:
         steps = [("wait", {"runs": left})]
@@ -70,6 +70,8 @@ def _seeds(found: Findings) -> Iterator[Step]:
 
 def _records(found: Findings) -> Iterator[Step]:
     """Seeds cannot make up for test records that vary more than the margin."""
+    if found.metric.command:  # whose records are its own
+        return
     margins, records = found.margins, found.facts["spec"]["data"]["test"]
     asked = [s for s in found.sizes if not found.judged or Comparison(s.arm, s.budget) in found.judged]
     widths = [((i.high - i.low) / 2 / margins[size.budget], size) for size in asked if size.budget in margins

@@ -46,9 +46,16 @@ class Paper:
 def write_paper(found: Findings, folder: Path, beside: Beside = ALONE, arxiv: bool = False) -> Paper:
     """Writes the paper into a folder; the same findings give the same `paper.md`, `main.tex` and figures.
 
-    `authors.txt` in that folder is its authors' own: made once, read every time. With `arxiv`, PaperError with every
-    rule that the upload would break, after all else is written.
+    `authors.txt` in that folder is its authors' own: made once, read every time. PaperError, with nothing written, for
+    a study by another metric than test loss; with `arxiv`, with every rule that the upload would break, after all else
+    is written.
     """
+    for study in (found, *beside.studies):
+        if not study.metric.is_loss:
+            raise PaperError(
+                f"The paper speaks of test loss alone, and {study.facts['name']} is judged by {study.metric.title}. "
+                "`adaptive-lora report` writes every table as LaTeX and every figure, with the metric's name."
+            )
     if not (folder / "authors.txt").exists():
         template = resources.files(__package__).joinpath("text", "authors.txt")
         write_atomically(folder / "authors.txt", template.read_text(encoding="utf-8"))

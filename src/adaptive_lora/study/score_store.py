@@ -1,0 +1,69 @@
+"""In study.db: what a command of the study's own gave every adapter, record by record.
+
+The table is made with the first score, so that ledgers of studies without such a command are what they always were.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCORE_TABLE = """
+CREATE TABLE IF NOT EXISTS scores (
+    run_id TEXT NOT NULL, metric TEXT NOT NULL, mean REAL NOT NULL, records INTEGER NOT NULL,
+    value_by_record BLOB NOT NULL, PRIMARY KEY (run_id, metric)
+)
+"""
+RECORDS = "scored_records"
+"""The fact with the names of the records, by metric; values stand in their order."""
+
+
+class ScoreStore:
+    """Scores by run and by `Metric.key`; part of a `Ledger`."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    @property
+    def there(self) -> bool:
+        """Whether anything was ever scored."""
+        return self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'scores'").fetchone() is not None
+
+    def records(self, key: str) -> list[str] | None:
+        """The names of the records that a metric scores; None before the first score."""
+        found: list[str] | None = self._records().get(key)
+        return found
+
+    def _records(self) -> dict[str, list[str]]:
+        row = self._db.execute("SELECT value FROM study WHERE key = ?", (RECORDS,)).fetchone()
+        return dict(json.loads(row["value"])) if row else {}
+
+    def store(self, run_id: str, key: str, records: Sequence[str], values: NDArray[np.float64]) -> None:
+        """Keeps a run's values, whole, with the names of its records where they are the first."""
+        names = {key: list(records), **self._records()}
+        self._db.execute(SCORE_TABLE)
+        with self._db:
+            self._db.execute(
+                "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)",
+                (run_id, key, float(values.mean()), len(values), zlib.compress(values.astype("<f8").tobytes())),
+            )
+            self._db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (RECORDS, json.dumps(names)))
+
+    def values(self, run_id: str, key: str) -> NDArray[np.float64] | None:
+        """By record, in the order of `records`; None where the run was not scored."""
+        if not self.there:
+            return None
+        query = "SELECT value_by_record FROM scores WHERE run_id = ? AND metric = ?"
+        row = self._db.execute(query, (run_id, key)).fetchone()
+        return np.frombuffer(zlib.decompress(row["value_by_record"]), dtype="<f8") if row else None
+
+    def means(self, key: str) -> dict[str, float]:
+        """run_id -> its mean, of every run that was scored."""
+        if not self.there:
+            return {}
+        return dict(tuple(row) for row in self._db.execute("SELECT run_id, mean FROM scores WHERE metric = ?", (key,)))
