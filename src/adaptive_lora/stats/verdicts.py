@@ -143,10 +143,9 @@ def without_survivorship(found: Verdict, diverged: DivergedPairs) -> Verdict:
 def judge_family(family: Mapping[Key, Evidence], rule: Rule, pool: Sequence[PairedTable] = ()) -> dict[Key, Judgement]:
     """Judges every comparison, look by look; what is decided at one look stays.
 
-    Comparisons and equivalences are two families. One that is found different leaves the first smaller, one that is
-    found equivalent the second, and keeps its place in the other: those that are left there are not just any, and at
-    the level of so few they would err too often. So does one without two seeds: a missing run makes no other comparison
-    easier. `pool`: tables of
+    Differences and equivalences are two families. What is decided leaves its own smaller and keeps its place in the
+    other: those that are left there are not just any, and at the level of so few they would err too often. So does one
+    without two seeds: a missing run makes no other comparison easier. `pool`: tables of
     the study's other comparisons with the baseline, whose variances tell of those here.
 
     >>> import numpy as np
@@ -210,8 +209,8 @@ class _Look:
         found = dict(zip(tables, own, strict=False))
         p = {key: self._spent(found[key].p() if key in found else None, 2) for key in family}
         rho = correlation_of(tables)
-        equivalent = self.decided.count(Verdict.EQUIVALENT)
-        adjusted = dict(zip(p, step_down(list(p.values()), rho, places=equivalent), strict=True))
+        equal = self.decided.count(Verdict.EQUIVALENT)
+        adjusted = dict(zip(p, step_down(list(p.values()), rho, places=equal), strict=True))
         same = self._equivalences(seen, found, rho)
         return {
             key: _judgement(seen[key], found.get(key), (adjusted[key], *same[key]), self.rule, self.index)
