@@ -7,6 +7,7 @@ is linear in the tokens can be summed without ever forming it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,8 @@ from torch import Tensor
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.batches import IGNORED, Loss, collate
+from adaptive_lora.training.batches import IGNORED, Batch, Loss, collate, label_loss
+from adaptive_lora.training.head import Head
 
 
 class Hooks:
@@ -64,15 +66,36 @@ class Hooks:
         self._positions = mask.numel()
         self._rows = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
         with torch.set_grad_enabled(self.loss is not None):
-            logits = self.base.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
-            if self.loss is not None:
-                self.loss(logits, batch, examples).backward()  # type: ignore[no-untyped-call]
+            self._pass(batch, examples)
         for name in [name for name, left in self._pending.items() if left]:
             self.on_complete(name)  # some call of it had no part in the loss
         self._pending.clear()
         self._seen.clear()
+
+    def _pass(self, batch: Batch, examples: Sequence[Example]) -> None:
+        """Through the output layer only as far as it is needed: on what is learnt, a part at a time."""
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        if self._head is None or self.loss not in (None, label_loss):
+            logits = self.base.model(**given).logits
+            if self.loss is not None:
+                self.loss(logits, batch, examples).backward()  # type: ignore[no-untyped-call]
+            return
+        hidden = self._head.decoder(**given)[0][:, :-1]
+        if self.loss is not None:
+            learnt = batch.labels[:, 1:] != IGNORED  # (B, T - 1)
+            rows, targets = hidden[learnt], batch.labels[:, 1:][learnt]
+            weights = torch.full(targets.shape, 1 / len(targets), device=rows.device)
+            rows.backward(self._head.losses(rows.detach(), targets, weights).gradient)
+
+    @functools.cached_property
+    def _head(self) -> Head | None:
+        """The output layer; None where a module beyond the decoder is watched, or there is no telling them apart."""
+        try:
+            head = Head(self.base.model)
+        except (AttributeError, StopIteration):
+            return None
+        inside = {id(module) for module in head.decoder.modules()}
+        return head if all(id(self.base.model.get_submodule(name)) in inside for name in self.names) else None
 
     def counted(self, tensor: Tensor) -> Tensor:
         """(n, d) the rows of the batch that count, at least in float32.
