@@ -39,7 +39,7 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.cautions import Caution
 from adaptive_lora.stats.crossed import Components, Crossed, PairedTable, crossed
 from adaptive_lora.stats.estimators import equivalence_interval, holm, mean_interval, sign_flip_p
-from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated
+from adaptive_lora.stats.moderation import FEWEST, MOST_PRIOR, moderated, prior
 from adaptive_lora.stats.power import Design, smallest_detectable
 from adaptive_lora.stats.step_down import Family, correlation_of, step_down
 from adaptive_lora.stats.verdicts import Judgement, Rule, Verdict, judge_family
@@ -213,11 +213,13 @@ def _variance(sim: Simulator, arm: int, seeds: int) -> float:
 
 
 def _planned_difference(sim: Simulator, arm: int, family: int) -> float:
-    """At the level that the last look has; without other comparisons' variances for a family too small to lend them."""
+    """At the level that the last look has; other comparisons' variances lend as much as theirs resemble each other, and
+    nothing in a family that is too small."""
     real = sim.real
     own = Components(float(real.deviations[arm]) ** 2, float(real.records[arm].var()), float(real.both[arm].var()))
     shared = Family(Design(LOOKS[-1], ALPHA, family, None, RECORDS, LOOKS).final_alpha, family, real.correlation)
-    factor = 1 + MOST_PRIOR if family >= FEWEST else 1.0
+    freedom = prior([(float(d) ** 2, real.both.shape[1] - 1) for d in real.deviations])[0]
+    factor = 1 + min(freedom / (LOOKS[-1] - 1), MOST_PRIOR) if family >= FEWEST else 1.0
     return float(smallest_detectable(own, LOOKS[-1], RECORDS, shared, freedom_factor=factor))
 
 

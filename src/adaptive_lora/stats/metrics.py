@@ -10,11 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adaptive_lora.stats.estimators import Floats
+if TYPE_CHECKING:  # a study file is read, and its errors told, without scipy
+    from adaptive_lora.stats.estimators import Floats
 
 RESERVED = ("test_loss", "exact_match", "loss", "perplexity")
 """Names that a study's own metric cannot have: runs have columns of these."""
