@@ -13,6 +13,7 @@ import torch
 from adaptive_lora.data.encoding import Encoder, Example
 from adaptive_lora.data.sources import load_records
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.measures import hooks
 from adaptive_lora.measures.calibration_pass import GROUP, Pass, Quantity, run_pass
 from adaptive_lora.measures.groups import check_values
 from adaptive_lora.measures.spectra import RIDGE
@@ -222,6 +223,40 @@ def test_measures_are_the_same_together_and_alone(base: FrozenBase, examples: li
     together = scores_of(base, batches, *MEASURES)
     for measure in MEASURES:
         assert scores_of(base, batches, measure)[measure] == together[measure]
+
+
+@pytest.mark.parametrize("mode", ["exact", "stream"])
+def test_a_batch_in_parts_is_the_batch(
+    base: FrozenBase, examples: list[Example], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scores_of(base, in_threes(examples), *MEASURES, mode=mode)
+    passes: list[int] = []
+    own = hooks.collate
+
+    def noted(part: Sequence[Example]) -> Any:
+        passes.append(len(part))
+        return own(part)
+
+    monkeypatch.setattr(hooks, "collate", noted)
+    monkeypatch.setattr(hooks, "ACTIVATIONS", 1)
+    parts = scores_of(base, in_threes(examples), *MEASURES, mode=mode)
+    assert passes == [1] * len(passes) and len(passes) >= 6
+    for measure in MEASURES - {"input-spectrum"}:
+        assert close(parts[measure], whole[measure], rel=1e-5)
+
+
+def test_the_output_layer_is_asked_for_what_is_learnt_alone(
+    gpt2: FrozenBase, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    head = gpt2.model.get_submodule("lm_head")
+    with head.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[-2])):
+        scores_of(gpt2, in_threes(examples), "weight-gradient")
+        learnt = sum(example.completion_tokens for example in examples[:6])
+        assert sum(rows) == learnt
+        rows.clear()
+        scores_of(gpt2, in_threes(examples), "input-spectrum")
+        assert not rows  # spectra of inputs need none of it
 
 
 def test_modules_that_share_an_input_are_measured_once(

@@ -7,6 +7,8 @@ is linear in the tokens can be summed without ever forming it.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +21,11 @@ from torch import Tensor
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.batches import IGNORED, Loss, collate
+from adaptive_lora.training.batches import IGNORED, Batch, Loss, collate, label_loss
+from adaptive_lora.training.head import Head
+
+ACTIVATIONS = 1 << 29
+"""Bytes of activations that a backward pass may hold, about: twice what goes into and out of all linear layers."""
 
 
 class Hooks:
@@ -38,6 +44,10 @@ class Hooks:
         self._seen: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._pending: Counter[str] = Counter()
         """Calls of each module whose gradient has not arrived yet."""
+        self._open: set[str] = set()
+        """Modules with more gradients to come in this batch, as far as is known."""
+        self._last = True
+        """Whether the part that is computed is the batch's last."""
 
     def on_input(self, name: str, x: Tensor) -> None:
         """Rows (n, d_in) that went into a module; called once for all modules that share a tensor."""
@@ -58,21 +68,62 @@ class Hooks:
             yield
 
     def run(self, examples: Sequence[Example], completion: bool = False) -> None:
-        """One batch, forward and (with a loss) backward; `completion`: only inputs of completion tokens count."""
-        batch = collate(examples).to(self.base.device)
-        mask = batch.labels != IGNORED if completion else batch.attention_mask.bool()
-        self._positions = mask.numel()
-        self._rows = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
-        with torch.set_grad_enabled(self.loss is not None):
-            logits = self.base.model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
+        """One batch, forward and (with a loss) backward; `completion`: only inputs of completion tokens count.
+
+        Where its activations would be many it is computed in parts, whose gradients add up to those of its one loss.
+        """
+        learnt = sum(example.completion_tokens for example in examples)
+        parts = self._parts(examples)
+        for part in parts:
+            self._last = part is parts[-1]
+            batch = collate(part).to(self.base.device)
+            mask = batch.labels != IGNORED if completion else batch.attention_mask.bool()
+            self._positions = mask.numel()
+            self._rows = None if bool(mask.all()) else mask.flatten().nonzero().squeeze(1)
+            with torch.set_grad_enabled(self.loss is not None):
+                self._pass(batch, part, learnt)
+            self._pending.clear()
+            self._seen.clear()
+        for name in self._open.copy():
+            self._complete(name)  # some call of it had no part in the loss, or none was in the last part
+
+    def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+        """The whole batch, or as few parts of neighbours as keep within `ACTIVATIONS`."""
+        if self._head is None or self.loss is not label_loss:
+            return [examples]
+        each = 8 * sum(m.d_in + m.d_out for m in self.base.outline.modules)
+        most = max(1, ACTIVATIONS // (each * max(len(example.ids) for example in examples)))
+        count = -(-len(examples) // most)
+        edges = [len(examples) * k // count for k in range(count + 1)]
+        return [examples[begin:end] for begin, end in itertools.pairwise(edges)]
+
+    def _pass(self, batch: Batch, examples: Sequence[Example], learnt: int) -> None:
+        """Through the output layer only as far as it is needed: on what is learnt, a bounded number at a time.
+
+        `learnt`: completion tokens of the whole batch, over which its loss is a mean.
+        """
+        given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        if self._head is None or self.loss not in (None, label_loss):
+            logits = self.base.model(**given).logits
             if self.loss is not None:
                 self.loss(logits, batch, examples).backward()  # type: ignore[no-untyped-call]
-        for name in [name for name, left in self._pending.items() if left]:
-            self.on_complete(name)  # some call of it had no part in the loss
-        self._pending.clear()
-        self._seen.clear()
+            return
+        hidden = self._head.decoder(**given)[0][:, :-1]
+        if self.loss is not None:
+            counted = batch.labels[:, 1:] != IGNORED  # (B, T - 1)
+            rows, targets = hidden[counted], batch.labels[:, 1:][counted]
+            weights = torch.full(targets.shape, 1 / learnt, device=rows.device)
+            rows.backward(self._head.losses(rows.detach(), targets, weights).gradient)
+
+    @functools.cached_property
+    def _head(self) -> Head | None:
+        """The output layer; None where a module beyond the decoder is watched, or there is no telling them apart."""
+        try:
+            head = Head(self.base.model)
+        except (AttributeError, StopIteration):
+            return None
+        inside = {id(module) for module in head.decoder.modules()}
+        return head if all(id(self.base.model.get_submodule(name)) in inside for name in self.names) else None
 
     def counted(self, tensor: Tensor) -> Tensor:
         """(n, d) the rows of the batch that count, at least in float32.
@@ -89,6 +140,7 @@ class Hooks:
         # The first modules of a frozen model have nothing before them that asks for a gradient.
         traced = output if output.requires_grad else output.detach().requires_grad_().clone()
         self._pending[name] += 1
+        self._open.add(name)
         hook = partial(self._gradient_hook, name, _rows_of(inputs[0].detach()))
         traced.register_hook(hook)  # type: ignore[no-untyped-call]
         return traced
@@ -107,8 +159,12 @@ class Hooks:
     def _gradient_hook(self, name: str, x: Tensor, g: Tensor) -> None:
         self.on_gradient(name, x, _rows_of(g))
         self._pending[name] -= 1
-        if not self._pending[name]:
-            self.on_complete(name)
+        if self._last and not self._pending[name]:
+            self._complete(name)
+
+    def _complete(self, name: str) -> None:
+        self._open.discard(name)
+        self.on_complete(name)
 
 
 def _rows_of(tensor: Tensor) -> Tensor:

@@ -112,11 +112,24 @@ def take(
         seeds = tuple(dict.fromkeys(m.request.seed for m in batch))
         progress(MeasuringProgress(group.name, measures, seeds, done, len(distinct), step, steps))
 
-    for group in list(GROUPS.values()):
-        for batch in _batches(group, [m for m in distinct if m.measure in group.inputs]):
-            for taken in _take(group, batch, partial(report, group)):
-                yield taken
-                done += len(taken.results)
+    for group, batch in _goes(distinct):
+        for taken in _take(group, batch, partial(report, group)):
+            yield taken
+            done += len(taken.results)
+
+
+def in_goes(wanted: Iterable[Measurement]) -> list[list[Measurement]]:
+    """What `take` takes together, in its order."""
+    return [batch for _, batch in _goes({measurement.key: measurement for measurement in wanted}.values())]
+
+
+def _goes(distinct: Iterable[Measurement]) -> list[tuple[MeasureGroup, list[Measurement]]]:
+    every = list(distinct)
+    return [
+        (group, batch)
+        for group in list(GROUPS.values())
+        for batch in _batches(group, [m for m in every if m.measure in group.inputs])
+    ]
 
 
 def collect(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shlex
 import time
@@ -10,9 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from adaptive_lora.measures.groups import MeasurementResult
-from adaptive_lora.measures.measuring import take
-from adaptive_lora.measures.request import MeasurementKey
+from adaptive_lora.measures.measuring import in_goes
+from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.stats.design import Costs
@@ -22,18 +22,22 @@ from adaptive_lora.stats.spreads import Pilot
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.outlook import Outlook, StudyCosts, design_of, outlook
-from adaptive_lora.study.plan_task import collected, needed
+from adaptive_lora.study.plan_task import PlanTask, needed
 from adaptive_lora.study.planning_phase import measuring_progress
 from adaptive_lora.study.prepare import PreparedStudy
+from adaptive_lora.study.pricing import PATIENCE, seconds_of, seconds_per_token
 from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.study.scoring import metric_of_study
 from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
+from adaptive_lora.training.fidelity import spread
 from adaptive_lora.training.head import LARGEST_LOGITS
 from adaptive_lora.training.memory import members_at_once, state_bytes
 from adaptive_lora.training.reference import update
 
+_TRIED_TOKENS = 2000
+"""Of the validation records on which evaluation is timed."""
 _SPENT = 0.99
 """A plan that spends less than this share of its budget is worth a warning."""
 
@@ -45,7 +49,7 @@ class Estimate:
     runs: dict[str, int]
     """Runs by phase."""
     parameters: dict[str, int]
-    """Arm at budget -> trainable parameters of its plan."""
+    """Arm at budget -> trainable parameters of its plan; where that is measured, of equal ranks on its budget."""
     steps: int
     """Updates per run of the baseline."""
     memory_bytes: int
@@ -62,9 +66,9 @@ class Estimate:
 
 
 def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: ProgressListener | None = None) -> Estimate:
-    """Plans every cell once and times a few updates by the study's engine; nothing is written.
+    """Times the first steps of all that is measured, trained and evaluated, by the study's engine; nothing is written.
 
-    `listener` is told what is measured for plans, which takes minutes on a large model.
+    `listener` is told what is measured for plans.
 
     What seeds and records can tell apart is reckoned from the spread of a `pilot`: another study's arms, or the tuning
     runs of this one.
@@ -110,17 +114,19 @@ def _plan_all(
 ) -> tuple[list[RankPlan], float]:
     """Plans of the cells at one seed, and the seconds that planning the whole study will take.
 
-    Each distinct measurement of the study is counted once, at the price of one of its kind here.
+    Each distinct measurement of the study is counted once, at the price of one of its kind here. What is measured is
+    not waited for: uniform ranks stand for those that would follow from it, which take as long to train.
     """
     tasks = [prepared.plan_task(run) for run in first]
-    stored: dict[MeasurementKey, MeasurementResult | Exception] = {}
-    price: dict[str, float] = {}
-    wanted = [m for task in tasks for m in needed(task)]
-    for taken in take(wanted, measuring_progress(listener)):
-        stored |= taken.results
-        for key in taken.results:
-            price[key.measure] = max(price.get(key.measure, 0.0), taken.seconds / len(taken.results))
-    plans = [task if isinstance(task, RankPlan) else task.plan(*collected(task, stored)) for task in tasks]
+    progress, price = measuring_progress(listener), dict[str, float]()
+    for together in in_goes(m for task in tasks for m in needed(task)):
+        each = seconds_of(together, progress) / len(together)
+        for measurement in together:
+            price[measurement.measure] = max(price.get(measurement.measure, 0.0), each)
+    plans = [
+        task if isinstance(task, RankPlan) else _like_uniform(task) if task.needs else task.plan({}, {})
+        for task in tasks
+    ]
     matrix, spec = prepared.study.matrix, prepared.study.spec
     runs = [
         *matrix.tuning_runs(),
@@ -128,6 +134,12 @@ def _plan_all(
     ]
     keys = {m.key for run in runs for m in needed(prepared.plan_task(run))}
     return plans, sum(price[key.measure] for key in keys)
+
+
+def _like_uniform(task: PlanTask) -> RankPlan:
+    """Ranks as equal as the budget allows."""
+    ranks = spend(task.modules, {m.name: 1.0 for m in task.modules}, task.budget.parameters)
+    return RankPlan(task.strategy.name, task.budget.parameters, task.modules, ranks, task.scaling)
 
 
 @dataclass(frozen=True)
@@ -141,12 +153,17 @@ class _Cost:
 
 
 def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _Cost:
-    together = list(itertools.islice(itertools.cycle(members), min(runs, 8)))
     checkpointing = prepared.study.spec.train.activation_checkpointing
-    with Bank(prepared.base, together, checkpointing=checkpointing) as bank:
-        times = [_seconds(bank.step) for _ in range(4)]
-        some = prepared.splits.validation[:50]
-        record = _seconds(lambda: bank.evaluate(some)) / len(some)
+    with contextlib.ExitStack() as stack:
+        for count in (1, 8):  # many side by side cost less each where a pass is short, and too long to try where not
+            count = min(runs, max(count, torch.get_num_threads() if prepared.base.device.type == "cpu" else 1))
+            together = list(itertools.islice(itertools.cycle(members), count))
+            bank = stack.enter_context(Bank(prepared.base, together, checkpointing=checkpointing))
+            if count >= min(runs, 8) or _seconds(bank.step) > PATIENCE / 3:
+                break
+            stack.close()
+        per_token = seconds_per_token(bank)
+        record = _evaluation_seconds(prepared, bank) / len(together)
         batch = sum(bank.tokens.values()) / len(together) / (1 - bank.padding_share)
         positions = min(bank.chunk_tokens, batch * runs) * bank.workers
         activations = positions * bank.bytes_per_position()
@@ -154,8 +171,17 @@ def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _
     adapters = min(runs, members_at_once(prepared.base, plans)) * max(state_bytes(prepared.base, p) for p in plans)
     vocabulary = prepared.base.model.config.get_text_config().vocab_size
     logits = 3 * 4 * min(LARGEST_LOGITS, int(positions) * vocabulary)
-    update = sorted(times[1:])[1]  # the first update pays for warming up
-    return _Cost(update / len(together), record / len(together), int(adapters + activations + logits))
+    examples = members[0].examples
+    tokens = members[0].options.batch_size * sum(len(example.ids) for example in examples) / len(examples)
+    return _Cost(per_token * tokens, record, int(adapters + activations + logits))
+
+
+def _evaluation_seconds(prepared: PreparedStudy, bank: Bank) -> float:
+    """Of all members of a bank on a validation record of mean length."""
+    records = prepared.splits.validation
+    some = [records[i] for i in spread(records, _TRIED_TOKENS)]
+    tokens = sum(len(record.ids) for record in some)
+    return _seconds(lambda: bank.evaluate(some)) / tokens * sum(len(record.ids) for record in records) / len(records)
 
 
 def _by_reference(prepared: PreparedStudy, member: Member) -> _Cost:
