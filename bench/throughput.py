@@ -56,6 +56,7 @@ from adaptive_lora.training.batches import collate
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import DataOrder, TrainingOptions
 from adaptive_lora.training.reference import Diverged, update
+from products import seconds_of_products
 
 SHAPE = "gpt2-medium-shape"
 """The name of random weights in the shape of GPT-2 medium."""
@@ -571,9 +572,15 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def arithmetic(bench: Bench, blocks: Mapping[str, list[Block]]) -> dict[str, float | None]:
-    """How much of the device's best matrix product the bank reaches; nothing on the CPU."""
-    if bench.device.type != "cuda" or not blocks.get("bank"):
+    """How much of the device's best matrix product the bank reaches; on the CPU of the frozen products alone."""
+    if not blocks.get("bank"):
         return {"share_of_matmul_peak": None}
+    if bench.device.type != "cuda":
+        tokens, threads = tokens_of(bench, bench.jobs), torch.get_num_threads()
+        products = seconds_of_products(bench.base, tokens["real"], tokens["completion"], threads)
+        torch.set_num_threads(threads)
+        seconds = statistics.median(block.seconds for block in blocks["bank"])
+        return {"share_of_matmul_peak": products / seconds, "products_seconds": products}
     start_afresh(bench.device)
     rate = flops_per_update(bench) / statistics.median(block.seconds for block in blocks["bank"])
     peak = matmul_peak(bench.device, getattr(torch, bench.dtype))
