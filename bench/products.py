@@ -1,7 +1,7 @@
 """How long the frozen products of an update alone would take, for `throughput.py`: the floor of any engine on a CPU.
 
 Each core multiplies chunks of its own, as the passes of the bank do: the input of every target layer with its weight,
-the gradient of its output with the transpose, and the output layer likewise on what is learnt. Nothing else is computed.
+the gradient of its output with the transpose, and the output layer likewise on what is learnt. Nothing else is done.
 """
 
 from __future__ import annotations
