@@ -34,6 +34,7 @@ from adaptive_lora.reporting.figures.scores import score_against_rank, score_poi
 from adaptive_lora.reporting.figures.theme import save, settle, themed, to_svg
 from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.stats.arms import summarise
+from adaptive_lora.stats.metrics import TEST_LOSS
 from adaptive_lora.stats.rate_sweeps import State, rate_sweeps
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.study.open_ledger import open_to_read
@@ -440,7 +441,8 @@ def test_every_figure_has_its_caption(made: MadeStudy) -> None:
         stability=stability_table(made.runs, made.curves.assign(gradient_norm=1.0), 1.0, BASELINE), baseline=BASELINE,
         analysis=facts["spec"]["analysis"], left_out=left_out(made.ranks),
         margin=MARGIN, margins=dict.fromkeys(made.budgets, MARGIN), decompositions=[], resampled="seeds",
-        compared=[arm for arm in made.arms if arm.difference], base_loss=float(made.runs["base_loss"].dropna().iloc[0]),
+        metric=TEST_LOSS, compared=[arm for arm in made.arms if arm.difference],
+        base_loss=float(made.runs["base_loss"].dropna().iloc[0]),
     )  # fmt: skip
     figures = drawn_all(found)
     by_budget = [f"{name}-{b}" for b in ("rank-4", "rank-8") for name in ("ranks", "scores", "curves", "seconds")]
