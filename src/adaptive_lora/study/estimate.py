@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from adaptive_lora.data.encoding import Example
 from adaptive_lora.measures.measuring import in_goes
 from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.plan import RankPlan
@@ -36,7 +37,7 @@ from adaptive_lora.training.head import LARGEST_LOGITS
 from adaptive_lora.training.memory import members_at_once, state_bytes
 from adaptive_lora.training.reference import update
 
-_TRIED_TOKENS = 2000
+_TRIED_TOKENS = 1000
 """Of the validation records on which evaluation is timed."""
 _SPENT = 0.99
 """A plan that spends less than this share of its budget is worth a warning."""
@@ -95,7 +96,8 @@ def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: Prog
     cost = _by_bank(prepared, members, total) if spec.engine == "bank" else _by_reference(prepared, members[0])
     steps = [cell.steps for cell in matrix.cells]
     each = Costs(sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record, cost.record)
-    costs, design = StudyCosts(each, planning_seconds, matrix), design_of(spec, matrix, pilot)
+    once = planning_seconds + cost.frozen
+    costs, design = StudyCosts(each, once, matrix), design_of(spec, matrix, pilot)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
         parameters=parameters,
@@ -148,6 +150,8 @@ class _Cost:
     """Seconds of one adapter's update."""
     record: float
     """Seconds to evaluate one adapter on one record."""
+    frozen: float
+    """Seconds to evaluate the frozen model before the first run."""
     working_bytes: int
     """What training takes besides the base model."""
 
@@ -163,7 +167,7 @@ def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _
                 break
             stack.close()
         per_token = seconds_per_token(bank)
-        record = _evaluation_seconds(prepared, bank) / len(together)
+        record = _per_record(prepared, bank.evaluate) / len(together)
         batch = sum(bank.tokens.values()) / len(together) / (1 - bank.padding_share)
         positions = min(bank.chunk_tokens, batch * runs) * bank.workers
         activations = positions * bank.bytes_per_position()
@@ -173,15 +177,23 @@ def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _
     logits = 3 * 4 * min(LARGEST_LOGITS, int(positions) * vocabulary)
     examples = members[0].examples
     tokens = members[0].options.batch_size * sum(len(example.ids) for example in examples) / len(examples)
-    return _Cost(per_token * tokens, record, int(adapters + activations + logits))
+    frozen = _frozen_seconds(prepared) + record * len(prepared.splits.test)  # once by the bank, to compare
+    return _Cost(per_token * tokens, record, frozen, int(adapters + activations + logits))
 
 
-def _evaluation_seconds(prepared: PreparedStudy, bank: Bank) -> float:
-    """Of all members of a bank on a validation record of mean length."""
+def _per_record(prepared: PreparedStudy, evaluated: Callable[[Sequence[Example]], object]) -> float:
+    """Seconds that a validation record of mean length takes, by some of them."""
     records = prepared.splits.validation
     some = [records[i] for i in spread(records, _TRIED_TOKENS)]
     tokens = sum(len(record.ids) for record in some)
-    return _seconds(lambda: bank.evaluate(some)) / tokens * sum(len(record.ids) for record in records) / len(records)
+    return _seconds(lambda: evaluated(some)) / tokens * sum(len(record.ids) for record in records) / len(records)
+
+
+def _frozen_seconds(prepared: PreparedStudy) -> float:
+    """Of the model by itself on validation and test."""
+    base, splits = prepared.base, prepared.splits
+    each = _per_record(prepared, lambda some: evaluate(base.model, some, base.device))
+    return each * (len(splits.validation) + len(splits.test))
 
 
 def _by_reference(prepared: PreparedStudy, member: Member) -> _Cost:
@@ -194,11 +206,11 @@ def _by_reference(prepared: PreparedStudy, member: Member) -> _Cost:
             for step in range(4)
         ]
         set_training(model, False)
-        some = prepared.splits.validation[:50]
-        record = _seconds(lambda: evaluate(model, some, prepared.base.device)) / len(some)
+        record = _per_record(prepared, lambda some: evaluate(model, some, prepared.base.device))
     longest = max(len(example.ids) for example in examples)
     logits = 3 * 4 * options.batch_size * longest * prepared.base.model.config.get_text_config().vocab_size
-    return _Cost(sorted(times[1:])[1], record, state_bytes(prepared.base, member.plan) + logits)
+    working = state_bytes(prepared.base, member.plan) + logits
+    return _Cost(sorted(times[1:])[1], record, _frozen_seconds(prepared), working)
 
 
 def _unspent(label: str, plan: RankPlan) -> str:
