@@ -10,6 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from adaptive_lora.training import head as heads
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.cross_entropy import token_costs
 from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.head import Head
 from tests.training.conftest import tiny_config
@@ -54,6 +55,21 @@ def test_losses_and_gradients_are_autograds(base: FrozenBase, dtype: torch.dtype
     torch.testing.assert_close(found.gradient, leaf.grad, rtol=tolerance, atol=tolerance)
     assert found.gradient is not None and found.gradient.dtype == dtype
     assert torch.equal(found.correct, logits.argmax(-1) == targets)
+
+
+@pytest.mark.parametrize("size", [49152, 50257, 300])
+def test_losses_over_a_large_vocabulary_are_those_of_double_precision(size: int) -> None:
+    logits = torch.randn(64, size, generator=torch.Generator().manual_seed(size))
+    targets = torch.arange(64) * (size // 64)
+    logits[range(0, 64, 2), targets[::2]] += 15  # where one token is likely, the others are many and small
+    nll, right, slope = token_costs(logits, targets, torch.ones(64))
+    exact = logits.double().requires_grad_()
+    wanted = cross_entropy(exact, targets, reduction="none")
+    wanted.sum().backward()
+    assert (nll - wanted).abs().max() < 2e-6  # torch's own in single precision: 1e-5 and more
+    assert abs((nll / wanted - 1).mean()) < 1e-4  # its mean: a thousandth
+    assert slope is not None and exact.grad is not None and (slope - exact.grad).abs().max() < 1e-6
+    assert torch.equal(right, logits.argmax(-1) == targets)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 22])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.training.cross_entropy import token_costs
 
 IGNORED = -100
 """The label of positions without a loss (torch's own default)."""
@@ -62,6 +63,11 @@ def sequence_losses(logits: Tensor, labels: Tensor) -> SequenceLosses:
     """Per-sequence losses of next-token predictions; logits (B, T, V), labels (B, T)."""
     logits, targets = logits[:, :-1], labels[:, 1:]  # (B, T-1, V), (B, T-1): position t predicts t+1
     counted = targets != IGNORED
+    if not logits.requires_grad:
+        costs, right, _ = token_costs(logits[counted], targets[counted], None)
+        nll = torch.zeros_like(counted, dtype=costs.dtype).masked_scatter(counted, costs)
+        wrong = torch.zeros_like(counted).masked_scatter(counted, ~right)
+        return SequenceLosses(nll=nll.sum(1), tokens=counted.sum(1), exact=~wrong.any(1))
     nll = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float() if logits.dtype in (torch.float16, torch.bfloat16) else logits.flatten(0, 1),
         targets.flatten(),

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from adaptive_lora.training.cross_entropy import distribution_costs, token_costs
 from adaptive_lora.training.positions import decoder_of
 
 LARGEST_LOGITS = 1 << 25
@@ -94,47 +94,13 @@ class Head:
             rows = hidden[part].detach().requires_grad_(weights is not None)
             with torch.set_grad_enabled(weights is not None):
                 logits = self.logits(rows)
-            costs = _costs if targets.ndim == 1 else _costs_of_distributions
+            costs = token_costs if targets.ndim == 1 else distribution_costs
             cost, right, slope = costs(logits.detach(), targets[part], None if weights is None else weights[part])
             if slope is not None:
                 gradients.append(torch.autograd.grad(logits, rows, slope)[0])
             nll.append(cost)
             correct.append(right)
         return TokenLosses(torch.cat(nll), torch.cat(correct), torch.cat(gradients) if gradients else None)
-
-
-def _costs(logits: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """nll (C,), whether the target is the likeliest, and with weights the gradient of Σ weight · nll, all by hand.
-
-    d nll / d logits = softmax(logits) - onehot(target). It is written where the exponentials are: torch's own takes
-    twice as many passes over the logits, of which there are more than of anything else.
-    """
-    exact = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    top, likeliest = exact.max(-1)
-    scores = exact - top[:, None]
-    target = scores.gather(-1, targets[:, None]).squeeze(-1)
-    total = scores.exp_().sum(-1)
-    nll, right = total.log() - target, likeliest == targets
-    if weights is None:
-        return nll, right, None
-    share = weights.to(scores.dtype)
-    slope = scores.mul_((share / total)[:, None]).scatter_add_(-1, targets[:, None], -share[:, None])
-    return nll, right, slope.to(logits.dtype)
-
-
-def _costs_of_distributions(
-    logits: Tensor, targets: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Likewise against distributions over tokens, (C, V)."""
-    exact = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    with torch.set_grad_enabled(weights is not None):
-        exact = exact.requires_grad_(weights is not None)
-        nll = functional.cross_entropy(exact, targets, reduction="none")
-    right = logits.argmax(-1) == targets.argmax(-1)
-    if weights is None:
-        return nll, right, None
-    slope = torch.autograd.grad(nll @ weights.to(nll.dtype), exact)[0]
-    return nll.detach(), right, slope.to(logits.dtype)
 
 
 def _even_parts(count: int, most: int) -> Iterator[slice]:
