@@ -26,7 +26,7 @@ from adaptive_lora.study.outlook import Outlook, StudyCosts, design_of, outlook
 from adaptive_lora.study.plan_task import PlanTask, needed
 from adaptive_lora.study.planning_phase import measuring_progress
 from adaptive_lora.study.prepare import PreparedStudy
-from adaptive_lora.study.pricing import PATIENCE, seconds_of, seconds_per_token
+from adaptive_lora.study.pricing import PATIENCE, seconds_of, seconds_per_token, timed_update
 from adaptive_lora.study.progress import ProgressListener, Silent
 from adaptive_lora.study.scoring import metric_of_study
 from adaptive_lora.training.adapter import attached, set_training, trainable
@@ -163,10 +163,11 @@ def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _
             count = min(runs, max(count, torch.get_num_threads() if prepared.base.device.type == "cpu" else 1))
             together = list(itertools.islice(itertools.cycle(members), count))
             bank = stack.enter_context(Bank(prepared.base, together, checkpointing=checkpointing))
-            if count >= min(runs, 8) or _seconds(bank.step) > PATIENCE / 3:
+            first = timed_update(bank)
+            if count >= min(runs, 8) or first[0] > PATIENCE / 3:
                 break
             stack.close()
-        per_token = seconds_per_token(bank)
+        per_token = seconds_per_token(bank, first)
         record = _per_record(prepared, bank.evaluate) / len(together)
         batch = sum(bank.tokens.values()) / len(together) / (1 - bank.padding_share)
         positions = min(bank.chunk_tokens, batch * runs) * bank.workers

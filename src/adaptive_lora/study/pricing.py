@@ -20,7 +20,10 @@ class _Enough(BaseException):
 
 
 def seconds_of(together: Sequence[Measurement], progress: Callable[[MeasuringProgress], None]) -> float:
-    """Seconds that it takes to take these measurements in one go; to the end where that is soon."""
+    """Seconds that it takes to take these measurements in one go; to the end where that is soon.
+
+    Raises what stands in the place of a result by then.
+    """
     began = time.perf_counter()
     marks: list[tuple[float, int]] = []
 
@@ -32,20 +35,31 @@ def seconds_of(together: Sequence[Measurement], progress: Callable[[MeasuringPro
                 raise _Enough(now.steps)
 
     try:
-        for _ in take(together, watch):
-            pass
+        for taken in take(together, watch):
+            for result in taken.results.values():
+                if isinstance(result, Exception):
+                    raise result
     except _Enough as enough:
         (first, begun), (last, done), (steps,) = marks[0], marks[-1], enough.args
         return float(first + (last - first) / (done - begun) * (steps - begun))
     return time.perf_counter() - began
 
 
-def seconds_per_token(bank: Bank) -> float:
-    """Of training, by the updates of an open bank: as many as patience allows, of which the first only warms up."""
-    updates: list[tuple[float, int]] = []
+Update = tuple[float, int]
+"""Seconds and tokens."""
+
+
+def timed_update(bank: Bank) -> Update:
+    """One update of an open bank."""
+    began = time.perf_counter()
+    bank.step()
+    return time.perf_counter() - began, sum(bank.tokens.values())
+
+
+def seconds_per_token(bank: Bank, first: Update) -> float:
+    """Of training, by as many further updates as there are and patience allows; the first only warms up."""
+    updates = [first]
     while bank.running and (len(updates) < _FEWEST or sum(seconds for seconds, _ in updates) < PATIENCE):
-        began = time.perf_counter()
-        bank.step()
-        updates.append((time.perf_counter() - began, sum(bank.tokens.values())))
+        updates.append(timed_update(bank))
     counted = updates[1:] or updates
     return sum(seconds for seconds, _ in counted) / sum(tokens for _, tokens in counted)
