@@ -1,6 +1,6 @@
 /* Runs a C kernel on many shapes against plain loops; built with sanitizers by test_sanitizers.py, once a kernel.
 
-   KERNEL is the path of attention.c or lora.c, in quotes; -DATTENTION says which, -DREAL=... the type of lora.c.
+   KERNEL is the path of the kernel, in quotes; -DATTENTION or -DPOINTWISE says which, -DREAL=... the type of lora.c.
    Every array has an allocation of its own, of exactly its size, so that each access beyond it is seen. */
 
 #include KERNEL
@@ -103,6 +103,109 @@ int main(void) {
     return failures > 0;
 }
 
+#elif defined POINTWISE
+
+static float *random_floats(int64_t n, double size) {
+    float *x = malloc(sizeof(float) * n);
+    for (int64_t i = 0; i < n; i++) x[i] = size * uniform();
+    return x;
+}
+
+static float *room_for(int64_t n) { return malloc(sizeof(float) * n); }
+
+static void run_norm(int64_t rows, int64_t width) {
+    float *x = random_floats(rows * width, 3), *w = random_floats(width, 2), *g = random_floats(rows * width, 1);
+    float *inverse = room_for(rows), *out = room_for(rows * width), *back = room_for(rows * width);
+    pointwise_args a = {rows, width, 0, 0, x, w, g, inverse, out, 1e-5};
+    if (pointwise_norm_forward(&a)) exit(2);
+    a.out = back;
+    if (pointwise_norm_backward(&a)) exit(2);
+    for (int64_t i = 0; i < rows; i++) {
+        double squares = 0, along = 0;
+        for (int64_t d = 0; d < width; d++) squares += (double)x[i * width + d] * x[i * width + d];
+        double scale = 1 / sqrt(squares / width + 1e-5);
+        for (int64_t d = 0; d < width; d++) along += (double)g[i * width + d] * w[d] * x[i * width + d];
+        for (int64_t d = 0; d < width; d++) {
+            check("norm", out[i * width + d], x[i * width + d] * scale * w[d], 1e-5);
+            double wanted = g[i * width + d] * w[d] * scale - x[i * width + d] * along * scale * scale * scale / width;
+            check("gradient through a norm", back[i * width + d], wanted, 1e-5);
+        }
+    }
+    free(x), free(w), free(g), free(inverse), free(out), free(back);
+}
+
+static void run_gate(int64_t n, double size) {
+    float *g = random_floats(n, size), *u = random_floats(n, 2), *grad = random_floats(n, 1);
+    float *out = room_for(n), *of_g = room_for(n), *of_u = room_for(n);
+    pointwise_args a = {1, n, 0, 0, g, u, grad, of_u, out, 0};
+    if (pointwise_gate_forward(&a)) exit(2);
+    a.out = of_g;
+    if (pointwise_gate_backward(&a)) exit(2);
+    for (int64_t i = 0; i < n; i++) {
+        double s = 1 / (1 + exp(-(double)g[i]));
+        check("gate", out[i], g[i] * s * u[i], 1e-5);
+        check("gradient of the gated", of_u[i], grad[i] * g[i] * s, 1e-5);
+        check("gradient of the gate", of_g[i], grad[i] * u[i] * s * (1 + g[i] * (1 - s)), 1e-5);
+    }
+    free(g), free(u), free(grad), free(out), free(of_g), free(of_u);
+}
+
+static void run_rotation(int64_t rows, int64_t heads, int64_t width, int64_t extra) {
+    int64_t stride = heads * width + extra, half = width / 2, n = rows * heads * width;
+    float *x = random_floats(rows * stride - extra, 2), *c = random_floats(rows * width, 1);
+    float *s = random_floats(rows * width, 1), *out = room_for(n), *back = room_for(n);
+    pointwise_args a = {rows, width, heads, stride, x, c, 0, s, out, 0};
+    if (pointwise_rotate_forward(&a)) exit(2);
+    a.out = back;
+    if (pointwise_rotate_backward(&a)) exit(2);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t t = i / (heads * width), h = i / width % heads, d = i % width, other = (d + half) % width;
+        const float *from = x + t * stride + h * width, *sines = s + t * width;
+        double sign = d < half ? -1 : 1, straight = (double)from[d] * c[t * width + d];
+        check("rotation", out[i], straight + sign * from[other] * sines[d], 1e-5);
+        check("gradient through a rotation", back[i], straight - sign * from[other] * sines[other], 1e-5);
+    }
+    free(x), free(c), free(s), free(out), free(back);
+}
+
+static void run_costs(int64_t rows, int64_t width, int learning) {
+    float *x = random_floats(rows * width, 4), *w = learning ? random_floats(rows, 1) : NULL;
+    float *slope = learning ? room_for(rows * width) : NULL;
+    int64_t *targets = malloc(sizeof(int64_t) * rows), *likeliest = malloc(sizeof(int64_t) * rows);
+    double *nll = malloc(sizeof(double) * rows);
+    for (int64_t i = 0; i < rows; i++) targets[i] = i * 7 % width;
+    cost_args a = {rows, width, x, targets, w, nll, likeliest, slope};
+    if (pointwise_costs(&a)) exit(2);
+    for (int64_t i = 0; i < rows; i++) {
+        double sum = 0;
+        int64_t most = 0;
+        for (int64_t d = 0; d < width; d++) {
+            sum += exp((double)x[i * width + d]);
+            if (x[i * width + d] > x[i * width + most]) most = d;
+        }
+        check("likeliest", likeliest[i], most, 0);
+        check("cross entropy", nll[i], log(sum) - x[i * width + targets[i]], 1e-6);
+        for (int64_t d = 0; learning && d < width; d++) {
+            double wanted = w[i] * (exp((double)x[i * width + d]) / sum - (d == targets[i]));
+            check("its gradient", slope[i * width + d], wanted, 1e-5);
+        }
+    }
+    free(x), free(w), free(slope), free(targets), free(likeliest), free(nll);
+}
+
+int main(void) {
+    const int64_t widths[] = {1, 5, 16, 17, 31, 32, 50, 64};
+    for (int i = 0; i < 8; i++)
+        for (int64_t rows = 0; rows < 4; rows++) {
+            run_norm(rows, widths[i]);
+            run_gate(rows * widths[i], i % 2 ? 3 : 200);
+            run_rotation(rows + 1, rows + 1, 2 * widths[i], i % 3);
+            run_costs(rows, widths[i], i % 2);
+            run_costs(rows, 500 + widths[i], rows % 2);
+        }
+    return failures > 0;
+}
+
 #else
 
 #define TOLERANCE (sizeof(REAL) == 4 ? 1e-4 : 1e-12)
@@ -186,7 +289,7 @@ static void run_product(int64_t n, int64_t d_in, int64_t d_out) {
 }
 
 int main(void) {
-    const int64_t rows[] = {1, 3, 9, 21}, ranks[] = {1, 5, 17, 33};
+    const int64_t rows[] = {1, 3, 130, 21}, ranks[] = {1, 5, 8, 33};
     const int64_t widths[][2] = {{16, 16}, {17, 31}, {31, 17}, {64, 80}, {129, 23}};
     for (int w = 0; w < 5; w++)
         for (int drops = 0; drops < 2; drops++) {

@@ -87,7 +87,7 @@ def test_a_few_positions_at_a_time_give_the_same(
         return plain(self, rows)
 
     monkeypatch.setattr(Head, "logits", counted)
-    monkeypatch.setattr(heads, "LARGEST_LOGITS", 768 * at_once + 100)
+    monkeypatch.setattr(heads, "_CPU_LOGITS", 768 * at_once + 100)
     parts = head.losses(hidden, targets, weights)
     assert max(seen) <= at_once and sum(seen) == 23 and max(seen) - min(seen) <= 1
     assert len(seen) == -(-23 // at_once)  # no more passes than needed
@@ -107,7 +107,7 @@ def test_a_row_has_the_same_bits_whatever_the_other_rows(
     with fused_layers(gpt2.model):
         head = Head(gpt2.model)
         whole = head.losses(hidden, targets, weights)
-        monkeypatch.setattr(heads, "LARGEST_LOGITS", 768 * 7)
+        monkeypatch.setattr(heads, "_CPU_LOGITS", 768 * 7)
         found = head.losses(hidden[:count], targets[:count], weights[:count])
     assert torch.equal(found.nll, whole.nll[:count])
     assert found.gradient is not None and whole.gradient is not None

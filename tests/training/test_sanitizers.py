@@ -16,6 +16,7 @@ KERNELS = {
     "attention": ("-DATTENTION",),
     "lora float": ("-DREAL=float",),
     "lora double": ("-DREAL=double",),
+    "pointwise": ("-DPOINTWISE",),
 }
 
 
@@ -51,6 +52,8 @@ def test_a_kernel_stays_in_its_arrays_and_computes_what_it_should(compiler: str,
 def test_an_access_out_of_bounds_is_detected(compiler: str, tmp_path: Path) -> None:
     text, old = (kernels._SOURCES / "attention.c").read_text(), "d < width; d++) out[d]"
     assert old in text
+    for header in kernels._SOURCES.glob("*.h"):
+        (tmp_path / header.name).write_text(header.read_text())
     (tmp_path / "attention.c").write_text(text.replace(old, "d <= width; d++) out[d]"))
     done = run(compiler, tmp_path / "attention.c", KERNELS["attention"], tmp_path)
     assert done.returncode and "AddressSanitizer: heap-buffer-overflow" in done.stderr

@@ -33,7 +33,7 @@ from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.fidelity import spread
-from adaptive_lora.training.head import LARGEST_LOGITS
+from adaptive_lora.training.head import largest_logits
 from adaptive_lora.training.memory import members_at_once, state_bytes
 from adaptive_lora.training.reference import update
 
@@ -175,7 +175,7 @@ def _by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> _
     plans = [member.plan for member in members]
     adapters = min(runs, members_at_once(prepared.base, plans)) * max(state_bytes(prepared.base, p) for p in plans)
     vocabulary = prepared.base.model.config.get_text_config().vocab_size
-    logits = 3 * 4 * min(LARGEST_LOGITS, int(positions) * vocabulary)
+    logits = 3 * 4 * min(largest_logits(prepared.base.device), int(positions) * vocabulary)
     examples = members[0].examples
     tokens = members[0].options.batch_size * sum(len(example.ids) for example in examples) / len(examples)
     frozen = _frozen_seconds(prepared) + record * len(prepared.splits.test)  # once by the bank, to compare

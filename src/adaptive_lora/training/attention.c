@@ -2,23 +2,19 @@
 
    For short sequences and small heads, where the overhead of a general kernel exceeds the arithmetic. A block
    of ROWS queries is multiplied with all keys up to its last one; keys run along the lanes of a vector, so that
-   scores, exponentials and their gradients need no shuffling. Vector extensions of GCC and Clang: no
-   intrinsics, any instruction set.
+   scores, exponentials and their gradients need no shuffling.
 
    Layouts: q (N, heads, width), k and v (N, groups, width), heads / groups queries share a key; consecutive
    tokens are `*_stride` floats apart, heads `width` floats. starts (sequences + 1). */
 
+#include "exponential.h"
+
 #include <math.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define LANES 16
 #define ROWS 8
+#define PANEL (2 * LANES)
 #define HIDDEN -1e30f /* the score of a masked key */
-
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES), aligned(4 * LANES)));
 
 typedef struct {
     const float *q, *k, *v;
@@ -32,92 +28,75 @@ typedef struct {
     float *grad_q, *grad_k, *grad_v;
 } attention_args;
 
-static inline lanes splat(float x) { return (lanes){} + x; }
-static inline lanes load(const float *p) { return *(const lanes *)p; }
-static inline void store(float *p, lanes x) { *(lanes *)p = x; }
-
-static inline lanes maximum(lanes x, lanes y) {
-    ints smaller = x < y;
-    return (lanes)(((ints)y & smaller) | ((ints)x & ~smaller));
+/* One vector of columns, or two next to each other, of the sums of `products`. */
+INLINE void product_tile(const int vectors, int64_t width, int64_t pitch, const float *restrict rows,
+                         const float *restrict panel, float *restrict out) {
+    lanes sum[ROWS][2];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++) sum[r][v] = splat(0);
+    for (int64_t d = 0; d < width; d++)
+        for (int v = 0; v < vectors; v++) {
+            lanes column = load(panel + d * PANEL + v * LANES);
+            for (int r = 0; r < ROWS; r++) sum[r][v] += rows[r * width + d] * column;
+        }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++) store(out + r * pitch + v * LANES, sum[r][v]);
 }
 
-/* exp(x) for x <= 88, relative error 2e-7 (Cephes' polynomial); about 0 below -87, NaN for NaN. */
-static inline lanes exponential(lanes x) {
-    ints is_nan = x != x;
-    lanes safe = maximum(x, splat(-87.0f));
-    lanes round = splat(12582912.0f);
-    lanes n = (safe * 1.44269504f + round) - round;
-    lanes r = safe - n * 0.693359375f + n * 2.12194440e-4f;
-    lanes p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    ints power = (__builtin_convertvector(n, ints) + 127) << 23;
-    lanes value = p * (lanes)power;
-    return (lanes)(((ints)x & is_nan) | ((ints)value & ~is_nan));
-}
-
-/* out[r][j] = sum_d rows[r][d] * columns[d][j] for j < count, a multiple of LANES. */
+/* out[r][j] = sum_d rows[r][d] * columns[d][j] for j < count, a multiple of LANES; `columns` in panels, see
+   `transpose`. */
 static inline void products(int64_t width, int64_t count, int64_t pitch, const float *restrict rows,
                             const float *restrict columns, float *restrict out) {
     int64_t j = 0;
-    for (; j + 2 * LANES <= count; j += 2 * LANES) {
-        lanes one[ROWS], two[ROWS];
-        for (int r = 0; r < ROWS; r++) one[r] = two[r] = splat(0);
-        for (int64_t d = 0; d < width; d++) {
-            lanes a = load(columns + d * pitch + j), b = load(columns + d * pitch + j + LANES);
-            for (int r = 0; r < ROWS; r++) {
-                float x = rows[r * width + d];
-                one[r] += x * a;
-                two[r] += x * b;
-            }
+    for (; j + PANEL <= count; j += PANEL) product_tile(2, width, pitch, rows, columns + j * width, out + j);
+    if (j < count) product_tile(1, width, pitch, rows, columns + j * width, out + j);
+}
+
+INLINE void weighted_tile(const int vectors, int64_t width, int64_t count, int64_t pitch,
+                          const float *restrict weights, const float *restrict values, float *restrict out) {
+    lanes sum[ROWS][2];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++) sum[r][v] = splat(0);
+    for (int64_t j = 0; j < count; j++)
+        for (int v = 0; v < vectors; v++) {
+            lanes value = load(values + j * width + v * LANES);
+            for (int r = 0; r < ROWS; r++) sum[r][v] += weights[r * pitch + j] * value;
         }
-        for (int r = 0; r < ROWS; r++) {
-            store(out + r * pitch + j, one[r]);
-            store(out + r * pitch + j + LANES, two[r]);
-        }
-    }
-    for (; j < count; j += LANES) {
-        lanes one[ROWS];
-        for (int r = 0; r < ROWS; r++) one[r] = splat(0);
-        for (int64_t d = 0; d < width; d++)
-            for (int r = 0; r < ROWS; r++) one[r] += rows[r * width + d] * load(columns + d * pitch + j);
-        for (int r = 0; r < ROWS; r++) store(out + r * pitch + j, one[r]);
-    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++) store(out + r * width + v * LANES, sum[r][v]);
 }
 
 /* out[r][d] = sum_j weights[r][j] * values[j][d] */
 static inline void weighted_rows(int64_t width, int64_t count, int64_t pitch, const float *restrict weights,
                           const float *restrict values, float *restrict out) {
-    for (int64_t d = 0; d < width; d += LANES) {
-        lanes sum[ROWS];
-        for (int r = 0; r < ROWS; r++) sum[r] = splat(0);
-        for (int64_t j = 0; j < count; j++) {
-            lanes value = load(values + j * width + d);
-            for (int r = 0; r < ROWS; r++) sum[r] += weights[r * pitch + j] * value;
-        }
-        for (int r = 0; r < ROWS; r++) store(out + r * width + d, sum[r]);
+    int64_t d = 0;
+    for (; d + 2 * LANES <= width; d += 2 * LANES) weighted_tile(2, width, count, pitch, weights, values + d, out + d);
+    if (d < width) weighted_tile(1, width, count, pitch, weights, values + d, out + d);
+}
+
+INLINE void columns_tile(const int vectors, int64_t width, int64_t count, int64_t pitch,
+                         const float *restrict weights, const float *restrict rows, float *restrict sums) {
+    lanes row[ROWS][2];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < vectors; v++) row[r][v] = load(rows + r * width + v * LANES);
+    for (int64_t j = 0; j < count; j++) {
+        lanes even[2], odd[2];
+        for (int v = 0; v < vectors; v++) even[v] = load(sums + j * width + v * LANES), odd[v] = splat(0);
+        for (int r = 0; r < ROWS; r += 2)
+            for (int v = 0; v < vectors; v++) {
+                even[v] += weights[r * pitch + j] * row[r][v];
+                odd[v] += weights[(r + 1) * pitch + j] * row[r + 1][v];
+            }
+        for (int v = 0; v < vectors; v++) store(sums + j * width + v * LANES, even[v] + odd[v]);
     }
 }
 
 /* sums[j][d] += sum_r weights[r][j] * rows[r][d] */
 static inline void add_weighted_columns(int64_t width, int64_t count, int64_t pitch, const float *restrict weights,
                           const float *restrict rows, float *restrict sums) {
-    for (int64_t d = 0; d < width; d += LANES) {
-        lanes row[ROWS];
-        for (int r = 0; r < ROWS; r++) row[r] = load(rows + r * width + d);
-        for (int64_t j = 0; j < count; j++) {
-            lanes even = load(sums + j * width + d), odd = splat(0);
-            for (int r = 0; r < ROWS; r += 2) {
-                even += weights[r * pitch + j] * row[r];
-                odd += weights[(r + 1) * pitch + j] * row[r + 1];
-            }
-            store(sums + j * width + d, even + odd);
-        }
-    }
+    int64_t d = 0;
+    for (; d + 2 * LANES <= width; d += 2 * LANES) columns_tile(2, width, count, pitch, weights, rows + d, sums + d);
+    if (d < width) columns_tile(1, width, count, pitch, weights, rows + d, sums + d);
 }
 
 /* Copies `count` rows of `width` floats, `stride` apart, to rows of `padded`, filled with 0 up to `all_rows` rows. */
@@ -127,10 +106,12 @@ static void copy_rows(float *to, const float *from, int64_t stride, int64_t coun
     for (int64_t t = 0; t < count; t++) memcpy(to + t * padded, from + t * stride, sizeof(float) * width);
 }
 
+/* Rows as columns, in panels of PANEL rows: what is read together lies together, and no stride is a power of two that
+   would crowd a few sets of the cache. */
 static void transpose(float *to, const float *rows, int64_t count, int64_t width, int64_t pitch) {
     memset(to, 0, sizeof(float) * width * pitch);
     for (int64_t t = 0; t < count; t++)
-        for (int64_t d = 0; d < width; d++) to[d * pitch + t] = rows[t * width + d];
+        for (int64_t d = 0; d < width; d++) to[t / PANEL * PANEL * width + d * PANEL + t % PANEL] = rows[t * width + d];
 }
 
 static int64_t round_up(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
@@ -139,7 +120,7 @@ static int64_t row_pitch(const attention_args *a) {
     int64_t longest = 0;
     for (int64_t s = 0; s < a->sequences; s++)
         if (a->starts[s + 1] - a->starts[s] > longest) longest = a->starts[s + 1] - a->starts[s];
-    return round_up(longest);
+    return (longest + PANEL - 1) / PANEL * PANEL;
 }
 
 /* x where j + lane < seen, else `other`. */
@@ -155,14 +136,6 @@ static inline float max_of(lanes x) {
     memcpy(a, &x, sizeof a);
     for (int half = LANES / 2; half; half /= 2)
         for (int i = 0; i < half; i++) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
-    return a[0];
-}
-
-static inline float sum_of(lanes x) {
-    float a[LANES];
-    memcpy(a, &x, sizeof a);
-    for (int half = LANES / 2; half; half /= 2)
-        for (int i = 0; i < half; i++) a[i] += a[i + half];
     return a[0];
 }
 
@@ -222,6 +195,14 @@ int attention_forward(const attention_args *a) {
     return 0;
 }
 
+INLINE float inner_product(int64_t width, const float *x, const float *y) {
+    lanes sum = splat(0);
+    int64_t d = 0;
+    for (; d + LANES <= width; d += LANES) sum += load(x + d) * load(y + d);
+    if (d < width) sum += load_some(x + d, width - d) * load_some(y + d, width - d);
+    return sum_of(sum);
+}
+
 /* From scores and dL/dweights of one query: its weights, and dL/dscores = weights * (dL/dweights - mean). */
 static inline void softmax_backward(float *row, float *gradient, int64_t seen, int64_t count, const float *scale,
                                     float mean) {
@@ -265,9 +246,7 @@ int attention_backward(const attention_args *a) {
                     products(wide, count, pitch, queries, keys_t, weights);
                     products(wide, count, pitch, grads, values_t, score_grads);
                     for (int64_t r = 0; r < rows; r++) {
-                        float mean = 0;
-                        for (int64_t d = 0; d < width; d++)
-                            mean += a->out[first + r * stride + d] * grads[r * wide + d];
+                        float mean = inner_product(width, a->out + first + r * stride, grads + r * wide);
                         softmax_backward(weights + r * pitch, score_grads + r * pitch, i + r + 1, count,
                                a->scales + 2 * (h * a->tokens + begin + i + r), mean);
                     }

@@ -24,6 +24,7 @@ from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.head import Head
 from adaptive_lora.training.kernels import attention_kernel, lora_kernel
 from adaptive_lora.training.packing import Pack, pack
+from adaptive_lora.training.pointwise import fused_rotations
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest deviation of the bank's logits from the model's own, relative to the largest logit."""
@@ -124,6 +125,7 @@ def bank_model(
                 stack.enter_context(_replaced(base.model, layers))
                 if fused:
                     stack.enter_context(fused_layers(base.model))
+                    stack.enter_context(fused_rotations(base.model))
                 if not padded:
                     stack.enter_context(_packed_attention(base.model))
                 model = BankModel(Head(base.model), padded, {"the model's attention"} if padded else set())

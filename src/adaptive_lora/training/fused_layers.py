@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
+from adaptive_lora.training.pointwise import FusedRMSNorm, GatedMLP
 
 # oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
 # of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
@@ -77,34 +78,6 @@ class FusedLinear(nn.Module):
         return flat.view(*x.shape[:-1], self.weight.shape[0])
 
 
-class _RMSNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()  # (..., 1)
-        ctx.save_for_backward(x, inverse)
-        ctx.weight = weight
-        return (x * inverse).mul_(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, inverse = ctx.saved_tensors
-        weighted = gradients[0] * ctx.weight
-        along = (weighted * x).sum(-1, keepdim=True).mul_(inverse**3).div_(-x.shape[-1])
-        return weighted.mul_(inverse).addcmul_(x, along), None, None
-
-
-class FusedRMSNorm(nn.Module):
-    """A frozen RMS norm: w x / sqrt(mean(x^2) + epsilon)."""
-
-    def __init__(self, weight: Tensor, epsilon: float) -> None:
-        super().__init__()
-        self.weight, self.epsilon = weight.detach(), epsilon
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _RMSNorm.apply(x, self.weight, self.epsilon)
-
-
 def fused_linear(module: nn.Module) -> FusedLinear | None:
     """The fused form of a plain linear layer; None for any other kind, such as quantised ones."""
     weight = getattr(module, "weight", None)
@@ -123,13 +96,16 @@ def _replacement(module: nn.Module) -> nn.Module | None:
     if name.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and weight.dtype in (torch.float32, torch.float64):
         epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
         return FusedRMSNorm(weight, float(epsilon)) if epsilon is not None else None
+    if name.endswith("MLP") and (gated := GatedMLP.of(module)) is not None:
+        return gated
     if name == "NewGELUActivation":
         return nn.GELU(approximate="tanh")
     return fused_linear(module)
 
 
 def _width(module: nn.Module) -> int:
-    weight: Any = getattr(module, "weight", None)
+    first = getattr(module, "gate_proj", module)
+    weight: Any = getattr(getattr(first, "base", first), "weight", None)
     if weight is None:
         return 16
     return int(weight.shape[-1] if type(module).__name__ != "Conv1D" else weight.shape[0])

@@ -15,8 +15,16 @@ from torch import Tensor, nn
 from adaptive_lora.training.cross_entropy import distribution_costs, token_costs
 from adaptive_lora.training.positions import decoder_of
 
-LARGEST_LOGITS = 1 << 25
-"""Most logits at once, positions times vocabulary: 0.13 GB in float32, a few times that during the loss."""
+_CPU_LOGITS, _ACCELERATOR_LOGITS = 1 << 23, 1 << 25
+
+
+def largest_logits(device: torch.device) -> int:
+    """Most logits at once, positions times vocabulary; three times their memory is used during the loss.
+
+    On a CPU 32 MiB in float32, what the C library still takes from memory that it has at hand: larger blocks are new to
+    the process each time, and clearing their pages takes longer than the loss.
+    """
+    return _CPU_LOGITS if device.type == "cpu" else _ACCELERATOR_LOGITS
 
 
 @dataclass(frozen=True)
@@ -86,11 +94,11 @@ class Head:
         """Losses of the tokens `targets` (C,) that follow `hidden` (C, d); or of distributions over them, (C, V).
 
         With `weights` (C,) also the gradient of Σ weight · nll with respect to `hidden`: computed part by part,
-        so that never more than LARGEST_LOGITS are held. Parts are even, so that none is left with a few rows, for
+        so that never more than `largest_logits` are held. Parts are even, so that none is left with a few rows, for
         which other kernels might be used.
         """
         nll, correct, gradients = [], [], []
-        for part in _even_parts(len(targets), max(1, LARGEST_LOGITS // self._vocabulary)):
+        for part in _even_parts(len(targets), max(1, largest_logits(hidden.device) // self._vocabulary)):
             rows = hidden[part].detach().requires_grad_(weights is not None)
             with torch.set_grad_enabled(weights is not None):
                 logits = self.logits(rows)

@@ -1,4 +1,4 @@
-"""C kernels for the CPU: `attention.c` and `lora.c`, compiled on first use where there is a C compiler, and cached."""
+"""C kernels for the CPU: compiled on first use where there is a C compiler, and cached."""
 
 from __future__ import annotations
 
@@ -22,7 +22,12 @@ from adaptive_lora.files import user_cache
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-_FUNCTIONS = {"attention": ("forward", "backward"), "lora": ("forward", "backward", "product")}
+_BOTH = ("forward", "backward")
+_FUNCTIONS = {
+    "attention": _BOTH,
+    "lora": (*_BOTH, "product"),
+    "pointwise": ("costs", *(f"{what}_{way}" for what in ("norm", "gate", "rotate") for way in _BOTH)),
+}
 _REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -59,6 +64,22 @@ class LoraArgs(ctypes.Structure):
     _fields_ = [*_fields(sizes="d_in d_out segments"), *_fields("segment x y u grad_x")]
 
 
+class CostArgs(ctypes.Structure):
+    """`cost_args` of pointwise.c."""
+
+    _fields_ = [*_fields(sizes="rows width"), *_fields("x targets weights nll likeliest out")]
+
+
+class PointwiseArgs(ctypes.Structure):
+    """`pointwise_args` of pointwise.c."""
+
+    _fields_ = [
+        *_fields(sizes="rows width heads stride"),
+        *_fields("x weight grad other out"),
+        ("epsilon", ctypes.c_double),
+    ]
+
+
 @dataclass(frozen=True)
 class _Kernel:
     """A loaded library, or the reason why there is none."""
@@ -81,9 +102,18 @@ def lora_kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     return None if real is None else _loaded("lora", LoraArgs, f"-DREAL={real}").library
 
 
+def pointwise_kernel() -> ctypes.CDLL | None:
+    """The library with `pointwise_norm_forward` and so on: norms, gates and rotations; None where there is none."""
+    return _loaded("pointwise", PointwiseArgs).library
+
+
 def kernel_status() -> dict[str, str]:
     """By kernel, `compiled`, or `torch (REASON)` where torch's own operations stand in for it."""
-    kernels = {"attention": _loaded("attention", AttentionArgs), "lora": _loaded("lora", LoraArgs, "-DREAL=float")}
+    kernels = {
+        "attention": _loaded("attention", AttentionArgs),
+        "lora": _loaded("lora", LoraArgs, "-DREAL=float"),
+        "pointwise": _loaded("pointwise", PointwiseArgs),
+    }
     return {name: "compiled" if kernel.library else f"torch ({kernel.reason})" for name, kernel in kernels.items()}
 
 
@@ -108,7 +138,8 @@ def _loaded(name: str, arguments: type[ctypes.Structure], *flags: str) -> _Kerne
         return _Kernel(None, f"{type(error).__name__}: {error}")
     for function in _FUNCTIONS[name]:
         found = getattr(library, f"{name}_{function}")
-        found.argtypes, found.restype = [ctypes.POINTER(arguments)], ctypes.c_int
+        of_costs = function == "costs"
+        found.argtypes, found.restype = [ctypes.POINTER(CostArgs if of_costs else arguments)], ctypes.c_int
     return _Kernel(library)
 
 
@@ -143,8 +174,8 @@ def _opened(name: str, compiler: list[str], flags: tuple[str, ...]) -> ctypes.CD
 
 
 def _cache_key(name: str, compiler: list[str], flags: tuple[str, ...]) -> str:
-    source = (_SOURCES / f"{name}.c").read_text()
-    identity = "\0".join([source, *compiler, *_FLAGS, *flags, _processor()])
+    source = [path.read_text() for path in (_SOURCES / f"{name}.c", *sorted(_SOURCES.glob("*.h")))]
+    identity = "\0".join([*source, *compiler, *_FLAGS, *flags, _processor()])
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 

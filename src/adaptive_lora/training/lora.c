@@ -7,21 +7,13 @@
 
    Ranks are small and rows few, so that the overhead of a general product exceeds its arithmetic. The order of
    every sum depends on its own segment only: other adapters of the pass change no bit of it.
-   Compiled for REAL = float and for REAL = double; vector extensions of GCC and Clang, no intrinsics. */
+   Compiled for REAL = float and for REAL = double. */
 
-#include <stdint.h>
+#include "vectors.h"
+
 #include <stdlib.h>
-#include <string.h>
 
-#ifndef REAL
-#define REAL float
-#endif
-#define LANES (64 / (int)sizeof(REAL))
 #define TILE 4
-#define ROUNDED(n) (((n) + LANES - 1) / LANES * LANES)
-#define INLINE static inline __attribute__((always_inline))
-
-typedef REAL lanes __attribute__((vector_size(64), aligned(sizeof(REAL))));
 
 typedef struct {
     int64_t begin, end, rank;
@@ -39,46 +31,50 @@ typedef struct {
     REAL *grad_x; /* (N, d_in), or null */
 } lora_args;
 
-INLINE lanes load(const REAL *p) { return *(const lanes *)p; }
-
-/* The last `width % LANES` numbers before p + width, zeros before them. */
+/* The last `width % LANES` numbers before p + width, and zeros. */
 INLINE lanes load_tail(const REAL *p, int64_t width) {
+    if (width < LANES) return load_some(p, width);
     lanes x = load(p + width - LANES);
     for (int i = 0; i < LANES; i++)
         if (i < LANES - width % LANES) x[i] = 0;
     return x;
 }
 
-/* out[i][j] = scale sum_d x[i][d] w[d][j] for a tile of rows and the first `count` of LANES columns. */
-INLINE void dots(const int rows, int64_t width, REAL scale, const REAL *x, const REAL *w, int64_t pitch, REAL *out,
-                 int64_t columns, int64_t count) {
-    lanes sum[2 * TILE];
-    for (int i = 0; i < rows; i++) sum[i] = (lanes){};
-    for (int64_t d = 0; d < width; d++) {
-        lanes v = load(w + d * pitch);
-        for (int i = 0; i < rows; i++) sum[i] += x[i * width + d] * v;
-    }
-    for (int i = 0; i < rows; i++) {
-        sum[i] *= scale;
-        if (count >= LANES)
-            *(lanes *)(out + i * columns) = sum[i];
-        else
-            for (int64_t j = 0; j < count; j++) out[i * columns + j] = sum[i][j];
-    }
+/* out[i][j] = scale sum_d x[i][d] w[j][d] for a tile of rows of x and of w, each `width` long; out's rows are m long. */
+INLINE void dots(const int rows, const int columns, int64_t width, REAL scale, const REAL *x, const REAL *w, int64_t m,
+                 REAL *out) {
+    lanes sum[TILE][TILE];
+    int64_t d = 0;
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) sum[i][j] = (lanes){};
+    for (; d + LANES <= width; d += LANES)
+        for (int j = 0; j < columns; j++) {
+            lanes v = load(w + j * width + d);
+            for (int i = 0; i < rows; i++) sum[i][j] += load(x + i * width + d) * v;
+        }
+    if (d < width)
+        for (int j = 0; j < columns; j++) {
+            lanes v = load_tail(w + j * width, width);
+            for (int i = 0; i < rows; i++) sum[i][j] += load_tail(x + i * width, width) * v;
+        }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) out[i * m + j] = scale * sum_of(sum[i][j]);
 }
 
-/* out (n, m) = scale x (n, width) w (m, width)^T; `transposed` holds w^T, m rounded up to LANES. */
-static void inner_products(int64_t n, int64_t m, int64_t width, REAL scale, const REAL *x, const REAL *w,
-                           REAL *transposed, REAL *out) {
-    int64_t pitch = ROUNDED(m);
-    for (int64_t d = 0; d < width; d++)
-        for (int64_t j = 0; j < pitch; j++) transposed[d * pitch + j] = j < m ? w[j * width + d] : 0;
-    for (int64_t j = 0; j < m; j += LANES) {
-        int64_t i = 0;
-        for (; i + 2 * TILE <= n; i += 2 * TILE)
-            dots(2 * TILE, width, scale, x + i * width, transposed + j, pitch, out + i * m + j, m, m - j);
-        for (; i < n; i++) dots(1, width, scale, x + i * width, transposed + j, pitch, out + i * m + j, m, m - j);
-    }
+#define COLUMNS_OF(columns)                                                                                 \
+    do {                                                                                                    \
+        for (i = 0; i + TILE <= n; i += TILE)                                                               \
+            dots(TILE, columns, width, scale, x + i * width, w + j * width, m, out + i * m + j);            \
+        for (; i < n; i++) dots(1, columns, width, scale, x + i * width, w + j * width, m, out + i * m + j); \
+    } while (0)
+
+/* out (n, m) = scale x (n, width) w (m, width)^T */
+static void inner_products(int64_t n, int64_t m, int64_t width, REAL scale, const REAL *x, const REAL *w, REAL *out) {
+    int64_t i, j = 0;
+    for (; j + TILE <= m; j += TILE) COLUMNS_OF(TILE);
+    if (m - j == 3) COLUMNS_OF(3);
+    if (m - j == 2) COLUMNS_OF(2);
+    if (m - j == 1) COLUMNS_OF(1);
 }
 
 /* out[i][d] += scale sum_j c[i][j] v[j][d] for a tile of rows and `vectors` times LANES columns. c's entries lie
@@ -118,77 +114,88 @@ static void add_product(int64_t n, int64_t terms, int64_t width, REAL scale, con
     if (width % LANES) ROWS_OF(1, 1, v, out);
 }
 
-/* Sets the dropped entries of `rows` to 0 and saves their values; `restore` writes them back. */
-static void zero_dropped(const segment *p, REAL *rows, REAL *saved) {
-    for (int64_t i = 0; i < p->drops; i++) {
-        saved[i] = rows[p->dropped[i]];
+/* Rows of a segment that are taken at a time, so that what one product reads is in the cache for the next. */
+#define BLOCK 64
+
+/* Sets the dropped entries of a segment's rows, from number `from` on and with an index below `bound`, to 0; their
+   values go to `saved`. Returns the number of the next one; indices ascend. `restore` writes them back. */
+INLINE int64_t zero_dropped(const segment *p, int64_t from, int64_t bound, REAL *rows, REAL *saved) {
+    int64_t i = from;
+    for (; i < p->drops && p->dropped[i] < bound; i++) {
+        saved[i - from] = rows[p->dropped[i]];
         rows[p->dropped[i]] = 0;
     }
+    return i;
 }
 
-static void restore(const segment *p, REAL *rows, const REAL *saved) {
-    for (int64_t i = 0; i < p->drops; i++) rows[p->dropped[i]] = saved[i];
+INLINE void restore(const segment *p, int64_t from, int64_t to, REAL *rows, const REAL *saved) {
+    for (int64_t i = from; i < to; i++) rows[p->dropped[i]] = saved[i - from];
 }
 
-/* Scratch memory for any segment: A or B transposed, inner products, dropped entries. Null if out of memory. */
+/* Scratch memory for a block of any segment: inner products, dropped entries. Null if out of memory. */
 static REAL *workspace(const lora_args *w) {
-    int64_t largest = 1, wider = w->d_in > w->d_out ? w->d_in : w->d_out;
+    int64_t largest = 1;
     for (int64_t k = 0; k < w->segments; k++) {
         const segment *p = w->segment + k;
-        int64_t size = ROUNDED(p->rank) * wider + (p->end - p->begin) * p->rank + p->drops;
+        int64_t size = BLOCK * p->rank + (p->drops < BLOCK * w->d_in ? p->drops : BLOCK * w->d_in);
         if (size > largest) largest = size;
     }
     return malloc(largest * sizeof(REAL));
 }
 
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 int lora_forward(lora_args *w) {
-    REAL *transposed = workspace(w), *u = w->u;
-    if (!transposed) return 1;
+    REAL *saved = workspace(w), *u = w->u;
+    if (!saved) return 1;
     for (int64_t k = 0; k < w->segments; k++) {
         const segment *p = w->segment + k;
-        int64_t n = p->end - p->begin, r = p->rank;
-        REAL *x = w->x + p->begin * w->d_in, *saved = transposed + ROUNDED(r) * w->d_in;
-        zero_dropped(p, x, saved);
-        inner_products(n, r, w->d_in, 1, x, p->a, transposed, u);
-        restore(p, x, saved);
-        add_product(n, r, w->d_out, p->scaling, u, r, 1, p->b, w->y + p->begin * w->d_out);
-        u += n * r;
+        int64_t r = p->rank, from = 0, to;
+        REAL *x = w->x + p->begin * w->d_in;
+        for (int64_t at = p->begin; at < p->end; at += BLOCK, from = to) {
+            int64_t n = least(BLOCK, p->end - at);
+            to = zero_dropped(p, from, (at - p->begin + n) * w->d_in, x, saved);
+            inner_products(n, r, w->d_in, 1, w->x + at * w->d_in, p->a, u);
+            restore(p, from, to, x, saved);
+            add_product(n, r, w->d_out, p->scaling, u, r, 1, p->b, w->y + at * w->d_out);
+            u += n * r;
+        }
     }
-    free(transposed);
+    free(saved);
     return 0;
 }
 
 int lora_backward(lora_args *w) {
-    REAL *transposed = workspace(w), *u = w->u;
-    if (!transposed) return 1;
+    REAL *inner = workspace(w), *u = w->u;
+    if (!inner) return 1;
     for (int64_t k = 0; k < w->segments; k++) {
         const segment *p = w->segment + k;
-        int64_t n = p->end - p->begin, r = p->rank;
-        REAL *x = w->x + p->begin * w->d_in, *inner = transposed + ROUNDED(r) * w->d_out, *saved = inner + n * r;
-        const REAL *grad_output = w->y + p->begin * w->d_out;
-        inner_products(n, r, w->d_out, p->scaling, grad_output, p->b, transposed, inner);
-        add_product(r, n, w->d_out, p->scaling, u, 1, r, grad_output, p->b_gradient);
-        zero_dropped(p, x, saved);
-        add_product(r, n, w->d_in, 1, inner, 1, r, x, p->a_gradient);
-        restore(p, x, saved);
-        if (w->grad_x) {
-            REAL *grad_input = w->grad_x + p->begin * w->d_in;
-            zero_dropped(p, grad_input, saved);
-            add_product(n, r, w->d_in, 1, inner, r, 1, p->a, grad_input);
-            restore(p, grad_input, saved);
+        int64_t r = p->rank, from = 0, to;
+        REAL *x = w->x + p->begin * w->d_in, *saved = inner + BLOCK * r;
+        REAL *grad_x = w->grad_x ? w->grad_x + p->begin * w->d_in : NULL;
+        for (int64_t at = p->begin; at < p->end; at += BLOCK, from = to) {
+            int64_t n = least(BLOCK, p->end - at), bound = (at - p->begin + n) * w->d_in;
+            const REAL *grad_output = w->y + at * w->d_out;
+            inner_products(n, r, w->d_out, p->scaling, grad_output, p->b, inner);
+            add_product(r, n, w->d_out, p->scaling, u, 1, r, grad_output, p->b_gradient);
+            to = zero_dropped(p, from, bound, x, saved);
+            add_product(r, n, w->d_in, 1, inner, 1, r, w->x + at * w->d_in, p->a_gradient);
+            restore(p, from, to, x, saved);
+            if (grad_x) {
+                zero_dropped(p, from, bound, grad_x, saved);
+                add_product(n, r, w->d_in, 1, inner, r, 1, p->a, w->grad_x + at * w->d_in);
+                restore(p, from, to, grad_x, saved);
+            }
+            u += n * r;
         }
-        u += n * r;
     }
-    free(transposed);
+    free(inner);
     return 0;
 }
 
 /* y = x A^T of a single segment with all rows: a plain product in which a row's bits do not depend on its index. */
 int lora_product(lora_args *w) {
     const segment *p = w->segment;
-    REAL *transposed = workspace(w);
-    if (!transposed) return 1;
-    inner_products(p->end - p->begin, p->rank, w->d_in, 1, w->x, p->a, transposed, w->y);
-    free(transposed);
+    inner_products(p->end - p->begin, p->rank, w->d_in, 1, w->x, p->a, w->y);
     return 0;
 }

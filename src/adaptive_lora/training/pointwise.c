@@ -1,0 +1,179 @@
+/* What a model computes number by number, or row by row, between its products; float32, one thread.
+
+   RMS norm        y = w x / sqrt(mean(x^2) + epsilon)
+   gate            y = silu(g) u,  silu(g) = g / (1 + exp(-g))
+   rotation        (y1, y2) = (x1 c1 - x2 s1, x2 c2 + x1 s2)  of the halves of each head, c and s by token
+   cross entropy   log sum exp(x) - x[target], and its gradient
+
+   Each reads what it needs once and writes its result once. Every number comes from the same operations wherever it
+   stands, so that no bit depends on the other rows. */
+
+#include "exponential.h"
+
+#include <math.h>
+
+typedef struct {
+    int64_t rows, width, heads, stride; /* stride: floats from one token of `x` to the next, of the rotation */
+    const float *x, *weight, *grad;     /* gate: x is g, weight is u; rotation: weight is c, other is s */
+    float *other;                       /* norm: 1 / sqrt(...) of each row; gate: the gradient of u */
+    float *out;
+    double epsilon;
+} pointwise_args;
+
+INLINE lanes at_most(const float *p, int64_t left) { return left >= LANES ? load(p) : load_some(p, left); }
+
+INLINE void put(float *p, lanes x, int64_t left) {
+    if (left >= LANES)
+        store(p, x);
+    else
+        store_some(p, x, left);
+}
+
+int pointwise_norm_forward(const pointwise_args *a) {
+    int64_t width = a->width;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const float *x = a->x + i * width;
+        lanes even = splat(0), odd = splat(0);
+        int64_t d = 0;
+        for (; d + 2 * LANES <= width; d += 2 * LANES) {
+            even += load(x + d) * load(x + d);
+            odd += load(x + d + LANES) * load(x + d + LANES);
+        }
+        for (; d < width; d += LANES) {
+            lanes v = at_most(x + d, width - d);
+            even += v * v;
+        }
+        float inverse = 1 / sqrtf(sum_of(even + odd) / width + (float)a->epsilon);
+        a->other[i] = inverse;
+        for (d = 0; d < width; d += LANES)
+            put(a->out + i * width + d,
+                at_most(x + d, width - d) * inverse * at_most(a->weight + d, width - d), width - d);
+    }
+    return 0;
+}
+
+int pointwise_norm_backward(const pointwise_args *a) {
+    int64_t width = a->width;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const float *x = a->x + i * width, *grad = a->grad + i * width;
+        lanes along = splat(0);
+        for (int64_t d = 0; d < width; d += LANES)
+            along += at_most(x + d, width - d) * at_most(grad + d, width - d) * at_most(a->weight + d, width - d);
+        float inverse = a->other[i], slope = sum_of(along) * inverse * inverse * inverse / width;
+        for (int64_t d = 0; d < width; d += LANES)
+            put(a->out + i * width + d,
+                at_most(grad + d, width - d) * at_most(a->weight + d, width - d) * inverse -
+                    at_most(x + d, width - d) * slope,
+                width - d);
+    }
+    return 0;
+}
+
+/* 1 / (1 + exp(-x)) */
+INLINE lanes sigmoid(lanes x) {
+    lanes least = splat(-88.0f);
+    return 1.0f / (1.0f + exponential(-maximum(x, least)));
+}
+
+int pointwise_gate_forward(const pointwise_args *a) {
+    int64_t count = a->rows * a->width;
+    for (int64_t d = 0; d < count; d += LANES) {
+        lanes g = at_most(a->x + d, count - d);
+        put(a->out + d, g * sigmoid(g) * at_most(a->weight + d, count - d), count - d);
+    }
+    return 0;
+}
+
+int pointwise_gate_backward(const pointwise_args *a) {
+    int64_t count = a->rows * a->width;
+    for (int64_t d = 0; d < count; d += LANES) {
+        lanes g = at_most(a->x + d, count - d), grad = at_most(a->grad + d, count - d), s = sigmoid(g);
+        put(a->other + d, grad * g * s, count - d);
+        put(a->out + d, grad * at_most(a->weight + d, count - d) * s * (1.0f + g * (1.0f - s)), count - d);
+    }
+    return 0;
+}
+
+/* `sign` 1 rotates, -1 takes a gradient back: then s is that of the other half. */
+INLINE int rotate(const pointwise_args *a, const int back) {
+    int64_t half = a->width / 2;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const float *c = a->weight + i * a->width, *s = a->other + i * a->width;
+        for (int64_t h = 0; h < a->heads; h++) {
+            const float *x = a->x + i * a->stride + h * a->width;
+            float *out = a->out + (i * a->heads + h) * a->width;
+            for (int64_t d = 0; d < half; d += LANES) {
+                int64_t left = half - d;
+                lanes one = at_most(x + d, left), two = at_most(x + half + d, left);
+                lanes s1 = at_most(s + d, left), s2 = at_most(s + half + d, left);
+                lanes c1 = at_most(c + d, left), c2 = at_most(c + half + d, left);
+                put(out + d, back ? one * c1 + two * s2 : one * c1 - two * s1, left);
+                put(out + half + d, back ? two * c2 - one * s1 : two * c2 + one * s2, left);
+            }
+        }
+    }
+    return 0;
+}
+
+int pointwise_rotate_forward(const pointwise_args *a) { return rotate(a, 0); }
+int pointwise_rotate_backward(const pointwise_args *a) { return rotate(a, 1); }
+
+/* Cross entropy of the rows of x (rows, width) with `targets`: a row stays in the cache for all of its passes. */
+typedef struct {
+    int64_t rows, width;
+    const float *x;
+    const int64_t *targets;
+    const float *weights; /* (rows), or null: no gradient */
+    double *nll;
+    int64_t *likeliest;
+    float *out; /* (rows, width): weight (softmax(x) - onehot(target)) */
+} cost_args;
+
+INLINE float largest(const float *x, int64_t width) {
+    lanes top = splat(x[0]);
+    int64_t d = 0;
+    for (; d + LANES <= width; d += LANES) top = maximum(top, load(x + d));
+    float most = x[0];
+    for (int i = 0; i < LANES; i++) most = top[i] > most ? top[i] : most;
+    for (; d < width; d++) most = x[d] > most ? x[d] : most;
+    return most;
+}
+
+/* Terms of a sum in single precision; the sums of blocks are added in double. */
+#define SUMMED 512
+
+/* sum exp(x - x[peak]) over all but the peak itself, beside whose 1 many small terms would be rounded away; all terms,
+   the peak's 1 too, go to `out`, unless it is null. */
+static double exponentials(const float *x, int64_t width, int64_t peak, float *out) {
+    double total = 0;
+    for (int64_t at = 0; at < width; at += SUMMED) {
+        lanes sum = splat(0);
+        for (int64_t d = at; d < at + SUMMED && d < width; d += LANES) {
+            lanes e = exponential(at_most(x + d, width - d) - x[peak]);
+            if (out) put(out + d, e, width - d);
+            for (int64_t i = width - d; i < LANES; i++) e[i] = 0;
+            if (peak >= d && peak < d + LANES) e[peak - d] = 0;
+            sum += e;
+        }
+        total += sum_of(sum);
+    }
+    return total;
+}
+
+int pointwise_costs(const cost_args *a) {
+    int64_t width = a->width;
+    for (int64_t i = 0; i < a->rows; i++) {
+        const float *x = a->x + i * width;
+        float top = largest(x, width), *out = a->weights ? a->out + i * width : NULL;
+        int64_t peak = 0;
+        while (peak < width - 1 && x[peak] != top) peak++;
+        double others = exponentials(x, width, peak, out);
+        a->likeliest[i] = peak;
+        a->nll[i] = log1p(others) - ((double)x[a->targets[i]] - x[peak]);
+        if (!out) continue;
+        float factor = a->weights[i] / (1 + others);
+        for (int64_t d = 0; d < width; d += LANES) put(out + d, at_most(out + d, width - d) * factor, width - d);
+        out[a->targets[i]] -= a->weights[i];
+    }
+    return 0;
+}
