@@ -119,7 +119,8 @@ class GatedMLP(nn.Module):
         return None if list(module.parameters(recurse=False)) else cls(module)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.down_proj(gated(self.gate_proj(x), self.up_proj(x)))
+        gate, up, down = (self.get_submodule(name) for name in self._PARTS)
+        hidden: Tensor = down(gated(gate(x), up(x)))
         return hidden
 
 
