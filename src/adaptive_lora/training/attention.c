@@ -29,7 +29,7 @@ typedef struct {
 } attention_args;
 
 /* One vector of columns, or two next to each other, of the sums of `products`. */
-INLINE void product_tile(const int vectors, int64_t width, int64_t pitch, const float *restrict rows,
+INLINE void product_tile(const int vectors, int64_t width, int64_t wide, int64_t pitch, const float *restrict rows,
                          const float *restrict panel, float *restrict out) {
     lanes sum[ROWS][2];
     for (int r = 0; r < ROWS; r++)
@@ -37,19 +37,19 @@ INLINE void product_tile(const int vectors, int64_t width, int64_t pitch, const 
     for (int64_t d = 0; d < width; d++)
         for (int v = 0; v < vectors; v++) {
             lanes column = load(panel + d * PANEL + v * LANES);
-            for (int r = 0; r < ROWS; r++) sum[r][v] += rows[r * width + d] * column;
+            for (int r = 0; r < ROWS; r++) sum[r][v] += rows[r * wide + d] * column;
         }
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < vectors; v++) store(out + r * pitch + v * LANES, sum[r][v]);
 }
 
-/* out[r][j] = sum_d rows[r][d] * columns[d][j] for j < count, a multiple of LANES; `columns` in panels, see
-   `transpose`. */
-static inline void products(int64_t width, int64_t count, int64_t pitch, const float *restrict rows,
+/* out[r][j] = sum_d rows[r][d] * columns[d][j] for d < width and j < count, a multiple of LANES; rows are `wide`
+   apart, `columns` in panels, see `transpose`. */
+static inline void products(int64_t width, int64_t wide, int64_t count, int64_t pitch, const float *restrict rows,
                             const float *restrict columns, float *restrict out) {
     int64_t j = 0;
-    for (; j + PANEL <= count; j += PANEL) product_tile(2, width, pitch, rows, columns + j * width, out + j);
-    if (j < count) product_tile(1, width, pitch, rows, columns + j * width, out + j);
+    for (; j + PANEL <= count; j += PANEL) product_tile(2, width, wide, pitch, rows, columns + j * wide, out + j);
+    if (j < count) product_tile(1, width, wide, pitch, rows, columns + j * wide, out + j);
 }
 
 INLINE void weighted_tile(const int vectors, int64_t width, int64_t count, int64_t pitch,
@@ -177,7 +177,7 @@ int attention_forward(const attention_args *a) {
                     copy_rows(queries, a->q + (begin + i) * a->q_stride + h * width, a->q_stride, rows, ROWS, width,
                               wide);
                     for (int64_t x = 0; x < ROWS * wide; x++) queries[x] *= a->scaling;
-                    products(wide, count, pitch, queries, keys_t, weights);
+                    products(width, wide, count, pitch, queries, keys_t, weights);
                     for (int64_t r = 0; r < rows; r++)
                         exponentiate(weights + r * pitch, i + r + 1, count,
                                      a->scales + 2 * (h * a->tokens + begin + i + r));
@@ -199,8 +199,9 @@ INLINE float inner_product(int64_t width, const float *x, const float *y) {
     lanes sum = splat(0);
     int64_t d = 0;
     for (; d + LANES <= width; d += LANES) sum += load(x + d) * load(y + d);
-    if (d < width) sum += load_some(x + d, width - d) * load_some(y + d, width - d);
-    return sum_of(sum);
+    float total = d ? sum_of(sum) : 0;
+    for (; d < width; d++) total += x[d] * y[d];
+    return total;
 }
 
 /* From scores and dL/dweights of one query: its weights, and dL/dscores = weights * (dL/dweights - mean). */
@@ -243,8 +244,8 @@ int attention_backward(const attention_args *a) {
                               wide);
                     copy_rows(grads, a->grad_out + first, stride, rows, ROWS, width, wide);
                     for (int64_t x = 0; x < ROWS * wide; x++) queries[x] *= a->scaling;
-                    products(wide, count, pitch, queries, keys_t, weights);
-                    products(wide, count, pitch, grads, values_t, score_grads);
+                    products(width, wide, count, pitch, queries, keys_t, weights);
+                    products(width, wide, count, pitch, grads, values_t, score_grads);
                     for (int64_t r = 0; r < rows; r++) {
                         float mean = inner_product(width, a->out + first + r * stride, grads + r * wide);
                         softmax_backward(weights + r * pitch, score_grads + r * pitch, i + r + 1, count,

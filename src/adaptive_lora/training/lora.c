@@ -57,6 +57,15 @@ INLINE void dots(const int rows, const int columns, int64_t width, REAL scale, c
             lanes v = load_tail(w + j * width, width);
             for (int i = 0; i < rows; i++) sum[i][j] += load_tail(x + i * width, width) * v;
         }
+#ifdef SHUFFLES
+    if (rows == TILE && columns == TILE) {
+        REAL sums[TILE][TILE];
+        sums_of(sum[0], sums[0]);
+        for (int i = 0; i < TILE; i++)
+            for (int j = 0; j < TILE; j++) out[i * m + j] = scale * sums[i][j];
+        return;
+    }
+#endif
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) out[i * m + j] = scale * sum_of(sum[i][j]);
 }

@@ -94,24 +94,29 @@ int pointwise_gate_backward(const pointwise_args *a) {
     return 0;
 }
 
-/* `sign` 1 rotates, -1 takes a gradient back: then s is that of the other half. */
-INLINE int rotate(const pointwise_args *a, const int back) {
-    int64_t half = a->width / 2;
-    for (int64_t i = 0; i < a->rows; i++) {
-        const float *c = a->weight + i * a->width, *s = a->other + i * a->width;
-        for (int64_t h = 0; h < a->heads; h++) {
-            const float *x = a->x + i * a->stride + h * a->width;
-            float *out = a->out + (i * a->heads + h) * a->width;
-            for (int64_t d = 0; d < half; d += LANES) {
-                int64_t left = half - d;
-                lanes one = at_most(x + d, left), two = at_most(x + half + d, left);
-                lanes s1 = at_most(s + d, left), s2 = at_most(s + half + d, left);
-                lanes c1 = at_most(c + d, left), c2 = at_most(c + half + d, left);
-                put(out + d, back ? one * c1 + two * s2 : one * c1 - two * s1, left);
-                put(out + half + d, back ? two * c2 - one * s1 : two * c2 + one * s2, left);
-            }
-        }
+/* Two halves of `half` numbers; back: of a gradient, whose sines are those of the other half. */
+INLINE void rotate_halves(const int back, int64_t half, const float *restrict x, const float *restrict c,
+                          const float *restrict s, float *restrict out) {
+    for (int64_t d = 0; d < half; d++) {
+        float one = x[d], two = x[half + d];
+        out[d] = back ? one * c[d] + two * s[half + d] : one * c[d] - two * s[d];
+        out[half + d] = back ? two * c[half + d] - one * s[d] : two * c[half + d] + one * s[half + d];
     }
+}
+
+INLINE int rotate(const pointwise_args *a, const int back) {
+    int64_t width = a->width;
+    for (int64_t i = 0; i < a->rows; i++)
+        for (int64_t h = 0; h < a->heads; h++) {
+            const float *x = a->x + i * a->stride + h * width, *c = a->weight + i * width, *s = a->other + i * width;
+            float *out = a->out + (i * a->heads + h) * width;
+            if (width == 64) /* known to the compiler: no loop is left */
+                rotate_halves(back, 32, x, c, s, out);
+            else if (width == 16)
+                rotate_halves(back, 8, x, c, s, out);
+            else
+                rotate_halves(back, width / 2, x, c, s, out);
+        }
     return 0;
 }
 
