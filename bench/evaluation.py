@@ -5,7 +5,9 @@
 
 The sides take turns. `speedup_vs_loop` is the median over rounds of tokens a second (prompts count, padding does not);
 `max_loss_difference` the largest difference of a record's loss between the sides, relative to the loss; the loop's is
-taken in double precision from its logits, as torch's own in single precision is less exact.
+taken in double precision from its logits, as torch's own in single precision is less exact. `max_loss_error` compares
+each side with the model in double precision throughout, on a few records: neither can be nearer to the other than both
+are to that.
 
     python bench/evaluation.py [--model smollm2 --data FILE --max-length 384] [--adapters 2] [--records 64] [--out FILE]
 """
@@ -40,6 +42,8 @@ from adaptive_lora.training.options import TrainingOptions
 from throughput import machine_facts, silence
 
 BATCH = 16
+EXACT = 12
+"""Records whose losses are computed in double precision from the first product on."""
 TRAINED = 2
 """Updates before, so that adapters differ from the base and from each other."""
 
@@ -94,11 +98,16 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
                     plain_loop(model, records)
                     seconds[side].append(time.perf_counter() - began)
                     if not turn:
-                        exact = plain_loop(model, records, torch.float64)
-    apart = float(np.abs(ours[0] / exact - 1).max())
+                        single = plain_loop(model, records, torch.float64)
+                        truth = in_double(model, records[:EXACT])
     return {
         "speedup_vs_loop": statistics.median(a / b for a, b in zip(seconds["loop"], seconds["bank"], strict=True)),
-        "max_loss_difference": apart,
+        "max_loss_difference": largest_share(ours[0], single),
+        "max_loss_error": {
+            "records": min(EXACT, len(records)),
+            "bank": largest_share(ours[0][:EXACT], truth),
+            "loop": largest_share(single[:EXACT], truth),
+        },
         "tokens_per_second": {side: tokens / statistics.median(found) for side, found in seconds.items()},
         "seconds": seconds,
         "adapters": asked.adapters,
@@ -110,6 +119,18 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         "threads": threads,
         "machine": machine_facts(base.device, asked.load_before),
     }
+
+
+def in_double(model: Any, records: Sequence[Example]) -> np.ndarray:
+    """Losses of the model with its weights widened: what either side would get without rounding."""
+    try:
+        return plain_loop(model.double(), records, torch.float64)
+    finally:
+        model.float()
+
+
+def largest_share(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found / wanted - 1).max())
 
 
 def load(model: Any, weights: Any) -> None:
