@@ -150,6 +150,21 @@ static void run_gate(int64_t n, double size) {
     free(g), free(u), free(grad), free(out), free(of_g), free(of_u);
 }
 
+static void run_gelu(int64_t n, double size) {
+    float *x = random_floats(n, size), *grad = random_floats(n, 1), *out = room_for(n), *back = room_for(n);
+    pointwise_args a = {1, n, 0, 0, x, 0, grad, 0, out, 0};
+    if (pointwise_gelu_forward(&a)) exit(2);
+    a.out = back;
+    if (pointwise_gelu_backward(&a)) exit(2);
+    for (int64_t i = 0; i < n; i++) {
+        double c = sqrt(2 / 3.14159265358979323846), v = x[i], t = tanh(c * (v + 0.044715 * v * v * v));
+        check("gelu", out[i], v * (1 + t) / 2, 1e-5);
+        double slope = (1 + t) / 2 + v * (1 - t * t) * c * (1 + 3 * 0.044715 * v * v) / 2;
+        check("gradient through gelu", back[i], grad[i] * slope, 1e-5);
+    }
+    free(x), free(grad), free(out), free(back);
+}
+
 static void run_rotation(int64_t rows, int64_t heads, int64_t width, int64_t extra) {
     int64_t stride = heads * width + extra, half = width / 2, n = rows * heads * width;
     float *x = random_floats(rows * stride - extra, 2), *c = random_floats(rows * width, 1);
@@ -199,6 +214,7 @@ int main(void) {
         for (int64_t rows = 0; rows < 4; rows++) {
             run_norm(rows, widths[i]);
             run_gate(rows * widths[i], i % 2 ? 3 : 200);
+            run_gelu(rows * widths[i], i % 2 ? 3 : 200);
             run_rotation(rows + 1, rows + 1, 2 * widths[i], i % 3);
             run_costs(rows, widths[i], i % 2);
             run_costs(rows, 500 + widths[i], rows % 2);

@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.activations import ACT2FN
 from transformers.models.glm import modeling_glm
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.training.cross_entropy import token_costs
 from adaptive_lora.training.current_batch import BankBatch, current_batch
 from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.kernels import forget_kernels, pointwise_kernel
 from adaptive_lora.training.packing import pack
-from adaptive_lora.training.pointwise import FusedRMSNorm, GatedMLP, fused_rotations, gated
+from adaptive_lora.training.pointwise import FusedGELU, FusedRMSNorm, GatedMLP, fused_rotations, gated
 
 SIZES = {"hidden_size": 24, "intermediate_size": 35, "num_attention_heads": 2, "num_key_value_heads": 1}
 CONFIG = LlamaConfig(vocab_size=32, num_hidden_layers=1, **SIZES)
@@ -76,6 +78,21 @@ def test_a_feed_forward_part_is_llamas(way: str) -> None:
     same(passed(fused, x), passed(mlp, x))
 
 
+@pytest.mark.parametrize("name", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast"])
+def test_an_activation_is_gpt2s(way: str, name: str) -> None:
+    model, x = nn.Sequential(ACT2FN[name]), 3 * random(5, 21)
+    wanted = passed(model, x)
+    with fused_layers(model):
+        assert isinstance(model[0], FusedGELU)
+        same(passed(model, x), wanted)
+
+
+def test_other_activations_keep_their_place() -> None:
+    model = nn.Sequential(*(ACT2FN[name] for name in ("gelu", "silu", "relu2", "quick_gelu")))
+    with fused_layers(model):
+        assert not any(isinstance(layer, FusedGELU) for layer in model)
+
+
 def test_other_feed_forward_parts_keep_their_place() -> None:
     def variant(**changes: object) -> nn.Module:
         return module_made(LlamaMLP, LlamaConfig(**{**CONFIG.to_dict(), **changes}))
@@ -111,6 +128,19 @@ def test_a_number_has_the_same_bits_wherever_it_stands() -> None:
     assert torch.equal(gated(gate, up)[3:], gated(gate[3:], up[3:]))
     norm, x = FusedRMSNorm(random(27), 1e-6), random(9, 27)
     assert torch.equal(passed(norm, x)[0][3:], passed(norm, x[3:])[0])
+
+
+def test_what_is_not_a_number_stays_none(way: str) -> None:
+    """A run that diverges is recognised by its loss, which no function may make finite."""
+    x = random(3, 40)
+    x[1, 17] = torch.nan
+    norm = FusedRMSNorm(random(40), 1e-6)
+    nll, _, slope = token_costs(x, torch.tensor([0, 1, 2]), torch.ones(3))
+    found = [gated(x, x), gated(random(3, 40), x), FusedGELU()(x)]
+    assert all(torch.equal(y.isnan(), x.isnan()) for y in found)
+    assert slope is not None
+    for y in (norm(x).sum(1), nll, slope.sum(1)):
+        assert y.isnan().tolist() == [False, True, False]
 
 
 def rotated(model: LlamaForCausalLM, inside: bool) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,6 @@ INLINE lanes maximum(lanes x, lanes y) {
 
 /* exp(x) for x <= 88, relative error 2e-7 (Cephes' polynomial); about 0 below -87, NaN for NaN. */
 INLINE lanes exponential(lanes x) {
-    ints is_nan = (ints)(x != x);
     lanes safe = maximum(x, splat(-87.0f));
     lanes round = splat(12582912.0f);
     lanes n = (safe * 1.44269504f + round) - round;
@@ -27,8 +26,7 @@ INLINE lanes exponential(lanes x) {
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
     ints power = (__builtin_convertvector(n, ints) + 127) << 23;
-    lanes value = p * (lanes)power;
-    return (lanes)(((ints)x & is_nan) | ((ints)value & ~is_nan));
+    return p * (lanes)power; /* of NaN p is NaN, whatever the power became */
 }
 
 #endif

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
-from adaptive_lora.training.pointwise import FusedRMSNorm, GatedMLP
+from adaptive_lora.training.pointwise import FusedGELU, FusedRMSNorm, GatedMLP
 
 # oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
 # of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
@@ -98,8 +98,8 @@ def _replacement(module: nn.Module) -> nn.Module | None:
         return FusedRMSNorm(weight, float(epsilon)) if epsilon is not None else None
     if name.endswith("MLP") and (gated := GatedMLP.of(module)) is not None:
         return gated
-    if name == "NewGELUActivation":
-        return nn.GELU(approximate="tanh")
+    if name in ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh", "FastGELUActivation"):
+        return FusedGELU()
     return fused_linear(module)
 
 

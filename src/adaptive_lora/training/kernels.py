@@ -26,7 +26,7 @@ _BOTH = ("forward", "backward")
 _FUNCTIONS = {
     "attention": _BOTH,
     "lora": (*_BOTH, "product"),
-    "pointwise": ("costs", *(f"{what}_{way}" for what in ("norm", "gate", "rotate") for way in _BOTH)),
+    "pointwise": ("costs", *(f"{what}_{way}" for what in ("norm", "gate", "gelu", "rotate") for way in _BOTH)),
 }
 _REALS = {torch.float32: "float", torch.float64: "double"}
 

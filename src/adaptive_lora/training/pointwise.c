@@ -2,6 +2,7 @@
 
    RMS norm        y = w x / sqrt(mean(x^2) + epsilon)
    gate            y = silu(g) u,  silu(g) = g / (1 + exp(-g))
+   GELU            y = x / (1 + exp(-2 z)),  z = sqrt(2/pi) (x + 0.044715 x^3): half x (1 + tanh z) in other words
    rotation        (y1, y2) = (x1 c1 - x2 s1, x2 c2 + x1 s2)  of the halves of each head, c and s by token
    cross entropy   log sum exp(x) - x[target], and its gradient
 
@@ -90,6 +91,30 @@ int pointwise_gate_backward(const pointwise_args *a) {
         lanes g = at_most(a->x + d, count - d), grad = at_most(a->grad + d, count - d), s = sigmoid(g);
         put(a->other + d, grad * g * s, count - d);
         put(a->out + d, grad * at_most(a->weight + d, count - d) * s * (1.0f + g * (1.0f - s)), count - d);
+    }
+    return 0;
+}
+
+/* 2 z = GELU_SCALE x (1 + GELU_CUBE x^2) */
+#define GELU_SCALE 1.5957691216057308f
+#define GELU_CUBE 0.044715f
+
+int pointwise_gelu_forward(const pointwise_args *a) {
+    int64_t count = a->rows * a->width;
+    for (int64_t d = 0; d < count; d += LANES) {
+        lanes x = at_most(a->x + d, count - d);
+        put(a->out + d, x * sigmoid(GELU_SCALE * x * (1.0f + GELU_CUBE * x * x)), count - d);
+    }
+    return 0;
+}
+
+int pointwise_gelu_backward(const pointwise_args *a) {
+    int64_t count = a->rows * a->width;
+    for (int64_t d = 0; d < count; d += LANES) {
+        lanes x = at_most(a->x + d, count - d), square = x * x;
+        lanes s = sigmoid(GELU_SCALE * x * (1.0f + GELU_CUBE * square));
+        lanes slope = GELU_SCALE * (1.0f + 3 * GELU_CUBE * square);
+        put(a->out + d, at_most(a->grad + d, count - d) * s * (1.0f + x * (1.0f - s) * slope), count - d);
     }
     return 0;
 }

@@ -124,6 +124,33 @@ class GatedMLP(nn.Module):
         return hidden
 
 
+class _GELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        library = pointwise_kernel()
+        assert library is not None  # `FusedGELU` asks first
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        _call(library, "gelu_forward", (1, x.numel()), x=x, out=out)
+        ctx.save_for_backward(x)
+        ctx.library = library
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (x,), grad = ctx.saved_tensors, gradients[0].contiguous()
+        out = torch.empty_like(x)
+        _call(ctx.library, "gelu_backward", (1, x.numel()), x=x, grad=grad, out=out)
+        return out
+
+
+class FusedGELU(nn.Module):
+    """x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, the GELU of GPT-2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.gelu(x, approximate="tanh") if _compiled(x) is None else _GELU.apply(x)
+
+
 class _Rotation(torch.autograd.Function):
     """x (N, H, D) by token, cosines and sines (N, D)."""
 
