@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from adaptive_lora.export.snippets.fragment import Snippet
 from adaptive_lora.export.snippets.reading import by_own_layers, peft_arguments
 from adaptive_lora.planning.modules import ModuleShape
 
+_HERE = ("peft", "trl")
+"""Tools whose texts need PEFT alone, which is imported here anyway."""
 _LONGEST_LOAD = 300
 """Seconds that a tool may take to be imported."""
 
@@ -23,10 +26,7 @@ def check(snippet: Snippet, model: Any, available: Sequence[ModuleShape]) -> lis
     `model` is on the meta device or has its weights, and is afterwards as it was; `available` are its modules.
     """
     arguments = peft_arguments(snippet)
-    if arguments is None:
-        said = _by_counting(snippet, available)
-    else:
-        said = _by_building(snippet, model, arguments)
+    said = _by_counting(snippet, available) if arguments is None else _by_building(snippet, model, arguments)
     return [said, load(snippet)]
 
 
@@ -58,17 +58,18 @@ def _by_counting(snippet: Snippet, available: Sequence[ModuleShape]) -> str:
 def load(snippet: Snippet) -> str:
     """Loads the text with the tool in a process of its own: what was done, or why not; PlanError where it is refused.
 
-    Tools change other libraries when they are imported, so none is imported here.
+    Most tools change other libraries when they are imported, so they are not imported here.
     """
     trainer = snippet.trainer
     if (version := trainer.installed) is None:
-        return f"not loaded with {trainer.title}: it is not installed here"
+        return f"not loaded with {trainer.title}: it is not installed"
+    if trainer.package in _HERE:
+        exec(compile(snippet.text, "snippet.py", "exec"), {})
+        return f"loaded with PEFT {importlib.metadata.version('peft')}"
     told = json.dumps({"tool": trainer.name, "text": snippet.text, "adapter": snippet.adapter is not None})
     command = [sys.executable, "-W", "ignore", "-m", "adaptive_lora.export.snippets.loading"]
     try:
-        done = subprocess.run(
-            command, input=told, capture_output=True, text=True, check=False, timeout=_LONGEST_LOAD
-        )
+        done = subprocess.run(command, input=told, capture_output=True, text=True, check=False, timeout=_LONGEST_LOAD)
     except subprocess.TimeoutExpired:
         return f"not loaded with {trainer.title} {version}: it took more than {_LONGEST_LOAD} s to start"
     last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]

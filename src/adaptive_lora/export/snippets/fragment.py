@@ -36,6 +36,15 @@ class Snippet:
     adapter: str | None
     """The adapter at step 0 that the text names, where it does."""
 
+    @property
+    def concession_sentence(self) -> str | None:
+        """The same as a sentence with the way out."""
+        if self.concession is None:
+            return None
+        told = f"{self.trainer.title} has one rank for all modules, so this is {self.concession}."
+        way = " With `--adapter DIR` it trains the plan itself, on from an adapter at step 0."
+        return told + (way if self.trainer.continues else "")
+
 
 def snippet(
     plan: RankPlan,
@@ -47,15 +56,15 @@ def snippet(
 ) -> Snippet:
     """The text for `tool` that trains `plan`, or the best plan on its budget that the tool can express.
 
-    `learning_rate` is written where it is known. `adapter` is a folder with the plan's adapter at step 0 (`step_0.save`):
-    tools that train an adapter on then train the plan as it is, whatever their configuration can say of ranks.
+    `learning_rate` is written where it is known. `adapter` is a folder with the plan's adapter at step 0
+    (`step_0.save`): tools that train an adapter on then train the plan as it is, whatever they can say of ranks.
     `available` are all modules of the model, for tools that name parts of blocks. Raises UsageError with the remedy.
 
     >>> from adaptive_lora.planning.plan import Scaling
     >>> q = ModuleShape("model.layers.0.self_attn.q_proj", "attention", 0, 8, 8)
     >>> plan = RankPlan("uniform", 64, (q,), {q.name: 4}, Scaling(reference_rank=4.0))
     >>> print(snippet(plan, "axolotl").text.partition("lora_dropout")[0])
-    # uniform, 64 parameters: 1 modules, 64 of 64 trainable parameters.
+    # uniform, 64 parameters: 1 module, 64 of 64 trainable parameters.
     # For Axolotl, as read in 0.19.0. Into the training config, in place of its `lora_` keys.
     adapter: lora
     lora_r: 4
@@ -64,7 +73,7 @@ def snippet(
     """
     trainer = find_trainer(tool)
     if adapter is not None:
-        _check_continues(trainer)
+        check_continues(trainer)
         keys = {**adapter_keys(trainer, adapter), **rate_keys(trainer, learning_rate)}
         return Snippet(trainer, header(plan, trainer, _ADAPTER) + yaml_text(keys), plan, None, adapter)
     found = expressible(plan, trainer, available)
@@ -76,7 +85,8 @@ def snippet(
     return Snippet(trainer, header(found, trainer, trainer.paste, instead) + body, found, instead, None)
 
 
-def _check_continues(trainer: Trainer) -> None:
+def check_continues(trainer: Trainer) -> None:
+    """UsageError where a tool trains no adapter on by its configuration."""
     if trainer.continues is None:
         able = ", ".join(name for name, other in TRAINERS.items() if other.continues)
         direct = " and needs none, as it takes ranks of single modules" if trainer.expresses == "any ranks" else ""
@@ -94,8 +104,8 @@ def header(plan: RankPlan, trainer: Trainer, paste: str, instead: str | None = N
         modules=len(plan.modules), left_out=len(plan.left_out), spent=plan.trainable_parameters, ceiling=plan.budget,
         wanted=facts.get("instead_of"), instead=instead, trainer=trainer, paste=paste,
     )  # fmt: skip
-    lines = [line for part in text.splitlines() for line in textwrap.wrap(_printable(part), 116, break_on_hyphens=False)]
-    return "".join(f"# {line}\n" for line in lines)
+    wrapped = (textwrap.wrap(_printable(line), 116, break_on_hyphens=False) for line in text.splitlines())
+    return "".join(f"# {line}\n" for lines in wrapped for line in lines)
 
 
 def _printable(text: str) -> str:

@@ -31,11 +31,6 @@ def _python(text: str, **names: Any) -> dict[str, Any]:
     return found
 
 
-def _peft(text: str) -> Ready:
-    importlib.import_module("peft")
-    return lambda: _python(text)
-
-
 def _unsloth(text: str) -> Ready:
     unsloth: Any = importlib.import_module("unsloth")
     real = inspect.signature(unsloth.FastLanguageModel.get_peft_model)
@@ -106,8 +101,6 @@ def _known(keys: Mapping[str, Any], known: Any) -> None:
 
 
 _LOADERS: Mapping[str, Callable[[str], Ready]] = {
-    "peft": _peft,
-    "trl": _peft,
     "unsloth": _unsloth,
     "axolotl": _axolotl,
     "ms-swift": _ms_swift,

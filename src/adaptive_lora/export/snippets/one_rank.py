@@ -32,7 +32,9 @@ def _nameable(plan: RankPlan, trainer: Trainer, available: Sequence[ModuleShape]
     if trainer.expresses == "one rank, modules by name":
         return plan.modules
     if available is None:
-        raise PlanError(f"{trainer.title} names modules for all blocks at once: `available` must be the model's modules.")
+        raise PlanError(
+            f"{trainer.title} names modules for all blocks at once; give all of the model's as `available`."
+        )
     wanted = {role_of(m.name) for m in plan.modules}
     if trainer.parts:
         known = {role for roles in trainer.parts.values() for role in roles}
@@ -99,7 +101,9 @@ def concession(plan: RankPlan, wanted: RankPlan) -> str | None:
         return None
     (rank,) = set(plan.ranks.values())
     gained = len(plan.ranks.keys() - wanted.ranks.keys())
-    where = f"the plan's {len(wanted.ranks)} modules" + (f" and {gained} others, which it cannot leave out" if gained else "")
+    where = f"the plan's {len(wanted.ranks)} modules" + (
+        f" and {gained} more that it cannot leave out" if gained else ""
+    )
     spent, budget = plan.trainable_parameters, plan.budget
     return f"rank {rank} in {where}: {spent:,} of {budget:,} trainable parameters, {budget - spent:,} unspent"
 
@@ -109,4 +113,3 @@ def same(plan: RankPlan, other: RankPlan) -> bool:
     return dict(plan.ranks) == dict(other.ranks) and all(
         abs(plan.scaling_of(name) - other.scaling_of(name)) <= 1e-12 * other.scaling_of(name) for name in plan.ranks
     )
-

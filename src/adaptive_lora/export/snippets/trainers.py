@@ -11,9 +11,7 @@ from typing import Literal
 
 from adaptive_lora.errors import UsageError, nearest_hint
 
-Expresses = Literal[
-    "any ranks", "one rank, modules by name", "one rank, modules by part", "one rank, modules by role"
-]
+Expresses = Literal["any ranks", "one rank, modules by name", "one rank, modules by part", "one rank, modules by role"]
 """What a tool can say of ranks: one for every module by itself; or one for all modules, and these by their names, by
 parts of a block that it knows, or by their names in a block."""
 
