@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typer.testing import CliRunner, Result
 
 from adaptive_lora.cli.main import app
 from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.study.open_ledger import open_to_read
 from tests.export.conftest import pasted_plan
+from tests.reporting.ledgers import make_ledger
 
 
 def call(*arguments: Any) -> Result:
@@ -76,6 +79,21 @@ def test_a_saved_plan_is_pasted_too(model_folders: dict[str, Path], tmp_path: Pa
     ):
         done = call(*arguments, "--plan", tmp_path / "plan.json")
         assert done.exit_code == 2 and said in done.stderr and done.stdout == ""
+
+
+def test_the_plan_of_a_studys_run_comes_with_its_learning_rate(tmp_path: Path) -> None:
+    study = make_ledger(tmp_path / "study")
+    with contextlib.closing(open_to_read(study)) as ledger:
+        run = next(run for run in ledger.runs() if run["arm"] == "decay-01")
+    assert call(*DECAY, "--out", tmp_path / "plan.json").exit_code == 0
+    folder = study / "adapters" / run["run_id"]
+    folder.mkdir(parents=True)
+    (tmp_path / "plan.json").rename(folder / "plan.json")
+    done = call("--model", "demo", "--plan", folder / "plan.json", "--for", "axolotl")
+    assert done.exit_code == 0 and yaml.safe_load(done.stdout)["learning_rate"] == run["learning_rate"], done.output
+    (folder / "plan.json").rename(tmp_path / "plan.json")
+    done = call("--model", "demo", "--plan", tmp_path / "plan.json", "--for", "axolotl")
+    assert done.exit_code == 0 and "learning_rate" not in yaml.safe_load(done.stdout)
 
 
 @pytest.mark.parametrize(
