@@ -162,14 +162,17 @@ def _resolve(config: AdapterConfig, found: _Gathered) -> tuple[dict[str, Adapted
         if not _is_target(config, name, work):
             ignored.append(name)
         elif problem := _shape_problem(config, parts):
-            found.complaints.append(f"{name:.200} {problem}.")
+            found.complaints.append(f"{name} {problem}.")
         elif parts["A"].shape[0] == 0:
             untouched.append(name)
         else:
             rank = parts["A"].shape[0]
-            said, scaling = _said_rank_and_scaling(config, name, rank, work)
+            said, where, scaling = _said_rank_and_scaling(config, name, rank, work)
             if said != rank:
-                found.complaints.append(f"{name:.200} has rank {rank} in its tensors, the configuration says {said}.")
+                found.complaints.append(
+                    f"{name} has rank {rank} in its tensors, the configuration says {said} ({where}), and PEFT refuses it "
+                    "too; correct the configuration. Of several keys that match, the first in the file counts."
+                )
             modules[name] = Adapted(rank, scaling, parts["A"].shape[1], parts["B"].shape[0], parts)
     if ignored:
         found.notes.append(
@@ -203,16 +206,16 @@ def _shape_problem(config: AdapterConfig, parts: Mapping[str, TensorEntry]) -> s
     return f"has tensors that do not fit each other: {', '.join(f'lora_{part} {s}' for part, s in shapes.items())}"
 
 
-def _said_rank_and_scaling(config: AdapterConfig, name: str, rank: int, work: Work) -> tuple[int, float]:
-    """The rank that the configuration says, and the factor of B A."""
+def _said_rank_and_scaling(config: AdapterConfig, name: str, rank: int, work: Work) -> tuple[int, str, float]:
+    """The rank that the configuration says, where it says so, and the factor of B A."""
     if config.method == "ADALORA":
         # PEFT divides by the rank that training began with, whatever is left of it, and guards against 0.
         factor = config.alpha if config.alpha > 0 else float(rank)
-        return config.masks.get(name, config.rank), factor / (config.rank + 1e-5)
+        return config.masks.get(name, config.rank), "rank_pattern or init_r", factor / (config.rank + 1e-5)
     by_rank, by_alpha = config.ranks.find(name, work), config.alphas.find(name, work)
-    said = config.rank if by_rank is None else by_rank[1]
+    where, said = ("r", config.rank) if by_rank is None else (f"rank_pattern {shown(by_rank[0])}", by_rank[1])
     alpha = config.alpha if by_alpha is None else by_alpha[1]
-    return said, alpha / (math.sqrt(rank) if config.rslora else rank)
+    return said, where, alpha / (math.sqrt(rank) if config.rslora else rank)
 
 
 def _low_rank(module: Adapted, tensors: Mapping[str, Tensor]) -> LowRank:

@@ -18,6 +18,10 @@ CONVERT = (
     "`model.save_pretrained(OUT, path_initial_model_for_weight_conversion=INITIAL)`, INITIAL being the adapter saved "
     "before training."
 )
+SAVE_WITHOUT = (
+    "Where these weights are the base's own, save it without them: load it with PEFT, then "
+    "`model.save_pretrained(OUT, save_embedding_layers=False)`."
+)
 PEFT_ONLY = "Use it through PEFT itself."
 
 
@@ -86,6 +90,8 @@ def beyond_tensors(names: Iterable[str]) -> Iterator[Beyond]:
         such = f"has {number:,} tensor{'s' if number > 1 else ''}, such as {shown(first[kind])}, that are"
         if kind in _MERGED_TENSORS:
             yield Beyond(kind, f"{such} {_MERGED_TENSORS[kind]}", MERGE)
+        elif kind == "base_layer":
+            yield Beyond(kind, f"{such} the base's embedding or output layer, or what became of it", SAVE_WITHOUT)
         elif kind == "foreign":
             yield Beyond(kind, f"{such} named as kohya, diffusers or mlx-lm name them", "Convert it to PEFT's form.")
         else:
@@ -99,6 +105,8 @@ def _kind(name: str) -> str:
         return "embedding"
     if ".lora_B" in name and name.endswith(".bias"):
         return "lora_bias"
+    if name.endswith(".base_layer.weight"):
+        return "base_layer"
     if "trainable_tokens" in name or "token_adapter" in name:
         return "trainable_token_indices"
     if name.startswith(("lora_unet", "lora_te")) or name.endswith((".alpha", ".lora_a", ".lora_b")):
