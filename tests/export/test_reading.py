@@ -115,7 +115,7 @@ def test_adalora_with_directions_and_whole_modules_pruned(alpha: int, saved: Sav
         init_r=4, target_r=2, lora_alpha=alpha, target_modules=["q_proj", "v_proj"], total_step=10, tfinal=2
     )
     folder = saved(config=config, edit=prune)
-    wanted = peft_deltas(folder)
+    wanted = dict(peft_deltas(folder))
     empty = wanted.pop("model.layers.1.self_attn.q_proj")
     assert not empty.any()
     found = read_adapter(folder)
@@ -197,6 +197,14 @@ def test_what_the_configuration_does_not_target_is_left_out_as_in_peft(saved: Sa
     change_config(folder, target_modules=["q_proj"])
     assert_as_peft(folder)
     assert "left out, as PEFT ignores them" in read_adapter(folder).notes[0]
+
+
+def test_keys_that_count_for_no_module_are_named(saved: Saver) -> None:
+    folder = saved(**SMALL)
+    change_config(folder, alpha_pattern={"q_proj": 3, "layers.0.self_attn.q_proj": 5, "w_proj": 5})
+    assert read_adapter(folder).notes == (
+        "layers.0.self_attn.q_proj, w_proj: in alpha_pattern, but counts for no module.",
+    )
 
 
 def test_keys_of_a_newer_peft_are_named(saved: Saver) -> None:

@@ -47,6 +47,10 @@ class PatternTable(Generic[V]):
                 except Unmatchable as error:
                     raise Unmatchable(f"has the key {shown(key)}, which {error}") from None
 
+    @property
+    def keys(self) -> list[str]:
+        return [key for key, _ in self._items]
+
     def find(self, name: str, work: Work) -> tuple[str, V] | None:
         """Key and value that count for a module; None where no key matches."""
         first = self._first_fixed(name, work)

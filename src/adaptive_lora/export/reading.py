@@ -19,7 +19,7 @@ from adaptive_lora.export.automaton import ALPHABET, Unmatchable, Work
 from adaptive_lora.export.folder_files import CONFIG_FILE, adapter_folder, shown, weight_files
 from adaptive_lora.export.low_rank import AdapterWeights, LowRank
 from adaptive_lora.export.tensor_file import TensorEntry, load_tensors, read_header, summed_up
-from adaptive_lora.export.variants import Beyond, beyond_tensors
+from adaptive_lora.export.variants import Beyond, beyond_tensors, refusals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,10 +69,7 @@ def read_adapter(folder: Path) -> AdapterWeights:
     """
     outline = read_outline(folder)
     if outline.beyond:
-        remedies = dict.fromkeys(b.remedy for b in outline.beyond)
-        raise AdapterError(
-            str(folder), [f"the adapter {b.what}, which is not carried." for b in outline.beyond] + list(remedies)
-        )
+        raise AdapterError(str(folder), refusals(outline.beyond))
     tensors = load_tensors([entry for module in outline.modules.values() for entry in module.entries.values()])
     complaints = [
         f"the tensor {shown(name)} has values that are not numbers." for name, t in tensors.items() if not _finite(t)
@@ -100,11 +97,11 @@ def read_outline(folder: Path) -> AdapterOutline:
         raise AdapterError(str(place / CONFIG_FILE), [f"a pattern {error}."]) from None
     if not modules and not found.complaints and not found.beyond:
         found.complaints.append("holds no adapted module that its configuration targets.")
-    if found.complaints:
-        raise AdapterError(str(folder), summed_up(found.complaints))
     said = {b.key for b in config.beyond}
     said |= {"modules_to_save"} if "bias" in said else set()
     beyond = (*config.beyond, *(b for b in beyond_tensors(found.beyond) if b.key not in said))
+    if found.complaints:
+        raise AdapterError(str(folder), summed_up(found.complaints) + refusals(beyond))
     return AdapterOutline(modules, untouched, config.base_name, config.revision, beyond, tuple(found.notes))
 
 
@@ -157,30 +154,49 @@ def _resolve(config: AdapterConfig, found: _Gathered) -> tuple[dict[str, Adapted
         )
     work = Work(STEPS)
     modules: dict[str, Adapted] = {}
-    untouched, ignored = [], []
+    untouched, ignored, used = [], [], set[str | None]()
     for name, parts in sorted(found.parts.items()):
         if not _is_target(config, name, work):
             ignored.append(name)
         elif problem := _shape_problem(config, parts):
             found.complaints.append(f"{name} {problem}.")
-        elif parts["A"].shape[0] == 0:
-            untouched.append(name)
         else:
             rank = parts["A"].shape[0]
-            said, where, scaling = _said_rank_and_scaling(config, name, rank, work)
-            if said != rank:
-                found.complaints.append(
-                    f"{name} has rank {rank} in its tensors, the configuration says {said} ({where}), and PEFT refuses it "
-                    "too; correct the configuration. Of several keys that match, the first in the file counts."
-                )
-            modules[name] = Adapted(rank, scaling, parts["A"].shape[1], parts["B"].shape[0], parts)
+            said = _said(config, name, rank, work)
+            used |= {said.rank_key, said.alpha_key}
+            if rank == 0:
+                untouched.append(name)
+                continue
+            if said.rank != rank:
+                found.complaints.append(f"{name} has rank {rank} in its tensors, {said.otherwise()}.")
+            modules[name] = Adapted(rank, said.scaling, parts["A"].shape[1], parts["B"].shape[0], parts)
     if ignored:
         found.notes.append(
             f"{_listed(ignored)}: tensors of no target of the configuration; left out, as PEFT ignores them."
         )
     if untouched:
         found.notes.append(f"{_listed(untouched)}: rank 0, left as in the base model.")
+    for pattern, keys in (("rank_pattern", config.ranks.keys), ("alpha_pattern", config.alphas.keys)):
+        if idle := [key for key in keys if key not in used]:
+            found.notes.append(f"{_listed(idle)}: in {pattern}, but counts for no module.")
     return modules, tuple(untouched)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What the configuration says of a module, and by which keys."""
+
+    rank: int
+    scaling: float
+    rank_key: str | None = None
+    alpha_key: str | None = None
+
+    def otherwise(self) -> str:
+        where = "r" if self.rank_key is None else f"rank_pattern {shown(self.rank_key)}"
+        return (
+            f"the configuration says {self.rank} ({where}), and PEFT refuses it too; correct the configuration. Of several "
+            "keys that match, the first in the file counts"
+        )
 
 
 def _is_target(config: AdapterConfig, name: str, work: Work) -> bool:
@@ -206,16 +222,17 @@ def _shape_problem(config: AdapterConfig, parts: Mapping[str, TensorEntry]) -> s
     return f"has tensors that do not fit each other: {', '.join(f'lora_{part} {s}' for part, s in shapes.items())}"
 
 
-def _said_rank_and_scaling(config: AdapterConfig, name: str, rank: int, work: Work) -> tuple[int, str, float]:
-    """The rank that the configuration says, where it says so, and the factor of B A."""
+def _said(config: AdapterConfig, name: str, rank: int, work: Work) -> _Said:
+    """What the configuration says of a module whose tensors have that rank."""
     if config.method == "ADALORA":
         # PEFT divides by the rank that training began with, whatever is left of it, and guards against 0.
         factor = config.alpha if config.alpha > 0 else float(rank)
-        return config.masks.get(name, config.rank), "rank_pattern or init_r", factor / (config.rank + 1e-5)
+        return _Said(config.masks.get(name, config.rank), factor / (config.rank + 1e-5), name if config.masks else None)
     by_rank, by_alpha = config.ranks.find(name, work), config.alphas.find(name, work)
-    where, said = ("r", config.rank) if by_rank is None else (f"rank_pattern {shown(by_rank[0])}", by_rank[1])
     alpha = config.alpha if by_alpha is None else by_alpha[1]
-    return said, where, alpha / (math.sqrt(rank) if config.rslora else rank)
+    scaling = alpha / (math.sqrt(rank) if config.rslora else rank) if rank else 0.0
+    rank_key, said = (None, config.rank) if by_rank is None else by_rank
+    return _Said(said, scaling, rank_key, None if by_alpha is None else by_alpha[0])
 
 
 def _low_rank(module: Adapted, tensors: Mapping[str, Tensor]) -> LowRank:

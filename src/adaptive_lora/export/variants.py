@@ -79,6 +79,14 @@ def beyond_lora(said: Mapping[str, Any]) -> Iterator[Beyond]:
         )
 
 
+def refusals(beyond: Iterable[Beyond]) -> list[str]:
+    """One complaint for each remedy, with all that it is the remedy of."""
+    by_remedy: dict[str, list[str]] = {}
+    for one in beyond:
+        by_remedy.setdefault(one.remedy, []).append(one.what)
+    return [f"the adapter {'; it '.join(whats)}; this is not carried. {remedy}" for remedy, whats in by_remedy.items()]
+
+
 def beyond_tensors(names: Iterable[str]) -> Iterator[Beyond]:
     """What tensors that are no A or B stand for, a kind at a time."""
     count, first = Counter[str](), dict[str, str]()
