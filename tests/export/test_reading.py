@@ -203,14 +203,14 @@ def test_keys_that_count_for_no_module_are_named(saved: Saver) -> None:
     folder = saved(**SMALL)
     change_config(folder, alpha_pattern={"q_proj": 3, "layers.0.self_attn.q_proj": 5, "w_proj": 5})
     assert read_adapter(folder).notes == (
-        "layers.0.self_attn.q_proj, w_proj: in alpha_pattern, but counts for no module.",
+        "'layers.0.self_attn.q_proj', 'w_proj': in alpha_pattern, but counts for no module.",
     )
 
 
 def test_keys_of_a_newer_peft_are_named(saved: Saver) -> None:
     folder = saved(**SMALL)
     change_config(folder, warp_factor=9, unused_thing=None)
-    assert read_adapter(folder).notes == ("Not used, as PEFT or this version does not know it: warp_factor.",)
+    assert read_adapter(folder).notes == ("Not used, as PEFT or this version does not know it: 'warp_factor'.",)
 
 
 def test_an_adapter_in_a_folder_of_its_name(saved: Saver, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_an_adapter_in_a_folder_of_its_name(saved: Saver, tmp_path: Path) -> Non
     shutil.move(folder, tmp_path / "outer" / "helpful")
     found = read_adapter(tmp_path / "outer")
     assert len(found.modules) == 4
-    assert found.notes == ("The adapter was found in the folder helpful.",)
+    assert found.notes == ("The adapter was found in the folder 'helpful'.",)
 
 
 def test_shards_are_read_together(saved: Saver) -> None:

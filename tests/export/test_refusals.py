@@ -204,6 +204,11 @@ def _pipe(folder: Path) -> None:
     os.mkfifo(folder / WEIGHTS_FILE)
 
 
+def _folder(folder: Path) -> None:
+    (folder / CONFIG_FILE).unlink()
+    (folder / CONFIG_FILE).mkdir()
+
+
 def _one_shard(folder: Path) -> None:
     (folder / WEIGHTS_FILE).rename(folder / "adapter_model-00002-of-00003.safetensors")
 
@@ -252,6 +257,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "two adapters": (lambda folder: change_tensors(folder, _two_names), r"several adapters in one file: \['a', 'b'\]"),
     "link": (_link_out, "is a link out of its folder"),
     "pipe": (_pipe, "is no regular file"),
+    "folder": (_folder, "is no regular file"),
     "shard": (_one_shard, "holds 1 of 3 shards"),
 }  # fmt: skip
 
@@ -293,7 +299,7 @@ def test_a_file_and_a_place_that_is_not_there(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "both" / name).mkdir(parents=True)
         (tmp_path / "both" / name / CONFIG_FILE).write_text("{}")
-    assert "several adapters: a, b" in str(refusal(tmp_path / "both"))
+    assert "several adapters: 'a', 'b'" in str(refusal(tmp_path / "both"))
 
 
 def test_tensors_of_the_same_module_twice(saved: Saver) -> None:

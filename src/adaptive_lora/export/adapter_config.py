@@ -162,7 +162,7 @@ def _notes(said: Mapping[str, Any]) -> Iterable[str]:
         yield "The configuration names no target modules; they were taken from the tensors."
     odd = sorted(key for key, value in said.items() if key not in _OURS and value not in (None, False, "none", [], {}))
     if odd := [key for key in odd if key not in {b.key for b in beyond_lora(said)}]:
-        yield f"Not used, as PEFT or this version does not know it: {', '.join(f'{key:.40}' for key in odd[:6])}."
+        yield f"Not used, as PEFT or this version does not know it: {', '.join(shown(key, 40) for key in odd[:6])}."
 
 
 def _other_method(said: Mapping[str, Any]) -> str:

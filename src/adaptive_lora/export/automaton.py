@@ -22,6 +22,8 @@ _sre: Any = importlib.import_module("re._constants")
 
 LONGEST_EXPRESSION = 4096
 MOST_STATES = 20_000
+_MOST_KNOWN = 2_000
+"""Steps that an automaton remembers, of each of its two kinds."""
 ALPHABET = frozenset(chr(code) for code in range(33, 127))
 """The characters of a module's name."""
 _WORD = frozenset(string.ascii_letters + string.digits + "_")
@@ -105,7 +107,7 @@ class Automaton:
         self._accept = self._add(_State(()))
         self._start = self._sequence(tree, self._accept)
         self._known: dict[tuple[frozenset[int], str, str], frozenset[int]] = {}
-        self._looks = any(state.ahead for state in self._states)
+        self._after: dict[tuple[frozenset[int], str], frozenset[int]] = {}
 
     def matches(self, name: str, work: Work, *, whole: bool = False, start: int = 0) -> bool:
         """Whether it matches from `start` on, up to the end of the name if `whole`: `re.match` or `re.fullmatch`."""
@@ -115,12 +117,23 @@ class Automaton:
             active = self._reached(active, before, after, name, i, work)
             if self._accept in active and not (whole and after):
                 return True
-            states = self._states
-            active = frozenset(states[s].to[0] for s in active if (chars := states[s].chars) and after in chars)
-            work.spend(1 + len(active))
+            active = self._consumed(active, after, work)
             if not active:
                 return False
         return False
+
+    def _consumed(self, active: frozenset[int], char: str, work: Work) -> frozenset[int]:
+        """The states after one more character."""
+        key = (active, char)
+        work.spend(1)
+        if (known := self._after.get(key)) is not None:
+            return known
+        work.spend(len(active))
+        states = self._states
+        result = frozenset(states[s].to[0] for s in active if (chars := states[s].chars) and char in chars)
+        if len(self._after) < _MOST_KNOWN:
+            self._after[key] = result
+        return result
 
     def _reached(
         self, active: frozenset[int], before: str, after: str, name: str, i: int, work: Work
@@ -129,12 +142,13 @@ class Automaton:
         key = (active, before, after)
         if (known := self._known.get(key)) is not None:
             return known
-        found, open_ = set(active), list(active)
+        found, open_, looked = set(active), list(active), False
         while open_:
             state = self._states[open_.pop()]
             if state.chars is not None or (state.place and not state.place(before, after)):
                 continue
             if state.ahead:
+                looked = True  # what lies ahead is not in the key
                 part, wanted = state.ahead
                 if part.matches(name, work, start=i) != wanted:
                     continue
@@ -143,7 +157,7 @@ class Automaton:
             open_.extend(new)
         work.spend(len(found))
         result = frozenset(found)
-        if not self._looks and len(self._known) < MOST_STATES:
+        if not looked and len(self._known) < _MOST_KNOWN:
             self._known[key] = result
         return result
 

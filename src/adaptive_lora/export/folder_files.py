@@ -38,9 +38,11 @@ def adapter_folder(folder: Path) -> tuple[Path, str | None]:
         return folder, None
     inside = sorted(place.name for place in folder.iterdir() if (place / CONFIG_FILE).is_file())
     if len(inside) == 1:
-        return folder / inside[0], f"The adapter was found in the folder {inside[0]}."
+        return folder / inside[0], f"The adapter was found in the folder {shown(inside[0])}."
     if inside:
-        raise AdapterError(str(folder), [f"holds several adapters: {', '.join(inside[:8])}; name one of them."])
+        raise AdapterError(
+            str(folder), [f"holds several adapters: {', '.join(map(shown, inside[:8]))}; name one of them."]
+        )
     raise AdapterError(str(folder), ["has no adapter_config.json, so it is no adapter that PEFT saved."])
 
 
@@ -80,10 +82,11 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         handle = os.open(real, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise AdapterError(str(path), [f"cannot be read: {error.strerror}."]) from None
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise AdapterError(str(path), ["is no regular file."])
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise AdapterError(str(path), ["is no regular file."])
         yield file, status.st_size
 
 

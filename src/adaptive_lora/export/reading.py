@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STEPS = 10_000_000
+STEPS = 2_000_000
 """Steps of matching that one folder may cost: some seconds."""
 LONGEST_NAME = 256
 _PREFIX = "base_model.model."
@@ -178,7 +178,7 @@ def _resolve(config: AdapterConfig, found: _Gathered) -> tuple[dict[str, Adapted
         found.notes.append(f"{_listed(untouched)}: rank 0, left as in the base model.")
     for pattern, keys in (("rank_pattern", config.ranks.keys), ("alpha_pattern", config.alphas.keys)):
         if idle := [key for key in keys if key not in used]:
-            found.notes.append(f"{_listed(idle)}: in {pattern}, but counts for no module.")
+            found.notes.append(f"{_listed([shown(key) for key in idle])}: in {pattern}, but counts for no module.")
     return modules, tuple(untouched)
 
 
@@ -194,8 +194,8 @@ class _Said:
     def otherwise(self) -> str:
         where = "r" if self.rank_key is None else f"rank_pattern {shown(self.rank_key)}"
         return (
-            f"the configuration says {self.rank} ({where}), and PEFT refuses it too; correct the configuration. Of several "
-            "keys that match, the first in the file counts"
+            f"the configuration says {self.rank} ({where}), and PEFT refuses it too; correct the configuration. Of "
+            "several keys that match, the first in the file counts"
         )
 
 
