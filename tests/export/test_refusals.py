@@ -204,6 +204,12 @@ def _pipe(folder: Path) -> None:
     os.mkfifo(folder / WEIGHTS_FILE)
 
 
+def _loop(folder: Path) -> None:
+    (folder / WEIGHTS_FILE).unlink()
+    shard = "adapter_model-00001-of-00001.safetensors"
+    (folder / shard).symlink_to(shard)
+
+
 def _folder(folder: Path) -> None:
     (folder / CONFIG_FILE).unlink()
     (folder / CONFIG_FILE).mkdir()
@@ -257,6 +263,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "two adapters": (lambda folder: change_tensors(folder, _two_names), r"several adapters in one file: \['a', 'b'\]"),
     "link": (_link_out, "is a link out of its folder"),
     "pipe": (_pipe, "is no regular file"),
+    "loop": (_loop, "leads nowhere|cannot be read"),
     "folder": (_folder, "is no regular file"),
     "shard": (_one_shard, "holds 1 of 3 shards"),
 }  # fmt: skip

@@ -73,7 +73,10 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
     Links of the Hugging Face cache, from `snapshots/COMMIT` into the same repository's `blobs`, are followed.
     """
-    folder, real = path.parent.resolve(), path.resolve()
+    try:
+        folder, real = path.parent.resolve(), path.resolve()
+    except (OSError, RuntimeError):  # a link to itself
+        raise AdapterError(str(path), ["is a link that leads nowhere."]) from None
     allowed = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
     if not any(real.is_relative_to(place) for place in allowed):
         raise AdapterError(str(path), ["is a link out of its folder, which is not followed; copy the file itself."])
