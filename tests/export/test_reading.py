@@ -257,6 +257,9 @@ def test_an_adapted_output_layer_saved_without_the_layer_itself(saved: Saver) ->
         read_adapter(folder)
     change_tensors(folder, lambda ts: {name: t for name, t in ts.items() if "base_layer" not in name})
     assert_as_peft(folder)
+    change_config(folder, target_modules="all-linear", r=8)
+    assert "lm_head" not in peft_deltas(folder)
+    assert list(read_adapter(folder).modules) == [f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)]
 
 
 def test_a_rank_that_two_keys_dispute_is_named_with_the_key_that_counts(saved: Saver) -> None:

@@ -255,7 +255,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no place": (_header(lambda header: header[FIRST].pop("data_offsets")), "lacks its type, shape or place"),
     "A alone": (_header(lambda header: header.update({FIRST.replace("A", "C"): header.pop(FIRST)})), "lora_A, lora_B"),
     "shapes": (_tensor(FIRST, lambda a: a[:1]), r"do not fit each other: lora_A \(1, 8\), lora_B \(8, 2\)"),
-    "convolution": (_tensor(FIRST, lambda a: a[..., None, None]), "is a convolution"),
+    "convolution": (_tensor(FIRST, lambda a: a[..., None, None]), "is a convolution or a stack of experts"),
     "not numbers": (_tensor(FIRST, lambda a: a * float("nan")), "has values that are not numbers"),
     "infinite": (_tensor(FIRST, lambda a: a / 0), "has values that are not numbers"),
     "all the rest": (_config(lora_bias=True, r=3), "the configuration says 3(.|\n)*trained biases"),
