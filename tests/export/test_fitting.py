@@ -129,6 +129,8 @@ def test_the_verb_refuses_what_is_no_adapter_and_another_base(on_demo: Path, tmp
     assert nothing.exit_code == 2 and "has no adapter_config.json" in nothing.stderr
     other = call("adapter", on_demo, "--budget", "params:1")
     assert other.exit_code == 2 and "must be at least" in other.stderr
+    embedding = call("adapter", saved(target_modules=["embed_tokens"]))
+    assert embedding.exit_code == 2 and "adapters of an embedding" in embedding.stderr
     misfit = call("adapter", saved(**SMALL), "--model", "demo")
     assert misfit.exit_code == 2 and "Give the base model that it was trained on." in misfit.stderr
 

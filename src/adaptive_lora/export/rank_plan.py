@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adaptive_lora.errors import AdapterError
 from adaptive_lora.export.reading import AdapterOutline
+from adaptive_lora.export.variants import refusals
 from adaptive_lora.planning.budget import resolve_budget, spend
 from adaptive_lora.planning.modules import ModuleShape, depth_of, kind_of, role_of, select_targets, total_cost
 from adaptive_lora.planning.plan import RankPlan, Scaling
@@ -14,8 +16,10 @@ def rank_plan(outline: AdapterOutline, budget: str | None = None, source: str = 
     """Ranks as they are, or in the same proportions on a budget, exactly; needs no tensors and no base model.
 
     `budget` is `rank:r` or `params:N`. The scaling is the adapter's where all its modules have the same, else constant
-    and 2. Raises BudgetError as `spend`.
+    and 2. Raises BudgetError as `spend`, AdapterError where there is no adapted module.
     """
+    if not outline.modules:
+        raise AdapterError(source, refusals(outline.beyond))
     modules = tuple(
         ModuleShape(name, kind_of(name), depth_of(name), module.d_in, module.d_out)
         for name, module in outline.modules.items()

@@ -73,12 +73,9 @@ def read_adapter(folder: Path) -> AdapterWeights:
     if outline.beyond:
         raise AdapterError(str(folder), refusals(outline.beyond))
     tensors = load_tensors([entry for module in outline.modules.values() for entry in module.entries.values()])
-    complaints = [
-        f"the tensor {shown(name)} has values that are not numbers." for name, t in tensors.items() if not _finite(t)
-    ]
-    if complaints:
-        raise AdapterError(str(folder), summed_up(complaints))
     modules = {name: _low_rank(module, tensors) for name, module in outline.modules.items()}
+    if wrong := [name for name, update in modules.items() if not (_finite(update.a) and _finite(update.b))]:
+        raise AdapterError(str(folder), summed_up([f"{name} has values that are not numbers." for name in wrong]))
     return AdapterWeights(modules, outline.base_name, outline.revision, outline.notes)
 
 
