@@ -39,8 +39,7 @@ from adaptive_lora.models.libraries import quiet_libraries
 
 MEMORY = 1024**3
 """Bytes of address space."""
-SECONDS = 10.0
-"""One case."""
+SECONDS = 10.0  # one case
 LONGEST_MESSAGE = 6_000
 _SIGNS = [*"ab01_.*+?()[]{}|^$\\,-", r"\d", r"\.", "(?:", "(?=", "(?!", "q_proj", "layers", ".*", "{2,9}", "[^.]"]
 
