@@ -281,6 +281,6 @@ def test_a_rank_that_two_keys_dispute_is_named_with_the_key_that_counts(saved: S
         read_adapter(folder)
     assert refused.value.complaints == (
         "model.layers.1.self_attn.q_proj has rank 3 in its tensors, the configuration says 5 (rank_pattern "
-        "'.*(q|k)_proj'), and PEFT refuses it too; correct the configuration. Of several keys that match, the first in "
+        "'.*(q|k)_proj'). PEFT refuses that too: correct the configuration. Of several keys that match, the first in "
         "the file counts.",
     )

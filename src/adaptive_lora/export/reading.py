@@ -31,6 +31,9 @@ STEPS = 2_000_000
 LONGEST_NAME = 256
 _OUTPUT_LAYERS = ("lm_head", "embed_out")
 """What PEFT's all-linear leaves out, by the names that causal language models have for it."""
+_CORRECT = (
+    " PEFT refuses that too: correct the configuration. Of several keys that match, the first in the file counts."
+)
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<part>[ABE])(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -153,7 +156,7 @@ def _resolve(config: AdapterConfig, found: _Gathered) -> tuple[dict[str, Adapted
         )
     work = Work(STEPS)
     modules: dict[str, Adapted] = {}
-    untouched, ignored, used = [], [], set[str | None]()
+    untouched, ignored, used, disputed = [], [], set[str | None](), False
     for name, parts in sorted(found.parts.items()):
         if not _is_target(config, name, work):
             ignored.append(name)
@@ -167,7 +170,9 @@ def _resolve(config: AdapterConfig, found: _Gathered) -> tuple[dict[str, Adapted
                 untouched.append(name)
                 continue
             if said.rank != rank:
-                found.complaints.append(f"{name} has rank {rank} in its tensors, {said.otherwise()}.")
+                remedy = "" if disputed else _CORRECT
+                disputed = True
+                found.complaints.append(f"{name} has rank {rank} in its tensors, {said.otherwise()}.{remedy}")
             modules[name] = Adapted(rank, said.scaling, parts["A"].shape[1], parts["B"].shape[0], parts)
     if ignored:
         found.notes.append(
@@ -192,10 +197,7 @@ class _Said:
 
     def otherwise(self) -> str:
         where = "r" if self.rank_key is None else f"rank_pattern {shown(self.rank_key)}"
-        return (
-            f"the configuration says {self.rank} ({where}), and PEFT refuses it too; correct the configuration. Of "
-            "several keys that match, the first in the file counts"
-        )
+        return f"the configuration says {self.rank} ({where})"
 
 
 def _is_target(config: AdapterConfig, name: str, work: Work) -> bool:
