@@ -65,6 +65,22 @@ class PlanError(UsageError):
     """A plan that cannot be read or does not fit the model."""
 
 
+class AdapterError(UsageError):
+    """An adapter folder that cannot be read, or does not fit its base model; `complaints` holds one line each."""
+
+    def __init__(self, path: str, complaints: Iterable[str]) -> None:
+        self.path = path
+        self.complaints = tuple(complaints)
+        count = len(self.complaints)
+        if count == 1:
+            super().__init__(f"{path}: {self.complaints[0]}")
+        else:
+            super().__init__("\n".join([f"{path}: {count} errors", *(f"  - {line}" for line in self.complaints)]))
+
+    def __reduce__(self) -> tuple[type[AdapterError], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.path, self.complaints)
+
+
 class StudyFolderError(UsageError):
     """A study folder that is missing, in use, or belongs to another study."""
 

@@ -1,1 +1,1 @@
-"""Plans and adapters in the forms that other tools read."""
+"""Plans and adapters: read from anywhere, checked, and written in the forms that other tools read."""
