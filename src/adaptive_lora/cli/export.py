@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,43 +20,58 @@ if TYPE_CHECKING:
     from adaptive_lora.training.base import FrozenBase
 
 Which = Literal["best", "median", "all"]
-Named = tuple["AdapterWeights", "Story | None", str, Path]
-"""An adapter, its story where it is a study's, what to call it, and where it goes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Item:
+    """An adapter to export: what to call it, where it goes, and what a study knows of it."""
+
+    adapter: AdapterWeights
+    name: str
+    place: Path
+    story: Story | None = None
+    model: str | None = None
+    revision: str | None = None
+
+
+Source = Annotated[Path | None, typer.Argument(help="A study folder, or a folder with an adapter in PEFT's format.")]
+RunOption = Annotated[
+    Which, typer.Option(help="Of the arm's runs the one with the best or the median validation loss, or all.")
+]
+FormOption = Annotated[
+    str | None,
+    typer.Option(
+        help="peft, padded, single-alpha, unit, merged, gguf, gguf-merged, mlx or onnx-adapter; what they are and who "
+        "reads them: `adaptive-lora export --list`."
+    ),
+]
+ToolOption = Annotated[
+    str | None,
+    typer.Option("--for", help="Choose the form for a tool, and print what to start it with: vllm, llama.cpp, ..."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Folder to write; for a study default `adapters/best/ARM-BUDGET` in it.")
+]
+LlamaOption = Annotated[
+    Path | None, typer.Option("--llama-cpp", help="A checkout of llama.cpp, for GGUF; default $LLAMA_CPP.")
+]
 
 
 @app.command()
 @explained
 def export(
-    source: Annotated[
-        Path | None, typer.Argument(help="A study folder, or a folder with an adapter in PEFT's format.")
-    ] = None,
+    source: Source = None,
     arm: Annotated[str | None, typer.Option(help="Of a study: whose adapter.")] = None,
     budget: Annotated[str | None, typer.Option(help="Of a study with several: at which budget.")] = None,
-    run: Annotated[
-        Which, typer.Option(help="Of the arm's runs the one with the best or the median validation loss, or all.")
-    ] = "best",
-    form: Annotated[
-        str | None,
-        typer.Option(
-            help="peft, padded, single-alpha, unit, merged, gguf, gguf-merged, mlx or onnx-adapter; what they are and "
-            "who reads them: `adaptive-lora export --list`."
-        ),
-    ] = None,
-    tool: Annotated[
-        str | None,
-        typer.Option("--for", help="Choose the form for a tool, and print what to start it with: vllm, llama.cpp, ..."),
-    ] = None,
-    to: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder to write; for a study default `adapters/best/ARM-BUDGET` in it."),
-    ] = None,
+    run: RunOption = "best",
+    form: FormOption = None,
+    tool: ToolOption = None,
+    to: OutOption = None,
     model: Annotated[str | None, typer.Option(help="The base model, where it is not the one that is recorded.")] = None,
     revision: Annotated[str | None, typer.Option(help="The base model's hub commit, tag or branch.")] = None,
     dtype: Annotated[DType, typer.Option(help="Of the base model, and so of merged weights.")] = "float32",
     prompt: Annotated[list[str] | None, typer.Option(help="Check with this prompt too; may be repeated.")] = None,
-    llama_cpp: Annotated[
-        Path | None, typer.Option("--llama-cpp", help="A checkout of llama.cpp, for GGUF; default $LLAMA_CPP.")
-    ] = None,
+    llama_cpp: LlamaOption = None,
     listing: Annotated[
         bool, typer.Option("--list", help="Print which tool reads which form, and nothing else.")
     ] = False,
@@ -68,6 +84,7 @@ def export(
     if listing:
         _list(as_json)
         return
+    from adaptive_lora.export.checking import PROMPTS
     from adaptive_lora.export.exporting import Order, check_free
     from adaptive_lora.export.tools import find_tool
 
@@ -76,14 +93,15 @@ def export(
     known = find_tool(tool) if tool else None
     wanted = _form(form, known)
     found = _sources(source, arm, budget, run, to, tool or form)
-    for *_, place in found:
-        check_free(place)
+    for item in found:
+        check_free(item.place)
     from adaptive_lora.export.base_facts import open_base_of
 
+    first = found[0]
     err.print("loading the base model", markup=False)
-    base = open_base_of(found[0][0], model or _model_of(source), revision, dtype)
-    order = Order(wanted or "peft", known, (*_prompts(), *(prompt or ())), llama_cpp)
-    written = [_one(base, own, order, wanted, revision) for own in found]
+    base = open_base_of(first.adapter, model or first.model, revision or first.revision, dtype)
+    order = Order(wanted or "peft", known, (*PROMPTS, *(prompt or ())), llama_cpp)
+    written = [_one(base, item, order, wanted, revision or first.revision) for item in found]
     if as_json:
         print_json([_json(own, known) for own in written])
     else:
@@ -111,7 +129,7 @@ def _form(form: str | None, tool: Tool | None) -> Any:
 
 def _sources(
     source: Path, arm: str | None, budget: str | None, which: Which, to: Path | None, suffix: str | None
-) -> list[Named]:
+) -> list[_Item]:
     from adaptive_lora.export.reading import read_adapter
     from adaptive_lora.export.study_runs import is_study, runs_of
     from adaptive_lora.models.locate import portable_name
@@ -121,60 +139,37 @@ def _sources(
             raise UsageError(f"--arm and --budget are of a study, and {source} is none.")
         if to is None:
             raise UsageError("Name a folder for the export with --out.")
-        return [(read_adapter(source), None, source.resolve().name, to)]
+        return [_Item(read_adapter(source), source.resolve().name, to)]
     from adaptive_lora.reporting.arm_story import story_of
 
-    found: list[Named] = []
+    found = []
     for run in runs_of(source, arm, budget, which):
-        place = to or source / "adapters" / "best" / "-".join(
-            [run.name, *([suffix] if suffix and suffix != "peft" else [])]
-        )
+        name = run.name if suffix in (None, "peft") else f"{run.name}-{suffix}"
+        place = to or source / "adapters" / "best" / name
+        adapter = read_adapter(run.folder)
+        story = story_of(source, run, portable_name(run.model or adapter.base_name or "its base model"))
         own = place / f"seed-{run.seed}" if which == "all" else place
-        called = portable_name(str(run.facts["spec"]["model"]["name"]))
-        found.append((read_adapter(run.folder), story_of(source, run, called), run.name, own))
+        found.append(_Item(adapter, run.name, own, story, run.model, run.revision))
     return found
 
 
-def _model_of(source: Path) -> str | None:
-    """What a study calls its base model; None for an adapter's folder, which says it itself."""
-    import contextlib
-
-    from adaptive_lora.export.study_runs import is_study
-    from adaptive_lora.study.open_ledger import open_to_read
-
-    if not is_study(source):
-        return None
-    with contextlib.closing(open_to_read(source)) as ledger:
-        return str(ledger.facts()["spec"]["model"]["name"])
-
-
-def _prompts() -> tuple[str, ...]:
-    from adaptive_lora.export.checking import PROMPTS
-
-    return PROMPTS
-
-
-def _one(base: FrozenBase, own: Named, order: Order, wanted: Any, revision: str | None) -> Exported:
-    import dataclasses
-
+def _one(base: FrozenBase, own: _Item, order: Order, wanted: Any, revision: str | None) -> Exported:
     from adaptive_lora.export.base_facts import facts_of
     from adaptive_lora.export.card import Story
     from adaptive_lora.export.exporting import export_adapter
     from adaptive_lora.export.gguf import find_converter
     from adaptive_lora.export.tools import form_for
 
-    adapter, story, name, place = own
     facts = facts_of(base, revision)
     if wanted is None:
         assert order.tool is not None  # else a form was named
-        transposed = bool(facts.transposed & adapter.modules.keys())
-        order = dataclasses.replace(
-            order, form=form_for(order.tool, transposed, find_converter(order.llama_cpp) is not None)
-        )
-    told = story or Story(name, f"{name}, on {facts.named}")
-    for note in adapter.notes:
+        transposed = bool(facts.transposed & own.adapter.modules.keys())
+        form = form_for(order.tool, transposed, find_converter(order.llama_cpp) is not None)
+        order = dataclasses.replace(order, form=form)
+    story = own.story or Story(own.name, f"{own.name}, on {facts.named}")
+    for note in own.adapter.notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
-    return export_adapter(adapter, base, facts, place, told, order, lambda text: err.print(text, markup=False))
+    return export_adapter(own.adapter, base, facts, own.place, story, order, lambda text: err.print(text, markup=False))
 
 
 def _json(found: Exported, tool: Tool | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from adaptive_lora.errors import StudyFolderError, UsageError, nearest_hint
+from adaptive_lora.models.locate import is_named
 from adaptive_lora.stats.arms import evaluations
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
@@ -37,6 +38,18 @@ class TrainedRun:
     """Why this one: `the lowest validation loss of 10 runs`."""
     facts: Mapping[str, Any]
     """Of the study."""
+
+    @property
+    def model(self) -> str | None:
+        """What the study calls its base model, where that means the same everywhere; None where its adapters, which
+        say where it was read from, know better."""
+        name = str(self.facts["spec"]["model"]["name"])
+        return name if is_named(name) else None
+
+    @property
+    def revision(self) -> str | None:
+        """The commit, tag or branch that the study asks for."""
+        return self.facts["spec"]["model"].get("revision")
 
     @property
     def name(self) -> str:

@@ -45,6 +45,11 @@ _LLAMA_WRONG: Mapping[Form, str] = {
     "peft": f"silently wrong: {_ONE_ALPHA}",
     "unit": f"silently wrong where ranks differ: {_ONE_ALPHA}",
 }
+_TRT = (
+    'LLM("{base}", lora_config=...) whose largest rank is {rank}, then generate(..., '
+    'lora_request=LoRARequest("{name}", 1, "{folder}"))'
+)
+_OLLAMA = "only adapters of Llama and Gemma 2 with whole alphas are converted; give it a GGUF file"
 _NO_PATTERNS = "rank_pattern is not known"
 _LLAMA_BASE = "the base model as GGUF: python convert_hf_to_gguf.py {base} --outfile base.gguf"
 _CONVERT = "first convert it: python convert_lora_to_gguf.py {folder} --base {base} --outfile {name}.gguf"
@@ -106,7 +111,7 @@ TOOLS: tuple[Tool, ...] = (
                  "`ADAPTER {folder}/adapter.gguf`",
          "gguf-merged": "ollama create {name} -f Modelfile, where Modelfile says `FROM {folder}/model.gguf`",
          "merged": "ollama create {name} -f Modelfile, where Modelfile says `FROM {folder}`"},
-        _LLAMA_WRONG | dict.fromkeys(("padded", "single-alpha"), "of adapters of Llama and Gemma 2 with whole alphas only"),
+        {**_LLAMA_WRONG, "padded": _OLLAMA, "single-alpha": _OLLAMA},
         needs={"gguf": _LLAMA_BASE},
     ),
     Tool(
@@ -150,8 +155,7 @@ TOOLS: tuple[Tool, ...] = (
     ),
     Tool(
         "tensorrt-llm", "TensorRT-LLM", "October 2026", "read",
-        {"padded": 'LLM("{base}", lora_config=LoraConfig(max_lora_rank={rank})), then '
-                   'LoRARequest("{name}", 1, "{folder}")',
+        {"padded": _TRT,
          "merged": 'LLM("{folder}")'},
         dict.fromkeys(_RANKS_APART, f"no: {_NO_PATTERNS}"),
     ),

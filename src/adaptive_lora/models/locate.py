@@ -65,16 +65,19 @@ def model_note(name: str) -> str | None:
 def portable_name(name: str) -> str:
     """What a file that goes elsewhere calls the model `name`: its hub name where one is known, else as it was named.
 
-    A folder may say in its configuration which hub name it was saved from.
+    A folder may say in its configuration which hub name it was saved from, and a converted one of which file it was.
 
     >>> portable_name("smollm2"), portable_name("microsoft/DialoGPT-medium")
     ('HuggingFaceTB/SmolLM2-135M-Instruct', 'microsoft/DialoGPT-medium')
     """
     if name in KNOWN:
         return KNOWN[name].hub or name
-    config = Path(name).expanduser() / "config.json"
+    folder = Path(name).expanduser()
+    config = folder / "config.json"
     if name == demo.MODEL or not config.is_file():
         return name
+    if (origin := provenance_of(folder)) is not None:
+        return origin.source
     try:
         said = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path")
     except (OSError, ValueError, AttributeError):
