@@ -6,8 +6,9 @@ strategies (from the registry) and the reference of the commands; CONTRIBUTING a
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from adaptive_lora.cli.main import app
+from adaptive_lora.export.forms import DESCRIPTIONS
+from adaptive_lora.export.tools import TOOLS
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.study.json_schema import study_json_schema
 
@@ -39,10 +42,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Fills in the table of strategies, and leads links out of `docs` to the files that were added."""
+    """Fills in the tables that are made, and leads links out of `docs` to the files that were added."""
     if page.file.src_uri.count("/") == 0:
         markdown = OUTSIDE.sub(r"](repository/\1)", markdown)
-    return markdown.replace("<!-- strategies -->", strategies_table())
+    for mark, made in MADE.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
 
 
 def pages() -> dict[str, str]:
@@ -70,6 +76,48 @@ def strategies_table() -> str:
             yield f"`{name}`", strategy.summary, needs, strategy.source
 
     return table("strategy", "what it does", "measured", "source", rows=rows())
+
+
+def forms_table() -> str:
+    """Every form of an adapter."""
+    return table("form", "what it is", rows=((f"`{form}`", text) for form, text in DESCRIPTIONS.items()))
+
+
+def tools_table() -> str:
+    """Every tool that adapters are exported for: what it reads, what it makes of other forms, what to know."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for tool in TOOLS:
+            reads = ", ".join(f"`{form}`" for form in tool.accepts)
+            wrong = "; ".join(f"`{form}`: {why}" for form, why in tool.wrong.items())
+            yield f"`{tool.name}`", f"{tool.title} {tool.version}, {tool.evidence}", reads, wrong, "; ".join(tool.remarks)
+
+    return table("`--for`", "tool", "reads", "of other forms", "remarks", rows=rows())
+
+
+def compat_table() -> str:
+    """What `bench/compat.py` measured: tool, form, the result by family with the largest difference."""
+    found = json.loads((ROOT / "results" / "bench" / "compat.json").read_text(encoding="utf-8"))
+    families = list(dict.fromkeys(row["family"] for row in found["rows"]))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found["rows"]:
+        size = "" if row["largest"] is None else f" ({row['largest']:.0e})"
+        cells.setdefault((row["tool"], row["form"]), {})[row["family"]] = row["result"] + size
+    versions = {tool: ", ".join(f"{name} {v}" for name, v in own.items()) for tool, own in found["versions"].items()}
+    rows = (
+        (f"`{tool}` ({versions[tool]})", f"`{form}`", *(own.get(family, "") for family in families))
+        for (tool, form), own in cells.items()
+    )
+    return table("tool", "form", *families, rows=rows)
+
+
+MADE: Mapping[str, Callable[[], str]] = {
+    "<!-- strategies -->": strategies_table,
+    "<!-- forms -->": forms_table,
+    "<!-- tools -->": tools_table,
+    "<!-- compat -->": compat_table,
+}
+"""Mark in a page -> what stands there on the site."""
 
 
 def study_file_reference(schema: Schema) -> str:

@@ -49,7 +49,8 @@ class TrainedRun:
     @property
     def revision(self) -> str | None:
         """The commit, tag or branch that the study asks for."""
-        return self.facts["spec"]["model"].get("revision")
+        found: str | None = self.facts["spec"]["model"].get("revision")
+        return found
 
     @property
     def name(self) -> str:

@@ -122,6 +122,7 @@ TOOLS: tuple[Tool, ...] = (
         remarks=(
             "one rank for all; its `scale` is the multiplier itself",
             "a Llama that transformers 5 saved lacks `rope_theta`, and is read with 10,000: merged weights have it",
+            "a GPT-2 that transformers saved is refused, merged too: its names begin with `transformer.`",
         ),
         conv1d=True,
     ),

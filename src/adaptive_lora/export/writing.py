@@ -157,19 +157,22 @@ def _by_llama_cpp_rule(job: Job, asked: Sequence[Probe]) -> Found:
 def _by_mlx(job: Job, asked: Sequence[Probe]) -> Found:
     """By mlx-lm itself where it is installed and the base model is a folder, else by its rule."""
     if not (mlx.is_installed() and Path(job.base.location).is_dir()):
-        return _by_mlx_rule(job, asked)
+        return _by_mlx_rule(job, asked, "it is not installed, or the base model in no folder")
     texts = [p.ids for p in asked]
-    alone = mlx.logits_by_mlx(Path(job.base.location), None, texts)
+    try:
+        alone = mlx.logits_by_mlx(Path(job.base.location), None, texts)
+    except ValueError as error:  # a family that it does not know, or whose weights have other names there
+        return _by_mlx_rule(job, asked, f"it does not load the base model: {str(error).splitlines()[0].strip()}")
     noise = max(float((own - p.base).abs().max()) for own, p in zip(alone, asked, strict=True))
     found = mlx.logits_by_mlx(Path(job.base.location), job.folder, texts)
     told = f"without an adapter its logits differ by {noise:.2g} already: it reads the base model otherwise"
     return Found(f"mlx-lm {mlx.version()}", found, lambda: (told,), noise)
 
 
-def _by_mlx_rule(job: Job, asked: Sequence[Probe]) -> Found:
+def _by_mlx_rule(job: Job, asked: Sequence[Probe], why: str) -> Found:
     own = {mlx.mlx_name(m.name): m.name for m in job.facts.modules}
     found = {own.get(name, name): update for name, update in mlx.read_mlx(job.folder).items()}
-    return _by_rule(job, asked, "mlx-lm's rule (it is not installed)", found)
+    return _by_rule(job, asked, f"mlx-lm's rule ({why})", found)
 
 
 def _by_onnx_rule(job: Job, asked: Sequence[Probe]) -> Found:

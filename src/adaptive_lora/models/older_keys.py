@@ -1,8 +1,9 @@
 """A saved configuration that older readers understand too.
 
 transformers 5 writes `rope_parameters` and `dtype`, where everything before, and many a server today, looks for
-`rope_theta`, `rope_scaling` and `torch_dtype`. mlx-lm 0.32 takes a Llama without `rope_theta` for one with 10,000,
-without a word. Both say the same; transformers 5 reads either.
+`rope_theta`, `rope_scaling` and `torch_dtype`, and no longer GPT-2's `n_ctx` or Gemma 3's `sliding_window_pattern`.
+mlx-lm 0.32 takes a Llama without `rope_theta` for one with 10,000, without a word; llama.cpp's converter stops at a
+GPT-2 without `n_ctx`. Both say the same; transformers 5 reads either.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ def older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
         found["rope_theta"] = rope["rope_theta"]
     if rope.get("rope_type", "default") != "default":
         found["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
+    kinds = list(config.get("layer_types") or ())
+    if {*kinds} == {"sliding_attention", "full_attention"}:
+        every = kinds.index("full_attention") + 1
+        if all((kind == "full_attention") == (i % every == every - 1) for i, kind in enumerate(kinds)):
+            found["sliding_window_pattern"] = every
+    if "n_positions" in config:
+        found["n_ctx"] = config["n_positions"]
     if "dtype" in config:
         found["torch_dtype"] = config["dtype"]
     return found
