@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.training.adapter import ADAPTER
 
 
-def fresh_model(kind: str) -> nn.Module:
+def fresh_model(kind: str) -> Any:
     """The same random two-block GPT-2 or Llama at every call."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 

@@ -157,19 +157,21 @@ def _one(base: FrozenBase, own: _Item, order: Order, wanted: Any, revision: str 
     from adaptive_lora.export.base_facts import facts_of
     from adaptive_lora.export.card import Story
     from adaptive_lora.export.exporting import export_adapter
+    from adaptive_lora.export.fitting import fitted_weights
     from adaptive_lora.export.gguf import find_converter
     from adaptive_lora.export.tools import form_for
 
     facts = facts_of(base, revision)
+    adapter = fitted_weights(own.adapter, facts.modules, own.name)
     if wanted is None:
         assert order.tool is not None  # else a form was named
-        transposed = bool(facts.transposed & own.adapter.modules.keys())
+        transposed = bool(facts.transposed & adapter.modules.keys())
         form = form_for(order.tool, transposed, find_converter(order.llama_cpp) is not None)
         order = dataclasses.replace(order, form=form)
     story = own.story or Story(own.name, f"{own.name}, on {facts.named}")
-    for note in own.adapter.notes:
+    for note in adapter.notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
-    return export_adapter(own.adapter, base, facts, own.place, story, order, lambda text: err.print(text, markup=False))
+    return export_adapter(adapter, base, facts, own.place, story, order, lambda text: err.print(text, markup=False))
 
 
 def _json(found: Exported, tool: Tool | None) -> dict[str, Any]:

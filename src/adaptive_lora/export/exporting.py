@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from adaptive_lora.errors import UsageError
 from adaptive_lora.export.card import CARD_FILE, COMPAT_FILE, Exported, Story, card, compat_json
 from adaptive_lora.export.checking import PROMPTS, probes
+from adaptive_lora.export.fitting import fitted_weights
 from adaptive_lora.export.forms import Form
 from adaptive_lora.export.low_rank import AdapterWeights
-from adaptive_lora.export.peft_folder import BaseFacts, check_fits
+from adaptive_lora.export.peft_folder import BaseFacts
 from adaptive_lora.export.tools import Tool
 from adaptive_lora.export.writing import Job, check_form, write_form
 from adaptive_lora.files import write_atomically
@@ -53,10 +54,11 @@ def export_adapter(
     """Writes an adapter in a form, reads it back, and writes its card and `compat.json`.
 
     The folder appears once all is written; one that was checked and is wrong appears too. Ask `.check.require`, which
-    raises. Raises UsageError, with nothing written, where the form cannot be written of this model or here.
+    raises. Raises UsageError, with nothing written, where the adapter is not one of the base, or the form cannot be
+    written of this model or here.
     """
     check_free(folder)
-    check_fits(adapter, facts)
+    adapter = fitted_weights(adapter, facts.modules, story.name)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     partial.mkdir(parents=True)

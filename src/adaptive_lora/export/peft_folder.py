@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import ModelError
+from adaptive_lora.export.folder_files import CONFIG_FILE, WEIGHTS_FILE
 from adaptive_lora.export.low_rank import AdapterWeights
-from adaptive_lora.export.reading import CONFIG_FILE, WEIGHTS_FILE
 from adaptive_lora.files import write_atomically
 from adaptive_lora.planning.modules import ModuleShape
 
@@ -39,23 +38,6 @@ class BaseFacts:
     def transposed(self) -> frozenset[str]:
         """Modules whose weight is stored (d_in, d_out), as GPT-2's are."""
         return frozenset(m.name for m in self.modules if m.fan_in_fan_out)
-
-
-def check_fits(adapter: AdapterWeights, base: BaseFacts) -> None:
-    """ModelError with the first modules that the base has not, or has in another size."""
-    shapes = {m.name: (m.d_in, m.d_out) for m in base.modules}
-    wrong = []
-    for name, update in adapter.modules.items():
-        if name not in shapes:
-            wrong.append(f"the model has no module {name}")
-        elif shapes[name] != (update.d_in, update.d_out):
-            d_in, d_out = shapes[name]
-            wrong.append(f"{name} is {d_in} × {d_out} in the model and {update.d_in} × {update.d_out} in the adapter")
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(
-            f"The adapter is not one of {base.named}: {'; '.join(wrong[:3])}{more}. Name its base model with --model."
-        )
 
 
 def adapter_config(adapter: AdapterWeights, base: BaseFacts, short: bool = False) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from adaptive_lora.export.checking import Check, Probe, applied, compared, logit
 from adaptive_lora.export.forms import Form, padded, same_role, single_alpha, unit
 from adaptive_lora.export.low_rank import AdapterWeights, LowRank
 from adaptive_lora.export.merged import write_merged
-from adaptive_lora.export.peft_folder import BaseFacts, check_fits, write_peft
+from adaptive_lora.export.peft_folder import BaseFacts, write_peft
 from adaptive_lora.export.reading import read_adapter
 from adaptive_lora.models.libraries import quiet_libraries
 
@@ -47,8 +47,7 @@ class Job:
 
 
 def write_form(form: Form, job: Job) -> None:
-    """Writes the files of a form into the folder; ModelError where the adapter is not one of the base."""
-    check_fits(job.adapter, job.facts)
+    """Writes the files of a form into the folder."""
     _WRITERS[form](job)
 
 
