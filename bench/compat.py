@@ -23,14 +23,12 @@ import importlib.metadata
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -50,37 +48,9 @@ from adaptive_lora.export.writing import Job
 from adaptive_lora.files import write_atomically
 from adaptive_lora.models.older_keys import add_older_keys
 from adaptive_lora.training.base import FrozenBase, load_base, quiet_libraries
+from compat_tools import BUILDER, Task, logits_by_onnxruntime, next_tokens_by_llama_cpp, run_all, shim
 
 BY_PEFT: tuple[Form, ...] = ("peft", "padded", "single-alpha", "unit")
-SHIM = """
-import runpy, sys
-from pathlib import Path
-script = Path({real!r}) / Path(__file__).name
-sys.path[:0] = [str(script.parent), str(script.parent / "gguf-py")]
-import conversion.base
-for kind in vars(conversion.base).values():
-    if isinstance(kind, type) and "get_vocab_base_pre" in vars(kind):
-        kind.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
-runpy.run_path(str(script), run_name="__main__")
-"""
-ENGINE = """
-import json, sys
-import xllamacpp
-model, lora, texts, vocabulary = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel, params.warmup, params.fit_params = model, 128, 1, False, False
-params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-if lora:
-    adapter = xllamacpp.CommonAdapterLoraInfo()
-    adapter.path, adapter.scale = lora, 1.0
-    params.lora_adapters = [adapter]
-server = xllamacpp.Server(params)
-for ids in texts:
-    asked = {"prompt": ids, "max_tokens": 1, "logprobs": vocabulary, "temperature": 0.0, "cache_prompt": False}
-    said = server.handle_completions(asked)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    print("ANSWER", json.dumps({str(token["id"]): token["logprob"] for token in said}), flush=True)
-"""
-"""A process of its own, as what the engine refuses may end the process."""
 
 
 @dataclass(frozen=True)
@@ -192,47 +162,35 @@ def _without_prefix(case: Case) -> Path:
 
 
 def by_llama_cpp(case: Case, converter: Path) -> list[Row]:
-    """llama.cpp's engine, through its converter."""
-    base = case.place / "base.gguf"
-    gguf._convert(converter / "convert_hf_to_gguf.py", [case.folder], base)
+    """llama.cpp's engine, through its converter: by `export` for its own forms, as its user would for the others."""
+    base, forms = case.place / "base.gguf", ("gguf", "gguf-merged", *BY_PEFT)
+    jobs: dict[Form, Job] = {form: case.job(f"llama-{form}", converter) for form in forms}
+    adapters = str(converter / "convert_lora_to_gguf.py")
+    tasks: dict[str, Task] = {"base": (str(converter / "convert_hf_to_gguf.py"), [case.folder, "--outfile", base])}
+    for form in BY_PEFT:
+        writing.write_form(form, jobs[form])
+        to = jobs[form].folder / gguf.ADAPTER_FILE
+        tasks[form] = (adapters, [jobs[form].folder, "--base", case.folder, "--outfile", to])
+    said = run_all(tasks)
     vocabulary = int(case.asked[0].base.shape[-1])
-    alone = _engine(base, None, case.texts, vocabulary)
+    alone = next_tokens_by_llama_cpp(base, None, case.texts, vocabulary)
 
     def one(form: Form) -> Row:
-        job = case.job(f"llama-{form}", converter)
-        model, lora = base, job.folder / gguf.ADAPTER_FILE
-        writing.write_form(form, job)
-        if form == "merged":
-            model, lora = case.place / "merged.gguf", None
-            gguf._convert(converter / "convert_hf_to_gguf.py", [job.folder], model)
-        elif form == "gguf-merged":
-            model, lora = job.folder / gguf.MODEL_FILE, None
-        elif form != "gguf":
-            gguf._convert(converter / "convert_lora_to_gguf.py", [job.folder, "--base", case.folder], lora)
-        return judged("llama.cpp", case, form, _engine(model, lora, case.texts, vocabulary), alone, last=True)
+        model, lora = base, jobs[form].folder / gguf.ADAPTER_FILE
+        if form not in tasks:
+            writing.write_form(form, jobs[form])
+        elif refused := said[form]:
+            raise RuntimeError(refused)
+        if form == "gguf-merged":
+            model, lora = jobs[form].folder / gguf.MODEL_FILE, None
+        own = next_tokens_by_llama_cpp(model, lora, case.texts, vocabulary)
+        return judged("llama.cpp", case, form, own, alone, last=True)
 
-    forms: tuple[Form, ...] = ("gguf", "gguf-merged", "merged", *BY_PEFT)
     return [attempt("llama.cpp", case, form, lambda form=form: one(form)) for form in forms]
 
 
-def _engine(model: Path, lora: Path | None, texts: Sequence[Sequence[int]], vocabulary: int) -> list[Tensor]:
-    command = [sys.executable, "-c", ENGINE, str(model), str(lora or ""), json.dumps(texts), str(vocabulary)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    answers = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
-    if len(answers) != len(texts):
-        said = [line for line in done.stderr.splitlines() if "error" in line.lower() or " E " in line]
-        raise RuntimeError((said or done.stderr.splitlines() or ["the engine said nothing"])[-1])
-    return [torch.tensor([answer[str(i)] for i in range(vocabulary)]) for answer in answers]
-
-
 def by_onnxruntime(case: Case, _: Path) -> list[Row]:
-    """ONNX Runtime GenAI's model builder, and the reader of `.onnx_adapter` files."""
-
-    def built(form: Form) -> Row:
-        job = case.job(f"onnx-{form}")
-        writing.write_form(form, job)
-        merged = form == "merged"
-        return judged("onnxruntime", case, form, _onnx(job.folder if merged else case.folder, job, merged), alone)
+    """The reader of `.onnx_adapter` files, and ONNX Runtime GenAI's model builder."""
 
     def read() -> Row:
         job = case.job("onnx-adapter")
@@ -242,48 +200,30 @@ def by_onnxruntime(case: Case, _: Path) -> list[Row]:
         return Row("onnxruntime", case.family, "onnx-adapter", result, found.largest, 0.0, found.effect)
 
     rows = [attempt("onnxruntime", case, "onnx-adapter", read)]
-    if not _has("onnxruntime_genai", "onnx_ir"):
-        return [*rows, *(Row("onnxruntime", case.family, form, "not here") for form in (*BY_PEFT, "merged"))]
-    try:
-        alone = _onnx(case.folder, case.job("onnx-base"), True)
-    except RuntimeError as error:
-        why = f"its builder does not know this family: {error}"[:160]
-        return [*rows, *(Row("onnxruntime", case.family, form, "refused", why=why) for form in (*BY_PEFT, "merged"))]
     forms: tuple[Form, ...] = (*BY_PEFT, "merged")
-    return [*rows, *(attempt("onnxruntime", case, form, lambda form=form: built(form)) for form in forms)]
+    if not _has("onnxruntime_genai", "onnx_ir"):
+        return [*rows, *(Row("onnxruntime", case.family, form, "not here") for form in forms)]
+    jobs = {form: case.job(f"onnx-{form}") for form in forms}
+    for form, job in jobs.items():
+        writing.write_form(form, job)
+    adapters = {form: ["--extra_options", f"adapter_path={jobs[form].folder}"] for form in BY_PEFT}
+    built = {name: case.place / f"built-{name}" for name in ("base", *forms)}
+    models = {name: jobs["merged"].folder if name == "merged" else case.folder for name in built}
+    plain = ["-p", "fp32", "-e", "cpu", "-c", case.place / "cache"]
+    said = run_all(
+        {name: (BUILDER, ["-i", models[name], "-o", to, *plain, *adapters.get(name, [])]) for name, to in built.items()}
+    )
+    if said["base"]:
+        why = f"its builder does not know this family: {said['base']}"[:160]
+        return [*rows, *(Row("onnxruntime", case.family, form, "refused", why=why) for form in forms)]
+    alone = logits_by_onnxruntime(built["base"], case.texts)
 
+    def one(form: Form) -> Row:
+        if refused := said[form]:
+            raise RuntimeError(refused)
+        return judged("onnxruntime", case, form, logits_by_onnxruntime(built[form], case.texts), alone)
 
-def _onnx(model: Path, job: Job, alone: bool) -> list[Tensor]:
-    """Logits of a model that the builder makes, with the adapter of the job unless it is `alone`."""
-    import numpy as np
-    import onnxruntime
-
-    to = job.folder.with_name(job.folder.name + "-built")
-    options = [] if alone else ["--extra_options", f"adapter_path={job.folder}"]
-    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
-    places = ["-i", str(model), "-o", str(to), "-c", str(job.folder.with_name("cache"))]
-    done = subprocess.run([*builder, *places, *options], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["the builder said nothing"])[-1])
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(to / "model.onnx"), settings)
-    texts = [probe.ids for probe in probes(job.base, job.adapter)]
-    found = []
-    for ids in texts:
-        given: dict[str, Any] = {}
-        for entry in session.get_inputs():
-            if entry.name == "input_ids":
-                given[entry.name] = np.array([ids], dtype=np.int64)
-            elif entry.name == "attention_mask":
-                given[entry.name] = np.ones((1, len(ids)), dtype=np.int64)
-            elif entry.name == "position_ids":
-                given[entry.name] = np.arange(len(ids), dtype=np.int64)[None]
-            else:  # nothing has been read before
-                shape = [size if isinstance(size, int) else 1 if i == 0 else 0 for i, size in enumerate(entry.shape)]
-                given[entry.name] = np.zeros(shape, dtype=np.float32)
-        found.append(torch.from_numpy(session.run(["logits"], given)[0][0]))
-    return found
+    return [*rows, *(attempt("onnxruntime", case, form, lambda form=form: one(form)) for form in forms)]
 
 
 Runner = Callable[[Case, Path], list[Row]]
@@ -360,17 +300,6 @@ def open_cases(place: Path) -> list[Case]:
         base = load_base(family, folder)
         cases.append(Case(family, base, tuple(probes(base, mixed_adapter(base.outline.modules))), own))
     return cases
-
-
-def shim(place: Path) -> Path | None:
-    """llama.cpp's converter, told what the tokenizer is; None where it is not here."""
-    real = gguf.find_converter()
-    if real is None:
-        return None
-    place.mkdir()
-    for name in ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py"):
-        (place / name).write_text(SHIM.format(real=str(real)))
-    return place
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -164,7 +164,11 @@ def _by_mlx(job: Job, asked: Sequence[Probe]) -> Found:
         return _by_mlx_rule(job, asked, f"it does not load the base model: {str(error).splitlines()[0].strip()}")
     noise = max(float((own - p.base).abs().max()) for own, p in zip(alone, asked, strict=True))
     found = mlx.logits_by_mlx(Path(job.base.location), job.folder, texts)
-    told = f"without an adapter its logits differ by {noise:.2g} already: it reads the base model otherwise"
+    told = (
+        f"without an adapter its logits differ by {noise:.2g} already, as it reads the base model's configuration "
+        "otherwise: take the form merged (of a model that was fetched or converted by an older version, removing its "
+        f"folder {job.base.location} and fetching it again will do)"
+    )
     return Found(f"mlx-lm {mlx.version()}", found, lambda: (told,), noise)
 
 
