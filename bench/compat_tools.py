@@ -104,6 +104,7 @@ def logits_by_onnxruntime(built: Path, texts: Sequence[Sequence[int]]) -> list[T
     import numpy as np
     import onnxruntime
 
+    heads = json.loads((built / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(built / "model.onnx"), settings)
@@ -117,7 +118,6 @@ def logits_by_onnxruntime(built: Path, texts: Sequence[Sequence[int]]) -> list[T
         given = {entry.name: known[entry.name] for entry in session.get_inputs() if entry.name in known}
         for entry in session.get_inputs():
             if entry.name not in known:  # nothing has been read before
-                shape = [size if isinstance(size, int) else 1 if i == 0 else 0 for i, size in enumerate(entry.shape)]
-                given[entry.name] = np.zeros(shape, dtype=np.float32)
+                given[entry.name] = np.zeros((1, heads["num_key_value_heads"], 0, heads["head_size"]), dtype=np.float32)
         found.append(torch.from_numpy(session.run(["logits"], given)[0][0]))
     return found
