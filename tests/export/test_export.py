@@ -22,8 +22,8 @@ from adaptive_lora.export.forms import Form
 from adaptive_lora.export.low_rank import AdapterWeights, LowRank
 from adaptive_lora.export.merged import merged
 from adaptive_lora.export.tools import find_tool
-from adaptive_lora.training.base import FrozenBase
-from tests.export.shapes import FAMILIES, LEFT_OUT, mixed_adapter, open_family
+from adaptive_lora.training.base import FrozenBase, load_base
+from tests.export.shapes import FAMILIES, LEFT_OUT, make_family, mixed_adapter, open_family
 
 BY_PEFT: tuple[Form, ...] = ("peft", "padded", "single-alpha", "unit")
 HERE: tuple[Form, ...] = (*BY_PEFT, "merged", "mlx")
@@ -173,6 +173,16 @@ def test_the_noise_of_a_tool_is_allowed_up_to_a_limit(models: Models) -> None:
     assert not compared("tool", asked, off).passed and compared("tool", asked, off, noise=6e-4 * size).passed
     assert compared("tool", asked, off).limit == pytest.approx(TOLERANCE * size)
     assert not compared("tool", asked, [p.wanted + 1e-2 * size for p in asked], noise=1.0).passed
+
+
+def test_a_base_of_fewer_digits_is_checked_by_its_own_measure(tmp_path: Path) -> None:
+    base = load_base("llama", make_family("llama", tmp_path / "base"), dtype="bfloat16")
+    adapter = mixed_adapter(base.outline.modules, size=1.0)
+    for form in ("peft", "single-alpha", "merged"):
+        found = export(base, form, tmp_path / form, adapter)
+        assert found.check.passed and found.check.effect > 5 * found.check.limit, form
+    saved = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert saved["dtype"] == "bfloat16"
 
 
 def test_an_update_that_is_missing_or_too_much_is_named() -> None:

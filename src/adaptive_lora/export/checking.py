@@ -26,6 +26,9 @@ PROMPTS = (
 )
 TOLERANCE = 1e-5
 """Largest difference of a logit in float32, times the largest logit where that is over 1."""
+HALF = {"float16": (1e-3, 0.03), "bfloat16": (1e-2, 0.15)}
+"""Where the base model has fewer digits, and so what is added to it: shares of the largest logit and of the
+adapter's effect, together."""
 LOOSEST = 5e-3
 """The same for a tool whose own numbers, without an adapter, are further off than that."""
 _LONGEST = 64
@@ -114,15 +117,17 @@ def logits(model: Any, ids: Sequence[int]) -> Tensor:
 @contextlib.contextmanager
 def applied(model: Any, modules: Mapping[str, LowRank]) -> Iterator[None]:
     """The model with W x + scaling · B (A x) in these modules; afterwards as it was."""
+    import torch
+
     handles = []
     try:
         for name, update in modules.items():
             layer = model.get_submodule(name)
-            place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+            place = {"device": layer.weight.device, "dtype": torch.promote_types(layer.weight.dtype, torch.float32)}
             a, b = update.a.to(**place), update.b.to(**place)
 
             def hook(_: Any, given: Any, out: Any, a: Any = a, b: Any = b, scaling: float = update.scaling) -> Any:
-                return out + scaling * ((given[0] @ a.t()) @ b.t())
+                return (out + scaling * ((given[0].to(a.dtype) @ a.t()) @ b.t())).to(out.dtype)
 
             handles.append(layer.register_forward_hook(hook))
         yield
@@ -131,8 +136,10 @@ def applied(model: Any, modules: Mapping[str, LowRank]) -> Iterator[None]:
             handle.remove()
 
 
-def compared(by: str, asked: Sequence[Probe], found: Sequence[Tensor], noise: float = 0.0) -> Check:
-    """The check of logits that something read back from the written files gave.
+def compared(
+    by: str, asked: Sequence[Probe], found: Sequence[Tensor], noise: float = 0.0, dtype: str = "float32"
+) -> Check:
+    """The check of logits that something read back from the written files gave; `dtype` is that of the base model.
 
     `noise`: the largest difference of its logits from ours without an adapter, for tools with arithmetic of their own;
     twice that is allowed, up to `LOOSEST`.
@@ -146,7 +153,8 @@ def compared(by: str, asked: Sequence[Probe], found: Sequence[Tensor], noise: fl
         f"{p.text!r}: logits differ by up to {difference:.3g} at token {_where(own, p.wanted)} of {len(p.ids)}"
         for p, own, difference in zip(asked, found, differences, strict=True)
     ]
-    limit = max(TOLERANCE * max(1.0, size), min(2 * noise, LOOSEST * max(1.0, size)))
+    of_size, of_effect = HALF.get(dtype, (TOLERANCE, 0.0))
+    limit = max(of_size * max(1.0, size) + of_effect * effect, min(2 * noise, LOOSEST * max(1.0, size)))
     return Check(by, largest, limit, effect, len(asked), () if largest <= limit else tuple(told))
 
 

@@ -54,7 +54,8 @@ def write_form(form: Form, job: Job) -> None:
 def check_form(form: Form, job: Job, asked: Sequence[Probe]) -> Check:
     """Logits of the prompts by what was written, against those of the weights."""
     found = _READERS[form](job, asked)
-    check = compared(found.by, asked, found.logits, found.noise)
+    dtype = str(job.base.model.dtype).removeprefix("torch.")
+    check = compared(found.by, asked, found.logits, found.noise, dtype)
     if check.passed:
         return check
     return Check(**{**vars(check), "differing": (*found.differing(), *check.differing)})
