@@ -4,7 +4,7 @@ Four families (GPT-2, Llama, Qwen 3, Gemma 3 text), tiny and random, with an ada
 scalings and one module left out, in every form, through every tool that is installed:
 
 right      its logits (llama.cpp: log-probabilities of the next token) are those of the weights, to 1e-5 in float32, or
-           to twice the tool's own difference without an adapter, up to 5e-3 of the largest
+           to four times the tool's own difference without an adapter, up to 5e-3 of the largest
 wrong      it answers, and says something else
 refused    it says that it cannot
 not here   it is not installed; `make interop` installs what there is
@@ -96,7 +96,7 @@ class Case:
         return [list(p.ids) for p in self.asked]
 
 
-Answers = Sequence[Tensor]
+Answers = Sequence[Tensor | None]
 
 
 def judged(tool: str, case: Case, form: str, own: Answers, alone: Answers, last: bool = False) -> Row:
@@ -106,11 +106,12 @@ def judged(tool: str, case: Case, form: str, own: Answers, alone: Answers, last:
         return torch.log_softmax(logits[-1].double(), -1).float() if last else logits
 
     def far(one: Answers, other: Answers) -> float:
-        return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+        pairs = zip(one, other, strict=True)
+        return max(float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None)
 
     wanted, before = [aim(p.wanted) for p in case.asked], [aim(p.base) for p in case.asked]
     largest, noise, size = far(own, wanted), far(alone, before), max(1.0, *(float(w.abs().max()) for w in wanted))
-    right = largest <= max(TOLERANCE * size, min(2 * noise, LOOSEST * size))
+    right = largest <= max(TOLERANCE * size, min(4 * noise, LOOSEST * size))
     return Row(tool, case.family, form, "right" if right else "wrong", largest, noise, far(wanted, before))
 
 

@@ -60,8 +60,9 @@ if lora:
 server = xllamacpp.Server(params)
 for ids in texts:
     asked = {"prompt": ids, "max_tokens": 1, "logprobs": vocabulary, "temperature": 0.0, "cache_prompt": False}
-    said = server.handle_completions(asked)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    print("ANSWER", json.dumps({str(token["id"]): token["logprob"] for token in said}), flush=True)
+    said = server.handle_completions(asked)["choices"][0]["logprobs"]
+    told = said["content"][0]["top_logprobs"] if said else []
+    print("ANSWER", json.dumps({str(token["id"]): token["logprob"] for token in told}), flush=True)
 """
 """A process of its own, as what the engine refuses may end the process."""
 
@@ -88,15 +89,18 @@ def run_all(tasks: Mapping[str, Task]) -> dict[str, str | None]:
 
 def next_tokens_by_llama_cpp(
     model: Path, lora: Path | None, texts: Sequence[Sequence[int]], vocabulary: int
-) -> list[Tensor]:
-    """Log-probabilities of the next token after each text; RuntimeError with what the engine says."""
+) -> list[Tensor | None]:
+    """Log-probabilities of the next token after each text; None where it ends there, of which the engine says none.
+
+    RuntimeError with what the engine says.
+    """
     command = [sys.executable, "-c", ENGINE, str(model), str(lora or ""), json.dumps(texts), str(vocabulary)]
     done = subprocess.run(command, capture_output=True, text=True)
     answers = [json.loads(line.split(" ", 1)[1]) for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
     if len(answers) != len(texts):
         said = [line for line in done.stderr.splitlines() if "error" in line.lower() or " E " in line]
         raise RuntimeError((said or done.stderr.splitlines() or ["the engine said nothing"])[-1])
-    return [torch.tensor([answer[str(i)] for i in range(vocabulary)]) for answer in answers]
+    return [torch.tensor([answer[str(i)] for i in range(vocabulary)]) if answer else None for answer in answers]
 
 
 def logits_by_onnxruntime(built: Path, texts: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -22,7 +22,7 @@ LEFT_OUT = 3
 
 def _text(**own: Any) -> dict[str, Any]:
     sizes = {"vocab_size": 768, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 16}
     return {**sizes, **heads, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, **own}
 
 
@@ -37,7 +37,7 @@ def _configs() -> Mapping[str, Callable[[], Any]]:
         "llama": lambda: transformers.LlamaConfig(**_text(**turned), tie_word_embeddings=True),
         "qwen3": lambda: transformers.Qwen3Config(**_text(**turned), tie_word_embeddings=True),
         "gemma3": lambda: transformers.Gemma3TextConfig(
-            **_text(), sliding_window=16, query_pre_attn_scalar=8, layer_types=["sliding_attention", "full_attention"]
+            **_text(), sliding_window=16, query_pre_attn_scalar=16, layer_types=["sliding_attention", "full_attention"]
         ),
     }
 

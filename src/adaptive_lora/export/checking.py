@@ -142,7 +142,7 @@ def compared(
     """The check of logits that something read back from the written files gave; `dtype` is that of the base model.
 
     `noise`: the largest difference of its logits from ours without an adapter, for tools with arithmetic of their own;
-    twice that is allowed, up to `LOOSEST`.
+    four times that is allowed, up to `LOOSEST`.
     """
     differences = [float((own - p.wanted).abs().max()) for own, p in zip(found, asked, strict=True)]
     # A maximum passes over what is no number.
@@ -154,7 +154,7 @@ def compared(
         for p, own, difference in zip(asked, found, differences, strict=True)
     ]
     of_size, of_effect = HALF.get(dtype, (TOLERANCE, 0.0))
-    limit = max(of_size * max(1.0, size) + of_effect * effect, min(2 * noise, LOOSEST * max(1.0, size)))
+    limit = max(of_size * max(1.0, size) + of_effect * effect, min(4 * noise, LOOSEST * max(1.0, size)))
     return Check(by, largest, limit, effect, len(asked), () if largest <= limit else tuple(told))
 
 
