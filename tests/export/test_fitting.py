@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from adaptive_lora.cli.main import app
 from adaptive_lora.errors import AdapterError, BudgetError
 from adaptive_lora.export.fitting import fitted_weights
-from adaptive_lora.export.rank_plan import rank_plan
+from adaptive_lora.export.rank_plan import rank_plan, study_targets
 from adaptive_lora.export.reading import read_adapter, read_outline
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan
@@ -83,6 +83,15 @@ def test_ranks_as_a_plan_as_they_are_and_on_a_budget(saved: Saver) -> None:
         rank_plan(outline, "params:5")
 
 
+def test_targets_of_a_study_are_named_in_few_words(saved: Saver, modules: tuple[ModuleShape, ...]) -> None:
+    def named(**fields: Any) -> str:
+        return study_targets(rank_plan(read_outline(saved(**fields))), modules)
+
+    assert named(target_modules="all-linear") == "all-linear"
+    assert named(target_modules=["q_proj", "up_proj"]) == "[q_proj, up_proj]"
+    assert named(target_modules=["q_proj"], layers_to_transform=[1]) == "[model.layers.1.self_attn.q_proj]"
+
+
 @pytest.fixture
 def on_demo(tmp_path: Path) -> Path:
     """An adapter of the embedded model, saved by PEFT, whose ranks cost what a uniform rank 4 costs."""
@@ -107,7 +116,7 @@ def test_the_verb_shows_and_writes_the_ranks(on_demo: Path, tmp_path: Path) -> N
     shown = call("adapter", on_demo, "--model", "demo", "--out", tmp_path / "theirs.json")
     assert shown.exit_code == 0, shown.output
     assert f"{len(made.ranks)} modules, ranks " in shown.output and "49,152 trainable parameters" in shown.output
-    assert "ranks: " in shown.stderr
+    assert "targets: all-linear\nbudgets: [params:49152]\narms: [uniform, {name: theirs, ranks: " in shown.stderr
     assert RankPlan.load(tmp_path / "theirs.json").ranks == made.ranks
     told = json.loads(call("adapter", on_demo, "--budget", "rank:2", "--json").stdout)
     assert told["trainable_parameters"] == told["budget_parameters"] == 49152 // 2
@@ -120,6 +129,8 @@ def test_the_verb_refuses_what_is_no_adapter_and_another_base(on_demo: Path, tmp
     assert nothing.exit_code == 2 and "has no adapter_config.json" in nothing.stderr
     other = call("adapter", on_demo, "--budget", "params:1")
     assert other.exit_code == 2 and "must be at least" in other.stderr
+    embedding = call("adapter", saved(target_modules=["embed_tokens"]))
+    assert embedding.exit_code == 2 and "adapters of an embedding" in embedding.stderr
     misfit = call("adapter", saved(**SMALL), "--model", "demo")
     assert misfit.exit_code == 2 and "Give the base model that it was trained on." in misfit.stderr
 

@@ -79,9 +79,9 @@ def test_repetitions_of_repetitions_take_no_time(sign: str) -> None:
     expression = "a"
     for _ in range(5):
         expression = f"(?:(?:{expression}){sign})*"
-    began = time.perf_counter()
+    began = time.process_time()
     assert not Automaton(f"{expression}b").matches("a" * 400, Work(PLENTY), whole=True)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 REFUSED: list[Any] = [
@@ -92,7 +92,7 @@ REFUSED: list[Any] = [
     ("a++b", "possessive"),
     ("(", "no regular expression"),
     ("a" * 5000, "longer than 4,096"),
-    ("(?:a{1000}){1000}", "more than 20,000 states"),
+    ("(?:a{1000}){1000}", "states above 100,000"),
     ("(" * 2000 + ")" * 2000, "nested"),
 ]
 
@@ -114,9 +114,9 @@ def test_many_names_and_keys_are_quick() -> None:
     """Full names with plain dots, as `convert_to_lora` and EVA write them, for a large mixture of experts."""
     names = [f"model.layers.{i}.mlp.experts.{j}.{leaf}" for i in range(24) for j in range(64) for leaf in "abc"]
     table = PatternTable({name: i for i, name in enumerate(names)})
-    began = time.perf_counter()
+    began = time.process_time()
     assert [table.find(name, Work(PLENTY)) for name in names] == list(zip(names, range(len(names)), strict=True))
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_targets_are_names_ends_of_names_or_one_expression() -> None:

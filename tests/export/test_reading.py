@@ -192,9 +192,19 @@ def test_names_of_tensors_that_peft_would_pass_over(way: str, saved: Saver) -> N
     assert bool(found.notes) == bool(note)
 
 
-def test_what_the_configuration_does_not_target_is_left_out_as_in_peft(saved: Saver) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"target_modules": ["q_proj"]},
+        {"exclude_modules": ["down_proj"]},
+        {"exclude_modules": r".*\.1\..*"},
+        {"layers_to_transform": [0]},
+        {"layers_to_transform": 1, "layers_pattern": ["h", "layers"]},
+    ],
+)
+def test_what_the_configuration_does_not_target_is_left_out_as_in_peft(fields: dict[str, Any], saved: Saver) -> None:
     folder = saved(**SMALL)
-    change_config(folder, target_modules=["q_proj"])
+    change_config(folder, **fields)
     assert_as_peft(folder)
     assert "left out, as PEFT ignores them" in read_adapter(folder).notes[0]
 
@@ -257,6 +267,9 @@ def test_an_adapted_output_layer_saved_without_the_layer_itself(saved: Saver) ->
         read_adapter(folder)
     change_tensors(folder, lambda ts: {name: t for name, t in ts.items() if "base_layer" not in name})
     assert_as_peft(folder)
+    change_config(folder, target_modules="all-linear", r=8)
+    assert "lm_head" not in peft_deltas(folder)
+    assert list(read_adapter(folder).modules) == [f"model.layers.{i}.self_attn.k_proj" for i in (0, 1)]
 
 
 def test_a_rank_that_two_keys_dispute_is_named_with_the_key_that_counts(saved: Saver) -> None:

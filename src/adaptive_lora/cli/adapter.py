@@ -33,15 +33,16 @@ def adapter(
     """What an adapter made elsewhere holds: ranks, scalings, sizes; checked, and nothing in it is executed."""
     from adaptive_lora.cli.checks import check_place
     from adaptive_lora.export.fitting import fitted_outline
-    from adaptive_lora.export.rank_plan import rank_plan
+    from adaptive_lora.export.rank_plan import rank_plan, study_targets
     from adaptive_lora.export.reading import read_outline
 
     check_place(to, "file")
-    outline = read_outline(folder)
+    outline, available = read_outline(folder), None
     if model is not None:
         from adaptive_lora.study.prepare import open_outline
 
-        outline = fitted_outline(outline, open_outline(model, revision).modules, str(folder))
+        available = open_outline(model, revision).modules
+        outline = fitted_outline(outline, available, str(folder))
     made = rank_plan(outline, budget, str(folder))
     for note in outline.notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
@@ -49,7 +50,12 @@ def adapter(
         err.print(f"warning: the adapter {beyond.what}. {beyond.remedy}", markup=False, soft_wrap=True)
     if to:
         made.save(to)
-        err.print(f"wrote {to}; as an arm: {{name: theirs, ranks: {to}}}", markup=False, soft_wrap=True)
+        err.print(f"wrote {to}", markup=False)
+        targets = f"targets: {study_targets(made, available)}\n" if available else ""
+        study = (
+            f"{targets}budgets: [{budget or f'params:{made.budget}'}]\narms: [uniform, {{name: theirs, ranks: {to}}}]"
+        )
+        err.print(f"in a study file, to judge it at equal parameters:\n{study}", markup=False, soft_wrap=True)
     if as_json:
         print_json(_facts(outline, made))
     else:
@@ -63,6 +69,7 @@ def _facts(outline: AdapterOutline, made: RankPlan) -> dict[str, Any]:
         "modules": len(outline.modules),
         "trainable_parameters": made.trainable_parameters,
         "budget_parameters": made.budget,
+        "adapter_ranks": {name: module.rank for name, module in outline.modules.items()},
         "ranks": dict(made.ranks),
         "scalings": {name: module.scaling for name, module in outline.modules.items()},
         "rank_0": list(outline.untouched),

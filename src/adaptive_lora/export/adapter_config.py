@@ -58,7 +58,8 @@ class AdapterConfig:
     """AdaLoRA: how many directions are left, by module."""
     rslora: bool
     targets: NameSet | None
-    """None: every module that has tensors."""
+    """None: every module that has tensors, but for an output layer where `all_linear`."""
+    all_linear: bool
     excluded: NameSet | None
     blocks: Blocks | None
     base_name: str | None
@@ -111,6 +112,7 @@ def read_config(folder: Path) -> AdapterConfig:
         masks=_masks(fields) if ada else {},
         rslora=fields.take("use_rslora", False, lambda value: isinstance(value, bool), "true or false"),
         targets=targets,
+        all_linear=_is_all_linear(said.get("target_modules")),
         excluded=excluded,
         blocks=_blocks(fields),
         base_name=fields.take("base_model_name_or_path", None, _is_text, "a name of at most 500 characters"),
@@ -126,7 +128,7 @@ def read_config(folder: Path) -> AdapterConfig:
 def _name_set(fields: _Fields, key: str) -> NameSet | None:
     """None where nothing is said, or all linear modules are meant."""
     named = fields.take(key, None, _is_names, "a string or a list of strings")
-    if not named or (isinstance(named, str) and named.lower() == "all-linear"):
+    if not named or _is_all_linear(named):
         return None
     found: NameSet | None = fields.made(key, lambda: NameSet(named))
     return found
@@ -175,6 +177,10 @@ def _other_method(said: Mapping[str, Any]) -> str:
         f"is of the method {shown(said['peft_type'])}; LORA and ADALORA are read. PEFT makes a LoRA of methods that "
         "add to weights: `peft.save_as_lora(OUT, PeftModel.from_pretrained(BASE, FOLDER), rank=16)`."
     )
+
+
+def _is_all_linear(value: Any) -> bool:
+    return isinstance(value, str) and value.lower() == "all-linear"
 
 
 def _of(valid: Callable[[Any], bool]) -> Callable[[Any], bool]:

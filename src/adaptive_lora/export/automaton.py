@@ -1,9 +1,10 @@
 """Regular expressions from a foreign file, matched in bounded time: all ways at once, without backtracking.
 
 PEFT matches such expressions with `re`, which can take exponential time on a crafted one. Here an expression is parsed
-by Python's own parser and becomes states of an automaton, at most `MOST_STATES`; a name of n characters costs at most
-n · states steps, and all steps of one adapter come out of one allowance (`Work`). The language is that of `re` on names
-of printable ASCII, but for back references, look-behind, flags and possessive parts, which are refused.
+by Python's own parser and becomes states of an automaton, at most `MOST_STATES` for all keys of a pattern. A name of n
+characters costs at most n · states steps, and all steps of one adapter come out of one allowance (`Work`). The language
+is that of `re` on names of printable ASCII, but for back references, look-behind, flags and possessive parts, which are
+refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _parser: Any = importlib.import_module("re._parser")
 _sre: Any = importlib.import_module("re._constants")
 
 LONGEST_EXPRESSION = 4096
-MOST_STATES = 20_000
+MOST_STATES = 100_000
 _MOST_KNOWN = 2_000
 """Steps that an automaton remembers, of each of its two kinds."""
 ALPHABET = frozenset(chr(code) for code in range(33, 127))
@@ -79,8 +80,12 @@ class Automaton:
     True
     """
 
-    def __init__(self, expression: str) -> None:
-        """Raises Unmatchable for an expression that `re` refuses too, or that is not supported or too large."""
+    def __init__(self, expression: str, room: Work | None = None) -> None:
+        """Raises Unmatchable for an expression that `re` refuses too, or that is not supported or too large.
+
+        `room` is what several expressions may have of states together; one alone may have `MOST_STATES`.
+        """
+        self._room = room or Work(MOST_STATES)
         if len(expression) > LONGEST_EXPRESSION:
             raise Unmatchable(f"is longer than {LONGEST_EXPRESSION:,} characters")
         try:
@@ -96,9 +101,10 @@ class Automaton:
             raise Unmatchable("is nested or repeated too deeply") from None
 
     @classmethod
-    def _inside(cls, tree: Any) -> Automaton:
+    def _inside(cls, tree: Any, room: Work) -> Automaton:
         """The automaton of a part, for looking ahead."""
         part = cls.__new__(cls)
+        part._room = room
         part._build(tree)
         return part
 
@@ -162,8 +168,9 @@ class Automaton:
         return result
 
     def _add(self, state: _State) -> int:
-        if len(self._states) >= MOST_STATES:
-            raise Unmatchable(f"would need more than {MOST_STATES:,} states")
+        if not self._room.left:
+            raise Unmatchable(f"brings the automaton's states above {MOST_STATES:,}; write the modules' names out")
+        self._room.left -= 1
         self._states.append(state)
         return len(self._states) - 1
 
@@ -186,7 +193,7 @@ class Automaton:
             least, most, repeated = value
             return self._repeat(least, most, repeated, to)
         if kind in ("ASSERT", "ASSERT_NOT") and value[0] > 0:
-            return self._add(_State((to,), ahead=(Automaton._inside(value[1]), kind == "ASSERT")))
+            return self._add(_State((to,), ahead=(Automaton._inside(value[1], self._room), kind == "ASSERT")))
         raise Unmatchable(
             "has a back reference, a look-behind, flags or a possessive part, which are not supported here; "
             "write the modules' names out"

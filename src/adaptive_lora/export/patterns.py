@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Generic, TypeVar
 
-from adaptive_lora.export.automaton import Automaton, Unmatchable, Work
+from adaptive_lora.export.automaton import MOST_STATES, Automaton, Unmatchable, Work
 from adaptive_lora.export.folder_files import shown
 
 V = TypeVar("V")
@@ -33,9 +33,10 @@ class PatternTable(Generic[V]):
     def __init__(self, pattern: Mapping[str, V]) -> None:
         """Raises Unmatchable, with the key in front, where one cannot be matched."""
         self._items = list(pattern.items())
-        # Keys of one length with unescaped dots (which match anything) in the same places share a table.
-        self._fixed: dict[tuple[bool, int, Wild], dict[str, int]] = {}
+        # By length; keys with unescaped dots (which match anything) in the same places share a table.
+        self._fixed: dict[int, dict[tuple[bool, Wild], dict[str, int]]] = {}
         self._others: list[tuple[int, Automaton]] = []
+        room = Work(MOST_STATES)
         for index, (key, _) in enumerate(self._items):
             if _PLAIN.fullmatch(key):
                 self._add_fixed(index, key)
@@ -43,7 +44,7 @@ class PatternTable(Generic[V]):
                 raise Unmatchable(f"has more than {MOST_EXPRESSIONS:,} keys that are regular expressions")
             else:
                 try:
-                    self._others.append((index, Automaton(rf"(.*\.)?({key})$")))
+                    self._others.append((index, Automaton(rf"(.*\.)?({key})$", room)))
                 except Unmatchable as error:
                     raise Unmatchable(f"has the key {shown(key)}, which {error}") from None
 
@@ -67,20 +68,25 @@ class PatternTable(Generic[V]):
         pieces = _PIECES.findall(key.removeprefix("^").removesuffix("$"))
         wild = tuple(i for i, piece in enumerate(pieces) if piece == ".")
         text = "".join("\0" if piece == "." else piece[-1] for piece in pieces)
-        self._fixed.setdefault((anchored, len(text), wild), {}).setdefault(text, index)
+        tables = self._fixed.setdefault(len(text), {})
+        tables.setdefault((anchored, wild), {}).setdefault(text, index)
 
     def _first_fixed(self, name: str, work: Work) -> int | None:
         found: int | None = None
-        for (anchored, length, wild), table in self._fixed.items():
-            rest = len(name) - length
-            if rest and (anchored or rest < 0 or name[rest - 1] != "."):
-                continue
-            work.spend(1 + len(wild))
-            index = table.get(_masked(name[rest:], wild))
-            if index is not None and (found is None or index < found):
-                found = index
-        work.spend(len(self._fixed) // 8)
+        for start in starts_of(name):
+            for (anchored, wild), table in self._fixed.get(len(name) - start, {}).items():
+                if anchored and start:
+                    continue
+                work.spend(2 + len(wild))
+                index = table.get(_masked(name[start:], wild))
+                if index is not None and (found is None or index < found):
+                    found = index
         return found
+
+
+def starts_of(name: str) -> list[int]:
+    """Where a name and the ends of it at its dots begin."""
+    return [0, *(i + 1 for i, char in enumerate(name) if char == ".")]
 
 
 def _masked(text: str, wild: Wild) -> str:
@@ -107,6 +113,6 @@ class NameSet:
     def has(self, name: str, work: Work) -> bool:
         if self._automaton:
             return self._automaton.matches(name, work, whole=True)
-        starts = [0, *(i + 1 for i, char in enumerate(name) if char == ".")]
+        starts = starts_of(name)
         work.spend(len(starts))
         return any(name[start:] in self._names for start in starts)

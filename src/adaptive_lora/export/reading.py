@@ -29,6 +29,8 @@ T = TypeVar("T")
 STEPS = 2_000_000
 """Steps of matching that one folder may cost: some seconds."""
 LONGEST_NAME = 256
+_OUTPUT_LAYERS = ("lm_head", "embed_out")
+"""What PEFT's all-linear leaves out, by the names that causal language models have for it."""
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(?P<module>.+)\.lora_(?P<part>[ABE])(?:\.(?!weight$)(?P<adapter>[^.]+))?(?:\.weight)?")
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -71,12 +73,9 @@ def read_adapter(folder: Path) -> AdapterWeights:
     if outline.beyond:
         raise AdapterError(str(folder), refusals(outline.beyond))
     tensors = load_tensors([entry for module in outline.modules.values() for entry in module.entries.values()])
-    complaints = [
-        f"the tensor {shown(name)} has values that are not numbers." for name, t in tensors.items() if not _finite(t)
-    ]
-    if complaints:
-        raise AdapterError(str(folder), summed_up(complaints))
     modules = {name: _low_rank(module, tensors) for name, module in outline.modules.items()}
+    if wrong := [name for name, update in modules.items() if not (_finite(update.a) and _finite(update.b))]:
+        raise AdapterError(str(folder), summed_up([f"{name} has values that are not numbers." for name in wrong]))
     return AdapterWeights(modules, outline.base_name, outline.revision, outline.notes)
 
 
@@ -204,6 +203,8 @@ def _is_target(config: AdapterConfig, name: str, work: Work) -> bool:
         return False
     if config.targets and not config.targets.has(name, work):
         return False
+    if config.all_linear and name in _OUTPUT_LAYERS:
+        return False
     return config.blocks is None or config.blocks.has(name)
 
 
@@ -218,7 +219,9 @@ def _shape_problem(config: AdapterConfig, parts: Mapping[str, TensorEntry]) -> s
     if fits and shapes.get("E", (a[0], 1)) == (a[0], 1):
         return None
     if len(a) > 2:
-        return f"is a convolution (lora_A {a}), which is not carried; leave it out of the targets, or use PEFT itself"
+        return (
+            f"is a convolution or a stack of experts (lora_A {a}), which is not carried; use the tool that it is from"
+        )
     return f"has tensors that do not fit each other: {', '.join(f'lora_{part} {s}' for part, s in shapes.items())}"
 
 
