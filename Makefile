@@ -3,6 +3,7 @@
 # make pages  the report of every committed study, into runs/pages
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
 # make docs   the documentation, into build/site
+# make interop   exports through the tools that the package index has, in an environment of their own
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -12,7 +13,10 @@ STUDY  ?= results/alpaca-babyllama-full
 BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
           results/bench/recovery-babyllama.json
 
-.PHONY: setup demo studies pages paper docs test check bench clean
+INTEROP := build/interop
+COMPAT  ?= results/bench/compat.json
+
+.PHONY: setup demo studies pages paper docs test check bench interop clean
 
 setup: $(READY)
 
@@ -54,6 +58,20 @@ bench: $(READY)
 	@failed=; for script in $(filter-out %_figure.py,$(sort $(wildcard bench/*.py))); do \
 		echo "$$script"; $(BIN)/python $$script || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+# Some of these tools pin what others do not want. llama.cpp's converter comes with the source of its Python package.
+interop: $(INTEROP)/.ready
+	LLAMA_CPP=$$(echo $(CURDIR)/$(INTEROP)/llama_cpp_python-*/vendor/llama.cpp) \
+		$(INTEROP)/bin/python bench/compat.py --out $(COMPAT)
+
+$(INTEROP)/.ready: bench/interop.txt pyproject.toml constraints.txt
+	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --upgrade pip
+	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[train]' \
+		--requirement bench/interop.txt
+	$(INTEROP)/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest $(INTEROP) llama-cpp-python==0.3.36
+	tar -xzf $(INTEROP)/llama_cpp_python-0.3.36.tar.gz -C $(INTEROP)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

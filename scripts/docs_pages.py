@@ -7,8 +7,9 @@ CHANGELOG are the repository's own.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from adaptive_lora.cli.main import app
+from adaptive_lora.export.forms import DESCRIPTIONS
 from adaptive_lora.export.snippets.fragment import snippet
 from adaptive_lora.export.snippets.trainers import TRAINERS
+from adaptive_lora.export.tools import TOOLS
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
@@ -45,11 +48,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Fills in the table of strategies, and leads links out of `docs` to the files that were added."""
+    """Fills in the tables that are made, and leads links out of `docs` to the files that were added."""
     if page.file.src_uri.count("/") == 0:
         markdown = OUTSIDE.sub(r"](repository/\1)", markdown)
-    made = {"strategies": strategies_table, "trainers": trainers_table, "snippets": snippets_text}
-    return re.sub(r"<!-- (strategies|trainers|snippets) -->", lambda found: made[found.group(1)](), markdown)
+    for mark, made in MADE.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
+    return markdown
 
 
 def pages() -> dict[str, str]:
@@ -120,6 +125,56 @@ def snippets_text() -> str:
             told = snippet(plan, name, adapter="my-adapter", learning_rate=3e-4).text
             text.append(f"The plan itself, with `--adapter my-adapter`:\n\n```yaml\n{told}```\n")
     return "\n".join(text)
+
+
+def forms_table() -> str:
+    """Every form of an adapter."""
+    return table("form", "what it is", rows=((f"`{form}`", text) for form, text in DESCRIPTIONS.items()))
+
+
+def tools_table() -> str:
+    """Every tool that adapters are exported for: what it reads, what it makes of other forms, what to know."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for tool in TOOLS:
+            reads = ", ".join(f"`{form}`" for form in tool.accepts)
+            wrong = "; ".join(f"`{form}`: {why}" for form, why in tool.wrong.items())
+            yield (
+                f"`{tool.name}`",
+                f"{tool.title} {tool.version}, {tool.evidence}",
+                reads,
+                wrong,
+                "; ".join(tool.remarks),
+            )
+
+    return table("`--for`", "tool", "reads", "of other forms", "remarks", rows=rows())
+
+
+def compat_table() -> str:
+    """What `bench/compat.py` measured: tool, form, the result by family with the largest difference."""
+    found = json.loads((ROOT / "results" / "bench" / "compat.json").read_text(encoding="utf-8"))
+    families = list(dict.fromkeys(row["family"] for row in found["rows"]))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found["rows"]:
+        size = "" if row["largest"] is None else f" ({row['largest']:.0e})"
+        cells.setdefault((row["tool"], row["form"]), {})[row["family"]] = row["result"] + size
+    versions = {tool: ", ".join(f"{name} {v}" for name, v in own.items()) for tool, own in found["versions"].items()}
+    rows = (
+        (f"`{tool}` ({versions[tool]})", f"`{form}`", *(own.get(family, "") for family in families))
+        for (tool, form), own in cells.items()
+    )
+    return table("tool", "form", *families, rows=rows)
+
+
+MADE: Mapping[str, Callable[[], str]] = {
+    "<!-- strategies -->": strategies_table,
+    "<!-- forms -->": forms_table,
+    "<!-- tools -->": tools_table,
+    "<!-- compat -->": compat_table,
+    "<!-- trainers -->": trainers_table,
+    "<!-- snippets -->": snippets_text,
+}
+"""Mark in a page -> what stands there on the site."""
 
 
 def study_file_reference(schema: Schema) -> str:

@@ -11,7 +11,8 @@ AdaptiveLoraError
 │   ├── StudyFolderError   a folder that is in use, missing, or another study's
 │   └── PaperError         a paper that cannot be written or submitted: a fact is missing, or a rule is broken
 ├── TrainingError        a run that failed while it trained (exit code 1)
-└── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
+├── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
+└── ExportError          a file that was written and is not what was asked for (exit code 1)
 """
 
 from __future__ import annotations
@@ -95,6 +96,10 @@ class TrainingError(AdaptiveLoraError, RuntimeError):
 
 class ScoringError(AdaptiveLoraError, RuntimeError):
     """A command of the study's own that gave an adapter no score."""
+
+
+class ExportError(AdaptiveLoraError, RuntimeError):
+    """A file that was written and is not what was asked for, or that a converter did not write."""
 
 
 class Terminated(KeyboardInterrupt):

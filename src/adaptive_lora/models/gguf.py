@@ -11,6 +11,7 @@ from adaptive_lora.errors import ModelError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.models.cache import Provenance, build_in_cache, cache_folder, file_sha256, provenance_of
 from adaptive_lora.models.libraries import quiet_libraries
+from adaptive_lora.models.older_keys import add_older_keys
 
 
 def gguf_folder(file: Path) -> Path:
@@ -59,6 +60,7 @@ def dequantise(file: Path, to: Path, origin: Provenance) -> Provenance:
     with quiet_libraries():
         model.save_pretrained(to)
         tokenizer.save_pretrained(to)
+    add_older_keys(to)
     for path in to.glob("*.safetensors"):
         path.chmod(0o644)  # written for its owner alone; a cache may be shared
     by = f"transformers {transformers.__version__}, gguf {_version(gguf)}"
@@ -78,16 +80,39 @@ def quantisation_of(file: Path) -> str:
         return "an unnamed quantisation"
 
 
-def _read(file: Path) -> tuple[Any, Any]:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def read_gguf_model(file: Path) -> Any:
+    """The model in a GGUF file, in float32 and without its tokenizer; ModelError where transformers cannot read it."""
+    import transformers
 
-    place: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    _check_magic(file)
+    try:
+        return _read_model(file)
+    except Exception as error:  # as in `dequantise`
+        raise ModelError(
+            f"{file}: transformers {transformers.__version__} cannot read this GGUF file: {error}"
+        ) from error
+
+
+def _read(file: Path) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
     with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **place)
-        # Without `dequantize` the model keeps a quantisation that cannot be saved (transformers 5.23).
-        plain = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
-        return AutoModelForCausalLM.from_pretrained(file.parent, **place, **plain), tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **_place(file))
+    return _read_model(file), tokenizer
+
+
+def _read_model(file: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    # Without `dequantize` the model keeps a quantisation that cannot be saved (transformers 5.23).
+    plain = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
+    with quiet_libraries():
+        return AutoModelForCausalLM.from_pretrained(file.parent, **_place(file), **plain)
+
+
+def _place(file: Path) -> dict[str, Any]:
+    return {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
 
 
 def _check_magic(file: Path) -> None:

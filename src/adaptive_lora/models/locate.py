@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from adaptive_lora import demo
@@ -9,6 +11,8 @@ from adaptive_lora.errors import ModelError
 from adaptive_lora.models.cache import provenance_of
 from adaptive_lora.models.gguf import gguf_folder
 from adaptive_lora.models.known import KNOWN
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def is_named(name: str) -> bool:
@@ -56,3 +60,27 @@ def model_note(name: str) -> str | None:
         return None
     title = KNOWN[name].title + ", " if name in KNOWN else ""
     return title + found.note
+
+
+def portable_name(name: str) -> str:
+    """What a file that goes elsewhere calls the model `name`: its hub name where one is known, else as it was named.
+
+    A folder may say in its configuration which hub name it was saved from, and a converted one of which file it was.
+
+    >>> portable_name("smollm2"), portable_name("microsoft/DialoGPT-medium")
+    ('HuggingFaceTB/SmolLM2-135M-Instruct', 'microsoft/DialoGPT-medium')
+    """
+    if name in KNOWN:
+        return KNOWN[name].hub or name
+    folder = Path(name).expanduser()
+    config = folder / "config.json"
+    if name == demo.MODEL or not config.is_file():
+        return name
+    if (origin := provenance_of(folder)) is not None:
+        return origin.source
+    try:
+        said = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return name
+    is_hub_name = isinstance(said, str) and _HUB_NAME.fullmatch(said) and not Path(said).exists()
+    return str(said) if is_hub_name else name

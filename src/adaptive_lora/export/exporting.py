@@ -1,0 +1,82 @@
+"""One export from start to end: written, read back, told of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adaptive_lora.errors import UsageError
+from adaptive_lora.export.card import CARD_FILE, COMPAT_FILE, Exported, Story, card, compat_json
+from adaptive_lora.export.checking import PROMPTS, probes
+from adaptive_lora.export.fitting import fitted_weights
+from adaptive_lora.export.forms import Form
+from adaptive_lora.export.low_rank import AdapterWeights
+from adaptive_lora.export.peft_folder import BaseFacts
+from adaptive_lora.export.tools import Tool
+from adaptive_lora.export.writing import Job, check_form, write_form
+from adaptive_lora.files import write_atomically
+
+if TYPE_CHECKING:
+    from adaptive_lora.training.base import FrozenBase
+
+
+@dataclass(frozen=True)
+class Order:
+    """How an adapter is to be exported."""
+
+    form: Form
+    tool: Tool | None = None
+    """Which tool it is for; its commands come first."""
+    prompts: Sequence[str] = PROMPTS
+    llama_cpp: Path | None = None
+
+
+def check_free(folder: Path) -> None:
+    """UsageError where a folder has something in it: an export overwrites nothing."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UsageError(f"{folder} is not empty, and an export overwrites nothing: name another --out, or remove it.")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file: name a folder with --out.")
+
+
+def export_adapter(
+    adapter: AdapterWeights,
+    base: FrozenBase,
+    facts: BaseFacts,
+    folder: Path,
+    story: Story,
+    order: Order,
+    say: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Writes an adapter in a form, reads it back, and writes its card and `compat.json`.
+
+    The folder appears once all is written; one that was checked and is wrong appears too. Ask `.check.require`, which
+    raises. Raises UsageError, with nothing written, where the adapter is not one of the base, or the form cannot be
+    written of this model or here.
+    """
+    check_free(folder)
+    adapter = fitted_weights(adapter, facts.modules, story.name)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    partial.mkdir(parents=True)
+    try:
+        job = Job(adapter, base, facts, partial, order.llama_cpp)
+        say("what the adapter says to the prompts")
+        asked = probes(base, adapter, order.prompts)
+        say(f"writing the form {order.form}")
+        write_form(order.form, job)
+        say("reading it back")
+        check = check_form(order.form, job, asked)
+        found = Exported(order.form, str(folder), story, adapter, facts, check, tuple(asked))
+        write_atomically(partial / CARD_FILE, card(found, order.tool))
+        write_atomically(partial / COMPAT_FILE, compat_json(found))
+    except UsageError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.is_dir():
+        folder.rmdir()  # empty, as was checked
+    partial.replace(folder)
+    return found
