@@ -25,6 +25,7 @@ FLOORS = [
     {"study"},
     {"foreign"},
     {"reporting", "groundtruth"},
+    {"recommend"},
     {"api", "doctor"},
     {"cli"},
 ]

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
-from adaptive_lora.cli import data, doctor, fetch, init, judge, plan, reading, run, strategies
+from adaptive_lora.cli import data, doctor, fetch, init, judge, plan, reading, recommend, run, strategies
 from adaptive_lora.cli.app import app
 
-__all__ = ["app", "data", "doctor", "fetch", "init", "judge", "main", "plan", "reading", "run", "strategies"]
+__all__ = [
+    "app", "data", "doctor", "fetch", "init", "judge", "main", "plan", "reading", "recommend", "run", "strategies",
+]  # fmt: skip
 
 
 def _print_version(asked: bool) -> None:

@@ -1,0 +1,116 @@
+"""How large a study fits the time: pure arithmetic on a measured speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adaptive_lora.recommend.evidence import Trial, worth_trying
+from adaptive_lora.study.lock import LEAST_SEEDS
+
+BUDGETS = 3
+"""Uniform at half of the budget, at it, and at twice of it."""
+TUNING_RUNS = 4
+"""Three rates, and one more where the best lies at the end."""
+SHARE = 0.85
+"""Of the time there is, what a study is planned to take: machines are not always as fast as in their first seconds."""
+LADDER = (
+    (300, 3, 12), (150, 3, 12), (150, 2, 12), (150, 2, 8), (100, 2, 8), (100, 2, 6), (64, 2, 6), (64, 2, 4), (48, 2, 4),
+    (32, 2, 4), (24, 2, 4), (16, 2, 4), (16, 1, 4), (32, 0, 3), (24, 0, 3), (16, 0, 3), (16, 0, 2), (12, 0, 2),
+    (8, 0, 2),
+)  # fmt: skip
+"""(updates, strategies, evaluation seeds) of the studies that are thought of, the best first."""
+TEST, VALIDATION = (32, 400), (16, 100)
+"""Least and most records of a split."""
+HELD_OUT = 0.4
+"""Of few records, at most this share is not for training."""
+FEWEST_RECORDS = 40
+"""With fewer there is no test to speak of."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a machine takes, in seconds."""
+
+    trained: float
+    """A record in an update, forward and back."""
+    evaluated: float
+    """A record of one adapter, forward."""
+    alone: float
+    """A record in an update of a single adapter, without others beside it."""
+    start: float
+    """Loading model and data, once more."""
+    machine: str = ""
+    """What was measured: `cpu, 2 threads`."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """A study: how long its runs are, how many there are, on how many records they are judged."""
+
+    steps: int
+    batch_size: int
+    strategies: int
+    seeds: int
+    train: int
+    validation: int
+    test: int
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """After how many seeds it is judged; none of a study that only describes.
+
+        >>> Size(24, 4, 2, 7, 96, 24, 96).looks, Size(24, 4, 0, 3, 96, 24, 96).looks
+        ((4, 6, 7), ())
+        """
+        return (*range(LEAST_SEEDS, self.seeds, 2), self.seeds) if self.strategies else ()
+
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """The strategies that it tries beside uniform ranks."""
+        return worth_trying(self.strategies, self.steps)
+
+    @property
+    def runs_a_seed(self) -> int:
+        """Of the first seeds."""
+        return BUDGETS + self.strategies
+
+
+def size_of(steps: int, strategies: int, seeds: int, records: int, batch_size: int) -> Size:
+    """With as many records as go with these updates, and as there are.
+
+    `records`: usable ones that ask different things.
+    """
+    seen, out = steps * batch_size, int(HELD_OUT * records)
+    test = min(max(TEST[0], min(seen * 3 // 4, TEST[1])), max(1, out * 3 // 4))
+    validation = min(max(VALIDATION[0], min(seen // 4, VALIDATION[1])), max(1, out - test))
+    return Size(steps, batch_size, strategies, seeds, min(seen, records - test - validation), validation, test)
+
+
+def seconds_of(size: Size, speed: Speed) -> float:
+    """All of a study, if no look ends it early.
+
+    >>> seconds_of(Size(10, 4, 0, 2, 40, 10, 20), Speed(trained=0.5, evaluated=0.1, alone=0.6, start=5.0))
+    236.0
+    """
+    run = size.steps * size.batch_size * speed.trained + size.validation * speed.evaluated
+    later = size.seeds - size.looks[0] if size.looks else 0  # twice the budget has the seeds of the first look alone
+    runs = size.seeds * size.runs_a_seed - later
+    planned = sum((t.updates * size.batch_size + 2 * t.records) * speed.trained for t in size.trials) * size.seeds
+    frozen = 3 * (size.validation + size.test) * speed.evaluated  # by itself, and once by the bank
+    return speed.start + frozen + planned + TUNING_RUNS * run + runs * (run + size.test * speed.evaluated)
+
+
+def fitting(seconds: float, speed: Speed, records: int, batch_size: int) -> Size | None:
+    """The best study of the ladder that fits; None where none does."""
+    for steps, strategies, seeds in LADDER:
+        size = size_of(steps, strategies, seeds, records, batch_size)
+        if seconds_of(size, speed) <= SHARE * seconds:
+            return size
+    return None
+
+
+def largest_bank(size: Size, seconds: float, speed: Speed) -> int:
+    """Runs trained together: those of as many seeds as take an eighth of the time, of one at least."""
+    run = size.steps * size.batch_size * speed.trained + (size.validation + size.test) * speed.evaluated
+    return size.runs_a_seed * max(1, int(seconds / 8 / run / size.runs_a_seed))

@@ -1,0 +1,48 @@
+"""What is pasted: PEFT's configuration in a few lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adaptive_lora.planning.modules import ModuleShape, matches, role_of
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.reporting.templating import render
+
+_WIDTH = 76
+
+
+def snippet(plan: RankPlan, every: Sequence[ModuleShape], folder: Path) -> str:
+    """Lines of Python. Ranks that are all the same are written out, others read from PEFT's file in `folder`."""
+    ranks, alphas = set(plan.ranks.values()), {plan.alpha_of(name) for name in plan.ranks}
+    if len(ranks) > 1 or len(alphas) > 1:
+        return f'from peft import LoraConfig\n\nconfig = LoraConfig.from_pretrained("{folder}")'
+    opening = render("recommend.opening")
+    ends = _joined([f'"{end}"' for end in short_names(plan.modules, every)], len(opening) + len("target_modules=["))
+    inner = f'r={ranks.pop()}, lora_alpha={alphas.pop():g}, lora_dropout=0.0, task_type="CAUSAL_LM",'
+    return f"from peft import LoraConfig\n\n{opening}{inner}\n{' ' * len(opening)}target_modules=[{ends}])"
+
+
+def short_names(modules: Sequence[ModuleShape], every: Sequence[ModuleShape]) -> list[str]:
+    """The shortest ends of names that mean these modules and no others of the model; full names where no end does.
+
+    >>> shapes = [ModuleShape(f"h.{i}.attn.c_proj", "attention", i, 4, 4) for i in range(2)]
+    >>> short_names(shapes, shapes), short_names(shapes, [*shapes, ModuleShape("h.0.mlp.c_proj", "mlp", 0, 4, 4)])
+    (['c_proj'], ['attn.c_proj'])
+    """
+    wanted = {m.name for m in modules}
+    for parts in (1, 2, 3):
+        ends = list(dict.fromkeys(".".join(role_of(m.name).split(".")[-parts:]) for m in modules))
+        if {m.name for m in every if any(matches(m, end) for end in ends)} == wanted:
+            return ends
+    return [m.name for m in modules]
+
+
+def _joined(words: Sequence[str], indent: int) -> str:
+    """With commas, in lines of `_WIDTH`, the first of which begins at `indent`."""
+    lines, room = [""], _WIDTH - indent
+    for word in words:
+        if lines[-1] and len(lines[-1]) + len(word) + 2 > room:
+            lines.append("")
+        lines[-1] += f"{', ' if lines[-1] else ''}{word}"
+    return (",\n" + " " * indent).join(lines)
