@@ -13,6 +13,8 @@ from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.verdicts import Judgement, Verdict
 
 UNIFORM = "uniform"
+FEWEST = 2
+"""Seeds below which nothing is said of new ones."""
 
 
 class Reading(StrEnum):
@@ -27,7 +29,7 @@ class Reading(StrEnum):
     OPEN = "open"
     """Neither."""
     UNKNOWN = "not known"
-    """Without two seeds of both."""
+    """Without `FEWEST` seeds of both."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Neighbour:
         'no worse than the margin'
         """
         found = self.minus_middle
-        if found is None or found.low is None or found.high is None:
+        if found is None or found.n < FEWEST or found.low is None or found.high is None:
             return Reading.UNKNOWN
         if found.high < 0 and found.mean < -self.margin:
             return Reading.BETTER

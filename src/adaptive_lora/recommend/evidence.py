@@ -44,9 +44,8 @@ class Support:
 @functools.cache
 def table() -> Mapping[str, Any]:
     """`comparisons`, `halves` and `rates` of the committed studies, one row each."""
-    found: dict[str, Any] = json.loads(
-        resources.files("adaptive_lora.recommend").joinpath("evidence.json").read_text("utf-8")
-    )
+    text = resources.files("adaptive_lora.recommend").joinpath("evidence.json").read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)
     return found
 
 
@@ -62,8 +61,7 @@ def support(rows: Sequence[Mapping[str, Any]] | None = None) -> list[Support]:
     counts: dict[tuple[str, str], dict[str, int]] = {}
     for row in table()["comparisons"] if rows is None else rows:
         key = row["strategy"], json.dumps(row["options"], sort_keys=True)
-        own = counts.setdefault(key, {"better": 0, "equivalent": 0, "undecided": 0, "worse": 0})
-        own[row["verdict"]] += 1
+        counts.setdefault(key, {"better": 0, "equivalent": 0, "undecided": 0, "worse": 0})[row["verdict"]] += 1
     every = sorted((Support(s, json.loads(o), **own) for (s, o), own in counts.items()), key=lambda own: own.order)
     best: dict[str, Support] = {}
     for own in every:
@@ -96,13 +94,12 @@ class Trial:
 
 
 def trial_of(own: Support, steps: int) -> Trial:
-    """A supported strategy in a study of runs of so many updates; a short run before the plan is shortened with them."""
+    """A supported strategy in a study of runs of so many updates; a short run before the plan is shortened alike."""
     strategy, options = find_strategy(own.strategy), dict(own.options)
-    if issubclass(strategy.options, ShortRunOptions) and check_options(strategy, options).short_run_steps is not None:
-        shortest = max(1, int(LONGEST_SEARCH * steps))
-        if check_options(strategy, options).short_run_steps > shortest:
-            options["short_run_steps"] = shortest
-    checked = check_options(strategy, options)
+    checked, most = check_options(strategy, options), max(1, int(LONGEST_SEARCH * steps))
+    if isinstance(checked, ShortRunOptions) and (checked.short_run_steps or 0) > most:
+        options["short_run_steps"] = most
+        checked = check_options(strategy, options)
     measures = strategy.effort_of(checked) in ("data", "gradients")
     calibration = checked.measuring()
     records = calibration.calibration_batches * calibration.calibration_batch_size if measures else 0

@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from adaptive_lora.data.grouping import group_records
-from adaptive_lora.data.splits import without_duplicates
+from adaptive_lora.data.grouping import group_records, without_duplicates
 from adaptive_lora.errors import DataError, UsageError
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.outline import ModelOutline
@@ -55,7 +54,7 @@ def look_at(question: Question) -> Material:
     encoder = open_encoder(question.model, question.max_length, question.template)
     groups = group_records(without_duplicates(source.records), encoder.learn == "all")
     order = numpy_stream(0, "subset").permutation(len(groups))[:SAMPLE]
-    seen = [example for example in encoder.encode_all(groups[i][0] for i in order)]
+    seen = list(encoder.encode_all(groups[i][0] for i in order))
     usable = [example for example in seen if example.completion_tokens]
     records = int(len(groups) * len(usable) / max(1, len(seen)))
     if records < FEWEST_RECORDS:
@@ -75,8 +74,8 @@ def check_rank(rank: int, modules: tuple[ModuleShape, ...]) -> None:
     most = min(m.largest_rank for m in modules)
     if rank < 2 or rank % 2 or 2 * rank > most:
         raise UsageError(
-            f"`--rank` is the middle of three (its half, itself, twice of it): an even number from 2 to {most // 2} for "
-            f"this model's modules, got {rank}."
+            f"`--rank` is the middle of three (its half, itself, twice of it): an even number from 2 to {most // 2} "
+            f"for this model's modules, got {rank}."
         )
 
 

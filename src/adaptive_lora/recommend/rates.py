@@ -5,8 +5,8 @@ from __future__ import annotations
 _KNOWN = ((5e5, 1e-2), (3e7, 3e-3), (1e9, 1e-3))
 """Parameters of the model below which a rate is the default, on the steps 1, 3, 10.
 
-The first two are what committed studies found (`evidence.json`: 0.0098 to 0.013 on a model of 260,000 parameters, 0.0027
-on one of a million), the third is what SmolLM2 was trained at."""
+The first two are what committed studies found (`evidence.json`: 0.0098 to 0.013 on a model of 260,000 parameters,
+0.0027 on one of a million), the third is what SmolLM2 was trained at."""
 LARGE = 3e-4
 """For models from a billion parameters on; QLoRA (arXiv 2305.14314) has 2e-4 up to 13 billion, 1e-4 beyond."""
 

@@ -29,8 +29,8 @@ from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.study.study_file import parse_study
 
 KEPT, PLAN, PEFT, STUDY = "recommend.json", "plan.json", "peft", "study"
-"""In the folder of an answer: the question, the speed and the size, so that the same command goes on with the same study;
-the plan, PEFT's configuration of it, the study folder."""
+"""In the folder of an answer: the question, the speed and the size, so that the same command goes on with the same
+study; the plan, PEFT's configuration of it, the study folder."""
 _FORM = 1
 
 
@@ -94,9 +94,9 @@ def reserve(seconds: float) -> float:
     """Of the time there is, what the page and the answer take.
 
     >>> reserve(120.0), reserve(1200.0)
-    (18.0, 45.0)
+    (24.0, 60.0)
     """
-    return min(45.0, max(10.0, 0.15 * seconds))
+    return min(60.0, max(10.0, 0.2 * seconds))
 
 
 def recommend(request: Request, out: Path, listener: ProgressListener) -> Recommendation:

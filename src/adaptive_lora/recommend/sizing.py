@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptive_lora.recommend.evidence import Trial, worth_trying
 from adaptive_lora.study.lock import LEAST_SEEDS
@@ -12,8 +12,10 @@ BUDGETS = 3
 """Uniform at half of the budget, at it, and at twice of it."""
 TUNING_RUNS = 4
 """Three rates, and one more where the best lies at the end."""
-SHARE = 0.85
-"""Of the time there is, what a study is planned to take: machines are not always as fast as in their first seconds."""
+SHARE, SHARE_AT_CAP = 0.7, 0.95
+"""Of the time there is, what the seeds of the ladder are planned to take, and those that further looks may add:
+machines are not always as fast as in their first seconds, and the deadline ends what goes on too long."""
+MOST_SEEDS = 12
 LADDER = (
     (300, 3, 12), (150, 3, 12), (150, 2, 12), (150, 2, 8), (100, 2, 8), (100, 2, 6), (64, 2, 6), (64, 2, 4), (48, 2, 4),
     (32, 2, 4), (24, 2, 4), (16, 2, 4), (16, 1, 4), (32, 0, 3), (24, 0, 3), (16, 0, 3), (16, 0, 2), (12, 0, 2),
@@ -102,12 +104,19 @@ def seconds_of(size: Size, speed: Speed) -> float:
 
 
 def fitting(seconds: float, speed: Speed, records: int, batch_size: int) -> Size | None:
-    """The best study of the ladder that fits; None where none does."""
+    """The best study of the ladder that fits, with more seeds where there is time left; None where none does."""
     for steps, strategies, seeds in LADDER:
         size = size_of(steps, strategies, seeds, records, batch_size)
         if seconds_of(size, speed) <= SHARE * seconds:
-            return size
+            return _with_more_seeds(size, seconds, speed)
     return None
+
+
+def _with_more_seeds(size: Size, seconds: float, speed: Speed) -> Size:
+    more = replace(size, seeds=min(MOST_SEEDS, size.seeds + (2 if size.strategies else 1)))
+    if more == size or seconds_of(more, speed) > SHARE_AT_CAP * seconds:
+        return size
+    return _with_more_seeds(more, seconds, speed)
 
 
 def largest_bank(size: Size, seconds: float, speed: Speed) -> int:

@@ -36,8 +36,9 @@ def study_text(question: Question, size: Size, rate: float) -> str:
     low, middle, high = (f"{value:g}" for value in bracket(rate))
     primary = "" if arms else ", primary: []"
     return f"""\
-# Written by `adaptive-lora recommend`. How much rank: uniform at half, once and twice {_budget(question)} (`controls`). Which
-# rank where: the strategies that committed studies speak for most. One rate for all, tuned on uniform at {_budget(question)}.
+# Written by `adaptive-lora recommend`. How much rank: uniform at half, once and twice {_budget(question)}
+# (`controls`). Which rank where: the strategies that committed studies speak for most. One learning rate for all, tuned
+# on uniform at {_budget(question)}.
 name: {_name(question)}
 model: {{name: {json.dumps(question.model)}, dtype: {question.dtype}}}
 data:
