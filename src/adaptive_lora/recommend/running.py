@@ -17,7 +17,7 @@ from adaptive_lora.recommend.advice import UNIFORM, Advice, advise
 from adaptive_lora.recommend.material import Material, look_at
 from adaptive_lora.recommend.rates import default_rate
 from adaptive_lora.recommend.real_run import RealRun, real_run
-from adaptive_lora.recommend.sizing import Size, Speed, fitting, largest_bank
+from adaptive_lora.recommend.sizing import Size, Speed, fitting, largest_bank, least_seconds
 from adaptive_lora.recommend.speed import measure_speed, uniform_plan
 from adaptive_lora.recommend.study_text import MARGIN, Question, study_text
 from adaptive_lora.reporting.exported import open_findings
@@ -75,6 +75,14 @@ class Recommendation:
     at_deadline: bool
     """Whether time was up before the study was done."""
     seconds: float
+
+    @property
+    def least_minutes(self) -> float | None:
+        """In which the smallest study fits, at the speed that was measured."""
+        if self.speed is None:
+            return None
+        least = least_seconds(self.speed, self.material.records, self.material.batch_size)
+        return (least + self.speed.start + reserve(least)) / 60
 
 
 @dataclass

@@ -112,6 +112,11 @@ def fitting(seconds: float, speed: Speed, records: int, batch_size: int) -> Size
     return None
 
 
+def least_seconds(speed: Speed, records: int, batch_size: int) -> float:
+    """The time in which the smallest study of the ladder fits."""
+    return min(seconds_of(size_of(*row, records, batch_size), speed) for row in LADDER) / SHARE
+
+
 def _with_more_seeds(size: Size, seconds: float, speed: Speed) -> Size:
     more = replace(size, seeds=min(MOST_SEEDS, size.seeds + (2 if size.strategies else 1)))
     if more == size or seconds_of(more, speed) > SHARE_AT_CAP * seconds:

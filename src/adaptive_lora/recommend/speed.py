@@ -13,7 +13,6 @@ from adaptive_lora.recommend.material import Material
 from adaptive_lora.recommend.sizing import Speed
 from adaptive_lora.recommend.study_text import Question
 from adaptive_lora.study.prepare import open_base, open_records
-from adaptive_lora.study.pricing import PATIENCE, seconds_per_token, timed_update
 from adaptive_lora.study.progress import ProgressListener
 from adaptive_lora.study.targets import encoder_of
 
@@ -32,6 +31,7 @@ def measure_speed(question: Question, material: Material, device: str | None, li
     """Loads the model, trains uniform ranks for some updates and evaluates some records; nothing is kept."""
     import torch
 
+    from adaptive_lora.study.pricing import PATIENCE, seconds_per_token, timed_update
     from adaptive_lora.training.bank import Bank, Member
     from adaptive_lora.training.base import check_device, default_device
     from adaptive_lora.training.options import TrainingOptions
@@ -51,22 +51,23 @@ def measure_speed(question: Question, material: Material, device: str | None, li
     for together in _TOGETHER:
         with Bank(base, [member] * together) as bank:
             times.append(seconds_per_token(bank, timed_update(bank)) * tokens)
-            evaluated = _evaluated(bank, examples, together)
+            evaluated = _evaluated(bank, examples, PATIENCE / 3) / together
         if times[0] * material.batch_size > PATIENCE / 3:
             break  # long passes cost as much side by side
     machine = f"cpu, {torch.get_num_threads()} threads" if base.device.type == "cpu" else str(base.device)
     return Speed(min(times), evaluated, times[0], start, machine)
 
 
-def _evaluated(bank: Bank, examples: Sequence[Example], together: int) -> float:
-    """Seconds a record of one adapter, by more and more records until that takes long enough."""
+def _evaluated(bank: Bank, examples: Sequence[Example], patience: float) -> float:
+    """Seconds a record of the whole bank, by more and more records until that takes long enough."""
     count = 8
     while True:
+        some = examples[:count]
         began = time.perf_counter()
-        bank.evaluate(examples[:count])
+        bank.evaluate(some)
         took = time.perf_counter() - began
-        if took > PATIENCE / 3 or count >= len(examples):
-            return took / min(count, len(examples)) / together
+        if took > patience or count >= len(examples):
+            return took / len(some)
         count *= 2
 
 
