@@ -102,14 +102,14 @@ def _answer(request: Request, folder: Path) -> Recommendation:
     from adaptive_lora.recommend.running import STUDY, Basis, recommend
 
     listener, study = progress_for(err), folder / STUDY
-    with _shown(listener) if isinstance(listener, BarProgress) else contextlib.nullcontext():
+    with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
             found = recommend(request, folder, listener)
         except (KeyboardInterrupt, ScoringError, TrainingError):
             if StudyPaths(study).ledger.is_file():
                 remember(study)
             raise
-    if found.basis is Basis.STUDY:
+    if found.basis is Basis.STUDY and not _page_is_of(StudyPaths(study)):
         from adaptive_lora.reporting.exported import open_findings
         from adaptive_lora.reporting.html.build import write_report
 
@@ -120,10 +120,10 @@ def _answer(request: Request, folder: Path) -> Recommendation:
     return found
 
 
-@contextlib.contextmanager
-def _shown(bars: Any) -> Iterator[None]:
-    with bars:
-        yield
+def _page_is_of(paths: StudyPaths) -> bool:
+    """Whether a study's page is no older than what the ledger has."""
+    ledger = [path for path in paths.folder.glob(f"{paths.ledger.name}*") if not path.name.endswith("-shm")]
+    return paths.report.is_file() and all(p.stat().st_mtime_ns <= paths.report.stat().st_mtime_ns for p in ledger)
 
 
 def to_json(found: Recommendation) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.folder import StudyPaths, make_folder
 from adaptive_lora.study.prepare import check_with_peft
 from adaptive_lora.study.progress import ProgressListener
+from adaptive_lora.study.status import study_status
 from adaptive_lora.study.study_file import parse_study
 
 KEPT, PLAN, PEFT, STUDY = "recommend.json", "plan.json", "peft", "study"
@@ -127,7 +128,7 @@ def recommend(request: Request, out: Path, listener: ProgressListener) -> Recomm
         if size:
             make_folder(out)
             _keep(out, request.question, size, speed, rate)
-    if request.minutes and size and speed:
+    if request.minutes and size and speed and not _is_finished(out):
         _train(request, out, listener, (size, speed, rate), deadline)
     advice, plan = _read(out, request.question, material) if size else (None, None)
     if advice is None or plan is None:
@@ -169,6 +170,10 @@ def _train(
         if not deadline.reached:
             raise
         listener.stage("time is up: saved a checkpoint")
+
+
+def _is_finished(out: Path) -> bool:
+    return StudyPaths(out / STUDY).ledger.is_file() and study_status(out / STUDY).finished
 
 
 def _read(out: Path, question: Question, material: Material) -> tuple[Advice | None, RankPlan | None]:
