@@ -24,6 +24,7 @@ FLOORS = [
     {"measures"},
     {"study"},
     {"foreign"},
+    {"export"},
     {"reporting", "groundtruth"},
     {"recommend"},
     {"api", "doctor"},

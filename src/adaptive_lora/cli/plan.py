@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.cli.snippets import TOOLS, check_tool, paste, save_step_0, saved_plan
 from adaptive_lora.data.encoding import Learn
+from adaptive_lora.errors import UsageError
 from adaptive_lora.planning.outline import DType
 
 if TYPE_CHECKING:
@@ -42,18 +45,29 @@ def plan(
     ] = None,
     to: Annotated[Path | None, typer.Option("--out", help="Write the plan as JSON.")] = None,
     peft: Annotated[Path | None, typer.Option(help="Write PEFT's adapter_config.json into this folder.")] = None,
+    tool: Annotated[
+        str | None,
+        typer.Option("--for", help=f"Print what is pasted into a training tool instead; --out writes it. {TOOLS}."),
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(help="Write the plan's adapter at step 0 into this folder, to be trained on.")
+    ] = None,
+    saved: Annotated[
+        Path | None, typer.Option("--plan", help="Take this saved plan of the model; with --for, --peft or --adapter.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """One rank plan, exactly on its budget: table, heat map, and files for PEFT."""
-    from adaptive_lora.cli.checks import check_place, check_plan, parse_options, parse_targets
+    """One rank plan, exactly on its budget: table, heat map, files for PEFT, text for training tools."""
+    from adaptive_lora.cli.checks import check_plan, parse_options, parse_targets
     from adaptive_lora.data.templates import as_template
-    from adaptive_lora.planning.plan import Scaling
 
+    wanted = Wanted((model, revision), to, peft, adapter, tool, as_json)
     options, modules, named = parse_options(option or ()), parse_targets(targets), as_template(template)
+    _check(wanted, saved, (scaling, reference_scaling))
+    if saved is not None:
+        _give(saved_plan(saved, (model, revision)), wanted)
+        return
     check_plan(strategy, options, budget, data)
-    Scaling(scaling, reference_scaling)  # type: ignore[arg-type]  # which is what it checks
-    check_place(to, "file")
-    check_place(peft, "folder")
 
     from adaptive_lora import api
 
@@ -63,30 +77,72 @@ def plan(
             scaling={"rule": scaling, "reference": reference_scaling}, template=named, learn=learn,
             revision=revision, dtype=dtype, device=device,
         )  # fmt: skip
-    _write(made, to, peft, model, revision)
-    for warning in made.provenance["warnings"]:
+    _give(made, wanted)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made of a plan."""
+
+    model: tuple[str, str | None]
+    """Name and revision."""
+    to: Path | None
+    peft: Path | None
+    adapter: Path | None
+    tool: str | None
+    as_json: bool
+
+
+def _check(wanted: Wanted, saved: Path | None, scaling: tuple[str, float]) -> None:
+    """UsageError for what is wrong whatever the plan is."""
+    from adaptive_lora.cli.checks import check_place
+    from adaptive_lora.planning.plan import Scaling
+
+    Scaling(*scaling)  # type: ignore[arg-type]  # which is what it checks
+    check_place(wanted.to, "file")
+    check_place(wanted.peft, "folder")
+    check_place(wanted.adapter, "folder")
+    if wanted.tool is not None:
+        check_tool(wanted.tool, wanted.adapter)
+    elif saved is not None and wanted.peft is None and wanted.adapter is None:
+        raise UsageError(f"{saved} is a plan already; say what to make of it with --for, --peft or --adapter.")
+
+
+def _give(made: RankPlan, wanted: Wanted) -> None:
+    """Files, warnings, and on stdout the plan or the text for a tool."""
+    from adaptive_lora import api
+
+    _write(made, wanted)
+    for warning in made.provenance.get("warnings", ()):
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    if as_json:
+    if wanted.tool is not None:
+        paste(made, wanted.tool, wanted.model, wanted.adapter, wanted.to, wanted.as_json)
+    elif "plan_seconds" not in made.provenance:  # the plan of a study's run, as it was saved
+        pass
+    elif wanted.as_json:
         print_json(api.plan_json(made))
     else:
         _show(made, api.plan_json(made))
 
 
-def _write(made: RankPlan, to: Path | None, peft: Path | None, model: str, revision: str | None) -> None:
+def _write(made: RankPlan, wanted: Wanted) -> None:
     """The files that were asked for; none of them where PEFT would build something else than the plan."""
     from adaptive_lora.study.prepare import check_with_peft
 
-    if peft:
+    if wanted.peft or wanted.adapter:
         with working("building the plan with PEFT"):
-            check_with_peft(made, model, revision)
-    if to:
-        made.save(to)
-        err.print(f"wrote {to}", markup=False)
-    if peft:
+            check_with_peft(made, *wanted.model)
+    if wanted.to and wanted.tool is None:
+        made.save(wanted.to)
+        err.print(f"wrote {wanted.to}", markup=False)
+    if wanted.peft:
         from adaptive_lora.training.adapter import CONFIG_FILE, save_config
 
-        save_config(made.to_lora_config(), peft)
-        err.print(f"wrote {peft / CONFIG_FILE}", markup=False)
+        save_config(made.to_lora_config(), wanted.peft)
+        err.print(f"wrote {wanted.peft / CONFIG_FILE}", markup=False)
+    if wanted.adapter:
+        save_step_0(made, wanted.adapter, wanted.model)
+        err.print(f"wrote {wanted.adapter}, the plan's adapter at step 0", markup=False)
 
 
 def _show(made: RankPlan, facts: dict[str, Any]) -> None:

@@ -176,12 +176,17 @@ def save_adapter(
     config.revision = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision) else None
     config.inference_mode = True
     save_config(config, folder)
+    (folder / WEIGHTS_FILE).write_bytes(tensors_of(weights))
+
+
+def tensors_of(weights: Mapping[str, tuple[Tensor, Tensor]]) -> bytes:
+    """A and B by full module name as the content of PEFT's file of weights."""
     tensors = {
         tensor_name(name, letter): matrix.contiguous()
         for name, pair in weights.items()
         for letter, matrix in zip("AB", pair, strict=True)
     }
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    return safetensors.torch.save(tensors, {"format": "pt"})
 
 
 def save_config(config: LoraConfig, folder: Path) -> None:

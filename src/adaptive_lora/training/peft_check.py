@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -20,6 +20,9 @@ from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ModuleShape, select_targets
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.training.adapter import WEIGHTS_FILE, detach, lora_layers, tensor_name, verify
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def check_with_peft(model: Any, plan: RankPlan, available: Sequence[ModuleShape], name: str) -> None:
@@ -38,15 +41,18 @@ def check_with_peft(model: Any, plan: RankPlan, available: Sequence[ModuleShape]
         )
 
 
-def built_otherwise(model: Any, plan: RankPlan) -> str | None:
-    """What PEFT does instead of building `plan`; None where it builds the plan as it is written."""
+def built_otherwise(model: Any, plan: RankPlan, config: LoraConfig | None = None) -> str | None:
+    """What PEFT does instead of building `plan`; None where it builds the plan as it is written.
+
+    `config` is what PEFT is given, by default the plan's own.
+    """
     from peft import get_peft_model, get_peft_model_state_dict
 
     try:
         # Its warnings are not needed, as the result is read back; its initial values are not, as they have no memory.
         with torch.random.fork_rng(devices=[]), quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            built = get_peft_model(model, plan.to_lora_config(), low_cpu_mem_usage=True)
+            built = get_peft_model(model, config or plan.to_lora_config(), low_cpu_mem_usage=True)
             verify(lora_layers(built), plan)
             found = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(built).items()}
         return _difference(found, plan)

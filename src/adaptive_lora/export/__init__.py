@@ -1,0 +1,1 @@
+"""Plans and adapters in the forms that other tools read."""
