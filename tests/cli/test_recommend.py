@@ -59,8 +59,24 @@ def test_no_time_says_what_it_rests_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("tool", "first"),
+    [("axolotl", "For Axolotl: "), ("llama-factory", "# uniform"), ("trl", "from peft")],
+)
+def test_a_tool_gets_its_own_text_or_the_file_that_has_it(tool: str, first: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = call("recommend", "--model", "demo", "--minutes", 0, "--for", tool, "--out", out)
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.splitlines()
+    assert lines[lines.index("") + 1].startswith(first)
+    (written,) = out.glob(f"for-{tool}.*")
+    assert "0.003" in written.read_text() and "checked: read back" in " ".join(found.stdout.split())
+    assert lines[-1].endswith(".py") or lines[-1].endswith(".yaml")
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--model", "demo", "--for", "axolotle"), "did you mean 'axolotl'"),
         (("--model", "smollm2"), "give `--data` a file or a hub data set"),
         (("--model", "demo", "--minutes", -1), "`--minutes` is a time from 0 to a month, got -1"),
         (("--model", "demo", "--memory", "much"), "such as 24GB or 80GiB, got 'much'"),

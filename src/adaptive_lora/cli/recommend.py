@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -10,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
 from adaptive_lora.cli.shared import remember
+from adaptive_lora.cli.snippets import TOOLS, check_tool
 from adaptive_lora.errors import ScoringError, TrainingError, UsageError
 from adaptive_lora.study.folder import StudyPaths
 
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     from adaptive_lora.recommend.study_text import Question
 
 _DEMO_DATA = "demo:fine-tuning"
+_LONGEST = 512
+"""Tokens of a text, where nobody says."""
+_LABEL, _WIDEST = 10, 100
+"""Columns of a label, and of a line with it."""
+LONGEST_PASTED = 14
+"""Lines of a tool's text that are shown; of a longer one its file is named."""
 
 
 @app.command()
@@ -36,13 +43,18 @@ def recommend(
         float, typer.Option(help="Time for everything; 0: nothing is trained, by shape and committed studies alone.")
     ] = 30.0,
     memory: Annotated[str | None, typer.Option(help="Of the card that the real run is for, such as 24GB.")] = None,
+    tool: Annotated[
+        str | None, typer.Option("--for", help=f"Also what is pasted into a training tool: {TOOLS}.")
+    ] = None,
     rank: Annotated[
         int | None, typer.Option(help="The middle of the three uniform ranks; default 8, less in tiny models.")
     ] = None,
     targets: Annotated[
         str, typer.Option(help="`all-linear`, `attention`, `mlp`, or module names with commas.")
     ] = "all-linear",
-    max_length: Annotated[int, typer.Option(help="Longest text in tokens.")] = 512,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest text in tokens; default 512, or as many as the model takes.")
+    ] = None,
     template: Annotated[str, typer.Option(help="How a record becomes text: auto, chat, alpaca, ...")] = "auto",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the accelerator where there is one.")
@@ -60,10 +72,12 @@ def recommend(
 
     began = time.monotonic()
     limit = _checked(minutes, memory)
+    if tool is not None:
+        check_tool(tool, None)
     if data is None and model != "demo":
         raise UsageError("`recommend` needs records to train on: give `--data` a file or a hub data set.")
     question = _question(model, data or _DEMO_DATA, targets, rank, max_length, template)
-    request = Request(question, minutes, limit, device, began)
+    request = Request(question, minutes, limit, tool, device, began)
     names = (Path(model).stem if Path(model).exists() else model, Path(question.data).stem)
     folder = to or Path("runs") / slug(f"recommend-{'-'.join(names)}")
     found = _answer(request, folder)
@@ -82,8 +96,8 @@ def _checked(minutes: float, memory: str | None) -> float | None:
     return None if memory is None else parse_memory(memory)
 
 
-def _question(model: str, data: str, targets: str, rank: int | None, max_length: int, template: str) -> Question:
-    """With the rank that suits the model where none was named."""
+def _question(model: str, data: str, targets: str, rank: int | None, max_length: int | None, template: str) -> Question:
+    """With the rank and the length that suit the model where none was named."""
     from adaptive_lora.data.templates import as_template
     from adaptive_lora.recommend.material import middle_rank
     from adaptive_lora.recommend.study_text import Question
@@ -91,9 +105,10 @@ def _question(model: str, data: str, targets: str, rank: int | None, max_length:
     from adaptive_lora.study.targets import targets_of
 
     named = as_template(template)
+    outline = open_outline(model)
     if rank is None:
-        rank = middle_rank(targets_of(open_outline(model), targets.split(",") if "," in targets else targets))
-    return Question(model, data, targets, rank, max_length, named)
+        rank = middle_rank(targets_of(outline, targets.split(",") if "," in targets else targets))
+    return Question(model, data, targets, rank, max_length or outline.within(_LONGEST), named)
 
 
 def _answer(request: Request, folder: Path) -> Recommendation:
@@ -157,6 +172,7 @@ def to_json(found: Recommendation) -> dict[str, Any]:
         },
         "study": found.size and asdict(found.size),
         "snippet": snippet(found.plan, found.material.outline.modules, found.folder / "peft"),
+        "for": found.pasted and {**asdict(found.pasted), "file": str(found.pasted.file)},
         "folder": str(found.folder),
         "at_deadline": found.at_deadline,
         "seconds": found.seconds,
@@ -165,22 +181,26 @@ def to_json(found: Recommendation) -> dict[str, Any]:
 
 def show(found: Recommendation, minutes: float) -> None:
     """The screen: what to take and what to paste come first."""
+    from adaptive_lora.cli.terminal import plain
     from adaptive_lora.recommend.snippet import snippet
     from adaptive_lora.reporting.templating import render
 
     out.print(Text(render("recommend.headline", found), "bold"))
     out.print()
-    code = snippet(found.plan, found.material.outline.modules, found.folder / "peft")
-    out.print(code, markup=False, soft_wrap=True)
+    pasted = found.pasted
+    if pasted and not pasted.own:
+        short = pasted.text.count("\n") <= LONGEST_PASTED
+        out.print(pasted.text.rstrip() if short else render("recommend.pasted", pasted), markup=False, soft_wrap=True)
+    else:
+        code = snippet(found.plan, found.material.outline.modules, found.folder / "peft")
+        out.print(code, markup=False, soft_wrap=True)
     out.print(render("recommend.training", found), markup=False, soft_wrap=True)
     out.print()
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column()
     for label, text in rows(found, minutes):
-        if text:
-            table.add_row(Text(label, "bold"), Text(text))
-    out.print(table)
+        width = min(out.width, _WIDEST) - _LABEL
+        lines = textwrap.wrap(plain(text).plain, width, break_long_words=False, break_on_hyphens=False)
+        for index, line in enumerate(lines):
+            out.print(Text.assemble((("" if index else label).ljust(_LABEL), "bold"), line), soft_wrap=True)
 
 
 def rows(found: Recommendation, minutes: float) -> Iterator[tuple[str, str]]:
@@ -200,8 +220,11 @@ def rows(found: Recommendation, minutes: float) -> Iterator[tuple[str, str]]:
     yield "real run", render("recommend.real", found)
     if found.real.fit is not None:
         yield "memory", render("recommend.card", found.real.fit)
+    if found.pasted:
+        yield "tool", f"{found.pasted.title}: {'; '.join(found.pasted.notes)}."
     yield "rests on", render("recommend.basis", found, minutes)
     for warning in found.material.warnings:
         yield "warning", warning
-    page = StudyPaths(found.folder / STUDY).report
-    yield "files", f"{found.folder / PLAN}, {found.folder / PEFT}{f', {page}' if page.is_file() else ''}"
+    page, text = StudyPaths(found.folder / STUDY).report, found.pasted and found.pasted.file
+    files = [found.folder / PLAN, found.folder / PEFT, text, page if page.is_file() else None]
+    yield "files", ", ".join(str(path) for path in files if path)

@@ -18,6 +18,7 @@ from adaptive_lora.recommend.material import Material, look_at
 from adaptive_lora.recommend.rates import default_rate
 from adaptive_lora.recommend.real_run import RealRun, real_run
 from adaptive_lora.recommend.sizing import Size, Speed, fitting, largest_bank, least_seconds
+from adaptive_lora.recommend.snippet import Pasted, write_for
 from adaptive_lora.recommend.speed import measure_speed, uniform_plan
 from adaptive_lora.recommend.study_text import MARGIN, Question, study_text
 from adaptive_lora.reporting.exported import open_findings
@@ -52,6 +53,8 @@ class Request:
     minutes: float
     memory: float | None = None
     """Bytes of the card that the real run is for."""
+    tool: str | None = None
+    """The training tool whose text is wanted too."""
     device: str | None = None
     began: float = 0.0
     """`time.monotonic()` when the clock was started."""
@@ -71,6 +74,8 @@ class Recommendation:
     real: RealRun
     folder: Path
     """With `KEPT`, `PLAN`, `PEFT` and `STUDY`."""
+    pasted: Pasted | None
+    """For the tool that was named."""
     size: Size | None
     speed: Speed | None
     at_deadline: bool
@@ -136,10 +141,11 @@ def recommend(request: Request, out: Path, listener: ProgressListener) -> Recomm
         advice = _by_default(request.question, advice)
         plan = uniform_plan(material, request.question.rank)
     _write(out, plan, request.question)
+    pasted = request.tool and write_for(request.tool, plan, advice.rate or rate, request.question.model, out)
     real = real_run(material, advice.rank, speed.alone if speed else None, request.question.dtype, request.memory)
     took = time.monotonic() - request.began
     return Recommendation(
-        request.question, basis, advice, plan, advice.rate or rate, material, real, out, size, speed,
+        request.question, basis, advice, plan, advice.rate or rate, material, real, out, pasted or None, size, speed,
         deadline.reached, took,
     )  # fmt: skip
 

@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from adaptive_lora.export.snippets.checking import check
+from adaptive_lora.export.snippets.fragment import snippet as tool_snippet
+from adaptive_lora.files import write_atomically
+from adaptive_lora.models.locate import locate_model
 from adaptive_lora.planning.modules import ModuleShape, matches, role_of
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.reporting.templating import render
+from adaptive_lora.study.prepare import open_outline
 
 _WIDTH = 76
+_OWN = ("peft", "trl")
+"""Tools that take PEFT's configuration as it is, for which `snippet` will do."""
+
+
+@dataclass(frozen=True)
+class Pasted:
+    """The text for a training tool."""
+
+    title: str
+    """What the tool is called."""
+    text: str
+    file: Path
+    where: str
+    """Where it goes, in a sentence."""
+    notes: tuple[str, ...]
+    """What the tool cannot express, and what was checked."""
+    own: bool
+    """Whether it takes PEFT's configuration, which `snippet` has in fewer lines."""
+
+
+def write_for(tool: str, plan: RankPlan, rate: float, model: str, folder: Path) -> Pasted:
+    """Writes the text for a tool into `folder`, read back as the tool does; UsageError where it cannot be."""
+    from adaptive_lora.training.base import meta_model
+
+    available = open_outline(model).modules
+    made = tool_snippet(plan, tool, learning_rate=rate, available=available)
+    notes = [made.concession_sentence] if made.concession_sentence else []
+    notes += check(made, meta_model(model, locate_model(model)), available)
+    file = folder / f"for-{tool}.{'py' if made.trainer.language == 'python' else 'yaml'}"
+    write_atomically(file, made.text)
+    return Pasted(made.trainer.title, made.text, file, made.trainer.paste, tuple(notes), tool in _OWN)
 
 
 def snippet(plan: RankPlan, every: Sequence[ModuleShape], folder: Path) -> str:
