@@ -13,7 +13,18 @@ import pytest
 from adaptive_lora import RankPlan
 from adaptive_lora.errors import DataError, StudyFolderError
 from adaptive_lora.recommend import sizing
-from adaptive_lora.recommend.running import KEPT, PEFT, PLAN, STUDY, Basis, Request, recommend, reserve
+from adaptive_lora.recommend.advice import Advice
+from adaptive_lora.recommend.running import (
+    KEPT,
+    PEFT,
+    PLAN,
+    STUDY,
+    Basis,
+    Request,
+    recommend,
+    reserve,
+    without_runs,
+)
 from adaptive_lora.recommend.study_text import Question
 from adaptive_lora.study import pricing
 from adaptive_lora.study.folder import StudyPaths
@@ -137,3 +148,13 @@ def test_too_few_records_are_refused(question: Question, tmp_path: Path) -> None
     (tmp_path / "few.json").write_text(json.dumps(rows))
     with pytest.raises(DataError, match="has about 20 different records"):
         recommend(asked(replace(question, data=str(tmp_path / "few.json"))), tmp_path / "out", Silent())
+
+
+@pytest.mark.parametrize(("unfinished", "basis"), [(3, Basis.NOTHING_YET), (0, Basis.DIVERGED)])
+def test_a_study_without_a_finished_run_is_out_of_time_or_out_of_rates(unfinished: int, basis: Basis) -> None:
+    advice = Advice(rank=8, strategy="uniform", middle="rank:8", rate=None, unfinished=unfinished)
+    assert without_runs(advice) is basis
+
+
+def test_a_study_that_was_never_begun_is_out_of_time() -> None:
+    assert without_runs(None) is Basis.NOTHING_YET

@@ -215,6 +215,8 @@ def rows(found: Recommendation, minutes: float) -> Iterator[tuple[str, str]]:
         yield "how much" if macro == "half" else "", render(f"recommend.{macro}", neighbour)
     for index, (arm, judged) in enumerate((advice.where or {}).items() if studied else ()):
         yield "" if index else "where", render("recommend.where", arm, judged, advice.margin)
+    if studied and not advice.where:
+        yield "where", "Not tried: the time was too short for a verdict."
     yield "rate", render("recommend.rate_line", found)
     yield "gain", render("recommend.gain", found)
     yield "real run", render("recommend.real", found)

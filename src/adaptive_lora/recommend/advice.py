@@ -76,7 +76,8 @@ class Advice:
     margin: float = 0.0
     frozen_loss: float | None = None
     loss: Interval | None = None
-    """Of uniform at the middle, nats a token of the test records; None where no run has finished."""
+    """Of what is advised, nats a token of the test records; None where no run of uniform ranks at the middle has
+    finished."""
     tried_rates: tuple[float, ...] = ()
     unfinished: int = 0
     """Runs that the study asks for and time did not allow."""
@@ -97,7 +98,8 @@ def advise(found: Findings, margin: float) -> Advice:
     chosen = best_arm(where, neighbours[-1])
     if chosen is not None:
         rank = parse_budget(middle)[1]
-    loss = next((arm.loss for arm in found.arms if (arm.arm, arm.budget) == (UNIFORM, middle)), None)
+    losses = {(arm.arm, arm.budget): arm.loss for arm in found.arms}
+    loss = losses.get((UNIFORM, middle)) and losses.get((chosen or UNIFORM, middle if chosen else f"rank:{rank}"))
     rates = {(arm, budget): rate for arm, budget, rate in found.facts.get("chosen_rates", [])}
     tuned = found.runs[(found.runs["phase"] == "tuning") & found.runs["validation_loss"].notna()]
     return Advice(

@@ -43,6 +43,7 @@ class Basis(StrEnum):
     NOT_ASKED = "no training was asked for"
     TOO_SHORT = "no study fits the time"
     NOTHING_YET = "no run finished in the time"
+    DIVERGED = "every rate diverged"
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def recommend(request: Request, out: Path, listener: ProgressListener) -> Recomm
         _train(request, out, listener, (size, speed, rate), deadline)
     advice, plan = _read(out, request.question, material) if size else (None, None)
     if advice is None or plan is None:
-        basis = Basis.NOTHING_YET if size else basis
+        basis = without_runs(advice) if size else basis
         advice = _by_default(request.question, advice)
         plan = uniform_plan(material, request.question.rank)
     _write(out, plan, request.question)
@@ -148,6 +149,11 @@ def recommend(request: Request, out: Path, listener: ProgressListener) -> Recomm
         request.question, basis, advice, plan, advice.rate or rate, material, real, out, pasted or None, size, speed,
         deadline.reached, took,
     )  # fmt: skip
+
+
+def without_runs(advice: Advice | None) -> Basis:
+    """Of a study without a finished run to compare: it had no time, or nothing is left that could be trained."""
+    return Basis.DIVERGED if advice is not None and not advice.unfinished else Basis.NOTHING_YET
 
 
 def _by_default(question: Question, found: Advice | None) -> Advice:

@@ -75,4 +75,7 @@ def uniform_plan(material: Material, rank: int) -> RankPlan:
     """Equal ranks on the target modules at alpha = 2 r."""
     budget = resolve_budget(f"rank:{rank}", material.modules)
     ranks = spend(material.modules, {m.name: 1.0 for m in material.modules}, budget.parameters)
-    return RankPlan("uniform", budget.parameters, material.modules, ranks, Scaling(reference_rank=rank))
+    facts = {"model": material.outline.name, "budget": f"rank:{rank}"}
+    return RankPlan(
+        "uniform", budget.parameters, material.modules, ranks, Scaling(reference_rank=rank), provenance=facts
+    )
