@@ -6,7 +6,7 @@ import contextlib
 import textwrap
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +17,7 @@ from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.shared import remember
 from adaptive_lora.cli.snippets import TOOLS, check_tool
 from adaptive_lora.errors import ScoringError, TrainingError, UsageError
+from adaptive_lora.planning.outline import DType
 from adaptive_lora.study.folder import StudyPaths
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def recommend(
         int | None, typer.Option(help="Longest text in tokens; default 512, or as many as the model takes.")
     ] = None,
     template: Annotated[str, typer.Option(help="How a record becomes text: auto, chat, alpaca, ...")] = "auto",
+    dtype: Annotated[DType, typer.Option(help="Of the base model's weights while the study trains.")] = "float32",
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the accelerator where there is one.")
     ] = None,
@@ -68,7 +70,7 @@ def recommend(
 
     Ctrl-C saves a checkpoint; the same command goes on, with as much time again."""
     from adaptive_lora.recommend.running import Request
-    from adaptive_lora.recommend.study_text import slug
+    from adaptive_lora.recommend.study_text import Question, slug
 
     began = time.monotonic()
     limit = _checked(minutes, memory)
@@ -76,7 +78,8 @@ def recommend(
         check_tool(tool, None)
     if data is None and model != "demo":
         raise UsageError("`recommend` needs records to train on: give `--data` a file or a hub data set.")
-    question = _question(model, data or _DEMO_DATA, targets, rank, max_length, template)
+    asked = Question(model, data or _DEMO_DATA, targets, rank or 0, max_length or 0, template, dtype)
+    question = _filled_in(asked)
     request = Request(question, minutes, limit, tool, device, began)
     names = (Path(model).stem if Path(model).exists() else model, Path(question.data).stem)
     folder = to or Path("runs") / slug(f"recommend-{'-'.join(names)}")
@@ -96,19 +99,16 @@ def _checked(minutes: float, memory: str | None) -> float | None:
     return None if memory is None else parse_memory(memory)
 
 
-def _question(model: str, data: str, targets: str, rank: int | None, max_length: int | None, template: str) -> Question:
-    """With the rank and the length that suit the model where none was named."""
+def _filled_in(asked: Question) -> Question:
+    """With the rank and the length that suit the model, where they are 0."""
     from adaptive_lora.data.templates import as_template
     from adaptive_lora.recommend.material import middle_rank
-    from adaptive_lora.recommend.study_text import Question
     from adaptive_lora.study.prepare import open_outline
     from adaptive_lora.study.targets import targets_of
 
-    named = as_template(template)
-    outline = open_outline(model)
-    if rank is None:
-        rank = middle_rank(targets_of(outline, targets.split(",") if "," in targets else targets))
-    return Question(model, data, targets, rank, max_length or outline.within(_LONGEST), named)
+    template, outline, targets = as_template(asked.template), open_outline(asked.model), asked.targets
+    rank = asked.rank or middle_rank(targets_of(outline, targets.split(",") if "," in targets else targets))
+    return replace(asked, rank=rank, max_length=asked.max_length or outline.within(_LONGEST), template=template)
 
 
 def _answer(request: Request, folder: Path) -> Recommendation:

@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from adaptive_lora.recommend.evidence import Trial, worth_trying
-from adaptive_lora.study.lock import LEAST_SEEDS
+from adaptive_lora.study.lock import LEAST_AT_A_LOOK, LEAST_SEEDS
 
 BUDGETS = 3
 """Uniform at half of the budget, at it, and at twice of it."""
 TUNING_RUNS = 4
 """Three rates, and one more where the best lies at the end."""
-SHARE, SHARE_AT_CAP = 0.7, 0.95
+SHARE, SHARE_AT_CAP = 0.85, 0.95
 """Of the time there is, what the seeds of the ladder are planned to take, and those that further looks may add:
 machines are not always as fast as in their first seconds, and the deadline ends what goes on too long."""
 MOST_SEEDS = 12
 LADDER = (
     (300, 3, 12), (150, 3, 12), (150, 2, 12), (150, 2, 8), (100, 2, 8), (100, 2, 6), (64, 2, 6), (64, 2, 4), (48, 2, 4),
-    (32, 2, 4), (24, 2, 4), (16, 2, 4), (16, 1, 4), (32, 0, 3), (24, 0, 3), (16, 0, 3), (16, 0, 2), (12, 0, 2),
-    (8, 0, 2),
+    (32, 2, 4), (24, 2, 4), (20, 2, 4), (16, 2, 4), (12, 2, 4), (16, 1, 4), (12, 1, 4), (32, 0, 3), (24, 0, 3),
+    (16, 0, 3), (16, 0, 2), (12, 0, 2), (8, 0, 2),
 )  # fmt: skip
 """(updates, strategies, evaluation seeds) of the studies that are thought of, the best first."""
 TEST, VALIDATION = (32, 400), (16, 100)
@@ -62,10 +62,15 @@ class Size:
     def looks(self) -> tuple[int, ...]:
         """After how many seeds it is judged; none of a study that only describes.
 
-        >>> Size(24, 4, 2, 7, 96, 24, 96).looks, Size(24, 4, 0, 3, 96, 24, 96).looks
-        ((4, 6, 7), ())
+        One at three where there are four: a deadline that takes the last leaves a look behind.
+
+        >>> [Size(24, 4, tried, seeds, 96, 24, 96).looks for tried, seeds in ((2, 8), (2, 4), (0, 3))]
+        [(4, 6, 8), (3, 4), ()]
         """
-        return (*range(LEAST_SEEDS, self.seeds, 2), self.seeds) if self.strategies else ()
+        if not self.strategies:
+            return ()
+        first = LEAST_AT_A_LOOK if self.seeds == LEAST_SEEDS else LEAST_SEEDS
+        return (*range(first, self.seeds, 2), self.seeds)
 
     @property
     def trials(self) -> Sequence[Trial]:

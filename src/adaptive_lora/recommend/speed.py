@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _TRIED = 128
 """Records that are trained and evaluated on."""
-_TOGETHER = (1, 8)
+_MOST_TOGETHER = 8
 """Adapters side by side: many cost less each where a pass is short."""
 _UPDATES = 60
 """More than there is patience for."""
@@ -34,6 +34,7 @@ def measure_speed(question: Question, material: Material, device: str | None, li
     from adaptive_lora.study.pricing import PATIENCE, seconds_per_token, timed_update
     from adaptive_lora.training.bank import Bank, Member
     from adaptive_lora.training.base import check_device, default_device
+    from adaptive_lora.training.memory import members_at_once
     from adaptive_lora.training.options import TrainingOptions
 
     began = time.monotonic()
@@ -48,7 +49,7 @@ def measure_speed(question: Question, material: Material, device: str | None, li
     member = Member(plan=uniform_plan(material, question.rank), options=options, seed=0, examples=examples)
     tokens = sum(len(example.ids) for example in examples) / len(examples)
     times = []
-    for together in _TOGETHER:
+    for together in (1, min(_MOST_TOGETHER, members_at_once(base, [member.plan] * _MOST_TOGETHER))):
         with Bank(base, [member] * together) as bank:
             times.append(seconds_per_token(bank, timed_update(bank)) * tokens)
             evaluated = _evaluated(bank, examples, PATIENCE / 3) / together
