@@ -1,7 +1,8 @@
 """The documentation's pages that are made from the code, so that they cannot say otherwise: a hook of mkdocs.
 
 `make docs` builds all pages. Generated are the key reference of the study file (from its JSON schema), the table of
-strategies (from the registry) and the reference of the commands; CONTRIBUTING and CHANGELOG are the repository's own.
+strategies (from the registry), what is pasted into training tools, and the reference of the commands; CONTRIBUTING and
+CHANGELOG are the repository's own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from adaptive_lora.cli.main import app
+from adaptive_lora.export.snippets.fragment import snippet
+from adaptive_lora.export.snippets.trainers import TRAINERS
+from adaptive_lora.planning.budget import resolve_budget
+from adaptive_lora.planning.modules import ModuleShape
+from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.study.json_schema import study_json_schema
 
@@ -42,7 +48,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Fills in the table of strategies, and leads links out of `docs` to the files that were added."""
     if page.file.src_uri.count("/") == 0:
         markdown = OUTSIDE.sub(r"](repository/\1)", markdown)
-    return markdown.replace("<!-- strategies -->", strategies_table())
+    made = {"strategies": strategies_table, "trainers": trainers_table, "snippets": snippets_text}
+    return re.sub(r"<!-- (strategies|trainers|snippets) -->", lambda found: made[found.group(1)](), markdown)
 
 
 def pages() -> dict[str, str]:
@@ -70,6 +77,49 @@ def strategies_table() -> str:
             yield f"`{name}`", strategy.summary, needs, strategy.source
 
     return table("strategy", "what it does", "measured", "source", rows=rows())
+
+
+def trainers_table() -> str:
+    """Every training tool: what it can say of a plan, in which version, and how that is known."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for name, trainer in TRAINERS.items():
+            alphas = ", whole alphas" if trainer.whole_alphas else ""
+            adapter = f"by `{trainer.continues}`" if trainer.continues else ""
+            says = trainer.expresses + alphas
+            yield f"`{name}`", f"{trainer.title} {trainer.version}", says, adapter, trainer.seen, trainer.evidence
+
+    return table("`--for`", "tool", "can say", "trains an adapter on", "known by", "where", rows=rows())
+
+
+def snippets_text() -> str:
+    """For every training tool what is pasted for one small plan."""
+    modules = [
+        ModuleShape(f"model.layers.{block}.{role}", kind, block, d_in, d_out)
+        for block in (0, 1)
+        for role, kind, d_in, d_out in (
+            ("self_attn.q_proj", "attention", 64, 64),
+            ("self_attn.v_proj", "attention", 64, 32),
+            ("mlp.gate_proj", "mlp", 64, 160),
+            ("mlp.up_proj", "mlp", 64, 160),
+            ("mlp.down_proj", "mlp", 160, 64),
+        )
+    ]
+    adapted = tuple(modules[:1] + modules[2:])
+    strategy, budget = STRATEGIES["linear-decay"], resolve_budget("rank:4", adapted)
+    ranks = strategy.allocate(adapted, {}, budget.parameters, strategy.options())
+    plan = RankPlan(
+        strategy.name, budget.parameters, adapted, ranks, Scaling(reference_rank=budget.reference_rank),
+        provenance={"budget": budget.text}, left_out=(modules[1],),
+    )  # fmt: skip
+    text = []
+    for name, trainer in TRAINERS.items():
+        made = snippet(plan, name, available=modules, learning_rate=3e-4)
+        text.append(f"### {trainer.title}\n\n```{trainer.language}\n{made.text}```\n")
+        if trainer.continues and trainer.expresses != "any ranks":
+            told = snippet(plan, name, adapter="my-adapter", learning_rate=3e-4).text
+            text.append(f"The plan itself, with `--adapter my-adapter`:\n\n```yaml\n{told}```\n")
+    return "\n".join(text)
 
 
 def study_file_reference(schema: Schema) -> str:

@@ -8,14 +8,16 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import typer
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from adaptive_lora.cli.main import app
+from adaptive_lora.export.snippets.trainers import TRAINERS
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.study.json_schema import study_json_schema
 from adaptive_lora.study.study_file import parse_study
@@ -127,6 +129,26 @@ def test_references_have_every_key_every_option_every_strategy_and_every_verb(pa
     verbs = pages.commands_reference()
     assert "## data profile\n" in verbs and "| `--strategy` | `uniform` |" in verbs and "## schema\n" in verbs
     assert "Missing" not in verbs and "None" not in verbs
+
+
+def test_every_training_tool_is_in_the_table_and_has_its_text(pages: ModuleType) -> None:
+    table, text = pages.trainers_table(), pages.snippets_text()
+    for name, trainer in TRAINERS.items():
+        assert f"| `{name}` | {trainer.title} {trainer.version} |" in table
+        (body,) = re.findall(rf"^### {trainer.title}\n\n```{trainer.language}\n(.*?)^```$", text, flags=re.S | re.M)
+        compile(body, name, "exec") if trainer.language == "python" else YAML(typ="safe").load(body)
+        assert body.startswith("# linear-decay, rank:4: 9 modules, 1 left out") is (trainer.expresses == "any ranks")
+    markdown = pages.on_page_markdown(
+        TEXT["docs/training-tools.md"], SimpleNamespace(file=SimpleNamespace(src_uri="x.md"))
+    )
+    assert table in markdown and text in markdown and "<!--" not in markdown
+
+
+def test_python_of_the_page_on_training_tools_runs() -> None:
+    (code,) = blocks("docs/training-tools.md", "python")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["made"].concession is None and "learning_rate: 0.0003\n" in names["made"].text
 
 
 def test_the_site_is_built_strictly_and_fetches_nothing(tmp_path: Path) -> None:

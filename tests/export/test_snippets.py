@@ -57,6 +57,8 @@ def by_peft(given: Mapping[str, Any], modules: tuple[ModuleShape, ...]) -> Reali
         return next((v for key, v in pattern.items() if re.match(rf"(.*\.)?({key})$", name)), otherwise)
 
     assert not given.get("use_rslora")
+    keys = [*given.get("rank_pattern", {}), *given.get("alpha_pattern", {})]
+    assert all(key.startswith("^") and "\\." in key for key in keys if "." in key)  # or `h.1` is also in `h.11`
     found = {}
     for m in modules:
         if any(m.name == target or m.name.endswith(f".{target}") for target in given["target_modules"]):
@@ -201,6 +203,14 @@ def test_the_best_that_a_tool_with_one_rank_can_say(tool: str, plan: RankPlan, b
     assert f"In place of by-hand: {made.trainer.title} has one rank for all modules" in comments and spent in comments
 
 
+@pytest.mark.parametrize("rule", ["constant", "rslora", "alpha-over-r"])
+def test_one_rank_everywhere_has_the_reference_scaling_whatever_the_rule(rule: str, base: FrozenBase) -> None:
+    """A uniform plan is the same run under all three rules."""
+    made = snippet(pasted_plan(base.outline.modules, rule), "llama-factory")
+    keys = yaml.safe_load(made.text)
+    assert keys["lora_alpha"] == 2 * keys["lora_rank"] != 2 * 4  # the plan's own reference is rank 4
+
+
 @pytest.mark.parametrize("tool", TRAINERS)
 def test_a_uniform_plan_can_be_said_everywhere(tool: str, model_folders: dict[str, Path]) -> None:
     modules = load_base("llama", model_folders["llama"]).outline.modules
@@ -229,12 +239,12 @@ def test_every_text_is_built_on_the_model_and_a_changed_one_is_refused(
     modules = base.outline.modules
     made = snippet(pasted_plan(modules), tool, available=modules)
     made = replace(made, trainer=replace(made.trainer, package="no-such-package-here"))
-    said, loaded = check(made, base.model, modules)
+    said, loaded = check(made, lambda: base.model, modules)
     assert said.startswith("checked: read back") and loaded.endswith("it is not installed")
     assert not any("lora" in name for name, _ in base.model.named_modules())
     wrong = replace(made, text=_changed(made))
     with pytest.raises(PlanError, match=r"would (not train this plan|give)"):
-        check(wrong, base.model, modules)
+        check(wrong, lambda: base.model, modules)
 
 
 def _changed(made: Snippet) -> str:

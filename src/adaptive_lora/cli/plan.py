@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
-from adaptive_lora.cli.snippets import TOOLS, check_tool, paste, save_step_0, saved_plan
+from adaptive_lora.cli.snippets import TOOLS, check_tool, paste, rate_of, save_step_0, saved_plan
 from adaptive_lora.data.encoding import Learn
 from adaptive_lora.errors import UsageError
 from adaptive_lora.planning.outline import DType
@@ -65,7 +65,7 @@ def plan(
     options, modules, named = parse_options(option or ()), parse_targets(targets), as_template(template)
     _check(wanted, saved, (scaling, reference_scaling))
     if saved is not None:
-        _give(saved_plan(saved, (model, revision)), wanted)
+        _give(saved_plan(saved, (model, revision)), wanted, rate_of(saved))
         return
     check_plan(strategy, options, budget, data)
 
@@ -108,15 +108,15 @@ def _check(wanted: Wanted, saved: Path | None, scaling: tuple[str, float]) -> No
         raise UsageError(f"{saved} is a plan already; say what to make of it with --for, --peft or --adapter.")
 
 
-def _give(made: RankPlan, wanted: Wanted) -> None:
-    """Files, warnings, and on stdout the plan or the text for a tool."""
+def _give(made: RankPlan, wanted: Wanted, rate: float | None = None) -> None:
+    """Files, warnings, and on stdout the plan or the text for a tool, with its learning rate where one is known."""
     from adaptive_lora import api
 
     _write(made, wanted)
     for warning in made.provenance.get("warnings", ()):
         err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     if wanted.tool is not None:
-        paste(made, wanted.tool, wanted.model, wanted.adapter, wanted.to, wanted.as_json)
+        paste(made, wanted.tool, wanted.model, wanted.adapter, (wanted.to, wanted.as_json), rate)
     elif "plan_seconds" not in made.provenance:  # the plan of a study's run, as it was saved
         pass
     elif wanted.as_json:

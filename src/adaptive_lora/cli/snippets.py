@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +43,19 @@ def saved_plan(path: Path, model: tuple[str, str | None]) -> RankPlan:
     return plan if "model" in plan.provenance else replace(plan, provenance={**plan.provenance, "model": model[0]})
 
 
+def rate_of(path: Path) -> float | None:
+    """The learning rate that the plan of a study's run was trained with; None for a plan that lies elsewhere."""
+    from adaptive_lora.study.folder import StudyPaths
+    from adaptive_lora.study.open_ledger import open_to_read
+
+    run = path.absolute().parent
+    adapters = run.parent
+    if adapters.name != "adapters" or not StudyPaths(adapters.parent).ledger.is_file():
+        return None
+    with contextlib.closing(open_to_read(adapters.parent)) as ledger:
+        return next((float(found["learning_rate"]) for found in ledger.runs() if found["run_id"] == run.name), None)
+
+
 def save_step_0(plan: RankPlan, folder: Path, model: tuple[str, str | None]) -> None:
     """The plan's adapter at step 0, which names the model as other tools find it."""
     from adaptive_lora.export.snippets import step_0
@@ -52,16 +65,23 @@ def save_step_0(plan: RankPlan, folder: Path, model: tuple[str, str | None]) -> 
 
 
 def paste(
-    plan: RankPlan, tool: str, model: tuple[str, str | None], adapter: Path | None, to: Path | None, as_json: bool
+    plan: RankPlan,
+    tool: str,
+    model: tuple[str, str | None],
+    adapter: Path | None,
+    where: tuple[Path | None, bool],
+    rate: float | None = None,
 ) -> None:
-    """Prints the text for `tool`, or writes it into `to`; nothing where the tool would train another plan.
+    """Prints the text for `tool`; nothing where the tool would train another plan.
 
-    `model` is its name and revision. What was checked, and what the tool cannot express, is said on stderr.
+    `model` is its name and revision, `where` a file to write it into and whether to print JSON. What was checked, and
+    what the tool cannot express, is said on stderr.
     """
     from adaptive_lora.study.prepare import open_outline
 
-    available = open_outline(*model).modules
-    made = snippet(plan, tool, adapter=None if adapter is None else str(adapter), available=available)
+    to, as_json = where
+    at = None if adapter is None else str(adapter)
+    made = snippet(plan, tool, learning_rate=rate, adapter=at, available=open_outline(*model).modules)
     with working(f"reading the text back as {made.trainer.title} does"):
         checked = _checked(made, model)
     if made.concession:
@@ -82,12 +102,14 @@ def _checked(made: Snippet, model: tuple[str, str | None]) -> list[str]:
     from adaptive_lora.models.locate import locate_model
     from adaptive_lora.study.prepare import open_outline
 
-    if importlib.util.find_spec("peft") is None or importlib.util.find_spec("torch") is None:
-        return ["not checked here: torch and PEFT are not installed (pip install 'adaptive-lora[train]')"]
-    from adaptive_lora.training.base import meta_model
-
     name, revision = model
-    return check(made, meta_model(name, locate_model(name, revision), revision), open_outline(name, revision).modules)
+
+    def opened() -> Any:
+        from adaptive_lora.training.base import meta_model
+
+        return meta_model(name, locate_model(name, revision), revision)
+
+    return check(made, opened, open_outline(name, revision).modules)
 
 
 def _as_json(made: Snippet, checked: list[str]) -> dict[str, Any]:

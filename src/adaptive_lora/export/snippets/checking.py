@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adaptive_lora.errors import PlanError
@@ -20,14 +21,18 @@ _LONGEST_LOAD = 300
 """Seconds that a tool may take to be imported."""
 
 
-def check(snippet: Snippet, model: Any, available: Sequence[ModuleShape]) -> list[str]:
+def check(snippet: Snippet, opened: Callable[[], Any], available: Sequence[ModuleShape]) -> list[str]:
     """What was checked, in sentences; PlanError where the tool would train another plan than `snippet.plan`.
 
-    `model` is on the meta device or has its weights, and is afterwards as it was; `available` are its modules.
+    `opened` gives the model, with its weights or on the meta device, for tools that train with PEFT; it is afterwards
+    as it was. `available` are its modules.
     """
     arguments = peft_arguments(snippet)
-    said = _by_counting(snippet, available) if arguments is None else _by_building(snippet, model, arguments)
-    return [said, load(snippet)]
+    if arguments is None:
+        return [_by_counting(snippet, available), load(snippet)]
+    if not all(importlib.util.find_spec(name) for name in ("torch", "peft")):
+        return ["not checked here: torch and PEFT are not installed (pip install 'adaptive-lora[train]')"]
+    return [_by_building(snippet, opened(), arguments), load(snippet)]
 
 
 def _by_building(snippet: Snippet, model: Any, arguments: dict[str, Any]) -> str:

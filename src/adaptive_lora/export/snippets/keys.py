@@ -26,8 +26,8 @@ def _axolotl(plan: RankPlan, trainer: Trainer, available: Modules) -> Keys:
         "lora_dropout": 0.0,
         "peft_use_rslora": False,
         "lora_target_modules": [Name(m.name) for m in plan.modules],
-        "lora_rank_pattern": {_pattern(name): rank for name, rank in plan.ranks.items()},
-        "lora_alpha_pattern": {_pattern(name): whole(plan.alpha_of(name)) for name in plan.ranks},
+        "lora_rank_pattern": {_pattern(m.name): plan.ranks[m.name] for m in plan.modules},
+        "lora_alpha_pattern": {_pattern(m.name): whole(plan.alpha_of(m.name)) for m in plan.modules},
     }
     if any(m.fan_in_fan_out for m in plan.modules):
         keys["lora_fan_in_fan_out"] = True
@@ -140,4 +140,4 @@ def _shortest_names(plan: RankPlan, available: Modules) -> list[str]:
     """The modules by what they are in a block where that names them and no others of the model, else in full."""
     roles = list(dict.fromkeys(role_of(m.name) for m in plan.modules))
     chosen = {m.name for m in available or () if any(matches(m, role) for role in roles)}
-    return roles if chosen == set(plan.ranks) else list(plan.ranks)
+    return roles if chosen == set(plan.ranks) else [m.name for m in plan.modules]
