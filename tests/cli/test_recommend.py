@@ -89,6 +89,14 @@ def test_what_cannot_be_is_said_before_torch_is_imported(arguments: tuple[object
     assert "torch" not in found.stderr.splitlines()[-1]
 
 
+def test_a_tool_that_cannot_take_the_plan_does_not_hide_the_answer(tmp_path: Path) -> None:
+    found = call("recommend", "--model", "demo", "--minutes", 0, "--for", "torchtune", "--out", tmp_path / "out")
+    assert found.exit_code == 0, found.output
+    assert "LoraConfig" in found.stdout and "torchtune: torchtune 0.6.1 has no name for" in " ".join(
+        found.stdout.split()
+    )
+
+
 def test_a_rank_without_room_for_its_double_is_refused(tmp_path: Path) -> None:
     found = call("recommend", "--model", "demo", "--rank", 100, "--minutes", 0, "--out", tmp_path / "out")
     assert found.exit_code == 2 and "an even number from 2 to 64" in found.stderr

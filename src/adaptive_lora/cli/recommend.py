@@ -172,7 +172,7 @@ def to_json(found: Recommendation) -> dict[str, Any]:
         },
         "study": found.size and asdict(found.size),
         "snippet": snippet(found.plan, found.material.outline.modules, found.folder / "peft"),
-        "for": found.pasted and {**asdict(found.pasted), "file": str(found.pasted.file)},
+        "for": found.pasted and {**asdict(found.pasted), "file": found.pasted.file and str(found.pasted.file)},
         "folder": str(found.folder),
         "at_deadline": found.at_deadline,
         "seconds": found.seconds,
@@ -223,7 +223,7 @@ def rows(found: Recommendation, minutes: float) -> Iterator[tuple[str, str]]:
     if found.real.fit is not None:
         yield "memory", render("recommend.card", found.real.fit)
     if found.pasted:
-        yield "tool", f"{found.pasted.title}: {'; '.join(found.pasted.notes)}."
+        yield "tool", f"{found.pasted.title}: {'; '.join(note.rstrip('.') for note in found.pasted.notes)}."
     yield "rests on", render("recommend.basis", found, minutes)
     for warning in found.material.warnings:
         yield "warning", warning

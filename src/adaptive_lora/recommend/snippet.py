@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adaptive_lora.errors import UsageError
 from adaptive_lora.export.snippets.checking import check
 from adaptive_lora.export.snippets.fragment import snippet as tool_snippet
+from adaptive_lora.export.snippets.trainers import find_trainer
 from adaptive_lora.files import write_atomically
 from adaptive_lora.models.locate import locate_model
 from adaptive_lora.planning.modules import ModuleShape, matches, role_of
@@ -27,23 +29,31 @@ class Pasted:
     title: str
     """What the tool is called."""
     text: str
-    file: Path
+    file: Path | None
+    """None where the tool cannot take the plan."""
     where: str
     """Where it goes, in a sentence."""
     notes: tuple[str, ...]
     """What the tool cannot express, and what was checked."""
     own: bool
-    """Whether it takes PEFT's configuration, which `snippet` has in fewer lines."""
+    """Whether `snippet` will do or has to: the tool takes PEFT's configuration, or nothing of the plan."""
 
 
 def write_for(tool: str, plan: RankPlan, rate: float, model: str, folder: Path) -> Pasted:
-    """Writes the text for a tool into `folder`, read back as the tool does; UsageError where it cannot be."""
+    """Writes the text for a tool into `folder`, read back as the tool does; where that cannot be, a note says why.
+
+    It comes after all training, so that what the tool cannot take must not hide the answer.
+    """
     from adaptive_lora.training.base import meta_model
 
     available = open_outline(model).modules
-    made = tool_snippet(plan, tool, learning_rate=rate, available=available)
+    try:
+        made = tool_snippet(plan, tool, learning_rate=rate, available=available)
+        checked = check(made, lambda: meta_model(model, locate_model(model)), available)
+    except UsageError as error:
+        return Pasted(find_trainer(tool).title, "", None, "", (str(error),), own=True)
     notes = [made.concession_sentence] if made.concession_sentence else []
-    notes += check(made, meta_model(model, locate_model(model)), available)
+    notes += checked
     file = folder / f"for-{tool}.{'py' if made.trainer.language == 'python' else 'yaml'}"
     write_atomically(file, made.text)
     return Pasted(made.trainer.title, made.text, file, made.trainer.paste, tuple(notes), tool in _OWN)
