@@ -19,7 +19,7 @@ from tests.conftest import mixed_plan
 
 
 def material(outline: ModelOutline, records: int = 4000) -> Material:
-    return Material(outline, outline.modules, records, 100.0, 300, 0.0, ())
+    return Material(outline, outline.modules, records, 100.0, 300, ())
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from adaptive_lora import RankPlan
 from adaptive_lora.errors import DataError, StudyFolderError
 from adaptive_lora.recommend import sizing
 from adaptive_lora.recommend.advice import Advice
+from adaptive_lora.recommend.material import look_at
 from adaptive_lora.recommend.running import (
     KEPT,
     PEFT,
@@ -141,6 +142,12 @@ def test_another_question_in_the_same_folder_is_refused(question: Question, tmp_
     (out / KEPT).unlink()
     with pytest.raises(StudyFolderError, match="did not begin"):
         recommend(asked(question), out, Silent())
+
+
+def test_answers_that_are_cut_are_told(question: Question) -> None:
+    assert look_at(question).warnings == ()
+    (warning,) = look_at(replace(question, max_length=16)).warnings
+    assert "of the answers are cut at 16 tokens" in warning
 
 
 def test_too_few_records_are_refused(question: Question, tmp_path: Path) -> None:

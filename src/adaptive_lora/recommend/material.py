@@ -17,6 +17,8 @@ from adaptive_lora.study.targets import context_warnings, targets_of, warnings_o
 
 SAMPLE = 256
 """Records whose lengths stand for all."""
+WORTH_SAYING = 0.05
+"""Share of answers that are cut, from which on it is."""
 SHORT = 64
 """Tokens a record on average below which an update takes eight records instead of four."""
 
@@ -34,8 +36,6 @@ class Material:
     """A record's, on average."""
     longest: int
     """Tokens of the longest record seen."""
-    cut: float
-    """Share of records whose answer is cut at the longest text allowed."""
     warnings: tuple[str, ...]
 
     @property
@@ -66,7 +66,9 @@ def look_at(question: Question) -> Material:
     lengths = [len(example.ids) for example in usable]
     warnings = [*warnings_of(outline, modules, ["uniform"]), *context_warnings(outline, question.max_length)]
     cut = sum(example.truncated for example in usable) / len(usable)
-    return Material(outline, modules, records, statistics.fmean(lengths), max(lengths), cut, tuple(warnings))
+    if cut > WORTH_SAYING:
+        warnings.append(f"{cut:.0%} of the answers are cut at {encoder.max_length} tokens; `--max-length` takes more.")
+    return Material(outline, modules, records, statistics.fmean(lengths), max(lengths), tuple(warnings))
 
 
 def check_rank(rank: int, modules: tuple[ModuleShape, ...]) -> None:
