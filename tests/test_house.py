@@ -26,6 +26,7 @@ FLOORS = [
     {"foreign"},
     {"export"},
     {"reporting", "groundtruth"},
+    {"recommend"},
     {"api", "doctor"},
     {"cli"},
 ]

@@ -7,11 +7,26 @@ from typing import Annotated
 
 import typer
 
-from adaptive_lora.cli import adapter, data, doctor, export, fetch, init, judge, plan, reading, run, strategies
+from adaptive_lora.cli import (
+    adapter,
+    data,
+    doctor,
+    export,
+    fetch,
+    init,
+    judge,
+    plan,
+    reading,
+    recommend,
+    run,
+    strategies,
+)
 from adaptive_lora.cli.app import app
 
-__all__ = ["adapter", "app", "data", "doctor", "export", "fetch", "init", "judge", "main", "plan", "reading", "run",
-           "strategies"]  # fmt: skip
+__all__ = [
+    "adapter", "app", "data", "doctor", "export", "fetch", "init", "judge", "main", "plan", "reading", "recommend",
+    "run", "strategies",
+]  # fmt: skip
 
 
 def _print_version(asked: bool) -> None:

@@ -190,8 +190,13 @@ class Findings:
 
     @property
     def tuned(self) -> bool:
-        """Whether learning rates were chosen on validation."""
-        return bool((self.runs["phase"] == Phase.TUNING).any())
+        """Whether each arm's learning rate was chosen on validation; not where one was, for all (`tune: shared`)."""
+        return not self.tuning_is_shared and bool((self.runs["phase"] == Phase.TUNING).any())
+
+    @property
+    def tuning_is_shared(self) -> bool:
+        """Whether the baseline's rate at the first budget is that of all arms."""
+        return bool(self.facts["spec"]["train"].get("tune") == "shared")
 
     @property
     def tuned_by_baseline(self) -> bool:

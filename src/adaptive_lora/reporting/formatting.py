@@ -178,9 +178,29 @@ def sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:].rstrip('.')}."
 
 
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, then minutes, from two hours on hours.
+
+    >>> duration(41.4), duration(700.0), duration(9000.0)
+    ('41 s', '12 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def gigabytes(size: float) -> str:
+    """Bytes, in two digits or so.
+
+    >>> gigabytes(2.4e10), gigabytes(1.234e9), gigabytes(1.2e8)
+    ('24 GB', '1.2 GB', '0.12 GB')
+    """
+    return f"{size / 1e9:.0f} GB" if size >= 9.95e9 else f"{size / 1e9:.2g} GB"
+
+
 _WRITERS = (
     formatted, interval_ends, interval_mean, signed, magnitude, percent, rate, counted, agreeing, listed, comma,
-    number_range, significant, sentence,
+    number_range, significant, sentence, duration, gigabytes,
 )  # fmt: skip
 FILTERS: Mapping[str, Callable[..., str]] = {writer.__name__: writer for writer in _WRITERS}
 """Name -> filter of every template: `{{ 3 | counted("seed") }}`."""

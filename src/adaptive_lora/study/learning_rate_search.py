@@ -18,7 +18,9 @@ from adaptive_lora.study.ledger import BASE, Ledger
 from adaptive_lora.study.matrix import CellKey, Rates, StudyMatrix
 from adaptive_lora.study.tuning import Edge, TuningResult
 
-__all__ = ["BaselineSearch", "Edge", "LearningRateSearch", "Search", "TuningLosses", "edges", "search_of"]
+__all__ = [
+    "BaselineSearch", "Edge", "LearningRateSearch", "Search", "SharedSearch", "TuningLosses", "edges", "search_of",
+]  # fmt: skip
 
 TuningLosses = dict[CellKey, dict[float, list[float | None]]]
 """(arm, budget) -> rate -> validation loss of each tuning seed, None where the run diverged."""
@@ -94,13 +96,47 @@ class LearningRateSearch:
         return self.matrix.counts(self.grid, self.untrainable, self.matrix.first_seeds)
 
 
+@dataclass(frozen=True)
+class SharedSearch(LearningRateSearch):
+    """A search by `tune: shared`: the grid for the baseline at the first budget, whose best rate every cell has."""
+
+    @property
+    def first(self) -> CellKey:
+        """The one cell that is tuned."""
+        return self.matrix.baseline.name, self.matrix.spec.budgets[0]
+
+    @functools.cached_property
+    def chosen(self) -> Rates:
+        """Every cell's, once the one is known; empty where every rate diverged."""
+        if fixed := self.matrix.fixed_rates:
+            return fixed
+        rate = best_rate(self.losses(self.grid).get(self.first, {}))
+        return {} if rate is None else {cell.key: rate for cell in self.matrix.cells}
+
+    @property
+    def untrainable(self) -> set[CellKey]:
+        """All cells, where the one diverged at every rate of the grid."""
+        failed = not self.matrix.fixed_rates and self.first in self.losses(self.grid) and not self.chosen
+        return {cell.key for cell in self.matrix.cells} if failed else set()
+
+    @property
+    def asked(self) -> dict[CellKey, tuple[float, ...]]:
+        """The one cell's rates."""
+        return {self.first: self.grid}
+
+    def expected_runs(self) -> dict[Phase, int]:
+        """As of every search."""
+        return self.matrix.counts(self.asked, self.untrainable, self.matrix.first_seeds)
+
+
 Search = LearningRateSearch | BaselineSearch
 
 
 def search_of(matrix: StudyMatrix, ledger: Ledger) -> Search:
     """The search of a study as its ledger has it now, by the way of tuning that its file names."""
-    if matrix.spec.train.tune == "every-arm":
-        return LearningRateSearch(matrix, ledger.tuning_results())
+    if matrix.spec.train.tune != "baseline":
+        kind = LearningRateSearch if matrix.spec.train.tune == "every-arm" else SharedSearch
+        return kind(matrix, ledger.tuning_results())
     base = ledger.totals().get((BASE, "validation"))
     return BaselineSearch(matrix, ledger.tuning_results(), base["nll"] / base["tokens"] if base else None)
 

@@ -167,10 +167,10 @@ class StudyMatrix:
 
     def tuning_runs(self, grid: Sequence[float] | Mapping[CellKey, Collection[float]] | None = None) -> Iterator[Run]:
         """Every cell at every rate of the grid, or of its own, with every tuning seed; none where there is one rate and
-        so no choice. By default the rates of the study file, or what `tune: baseline` asks for at least."""
+        so no choice. By default the rates of the study file, or what its way of tuning asks for at least."""
         if not self.fixed_rates:
             by_cell = grid if isinstance(grid, Mapping) else None
-            if grid is None and self.spec.train.tune == "baseline":
+            if grid is None and self.spec.train.tune != "every-arm":
                 by_cell = first_rates(self)
             for cell in self.cells:
                 same = self.start if grid is None or isinstance(grid, Mapping) else grid
@@ -238,12 +238,14 @@ class StudyMatrix:
 
 
 def first_rates(matrix: StudyMatrix) -> dict[CellKey, tuple[float, ...]]:
-    """Cell -> as many rates as `tune: baseline` tries there where no first guess is far off; for counting.
+    """Cell -> as many rates as are tried there where no first guess is far off; for counting.
 
-    The baseline at the rates it starts from; every arm at the two beside the rate that is found; controls at none, as
-    theirs follow from others.
+    By `tune: shared` the grid for the baseline at the first budget. By `tune: baseline` the baseline at the rates it
+    starts from; every arm at the two beside the rate that is found; controls at none, as theirs follow from others.
     """
     start = matrix.start
+    if matrix.spec.train.tune == "shared":
+        return {(matrix.baseline.name, matrix.spec.budgets[0]): start}
     low, _, high = around(start[len(start) // 2])
     first = matrix.cells[0].budget
     found: dict[CellKey, tuple[float, ...]] = {}

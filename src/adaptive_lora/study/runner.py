@@ -11,6 +11,7 @@ import platform
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,21 @@ from adaptive_lora.study.study_file import Study, exported_text, portable_text
 from adaptive_lora.study.tuning import added_rates
 from adaptive_lora.study.twins import check_twins
 
-__all__ = ["ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
+__all__ = ["Limits", "ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
 
 _SIDES = ("there", "here")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a caller bounds of a study's run; none of it changes a result."""
+
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked after every update: where it says yes, the study saves a checkpoint and ends as by Ctrl-C."""
+    largest_bank: int | None = None
+    """Most runs trained together. Results appear when a bank ends, so that small ones leave more behind at a stop."""
+
+
 _ENGINES: Mapping[str, type[Engine]] = {"bank": BankEngine, "reference": ReferenceEngine}
 
 
@@ -53,6 +66,7 @@ def run_study(
     device: str | None = None,
     checkpoint_seconds: float = 30.0,
     deviation: str | None = None,
+    limits: Limits | None = None,
 ) -> StudyStatus:
     """Trains what is missing of `study` in the folder `out`, and returns its status.
 
@@ -64,7 +78,7 @@ def run_study(
     KeyboardInterrupt after saving a checkpoint; ScoringError where a command of the study's own gives no scores. Runs
     that fail are recorded and tried again by the next call; the others go on.
     """
-    listener = listener or Silent()
+    listener, limits = listener or Silent(), limits or Limits()
     check_decidable(study)
     check_trackers(study)
     check_command(study)
@@ -89,8 +103,9 @@ def run_study(
             write_atomically(out / name, text)
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)
         engine = _ENGINES[study.spec.engine](
-            prepared, ledger, StudyPaths(out), listener, stop, checkpoint_seconds, trackers
-        )
+            prepared, ledger, StudyPaths(out), listener, lambda: stop() or limits.should_stop(), checkpoint_seconds,
+            trackers, limits.largest_bank,
+        )  # fmt: skip
         engine.evaluate_base()
         search = _tune(engine)
         _set_aside(prepared, ledger)  # by the rates that are chosen now

@@ -63,7 +63,7 @@ class BankEngine(Engine):
         self.ledger.set_facts({"bank_check": {"here": here, **asdict(found)}})
 
     def train(self, pending: Mapping[str, Run]) -> None:
-        waiting = dict(pending)
+        waiting, most = dict(pending), min(_LARGEST_BANK, self.largest_bank or _LARGEST_BANK)
         for before in read_compositions(self.paths.bank):
             again = {run_id: waiting.pop(run_id) for run_id in before.members if run_id in waiting}
             if again:
@@ -71,7 +71,7 @@ class BankEngine(Engine):
             elif all(self.ledger.status_of(run_id).is_finished for run_id in before.members):
                 replace_composition(self.paths.bank, before)  # all results stored, but killed before it was cleaned up
         while waiting:
-            some = {run_id: waiting.pop(run_id) for run_id in list(waiting)[:_LARGEST_BANK]}
+            some = {run_id: waiting.pop(run_id) for run_id in list(waiting)[:most]}
             runs = self._bank_runs(some)
             size = members_at_once(self.prepared.base, [run.plan for run in runs])
             for at in range(0, len(runs), size):

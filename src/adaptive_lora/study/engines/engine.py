@@ -48,6 +48,8 @@ class Engine:
     should_stop: Callable[[], bool]
     checkpoint_seconds: float
     trackers: Trackers = field(default_factory=Trackers)
+    largest_bank: int | None = None
+    """Most runs trained together; None leaves it to the engine."""
     tally: Tally = field(default_factory=Tally)
 
     def run_all(self, runs: Sequence[Run], expected: int) -> None:
