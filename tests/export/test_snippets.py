@@ -312,7 +312,7 @@ def test_no_name_leaves_its_place_in_a_text(tool: str) -> None:
         "model.layers.0.self_attn.q_proj" if tool in ("torchtune", "litgpt") else "a'b\"c.0.x': 1\n- \\ #{{7*7}}\u2028y"
     )
     shape = ModuleShape(evil, "attention", 0, 8, 8)
-    facts = {"model": "m\nimport os\r\u2028x = 1", "budget": "rank:4\nlearning_rate: 9"}
+    facts = {"model": "m\nimport os\r\u2028x = 1\x1b[2J\x07", "budget": "rank:4\nlearning_rate: 9"}
     plan = replace(
         pasted_plan((shape, shape)),
         strategy="s\nadapter: no",
@@ -331,6 +331,7 @@ def test_no_name_leaves_its_place_in_a_text(tool: str) -> None:
     else:
         assert tool in ("torchtune", "litgpt") or READERS[tool](made.text, plan.modules)
     comments = [line for line in made.text.splitlines() if line.startswith("#")]
+    assert not set("\x1b\x07\r") & set(made.text)
     assert "import os" in " ".join(comments) and not re.search(r"^(import os|x = 1|adapter: no)", made.text, re.M)
 
 
