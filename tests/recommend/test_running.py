@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adaptive_lora import RankPlan
+from adaptive_lora.cli.recommend import rows
 from adaptive_lora.errors import DataError, StudyFolderError
 from adaptive_lora.recommend import sizing
 from adaptive_lora.recommend.advice import Advice
@@ -119,6 +120,8 @@ def test_ctrl_c_the_deadline_and_the_same_command_again(question: Question, tmp_
     late = asked(question, minutes=1.0, late=60.0 - reserve(60.0) + 1.0)
     heard = Heard()
     cut = recommend(late, out, heard)
+    said = " ".join(text for _, text in rows(cut, 1.0))
+    assert "Uniform ranks are the default" in said and "trained at it too" not in said
     assert cut.basis is Basis.NOTHING_YET and cut.at_deadline and heard.said[-1].startswith("time is up")
     assert cut.advice.strategy == "uniform" and cut.plan.trainable_parameters == found_plan(out)
 
