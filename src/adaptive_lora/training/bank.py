@@ -150,9 +150,7 @@ class Bank:
         """
         self._adapters.refresh(self._dtype)
         batch = self._batch([0], [probe_examples(self.base)], training=True)
-        # Flags are kept with the pass, whatever is recomputed.
-        masks = [slot.masks for slot in self.slots if slot.masks.p and slot.masks.as_flags(self.device)]
-        flags = sum(masks[0].widths.values()) if masks else 0
+        flags = max(slot.masks.bytes_per_token(self.device) for slot in self.slots)
         with current_batch(batch), torch.enable_grad():
             return flags + saved_bytes(self.base.model, lambda: self.model.hidden(batch.pack)) // batch.pack.size
 
@@ -272,7 +270,7 @@ class Bank:
         sequences = len(packed.counts)
         nll = sum_by(losses.nll.double(), packed.sequence, sequences)
         wrong = sum_by((~losses.correct).double(), packed.sequence, sequences)
-        by_sequence = (nll.cpu().numpy(), np.array(packed.counts), (wrong == 0).cpu().numpy())
+        by_sequence = (nll.numpy(), np.array(packed.counts), (wrong == 0).numpy())
         texts = [i for i in range(sequences) if i not in packed.fillers]
         summed, counts, exact = (x[texts].reshape(len(members), -1) for x in by_sequence)
         return summed, counts, exact

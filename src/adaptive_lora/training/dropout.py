@@ -57,6 +57,10 @@ class DropoutMasks:
         """Whether masks on a device are flags that are drawn there, and no indices."""
         return device.type != "cpu"
 
+    def bytes_per_token(self, device: torch.device) -> int:
+        """What the flags of one token take in a bank, from the beginning of a pass to its end."""
+        return sum(self.widths.values()) if self.p and self.as_flags(device) else 0
+
     def draw_(self, flags: Tensor, step: int) -> Tensor:
         """Draws the masks of all modules into `flags`, (tokens, Σ d_in) bool and contiguous, on its device."""
         generator = torch.Generator(flags.device).manual_seed(derive_seed(self.seed, "dropout", step))

@@ -201,5 +201,5 @@ def _segments(
 
 
 def sum_by(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Sums of the values of each group, (groups,), in order."""
-    return torch.zeros(groups, dtype=values.dtype, device=values.device).index_add_(0, group.to(values.device), values)
+    """Sums of the values of each group, (groups,), on the CPU: in order, where an accelerator adds in any."""
+    return torch.zeros(groups, dtype=values.dtype).index_add_(0, group.cpu(), values.cpu())
