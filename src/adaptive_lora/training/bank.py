@@ -31,7 +31,7 @@ from adaptive_lora.training.evaluate import Evaluation, LossArrays, batches_by_l
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.lora_layer import MultiLoraLinear
 from adaptive_lora.training.memory import is_out_of_memory, positions_at_once, saved_bytes
-from adaptive_lora.training.optimizer import checked_update
+from adaptive_lora.training.optimizer import checked_updates
 from adaptive_lora.training.packing import BLOCK, Pack, chunks_of, pack, positions_of, size_class, sum_by
 from adaptive_lora.training.reference import Diverged
 from adaptive_lora.training.slots import Member, make_adapters
@@ -232,8 +232,7 @@ class Bank:
     def _update(self, members: Sequence[int], batches: dict[int, list[Example]]) -> list[StepRecord | Diverged]:
         slots = [self.slots[i] for i in members]
         # Here and not after the update: a pass that ran out of memory has added some of the gradients already.
-        for slot in slots:
-            slot.gradient.zero_()
+        torch._foreach_zero_([slot.gradient for slot in slots])
         try:
             losses = self.gradients(members, [batches[i] for i in members])
         except (RuntimeError, MemoryError) as error:
@@ -241,8 +240,8 @@ class Bank:
                 raise
         else:
             # The norm comes before clipping, and nothing is applied to a member before both are known to be finite.
-            norms = torch.stack([torch.linalg.vector_norm(slot.gradient) for slot in slots]).tolist()
-            return [checked_update(s, *loss, norm) for s, loss, norm in zip(slots, losses, norms, strict=True)]
+            norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots])).tolist()
+            return checked_updates(slots, losses, norms)
         # Outside the handler: the error holds the frames, and they hold the memory.
         self._back_off(sum(self._positions[i] for i in members))
         half = len(members) // 2
