@@ -121,6 +121,10 @@ def test_evaluations_are_the_references(there: FrozenBase, wanted: list[Trajecto
         for slot, reference in zip(bank.slots, wanted, strict=True):
             slot.restore(reference.last)
         found = bank.evaluate(examples)
+        several = zip(*bank._evaluate([4, 2, 1], examples), strict=True)  # as many in a pass as there is room for
+    for k, (nll, tokens, exact) in zip((4, 2, 1), several, strict=True):
+        assert np.allclose(nll, found[k].nll, rtol=CLOSE, atol=0)
+        assert np.array_equal(tokens, found[k].tokens) and np.array_equal(exact, found[k].exact)
     for ours, member, reference in zip(found, members, wanted, strict=True):
         with with_adapter(there, member, reference.last) as model:
             theirs = evaluate(model, examples, DEVICE)
