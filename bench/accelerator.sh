@@ -5,7 +5,7 @@
 #
 # Each part writes OUT/PART.json as soon as it is done, and is skipped where that is there: a call that was cut short is
 # made again. Nothing is downloaded: models are shapes with random weights, records are made. `--tiny` is the same on a
-# CPU in seconds. LIMIT is the seconds of the whole call (480), PYTHON the interpreter.
+# CPU in minutes. LIMIT is the seconds of the whole call (480), PYTHON the interpreter.
 set -euo pipefail
 root="$(cd "$(dirname "$0")/.." && pwd)"
 
@@ -46,7 +46,7 @@ command_of() { # PART FILE: fills the array `command`
     llama-1b) command+=(--model llama-1b-shape --skip compiled,memory --seconds 40) ;;
     # Each round compiles anew, which takes a minute or more.
     dialogpt-compiled) command+=(--model gpt2-medium-shape --skip trainer,loop,memory --rounds 1) ;;
-    memory) command+=(--model gpt2-medium-shape --skip trainer,loop,compiled --memory --rounds 1 --steps 1) ;;
+    memory) command+=(--model gpt2-medium-shape --skip trainer,loop,compiled,memory --memory --rounds 1 --steps 1) ;;
     *) echo "There is no part $1; there are $all." >&2; exit 2 ;;
   esac
   command+=("${tiny[@]}")
