@@ -29,8 +29,8 @@ def seconds_of_products(base: FrozenBase, tokens: float, learnt: float, threads:
 
     def work(_: int) -> None:
         for weight, count in [*((w, rows) for w in weights), (head, learnt_rows)]:
-            frozen_linear(torch.ones(count, weight.shape[1]), weight)
-            frozen_linear(torch.ones(count, weight.shape[0]), weight.t())
+            frozen_linear(torch.ones(count, weight.shape[1], dtype=weight.dtype), weight)
+            frozen_linear(torch.ones(count, weight.shape[0], dtype=weight.dtype), weight.t())
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(work, range(threads)))

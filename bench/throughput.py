@@ -13,7 +13,7 @@ models and banks is left out. The sides take turns, forwards and backwards, and 
 over rounds of the ratio within a round. Of the adapters, the one-at-a-time sides run a sample, other ones
 each round: the time of one of their updates does not depend on how many adapters wait behind it.
 
-    python bench/throughput.py [--device cuda --dtype bfloat16 --model gpt2-medium-shape] [--memory]
+    python bench/throughput.py [--device cuda --dtype bfloat16 --model gpt2-medium-shape --data made] [--memory]
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ import sys
 import tempfile
 import time
 import warnings
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -51,15 +50,14 @@ from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.prepare import open_base, open_records, targets_of
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers, set_training, trainable
-from adaptive_lora.training.base import FrozenBase, ModelOutline, check_device, find_modules
+from adaptive_lora.training.base import FrozenBase, check_device
 from adaptive_lora.training.batches import collate
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import DataOrder, TrainingOptions
 from adaptive_lora.training.reference import Diverged, update
 from products import seconds_of_products
+from shapes import MADE, SHAPES, made_records, open_shape
 
-SHAPE = "gpt2-medium-shape"
-"""The name of random weights in the shape of GPT-2 medium."""
 STRATEGIES = ("uniform", "linear-decay", "attention-heavy", "random", "mlp-heavy")
 """The plans, those first that need be first; none of them measures on data."""
 SKIPPABLE = ("trainer", "loop", "compiled", "bank", "memory")
@@ -137,51 +135,16 @@ class Block:
 # Material
 
 
-class PieceTokenizer:
-    """Stands in for GPT-2's tokenizer: an id for every four characters, which is about its rate on English.
-
-    The ids are hashes, so that equal pieces have equal ids; the text cannot be had back.
-    """
-
-    def __init__(self, vocabulary: int) -> None:
-        self.bos_token_id = self.eos_token_id = vocabulary - 1
-
-    def __call__(self, texts: Sequence[str], **_: Any) -> dict[str, list[list[int]]]:
-        return {"input_ids": [[self._id(t[i : i + 4]) for i in range(0, len(t), 4)] for t in texts]}
-
-    def _id(self, piece: str) -> int:
-        return zlib.crc32(piece.encode(errors="replace")) % self.eos_token_id
-
-
-def open_shape(asked: argparse.Namespace) -> FrozenBase:
-    """A frozen GPT-2 with random weights, its own dropout off."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        n_layer=asked.layers, n_embd=asked.width, n_head=max(1, asked.width // 64), vocab_size=50257, n_positions=1024,
-        embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = GPT2LMHeadModel(config)
-    model = model.to(device=asked.device, dtype=getattr(torch, asked.dtype)).eval().requires_grad_(False)
-    total = sum(p.numel() for p in model.parameters())
-    return FrozenBase(
-        name=SHAPE,
-        model=model,
-        tokenizer=PieceTokenizer(config.vocab_size),
-        outline=ModelOutline(SHAPE, find_modules(model), total, config.n_positions),
-        revision="random",
-        location=SHAPE,
-        device=torch.device(asked.device),
-    )
-
-
 def open_bench(asked: argparse.Namespace, adapters: int) -> Bench:
     """Base, data and `adapters` jobs."""
-    base = open_shape(asked) if asked.model == SHAPE else open_base(asked.model, dtype=asked.dtype, device=asked.device)
+    if asked.model in SHAPES:
+        smaller = {key: getattr(asked, key) for key in ("layers", "width", "vocabulary")}
+        base = open_shape(asked.model, asked.device, asked.dtype, smaller)
+    else:
+        base = open_base(asked.model, dtype=asked.dtype, device=asked.device)
     encoder = Encoder(base.tokenizer, base.outline.within(asked.max_length), asked.template)
-    splits = make_splits(open_records(asked.data), encoder, asked.records, 0, HELD_OUT)
+    records = made_records(4 * asked.records + HELD_OUT) if asked.data == MADE else open_records(asked.data)
+    splits = make_splits(records, encoder, asked.records, 0, HELD_OUT)
     jobs = make_jobs(asked, base, splits, adapters)
     return Bench(base, jobs, splits.test, asked.batch_size, asked.steps, asked.dtype)
 
@@ -445,7 +408,11 @@ def run_rounds(bench: Bench, asked: argparse.Namespace) -> tuple[dict[str, list[
     blocks: dict[str, list[Block]] = {name: [] for name in names}
     shuffled = numpy_stream(0, "bench-throughput").permutation(len(bench.jobs)).tolist()
     samples, failure, threads = [], None, torch.get_num_threads()
+    began = time.perf_counter()
     for turn in range(asked.rounds):
+        if turn and asked.seconds and time.perf_counter() - began > asked.seconds:
+            say(f"no further round after {asked.seconds:g} s")
+            break
         sample = [shuffled[(turn * asked.sample + i) % len(shuffled)] for i in range(asked.sample)]
         samples.append(sample)
         for name in names if turn % 2 == 0 else reversed(names):
@@ -648,7 +615,7 @@ def circumstances(bench: Bench, asked: argparse.Namespace, samples: Sequence[Seq
     return {
         "adapters": len(bench.jobs),
         "plans": list(STRATEGIES[: asked.plans]),
-        "rounds": asked.rounds,
+        "rounds": len(samples),
         "steps": bench.steps,
         "warm_up": WARM_UP,
         "batch_size": bench.batch_size,
@@ -707,9 +674,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", default="cpu", help="cpu or cuda")
-    add("--model", default="demo", help=f"demo, a folder, a hub name, or {SHAPE}")
-    add("--layers", type=int, default=24, help=f"of {SHAPE}")
-    add("--width", type=int, default=1024, help=f"of {SHAPE}, a multiple of 64")
+    add("--model", default="demo", help=f"demo, a folder, a hub name, or {', '.join(SHAPES)}")
+    add("--layers", type=int, help="of a shape, instead of its own")
+    add("--width", type=int, help="likewise, a multiple of 64")
+    add("--vocabulary", type=int, help="likewise")
     add("--dtype", default="float32", choices=["float32", "bfloat16"])
     add("--adapters", type=int, default=20, help="plans x seeds")
     add("--plans", type=int, default=5, choices=range(1, len(STRATEGIES) + 1))
@@ -717,7 +685,8 @@ def arguments() -> argparse.Namespace:
     add("--batch-size", type=int, default=4)
     add("--steps", type=int, default=20, help="measured updates a side and round")
     add("--rounds", type=int, default=3)
-    add("--data", default="demo:fine-tuning", help="or a file of records")
+    add("--seconds", type=float, help="no further round begins after so many; the first is always run")
+    add("--data", default="demo:fine-tuning", help=f"or a file of records, or {MADE}, for shapes")
     add("--template", default="auto")
     add("--max-length", type=int, default=256)
     add("--records", type=int, default=200, help="training records of a seed, whole batches of them")
@@ -734,7 +703,7 @@ def arguments() -> argparse.Namespace:
         parser.error("--records must be whole batches: the Trainer's batches would part from the others' order")
     if min(asked.adapters, asked.steps, asked.rounds, asked.sample) < 1:
         parser.error("--adapters, --steps, --rounds and --sample start at 1")
-    if asked.model == SHAPE and asked.width % 64:
+    if (asked.width or 0) % 64:
         parser.error("--width must be a multiple of 64, the width of a head")
     asked.sample = min(asked.sample, asked.adapters)
     check_device(asked.device)

@@ -71,3 +71,36 @@ def test_erasing_takes_positions_or_a_mask(tokens: int, width: int, seed: int) -
     flags = torch.zeros(tokens * width, dtype=torch.bool).index_fill_(0, which, True)
     one, two = zero_(x.clone(), which), zero_(x.clone(), flags)
     assert torch.equal(one, two) and torch.equal(one, torch.where(flags.view_as(x), 0, x))
+
+
+# Flags, as accelerators draw them; here on the CPU.
+
+
+def flags_of(found: DropoutMasks, step: int, tokens: int) -> dict[str, torch.Tensor]:
+    return found.by_module(found.draw_(torch.empty(tokens, sum(WIDTHS.values()), dtype=torch.bool), step))
+
+
+@pytest.mark.parametrize("p", [0.01, 0.1, 0.5, 0.9])
+def test_flags_drop_the_share_asked_for_everywhere(p: float) -> None:
+    for name, width in WIDTHS.items():
+        hits = flags_of(masks(p=p), 3, 4000)[name].double()
+        assert hits.shape == (4000, width)
+        for part in (hits, hits[:2000], hits[2000:], hits[:, 0], hits[:, -1], hits[:, ::2]):
+            tolerance = 5 * (p * (1 - p) / part.numel()) ** 0.5
+            assert part.mean().item() == pytest.approx(p, abs=tolerance)
+        for neighbours in (hits[1:] * hits[:-1], hits[:, 1:] * hits[:, :-1]):
+            assert neighbours.mean().item() == pytest.approx(p * p, abs=6 * (p * p / neighbours.numel()) ** 0.5)
+
+
+def test_flags_are_a_function_of_seed_step_and_module_and_of_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn into the middle of a bank's tensor they are the reference engine's."""
+    monkeypatch.setattr(DropoutMasks, "as_flags", staticmethod(lambda device: True))
+    rows = torch.zeros(90, sum(WIDTHS.values()), dtype=torch.bool)
+    masks().draw_(rows[41:71], 4)
+    assert not rows[:41].any() and not rows[71:].any()
+    for name, own in masks().by_module(rows[41:71]).items():
+        assert torch.equal(masks().dropped(name, 4, 30, CPU), own.reshape(-1))
+    drawn = {tuple(masks().dropped(name, step, 30, CPU)[:480].tolist()) for step in (4, 5) for name in WIDTHS}
+    drawn |= {tuple(masks(seed).dropped("first", 4, 30, CPU).tolist()) for seed in (1, 2)}
+    assert len(drawn) == 8
+    assert masks().bytes_per_token(CPU) == 80 and masks(p=0.0).bytes_per_token(CPU) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
-from adaptive_lora.training.optimizer import adamw_update
+from adaptive_lora.training import optimizer
+from adaptive_lora.training.optimizer import adamw_update, checked_updates
 from adaptive_lora.training.options import TrainingOptions, rate_factors
 from adaptive_lora.training.slots import Member, Slot, make_adapters
 
@@ -67,7 +69,7 @@ def test_every_update_is_torchs(
             view.copy_(torch.randn(view.shape, generator=generator))
             pairs.append((view, gradient, torch.nn.Parameter(view.clone())))
             groups.append({"params": [pairs[-1][2]], "factor": factor})
-    optimizer = torch.optim.AdamW(
+    adamw = torch.optim.AdamW(
         groups, lr=0.0, betas=options.betas, eps=options.epsilon, weight_decay=options.weight_decay
     )
     for step in range(options.steps):
@@ -76,9 +78,9 @@ def test_every_update_is_torchs(
             gradient.copy_(parameter.grad)
         limit = float("inf") if options.max_grad_norm is None else options.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_([parameter for _, _, parameter in pairs], limit)
-        for group in optimizer.param_groups:
+        for group in adamw.param_groups:
             group["lr"] = options.rate_at(step) * group["factor"]
-        optimizer.step()
+        adamw.step()
         assert adamw_update(slot, float(torch.linalg.vector_norm(slot.gradient))) == options.rate_at(step)
         assert float(norm) >= 0 and slot.step == step + 1
     kept = slot.tensors()
@@ -86,7 +88,7 @@ def test_every_update_is_torchs(
         torch.testing.assert_close(view, parameter.data, rtol=1e-12, atol=1e-12)
         name, letter = list(slot.pairs)[k // 2], "AB"[k % 2]
         for moment in ("exp_avg", "exp_avg_sq"):
-            ours, theirs = kept[f"{moment}/{name}/{letter}"], optimizer.state[parameter][moment]
+            ours, theirs = kept[f"{moment}/{name}/{letter}"], adamw.state[parameter][moment]
             torch.testing.assert_close(ours.t() if letter == "B" else ours, theirs, rtol=1e-12, atol=1e-300)
 
 
@@ -103,3 +105,40 @@ def test_the_padding_of_a_stacked_layout_remains_0(b_multiplier: float) -> None:
     assert own.sum() == slot.member.plan.trainable_parameters < own.numel()
     for vector in (slot.parameters, slot.exp_avg, slot.exp_avg_sq):
         assert (vector[own == 0] == 0).all() and (vector[own == 1] != 0).all()
+
+
+MIXED: tuple[dict[str, Any], ...] = (
+    {"weight_decay": 0.1, "max_grad_norm": 0.5},
+    {"betas": (0.5, 0.9), "epsilon": 1e-3},
+    {"b_multiplier": 4.0, "weight_decay": 0.1},  # has factors
+    {"max_grad_norm": None, "schedule": "cosine", "weight_decay": 0.0},
+    {"betas": (0.5, 0.9), "warmup": 2, "epsilon": 1e-6},
+    {},
+)
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 26])
+def test_updates_of_several_together_are_those_of_each(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """To the bit; the fourth's loss and the last's gradient are not finite at the second update."""
+    monkeypatch.setattr(optimizer, "_AT_ONCE", at_once)
+    found = []
+    for together in (False, True):
+        slots = [
+            slot_of((1, 2, 3), TrainingOptions(learning_rate=0.1, steps=5, **own), stacked=i % 2 == 0)
+            for i, own in enumerate(MIXED)
+        ]
+        generator, records = torch.Generator().manual_seed(0), []
+        for step in range(4):
+            for slot in slots:
+                slot.gradient.copy_(torch.randn(slot.gradient.shape, generator=generator, dtype=torch.float64))
+            norms = [float(torch.linalg.vector_norm(slot.gradient)) for slot in slots]
+            losses = [(math.nan if (step, i) == (1, 3) else 2.0 + i, 7) for i in range(6)]
+            norms[5] = math.inf if step == 1 else norms[5]
+            records.append([str(r) for r in checked_updates(slots, losses, norms, together)])
+        found.append((records, slots))
+    (one, each), (other, together_slots) = found
+    assert one == other and sum("not finite" in text for texts in one for text in texts) == 2
+    for a, b in zip(each, together_slots, strict=True):
+        assert a.step == b.step
+        for name in ("parameters", "exp_avg", "exp_avg_sq"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name

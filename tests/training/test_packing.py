@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.training.batches import IGNORED, collate
-from adaptive_lora.training.packing import Pack, chunks_of, pack
+from adaptive_lora.training.packing import BLOCK, Pack, chunks_of, pack, size_class
 
 
 @st.composite
@@ -90,6 +90,36 @@ def test_filled_segments_are_multiples_and_the_filling_has_no_loss(batches: list
     for (begin, end), tokens in zip(packed.segments, packed.tokens, strict=True):
         assert begin % block == end % block == 0 and tokens <= end - begin < tokens + block
     assert packed.starts[-1] == packed.size
+
+
+@given(BATCHES, st.sampled_from([2, 5, 8]), st.integers(0, 400))
+def test_a_pack_is_filled_up_to_its_size_by_short_sequences(
+    batches: list[list[Example]], block: int, more: int
+) -> None:
+    plain = pack(batches, "cpu", block=block)
+    packed = pack(batches, "cpu", block=block, size=plain.size + more)
+    check_losses(packed, batches)
+    check_segments(packed, batches)
+    assert packed.size == plain.size + more and packed.segments[:-1] == plain.segments[:-1]
+    assert max(packed.lengths[i] for i in packed.fillers or {0}) <= max(BLOCK, 9)
+    assert pack(batches, "cpu", block=block, size=1).size == plain.size  # never less than there is
+
+
+@given(st.integers(1, 1000), st.integers(1, 70_000))
+def test_sizes_are_few_and_waste_little(blocks: int, limit: int) -> None:
+    positions = blocks * BLOCK
+    size = size_class(positions, limit)
+    assert size % BLOCK == 0 and positions <= size < positions * (1 + 1 / 16)
+    assert size <= max(limit, positions)
+    assert size_class(size, limit) == size  # what has been filled up is not filled further
+    assert size_class(positions + BLOCK, limit) >= size
+
+
+def test_between_a_number_and_its_double_lie_sixteen_sizes() -> None:
+    for begin in (16, 64, 512):
+        sizes = {size_class(BLOCK * n, 10**9) for n in range(begin + 1, 2 * begin + 1)}
+        assert len(sizes) == 16
+    assert [size_class(BLOCK * n, 10**9) for n in range(1, 32)] == [BLOCK * n for n in range(1, 32)]
 
 
 SIZES = st.one_of(st.dictionaries(st.integers(0, 99), st.integers(1, most), max_size=12) for most in (4, 200))

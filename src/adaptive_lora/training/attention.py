@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -120,17 +121,46 @@ def _grouped(
     Padding repeats a sequence's last token after its end, where the causal mask hides it. A pattern, (T, T), says
     which tokens a query sees instead; it is that of the longest text, what is longer fills segments up.
     """
-    _, heads, positions, _ = query.shape
-    (groups, inverse), shared = _groups(pack, query.device), heads // key.shape[1]
+    (shapes, index, inverse), shared = _groups(pack, query.device), query.shape[1] // key.shape[1]
+    sizes = [sequences * length for sequences, length in shapes]
+    gathered = [_Gather.apply(x, index, inverse).split(sizes) for x in (query, key, value)]
     outputs = []
-    for index in groups:
-        q, k, v = (x[0].transpose(0, 1)[index].transpose(1, 2) for x in (query, key, value))  # (B, H or G, T, D)
+    for shape, *rows in zip(shapes, *gathered, strict=True):
+        q, k, v = (x.unflatten(0, shape).transpose(1, 2) for x in rows)  # (B, H or G, T, D)
         if shared > 1:
             k, v = k.repeat_interleave(shared, 1), v.repeat_interleave(shared, 1)
-        mask = None if pattern is None else _pattern_of(pattern, index.shape[1])
+        mask = None if pattern is None else _pattern_of(pattern, shape[1])
         attended = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling)
-        outputs.append(attended.transpose(1, 2).reshape(-1, heads, value.shape[-1]))
-    return torch.cat(outputs)[inverse].view(1, positions, heads, value.shape[-1])
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return _Scatter.apply(torch.cat(outputs), inverse)
+
+
+class _Gather(torch.autograd.Function):
+    """(1, H, N, D) to the rows of all groups, (M, H, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse = inverse
+        return x[0].transpose(0, 1)[index]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        # Gathered as well, where autograd would sort and add: what pads a sequence has gradient 0.
+        return gradients[0][ctx.inverse].transpose(0, 1)[None], None, None
+
+
+class _Scatter(torch.autograd.Function):
+    """The rows of all groups, (M, H, D), to (1, N, H, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, inverse: Tensor) -> Tensor:
+        ctx.inverse, ctx.count = inverse, len(rows)
+        return rows[inverse][None]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own = gradients[0][0]
+        return own.new_zeros(ctx.count, *own.shape[1:]).index_copy_(0, ctx.inverse, own), None
 
 
 def _pattern_of(pattern: Tensor, length: int) -> Tensor:
@@ -141,29 +171,29 @@ def _pattern_of(pattern: Tensor, length: int) -> Tensor:
     return whole
 
 
-def _groups(pack: Pack, device: torch.device) -> tuple[list[Tensor], Tensor]:
-    """Per group the positions of its padded rows, (B, T); and for every position, (N,), its index in the groups'
-    concatenated rows."""
-    cached: tuple[list[Tensor], Tensor] | None = pack.__dict__.get("_groups")
+def _groups(pack: Pack, device: torch.device) -> tuple[list[tuple[int, int]], Tensor, Tensor]:
+    """The groups' shapes, (B, T); the position of each of their rows, all groups end to end, (M,); and for every
+    position, (N,), its index among them."""
+    cached: tuple[list[tuple[int, int]], Tensor, Tensor] | None = pack.__dict__.get("_groups")
     if cached is not None:
         return cached
-    starts, lengths = pack.starts.tolist(), pack.lengths
-    rows: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not rows or lengths[rows[-1][0]] > _MAX_RATIO * lengths[i] + 8:
-            rows.append([])
-        rows[-1].append(i)
-    inverse, at = torch.empty(starts[-1], dtype=torch.long), 0
-    indices = []
-    for group in rows:
-        longest = lengths[group[0]]
-        steps = torch.arange(longest)
-        indices.append(torch.stack([starts[i] + steps.clamp(max=lengths[i] - 1) for i in group]).to(device))
-        for i in group:
-            inverse[starts[i] : starts[i + 1]] = at + torch.arange(lengths[i])
-            at += longest
-    pack.__dict__["_groups"] = indices, inverse.to(device)  # shared by all layers
-    return pack.__dict__["_groups"]
+    starts, lengths = pack.starts.numpy(), np.array(pack.lengths)
+    groups: list[list[int]] = []
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        if not groups or lengths[groups[-1][0]] > _MAX_RATIO * lengths[i] + 8:
+            groups.append([])
+        groups[-1].append(i)
+    shapes = [(len(group), int(lengths[group[0]])) for group in groups]
+    places, indices, at = np.empty(pack.size, np.int64), [], 0
+    for group, (_, longest) in zip(groups, shapes, strict=True):
+        steps, own = np.arange(longest), lengths[group][:, None]
+        indices.append((starts[group][:, None] + np.minimum(steps, own - 1)).reshape(-1))
+        real = np.flatnonzero(steps < own)
+        places[indices[-1][real]] = at + real
+        at += len(indices[-1])
+    index, inverse = (torch.from_numpy(x).to(device) for x in (np.concatenate(indices), places))
+    pack.__dict__["_groups"] = shapes, index, inverse  # shared by all layers
+    return shapes, index, inverse
 
 
 def register() -> None:

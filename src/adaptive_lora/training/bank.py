@@ -31,8 +31,8 @@ from adaptive_lora.training.evaluate import Evaluation, LossArrays, batches_by_l
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.lora_layer import MultiLoraLinear
 from adaptive_lora.training.memory import is_out_of_memory, positions_at_once, saved_bytes
-from adaptive_lora.training.optimizer import checked_update
-from adaptive_lora.training.packing import BLOCK, Pack, chunks_of, pack, positions_of
+from adaptive_lora.training.optimizer import checked_updates
+from adaptive_lora.training.packing import BLOCK, Pack, chunks_of, pack, positions_of, size_class, sum_by
 from adaptive_lora.training.reference import Diverged
 from adaptive_lora.training.slots import Member, make_adapters
 
@@ -150,8 +150,9 @@ class Bank:
         """
         self._adapters.refresh(self._dtype)
         batch = self._batch([0], [probe_examples(self.base)], training=True)
+        flags = max(slot.masks.bytes_per_token(self.device) for slot in self.slots)
         with current_batch(batch), torch.enable_grad():
-            return saved_bytes(self.base.model, lambda: self.model.hidden(batch.pack)) // batch.pack.size
+            return flags + saved_bytes(self.base.model, lambda: self.model.hidden(batch.pack)) // batch.pack.size
 
     def stop(self, member: int) -> None:
         """Ends the training of a member; its parameters remain as they are."""
@@ -212,7 +213,7 @@ class Bank:
         """Adds the gradient of each member's mean loss on its batch to its vector; returns losses and token counts."""
         batch = self._batch(members, batches, training=True)
         packed = batch.pack
-        tokens = _sum_by(torch.tensor(packed.counts), torch.tensor(packed.owners), len(members))
+        tokens = sum_by(torch.tensor(packed.counts), torch.tensor(packed.owners), len(members))
         with current_batch(batch), torch.enable_grad():
             hidden = self.model.hidden(packed)[packed.keep]
             exact = torch.float64 if self._dtype == torch.float64 else torch.float32
@@ -222,7 +223,7 @@ class Bank:
             weights = torch.tensor(shares, dtype=exact, device=self.device)[owners]
             losses = self._losses(hidden.detach(), packed, weights)
             hidden.backward(losses.gradient)
-        sums = _sum_by(losses.nll, owners, len(members)).tolist()
+        sums = sum_by(losses.nll, owners, len(members)).tolist()
         with self._lock:
             self._counts.positions += packed.size
             self._counts.tokens += sum(packed.tokens)
@@ -231,8 +232,7 @@ class Bank:
     def _update(self, members: Sequence[int], batches: dict[int, list[Example]]) -> list[StepRecord | Diverged]:
         slots = [self.slots[i] for i in members]
         # Here and not after the update: a pass that ran out of memory has added some of the gradients already.
-        for slot in slots:
-            slot.gradient.zero_()
+        torch._foreach_zero_([slot.gradient for slot in slots])
         try:
             losses = self.gradients(members, [batches[i] for i in members])
         except (RuntimeError, MemoryError) as error:
@@ -240,8 +240,8 @@ class Bank:
                 raise
         else:
             # The norm comes before clipping, and nothing is applied to a member before both are known to be finite.
-            norms = torch.stack([torch.linalg.vector_norm(slot.gradient) for slot in slots]).tolist()
-            return [checked_update(s, *loss, norm) for s, loss, norm in zip(slots, losses, norms, strict=True)]
+            norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots])).tolist()
+            return checked_updates(slots, losses, norms)
         # Outside the handler: the error holds the frames, and they hold the memory.
         self._back_off(sum(self._positions[i] for i in members))
         half = len(members) // 2
@@ -267,11 +267,11 @@ class Bank:
             packed = batch.pack
             losses = self._losses(self.model.hidden(packed)[packed.keep], packed, None)
         sequences = len(packed.counts)
-        nll = _sum_by(losses.nll.double(), packed.sequence, sequences)
-        wrong = _sum_by((~losses.correct).double(), packed.sequence, sequences)
-        by_sequence = (nll.cpu().numpy(), np.array(packed.counts), (wrong == 0).cpu().numpy())
-        # Filling, where there is some, is the last sequence of each member.
-        summed, counts, exact = (x.reshape(len(members), -1)[:, : len(examples)] for x in by_sequence)
+        nll = sum_by(losses.nll.double(), packed.sequence, sequences)
+        wrong = sum_by((~losses.correct).double(), packed.sequence, sequences)
+        by_sequence = (nll.numpy(), np.array(packed.counts), (wrong == 0).numpy())
+        texts = [i for i in range(sequences) if i not in packed.fillers]
+        summed, counts, exact = (x[texts].reshape(len(members), -1) for x in by_sequence)
         return summed, counts, exact
 
     @property
@@ -279,8 +279,11 @@ class Bank:
         return BLOCK if self._adapters.stacks and not self.model.padded else 1
 
     def _batch(self, members: Sequence[int], batches: Sequence[Sequence[Example]], training: bool) -> BankBatch:
-        padded = self.model.padded
-        packed = pack(batches, self.device, padded, self._block)
+        padded, block, size = self.model.padded, self._block, None
+        if block > 1:
+            needed = sum(positions_of(dict(enumerate(batches)), padded, block).values())
+            size = size_class(needed, self.chunk_tokens)
+        packed = pack(batches, self.device, padded, block, size)
         # Padded rows are not multiples of a block: their adapters are multiplied one by one.
         stacks = {} if padded else self._adapters.stacks
         return BankBatch(packed, [self.slots[i] for i in members], training, stacks, self.model.kernels)
@@ -293,8 +296,3 @@ class Bank:
         if self._pool is None or len(units) == 1:
             return [do(unit) for unit in units]
         return list(self._pool.map(do, units))
-
-
-def _sum_by(values: Tensor, group: Tensor, groups: int) -> Tensor:
-    """Sums of the values of each group, (groups,), in order."""
-    return torch.zeros(groups, dtype=values.dtype, device=values.device).index_add_(0, group.to(values.device), values)

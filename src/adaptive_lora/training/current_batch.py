@@ -7,8 +7,12 @@ import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
 
 from adaptive_lora.training.packing import Pack
+from adaptive_lora.training.pass_layout import BlockLayout, block_layout, dropped_inputs
 from adaptive_lora.training.slots import LoraStack, Slot
 
 
@@ -26,6 +30,16 @@ class BankBatch:
     """What computed attention and LoRA, noted by the layers."""
     marked: tuple[int, int] | None = None
     """Positions whose results the layers double, to see that they are those of the texts that were put there."""
+
+    @cached_property
+    def layout(self) -> BlockLayout:
+        """Which adapter each block belongs to, for all layers; only with `stacks`."""
+        return block_layout(self.pack, self.slots, self.stacks, self.training)
+
+    @cached_property
+    def dropped(self) -> Mapping[str, Tensor] | None:
+        """By module which of its inputs are dropped, (N, d_in) bool; None where none are."""
+        return dropped_inputs(self.pack, self.slots) if self.training else None
 
 
 class _Current:

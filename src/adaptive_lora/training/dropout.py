@@ -2,6 +2,9 @@
 
 Both engines take their masks from here, so that they drop the same inputs. A mask covers the
 tokens of one adapter's own batch, sequence after sequence; it does not depend on padding or other adapters.
+
+On the CPU a mask is the indices of what is dropped, a few per cent. Elsewhere it is flags: one launch a step draws
+those of all modules, (tokens, Σ d_in), one row a token, so that a bank has each adapter's drawn into its own rows.
 """
 
 from __future__ import annotations
@@ -22,9 +25,8 @@ from adaptive_lora.streams import derive_seed
 class DropoutMasks:
     """The masks of one adapter's run, step by step.
 
-    On the CPU all modules of a step are drawn at once, from one stream of (seed, step) over all
-    linear modules of the model, adapted or not, so that a mask does not depend on the plan. On other
-    devices each module has a stream of its own; masks differ between CPU and other devices.
+    All modules of a step are drawn at once, from one stream of (seed, step) over all linear modules of the model,
+    adapted or not, so that a mask does not depend on the plan. Masks differ between CPU and other devices.
     """
 
     seed: int
@@ -33,7 +35,7 @@ class DropoutMasks:
     widths: Mapping[str, int]
     """d_in of every linear module of the model, in its order."""
     _drawn_for: tuple[int, int] = (-1, -1)
-    _drawn: dict[str, Tensor] = field(default_factory=dict)
+    _drawn: Mapping[str, Tensor] = field(default_factory=dict)
 
     def dropped(self, name: str, step: int, tokens: int, device: torch.device) -> Tensor:
         """Which of a module's inputs, (tokens, d_in) flattened, are dropped.
@@ -41,12 +43,32 @@ class DropoutMasks:
         On the CPU their indices, int64, ascending; elsewhere a bool mask, whose size is known without
         waiting for the device.
         """
-        if device.type != "cpu":
-            generator = torch.Generator(device).manual_seed(derive_seed(self.seed, "dropout", name, step))
-            return torch.rand(tokens * self.widths[name], generator=generator, device=device) < self.p
         if self._drawn_for != (step, tokens):
-            self._drawn_for, self._drawn = (step, tokens), self._draw(step, tokens)
-        return self._drawn[name]
+            self._drawn_for = (step, tokens)
+            if self.as_flags(device):
+                flags = torch.empty(tokens, sum(self.widths.values()), dtype=torch.bool, device=device)
+                self._drawn = self.by_module(self.draw_(flags, step))
+            else:
+                self._drawn = self._draw(step, tokens)
+        return self._drawn[name].reshape(-1)
+
+    @staticmethod
+    def as_flags(device: torch.device) -> bool:
+        """Whether masks on a device are flags that are drawn there, and no indices."""
+        return device.type != "cpu"
+
+    def bytes_per_token(self, device: torch.device) -> int:
+        """What the flags of one token take in a bank, from the beginning of a pass to its end."""
+        return sum(self.widths.values()) if self.p and self.as_flags(device) else 0
+
+    def draw_(self, flags: Tensor, step: int) -> Tensor:
+        """Draws the masks of all modules into `flags`, (tokens, Σ d_in) bool and contiguous, on its device."""
+        generator = torch.Generator(flags.device).manual_seed(derive_seed(self.seed, "dropout", step))
+        return flags.bernoulli_(self.p, generator=generator)
+
+    def by_module(self, flags: Tensor) -> dict[str, Tensor]:
+        """Each module's columns of flags (N, Σ d_in), as views (N, d_in)."""
+        return dict(zip(self.widths, flags.split(list(self.widths.values()), dim=1), strict=True))
 
     def _draw(self, step: int, tokens: int) -> dict[str, Tensor]:
         ends = np.cumsum(np.fromiter(self.widths.values(), np.int64) * tokens)

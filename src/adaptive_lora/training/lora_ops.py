@@ -4,7 +4,7 @@
 
 x (N, d_in), y and its gradient g (N, d_out), A (r, d_in), B transposed (r, d_out), u and i (n, r), each adapter on
 its own n rows of x. Three implementations: `lora.c` on the CPU, torch adapter by adapter, and torch's batched
-products for accelerators.
+products for accelerators (`stacked_lora`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from adaptive_lora.training.current_batch import BankBatch
 from adaptive_lora.training.dropout import zero_
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
-from adaptive_lora.training.packing import BLOCK
 from adaptive_lora.training.slots import LoraPair, Slot
+from adaptive_lora.training.stacked_lora import BatchedBmm
 
 
 class LoraOp(Protocol):
@@ -137,70 +137,6 @@ class PerAdapter:
                 yield pair, begin, end, pair.scaling / keep_share
 
 
-class BatchedBmm:
-    """Torch's batched products: positions in blocks, each block multiplied with its adapter's A and B.
-
-    Ranks are padded with zeros to the module's largest. For accelerators, where launching a call costs more
-    than its arithmetic.
-    """
-
-    def __init__(self, name: str, batch: BankBatch) -> None:
-        self.name, self.batch = name, batch
-        self.stack = batch.stacks.get(name)
-
-    def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
-        """See `LoraOp.forward`."""
-        if self.stack is None:
-            return []
-        dropped = _dropped(self.name, self.batch, x)
-        masked = x if dropped is None else zero_(x.clone(), dropped)
-        rows, scaling = self._per_block(x.device)
-        u = torch.bmm(_blocks(masked), self.stack.a_compute[rows].transpose(1, 2))  # (blocks, BLOCK, R)
-        u *= scaling[:, None, None].to(u.dtype)
-        _blocks(y).baddbmm_(u, self.stack.b_compute[rows])
-        return [u] if dropped is None else [u, dropped]
-
-    def backward(self, x: Tensor, saved: list[Tensor], grad_output: Tensor, grad_input: Tensor | None) -> None:
-        """See `LoraOp.backward`."""
-        if self.stack is None:
-            return
-        u, dropped = saved[0], saved[1] if len(saved) > 1 else None
-        rows, scaling = self._per_block(x.device)
-        a, b = self.stack.a_compute[rows], self.stack.b_compute[rows]
-        block_grads = _blocks(grad_output.contiguous())
-        inner = torch.bmm(block_grads, b.transpose(1, 2)) * scaling[:, None, None].to(block_grads.dtype)
-        masked = x if dropped is None else zero_(x.clone(), dropped)
-        adapters, lengths = self._per_adapter(x.device)
-        for total, blocks in (
-            (self.stack.b_gradient, torch.bmm(u.transpose(1, 2), block_grads)),
-            (self.stack.a_gradient, torch.bmm(inner.transpose(1, 2), _blocks(masked))),
-        ):
-            # Blocks are summed by segment, in order, and not by an atomic add: the same bits every time.
-            summed = torch.segment_reduce(blocks.to(total.dtype), "sum", lengths=lengths, axis=0, unsafe=True)
-            total.index_add_(0, adapters, summed)  # every row occurs once
-        if grad_input is None:
-            return
-        if dropped is None:
-            _blocks(grad_input).baddbmm_(inner, a)
-        else:
-            grad_input += zero_(torch.bmm(inner, a).view_as(x), dropped)
-
-    def _per_block(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Each block's adapter, as a row of the stack, and the scaling of its update in this module."""
-        assert self.stack is not None
-        counts = torch.tensor([(end - begin) // BLOCK for begin, end in self.batch.pack.segments])
-        rows = torch.tensor([slot.row for slot in self.batch.slots]).repeat_interleave(counts).to(device)
-        share = [1 - slot.masks.p if self.batch.training else 1.0 for slot in self.batch.slots]
-        factors = torch.tensor(share, dtype=self.stack.scaling.dtype).repeat_interleave(counts).to(device)
-        return rows, self.stack.scaling[rows] / factors
-
-    def _per_adapter(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Each adapter's row of the stack and its number of blocks."""
-        rows = torch.tensor([slot.row for slot in self.batch.slots], device=device)
-        lengths = [(end - begin) // BLOCK for begin, end in self.batch.pack.segments]
-        return rows, torch.tensor(lengths, device=device)
-
-
 @contextlib.contextmanager
 def _zeroed(x: Tensor, dropped: Tensor | None) -> Iterator[Tensor]:
     """x with 0 at the dropped entries. On the CPU x itself, for the duration of the block: a few entries are
@@ -227,21 +163,14 @@ def _dropped(name: str, batch: BankBatch, x: Tensor) -> Tensor | None:
     """Dropped entries of a module's input, for all adapters; None in a batch without dropout."""
     if not _has_dropout(batch):
         return None
-    width = x.shape[1]
-    mask = torch.zeros(x.shape, dtype=torch.bool, device=x.device) if x.device.type != "cpu" else None
-    indices = []
+    if batch.slots[0].masks.as_flags(x.device):
+        return None if batch.dropped is None else batch.dropped[name].reshape(-1)
+    width, indices = x.shape[1], []
     for slot, tokens, (begin, _), real in zip(
         batch.slots, batch.pack.tokens, batch.pack.segments, batch.pack.real, strict=True
     ):
-        if not slot.masks.p or name not in slot.pairs:
-            continue
-        if mask is not None:
-            rows = begin + (torch.arange(tokens, device=x.device) if real is None else real)
-            mask[rows] = slot.masks.dropped(name, slot.step, tokens, x.device).view(tokens, width)
-        else:
+        if slot.masks.p and name in slot.pairs:
             indices.append(_own_dropped(name, slot, tokens, real, width) + begin * width)
-    if mask is not None:
-        return mask.view(-1)
     return torch.cat(indices) if indices else torch.zeros(0, dtype=torch.long)
 
 
@@ -250,8 +179,3 @@ def _own_dropped(name: str, slot: Slot, tokens: int, real: Tensor | None, width:
     # Masks cover tokens only, so that they do not depend on padding: here they are spread over the padded rows.
     dropped = slot.masks.dropped(name, slot.step, tokens, torch.device("cpu"))
     return dropped if real is None else real[dropped // width] * width + dropped % width
-
-
-def _blocks(x: Tensor) -> Tensor:
-    """(N, d) as (N / BLOCK, BLOCK, d)."""
-    return x.view(-1, BLOCK, x.shape[-1])

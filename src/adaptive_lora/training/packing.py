@@ -70,17 +70,24 @@ class Pack:
 
 
 def pack(
-    batches: Sequence[Sequence[Example]], device: torch.device | str, padded: bool = False, block: int = 1
+    batches: Sequence[Sequence[Example]],
+    device: torch.device | str,
+    padded: bool = False,
+    block: int = 1,
+    size: int | None = None,
 ) -> Pack:
     """Concatenates the batches of several adapters, one batch per adapter.
 
-    With `block`, each adapter's segment is filled up to a multiple of it by a sequence without completion tokens.
+    With `block`, each adapter's segment is filled up to a multiple of it by a sequence without completion tokens;
+    with `size` (`size_class`), the last one's further, until the pack has so many positions.
     """
     tokens = [sum(len(example.ids) for example in batch) for batch in batches]
+    rooms = [-n % block for n in tokens]
+    rooms[-1] += max(0, (size or 0) - sum(tokens) - sum(rooms))
     # Behind an adapter's own sequences, so that its tokens are the first of its segment, as dropout masks expect.
-    fillers = [Example((0,) * (-n % block), -n % block, False) for n in tokens]
-    batches = [[*batch, f] if f.ids else batch for batch, f in zip(batches, fillers, strict=True)]
-    filling = {id(f) for f in fillers}
+    fillers = [_fillers(room) for room in rooms]
+    batches = [[*batch, *own] for batch, own in zip(batches, fillers, strict=True)]
+    filling = {id(filler) for own in fillers for filler in own}
     examples = [example for batch in batches for example in batch]
     lengths = np.array([len(example.ids) for example in examples])
     width = int(lengths.max()) if padded else 0
@@ -123,6 +130,19 @@ def pack(
     )
 
 
+def size_class(positions: int, limit: int, block: int = BLOCK) -> int:
+    """The size that a pack of so many positions, a multiple of `block`, is filled up to.
+
+    Sixteen sizes between a number and its double, so that a bank's passes have few sizes, whose memory and kernels are
+    used again; less than a sixteenth is wasted. Never more than `limit`, unless the positions are more themselves.
+
+    >>> [size_class(64 * blocks, limit=64 * 100) // 64 for blocks in (7, 31, 33, 65, 97, 98, 120)]
+    [7, 31, 34, 68, 100, 100, 120]
+    """
+    step = block << max(0, (positions // block).bit_length() - 5)
+    return max(positions, min(positions + -positions % step, limit // block * block))
+
+
 def positions_of(batches: Mapping[int, Sequence[Example]], padded: bool = False, block: int = 1) -> dict[int, int]:
     """Positions of each member's batch in a pass: filled up to `block`, or as rows of the longest sequence of all."""
     if padded:
@@ -154,6 +174,12 @@ def chunks_of(sizes: Mapping[int, int], limit: int, workers: int) -> list[list[i
     return chunks
 
 
+def _fillers(positions: int) -> list[Example]:
+    """Sequences without completion tokens, short ones: attention grows with the square."""
+    sizes = [BLOCK] * (positions // BLOCK) + [positions % BLOCK] * (positions % BLOCK > 0)
+    return [Example((0,) * n, n, False) for n in sizes]
+
+
 def _segments(
     batches: Sequence[Sequence[Example]], lengths: np.ndarray, width: int, starts: np.ndarray
 ) -> tuple[tuple[tuple[int, int], ...], list[np.ndarray | None]]:
@@ -172,3 +198,8 @@ def _segments(
             real.append(None)
         row += len(batch)
     return tuple(segments), real
+
+
+def sum_by(values: Tensor, group: Tensor, groups: int) -> Tensor:
+    """Sums of the values of each group, (groups,), on the CPU: in order, where an accelerator adds in any."""
+    return torch.zeros(groups, dtype=values.dtype).index_add_(0, group.cpu(), values.cpu())

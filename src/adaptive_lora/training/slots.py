@@ -118,18 +118,27 @@ class Slot:
         return {name: (_copy(pair.a), _copy(pair.b.t())) for name, pair in self.pairs.items()}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Adapters:
     """All adapters of a bank."""
 
     slots: tuple[Slot, ...]
     stacks: Mapping[str, LoraStack] = field(default_factory=dict)
     """By module, where the bank multiplies all adapters in one call."""
+    parameters: Tensor | None = None
+    """(K, P) of all slots, where there are stacks."""
+    _compute: Tensor | None = None
+    """(K, P) in the base model's dtype, where that is another: what the stacks compute with."""
 
     def refresh(self, dtype: torch.dtype) -> None:
         """Copies the parameters to the stacks in the base model's dtype; needed after every update."""
-        for stack in self.stacks.values():
-            stack.a_compute, stack.b_compute = stack.a.to(dtype), stack.b.to(dtype)
+        if self.parameters is None or self.parameters.dtype == dtype:
+            return  # they compute with the parameters themselves
+        if self._compute is None or self._compute.dtype != dtype:
+            self._compute = torch.empty_like(self.parameters, dtype=dtype)
+            for stack in self.stacks.values():
+                stack.a_compute, stack.b_compute = (_same_view(self._compute, x) for x in (stack.a, stack.b))
+        self._compute.copy_(self.parameters)  # one launch, always to the same memory
 
 
 @dataclass
@@ -177,8 +186,9 @@ def make_adapters(
         capacity = largest if stacked else {name: member.plan.ranks.get(name, 0) for name in modules}
         masks = DropoutMasks(member.seed, member.options.dropout, widths)
         slots.append(_make_slot(member, modules, capacity, own, k, masks))
-    stacks = _make_stacks(members, modules, largest, shared) if shared is not None else {}
-    return Adapters(tuple(slots), stacks)
+    if shared is None:
+        return Adapters(tuple(slots))
+    return Adapters(tuple(slots), _make_stacks(members, modules, largest, shared), shared[0])
 
 
 def _make_slot(
@@ -237,6 +247,11 @@ def _make_stacks(
 def _copy(x: Tensor) -> Tensor:
     """A contiguous copy on the CPU."""
     return x.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _same_view(vectors: Tensor, view: Tensor) -> Tensor:
+    """The view of other vectors, (K, P) from the start of their memory, that `view` is of the parameters."""
+    return vectors.as_strided(view.shape, view.stride(), view.storage_offset())
 
 
 def _same_slice(vector: Tensor, parameters: Tensor, view: Tensor) -> Tensor:

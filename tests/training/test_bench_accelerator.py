@@ -1,0 +1,62 @@
+"""`bench/accelerator.sh` at its tiniest on the CPU, so that it works where an accelerator is lent for minutes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "bench" / "accelerator.sh"
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("bash", "timeout"))), reason="needs bash and coreutils' timeout"
+)
+
+
+def call(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The script, called with this interpreter."""
+    environment = {**os.environ, "PYTHON": sys.executable, **variables}
+    return subprocess.run(["bash", str(SCRIPT), *words], env=environment, capture_output=True, text=True)
+
+
+def test_parts_leave_their_figures_are_not_repeated_and_may_be_taken_up_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    asked = (str(out), "--tiny", "--parts", "parity,llama-1b")
+    done = call(*asked)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert found.keys() == {"parity", "llama-1b"}
+    assert found["parity"]["passed"] >= 2 and found["parity"]["failed"] == {} and found["parity"]["device"] == "cpu"
+    speeds = found["llama-1b"]
+    assert speeds["model"]["name"] == "llama-1b-shape" and speeds["model"]["dtype"] == "bfloat16"
+    for side in ("trainer", "loop", "bank"):
+        assert speeds["seconds_per_adapter_step"][side]["median"] > 0
+    assert speeds["max_loss_difference"] < 0.02  # bank and loop, in bf16
+
+    again = call(*asked)
+    assert again.returncode == 0 and again.stderr.split("\n")[:2] == ["parity: done before", "llama-1b: done before"]
+    (out / "parity.json").unlink()
+    late = call(*asked, LIMIT="5")
+    assert late.returncode == 1 and "no time left for: parity; run it again" in late.stderr
+    assert "llama-1b: done before" in late.stderr and not (out / "parity.json").exists()
+
+
+def test_a_part_that_fails_is_named_and_leaves_no_figures(tmp_path: Path) -> None:
+    done = call(str(tmp_path), "--device", "nowhere", "--parts", "parity")
+    assert done.returncode == 1 and "failed: parity (exit status" in done.stderr
+    assert "There is no device 'nowhere' here" in (tmp_path / "log.txt").read_text()
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize("words", [(), ("out", "--parts", "parities"), ("--tiny",), ("out", "--tinier")], ids=str)
+def test_what_it_does_not_know_it_does_not_run(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = call(*(str(tmp_path / word) if word == "out" else word for word in words))
+    assert done.returncode == 2 and "PART" in done.stderr.upper()
+    assert not list(tmp_path.rglob("*.json"))
