@@ -217,7 +217,7 @@ def by_onnxruntime(case: Case, _: Path) -> list[Row]:
         {name: (BUILDER, ["-i", models[name], "-o", to, *plain, *adapters.get(name, [])]) for name, to in built.items()}
     )
     if said["base"]:
-        why = f"its builder does not know this family: {said['base']}"[:160]
+        why = f"its builder does not know this family: {said['base']}".replace(f"{case.place}/", "")[:160]
         return [*rows, *(Row("onnxruntime", case.family, form, "no base", why=why) for form in forms)]
     alone = logits_by_onnxruntime(built["base"], case.texts)
 
