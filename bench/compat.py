@@ -4,9 +4,10 @@ Four families (GPT-2, Llama, Qwen 3, Gemma 3 text), tiny and random, with an ada
 scalings and one module left out, in every form, through every tool that is installed:
 
 right      its logits (llama.cpp: log-probabilities of the next token) are those of the weights, to 1e-5 in float32, or
-           to four times the tool's own difference without an adapter, up to 5e-3 of the largest
+           to ten times the tool's own difference without an adapter, up to 5e-3 of the largest
 wrong      it answers, and says something else
 refused    it says that it cannot
+no base    it does not read the family's base model either
 not here   it is not installed; `make interop` installs what there is
 
     make interop
@@ -29,6 +30,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -61,7 +63,7 @@ class Row:
     family: str
     form: str
     result: str
-    """`right`, `wrong`, `refused` or `not here`."""
+    """`right`, `wrong`, `refused`, `no base` or `not here`."""
     largest: float | None = None
     """Largest difference of a logit, or of a log-probability."""
     noise: float | None = None
@@ -111,7 +113,7 @@ def judged(tool: str, case: Case, form: str, own: Answers, alone: Answers, last:
 
     wanted, before = [aim(p.wanted) for p in case.asked], [aim(p.base) for p in case.asked]
     largest, noise, size = far(own, wanted), far(alone, before), max(1.0, *(float(w.abs().max()) for w in wanted))
-    right = largest <= max(TOLERANCE * size, min(4 * noise, LOOSEST * size))
+    right = largest <= max(TOLERANCE * size, min(10 * noise, LOOSEST * size))
     return Row(tool, case.family, form, "right" if right else "wrong", largest, noise, far(wanted, before))
 
 
@@ -215,8 +217,8 @@ def by_onnxruntime(case: Case, _: Path) -> list[Row]:
         {name: (BUILDER, ["-i", models[name], "-o", to, *plain, *adapters.get(name, [])]) for name, to in built.items()}
     )
     if said["base"]:
-        why = f"its builder does not know this family: {said['base']}"[:160]
-        return [*rows, *(Row("onnxruntime", case.family, form, "refused", why=why) for form in forms)]
+        why = f"its builder does not know this family: {said['base']}".replace(f"{case.place}/", "")[:160]
+        return [*rows, *(Row("onnxruntime", case.family, form, "no base", why=why) for form in forms)]
     alone = logits_by_onnxruntime(built["base"], case.texts)
 
     def one(form: Form) -> Row:
@@ -237,8 +239,9 @@ RUNNERS: Mapping[str, tuple[Runner, tuple[str, ...], tuple[str, ...]]] = {
 """Tool -> what runs it, the modules that must be there, the distributions whose versions are told."""
 
 
-REMARKED = {("mlx", "gpt2", "merged")}
-"""What the table says in a remark alone: refused, and so no danger."""
+REMARKED = {("mlx", "gpt2", "merged"), ("onnxruntime", "gpt2", "onnx-adapter")}
+"""Of the first the table has a remark: it is refused, and so no danger. The second is a file that is read right, for a
+model that the builder does not make."""
 
 
 def _has(*modules: str) -> bool:
@@ -268,7 +271,7 @@ def run(tool: str, cases: Sequence[Case], converter: Path | None) -> list[Row]:
             rows += runner(case, converter or Path())
         except Exception as error:  # it cannot even read the base model
             why = f"without an adapter: {str(error).strip().splitlines()[0]}"
-            rows.append(Row(tool, case.family, "all", "refused", why=why))
+            rows.append(Row(tool, case.family, "all", "no base", why=why))
     return [_with_table(row, case) for row, case in ((row, _of(cases, row)) for row in rows)]
 
 
@@ -287,7 +290,7 @@ def agrees(row: Row) -> bool:
     """Whether what the table says came out: what it reads is right, and nothing that it does not is."""
     if (row.tool, row.family, row.form) in REMARKED:
         return row.result != "wrong"
-    return row.result == "not here" or (row.result == "right") == (row.by_table == "reads")
+    return row.result in ("not here", "no base") or (row.result == "right") == (row.by_table == "reads")
 
 
 def open_cases(place: Path) -> list[Case]:
@@ -309,7 +312,7 @@ def table(rows: Sequence[Row]) -> str:
     for tool in dict.fromkeys(row.tool for row in rows):
         own = [row for row in rows if row.tool == tool]
         parts = []
-        for result in ("right", "wrong", "refused", "not here"):
+        for result in ("right", "wrong", "refused", "no base", "not here"):
             forms: dict[str, list[str]] = {}
             for row in own:
                 if row.result == result:
@@ -321,17 +324,28 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def with_kept(path: Path, versions: Mapping[str, Any], rows: Sequence[Row]) -> dict[str, Any]:
+    """What to write: the rows, and of an earlier file those of other tools and families."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"versions": {}, "rows": []}
+    done = {(row.tool, row.family) for row in rows}
+    kept = [row for row in before["rows"] if (row["tool"], row["family"]) not in done]
+    order = list(RUNNERS)
+    every = sorted([*kept, *map(asdict, rows)], key=lambda r: (order.index(r["tool"]), FAMILIES.index(r["family"])))
+    return {"versions": {**before["versions"], **versions}, "tolerance": TOLERANCE, "rows": every}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=list(RUNNERS))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--family", choices=FAMILIES)
+    parser.add_argument("--out", type=Path, help="JSON; what was not run this time stays in it")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     tools = [asked.only] if asked.only else list(RUNNERS)
     with tempfile.TemporaryDirectory() as place, quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converter = shim(Path(place) / "converter")
-        cases = open_cases(Path(place))
+        cases = [case for case in open_cases(Path(place)) if asked.family in (None, case.family)]
         rows = [row for tool in tools for row in run(tool, cases, converter)]
     versions = {tool: _versions(RUNNERS[tool][2]) for tool in tools}
     print(table(rows))
@@ -340,8 +354,7 @@ def main() -> None:
         what = f"{row.tool}, {row.family}, {row.form}: {row.result} {row.why or ''}"
         print(f"not as the table says ({row.by_table}): {what}")
     if asked.out:
-        content = {"versions": versions, "tolerance": TOLERANCE, "rows": [asdict(row) for row in rows]}
-        write_atomically(asked.out, json.dumps(content, indent=1) + "\n")
+        write_atomically(asked.out, json.dumps(with_kept(asked.out, versions, rows), indent=1) + "\n")
     if odd:
         sys.exit(1)
 

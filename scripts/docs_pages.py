@@ -139,13 +139,8 @@ def tools_table() -> str:
         for tool in TOOLS:
             reads = ", ".join(f"`{form}`" for form in tool.accepts)
             wrong = "; ".join(f"`{form}`: {why}" for form, why in tool.wrong.items())
-            yield (
-                f"`{tool.name}`",
-                f"{tool.title} {tool.version}, {tool.evidence}",
-                reads,
-                wrong,
-                "; ".join(tool.remarks),
-            )
+            which = f"{tool.title} {tool.version}, {tool.evidence}"
+            yield f"`{tool.name}`", which, reads, wrong, "; ".join(tool.remarks)
 
     return table("`--for`", "tool", "reads", "of other forms", "remarks", rows=rows())
 

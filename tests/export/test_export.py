@@ -170,7 +170,7 @@ def test_the_noise_of_a_tool_is_allowed_up_to_a_limit(models: Models) -> None:
     asked = probes(models["llama"], mixed_adapter(models["llama"].outline.modules))
     size = max(1.0, *(float(p.wanted.abs().max()) for p in asked))
     off = [p.wanted + 1e-3 * size for p in asked]
-    assert not compared("tool", asked, off).passed and compared("tool", asked, off, noise=3e-4 * size).passed
+    assert not compared("tool", asked, off).passed and compared("tool", asked, off, noise=2e-4 * size).passed
     assert compared("tool", asked, off).limit == pytest.approx(TOLERANCE * size)
     assert not compared("tool", asked, [p.wanted + 1e-2 * size for p in asked], noise=1.0).passed
 

@@ -34,7 +34,7 @@ def test_every_older_name_is_said(tmp_path: Path) -> None:
     assert older_keys(found["gpt2"])["n_ctx"] == 64
     assert older_keys(found["qwen3"])["rope_theta"] == 500.0 and "rope_scaling" not in older_keys(found["qwen3"])
     gemma = older_keys(found["gemma3"])
-    assert gemma["sliding_window_pattern"] == 2 and gemma["rope_local_base_freq"] != gemma["rope_theta"]
+    assert gemma["sliding_window_pattern"] == 6 and gemma["rope_local_base_freq"] != gemma["rope_theta"]
 
 
 def test_scaled_positions_and_irregular_windows() -> None:
