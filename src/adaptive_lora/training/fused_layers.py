@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
+from adaptive_lora.training.quantised import dense_weight, is_quantised
 
 # oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
 # of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
@@ -76,6 +77,21 @@ class FusedLinear(nn.Module):
         flat = _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
         return flat.view(*x.shape[:-1], self.weight.shape[0])
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight (d_out, d_in) for a product with an input of this dtype, which is its own."""
+        return self.weight
+
+
+class DequantisedLinear:
+    """A frozen layer in 4 or 8 bits: its weight exists only while a product takes it."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.module, self.bias = module, None if module.bias is None else module.bias.detach()
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """As `FusedLinear.dense`."""
+        return dense_weight(self.module, dtype)
+
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
@@ -105,8 +121,10 @@ class FusedRMSNorm(nn.Module):
         return _RMSNorm.apply(x, self.weight, self.epsilon)
 
 
-def fused_linear(module: nn.Module) -> FusedLinear | None:
-    """The fused form of a plain linear layer; None for any other kind, such as quantised ones."""
+def fused_linear(module: nn.Module) -> FusedLinear | DequantisedLinear | None:
+    """The fused form of a linear layer, plain or quantised; None for any other kind."""
+    if isinstance(module, nn.Linear) and is_quantised(module):
+        return DequantisedLinear(module)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         return None
@@ -125,7 +143,8 @@ def _replacement(module: nn.Module) -> nn.Module | None:
         return FusedRMSNorm(weight, float(epsilon)) if epsilon is not None else None
     if name == "NewGELUActivation":
         return nn.GELU(approximate="tanh")
-    return fused_linear(module)
+    fused = fused_linear(module)
+    return fused if isinstance(fused, FusedLinear) else None  # a quantised layer's own product saves no more
 
 
 def _width(module: nn.Module) -> int:
