@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adaptive_lora import demo
 from adaptive_lora.errors import ModelError
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.outline import Quantise
@@ -32,6 +33,7 @@ from tests.training.conftest import (
     by_reference,
     demo_examples,
     make_exact,
+    plain_twin,
     seven_members,
 )
 
@@ -93,19 +95,30 @@ def test_weights_are_near_those_they_were_made_of(base: FrozenBase, model_folder
         found, wanted = (dense_weight(which.model.get_submodule(m.name)) for which in (base, plain))
         assert found.shape == wanted.shape == (m.d_out, m.d_in)
         apart = float((found - wanted).norm() / wanted.norm())
-        # 15 steps over normal values leave about 9 %, 255 steps up to the row's largest about 0.6 %.
-        assert (0.05 < apart < 0.12) if base.quantised == "nf4" else (0.001 < apart < 0.01)
+        # 15 steps over normal values leave about 9 %, 255 steps up to the row's largest about 0.5 %.
+        assert (0.08 < apart < 0.11) if base.quantised == "nf4" else (0.004 < apart < 0.008)
 
 
-def test_products_are_those_of_bitsandbytes_in_training(base: FrozenBase, model_folders: dict[str, Path]) -> None:
+def test_weights_are_what_their_codes_say(model_folders: dict[str, Path]) -> None:
+    """By hand, for rows of 24, 40 and 96 in blocks of 64; bitsandbytes' kernel for CPUs is wrong on the last."""
+    for family in ("gpt2", "llama"):
+        for layer in layers_of(load_base(family, model_folders[family], quantise="nf4")):
+            state, packed = layer.weight.quant_state, layer.weight.data.flatten().long()
+            values = state.code[torch.stack([packed >> 4, packed & 15], 1).flatten()]
+            wanted = values * state.absmax.repeat_interleave(64)[: len(values)]
+            assert torch.equal(dense_weight(layer), wanted.view(layer.out_features, layer.in_features))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_are_those_of_bitsandbytes_in_training(kind: Quantise) -> None:
     """Its own way where it trains on a CPU, which rounds no activation; forward, and the gradient of the input."""
-    ours, theirs = layers_of(base), layers_of(load_base(base.name, model_folders[base.name], quantise=base.quantised))
+    ours, theirs = (layers_of(load_base(demo.MODEL, demo.model_folder(), quantise=kind)) for _ in range(2))
     for own, other in zip(ours, theirs, strict=True):
         del other.forward
         other.train()
         x = torch.randn(5, own.in_features, generator=torch.Generator().manual_seed(1)).requires_grad_()
         y, wanted = own(x), other(x)
-        torch.testing.assert_close(y, wanted, rtol=0, atol=2e-6 * float(wanted.abs().max()))
+        torch.testing.assert_close(y, wanted, rtol=0, atol=2e-6 * float(wanted.detach().abs().max()))
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(2))
         found, theirs_grad = (torch.autograd.grad(which, x, weights)[0] for which in (y, wanted))
         torch.testing.assert_close(found, theirs_grad, rtol=0, atol=2e-6 * float(theirs_grad.abs().max()))
@@ -144,16 +157,6 @@ def test_half_precision_is_that_of_the_same_weights(model_folders: dict[str, Pat
         assert dense_weight(layer, base.model.dtype).dtype == base.model.dtype
     twin = plain_twin(base, model_folders["llama"])
     assert half == pytest.approx(evaluate(twin.model, examples, base.device).loss, rel=1e-2)
-
-
-def plain_twin(base: FrozenBase, folder: Path) -> FrozenBase:
-    """A base that is not quantised, with the weights that the codes stand for, in float32."""
-    twin = load_base(base.name, folder)
-    for name, layer in quantised_layers(base.model):
-        module = twin.model.get_submodule(name)
-        weight = dense_weight(layer)
-        module.weight.data.copy_(weight.t() if type(module).__name__ == "Conv1D" else weight)
-    return twin
 
 
 # both engines

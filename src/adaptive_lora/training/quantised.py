@@ -97,9 +97,12 @@ def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     state = copy.copy(weight.quant_state)
+    # Blocks of weights run on from row to row. bitsandbytes' kernel for CPUs begins a new one with every row, and gives
+    # wrong weights where a row is no whole number of blocks (0.50.2): it is told of one long row.
+    shape, state.shape = state.shape, torch.Size((1, state.shape.numel()))
     state.dtype = exact
     found: Tensor = dequantize_4bit(weight.data, state)
-    return found.to(dtype)
+    return found.view(shape).to(dtype)
 
 
 def _int8(module: Any) -> tuple[Tensor, Tensor]:
