@@ -198,6 +198,7 @@ def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None,
 def study_facts(study: Study) -> dict[str, Any]:
     """What the ledger keeps of the study file and of what runs it."""
     packages = ("adaptive-lora", "torch", "transformers", "peft", "numpy")
+    packages += ("bitsandbytes",) if study.spec.model.quantise else ()
     counts = study.matrix.counts(seeds=study.matrix.first_seeds)
     return {
         "name": study.spec.name,
