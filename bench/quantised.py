@@ -3,8 +3,8 @@
     reference   one adapter through PEFT, the loop of the reference engine
     bank        several adapters at once on one base
 
-By way (`float32`, `nf4`, `int8`, `bfloat16`, `nf4-bfloat16`): seconds an adapter-step of both engines (median, the first
-left out), bytes of the weights, resident memory after loading and at the most in training by the bank, the frozen
+By way (`float32`, `nf4`, `int8`, `bfloat16`, `nf4-bfloat16`): seconds an adapter-step of both engines (median, the
+first left out), bytes of the weights, resident memory after loading and at the most in training by the bank, the frozen
 model's loss on the first batch, and how far the two engines' training losses lie apart at the most, relative.
 
     python bench/quantised.py [--model smollm2 --data FILE] [--adapters 4] [--steps 3] [--ways nf4 int8] [--out FILE]
@@ -13,6 +13,7 @@ model's loss on the first batch, and how far the two engines' training losses li
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -75,7 +76,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     with attached(base, members[0].plan, 0) as model:
         stamps = [time.perf_counter()]
         done = train(model, examples, members[0].options, 0, on_step=lambda _: stamps.append(time.perf_counter()))
-    times = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+    times = [after - before for before, after in itertools.pairwise(stamps)]
     seconds["reference"], losses["reference"] = statistics.median(times[1:]), [record.loss for record in done.curve]
     return {
         "seconds_per_adapter_step": seconds,

@@ -24,7 +24,9 @@ KINDS: tuple[Quantise, ...] = ("nf4", "int8")
 Pair = tuple[FrozenBase, FrozenBase]
 
 
-@pytest.fixture(params=[(family, kind) for family in ("gpt2", "llama") for kind in KINDS], ids=lambda way: "-".join(way))
+@pytest.fixture(
+    params=[(family, kind) for family in ("gpt2", "llama") for kind in KINDS], ids=lambda way: "-".join(way)
+)
 def pair(request: pytest.FixtureRequest, model_folders: dict[str, Path]) -> Pair:
     """A quantised base, and its plain twin."""
     family, kind = request.param

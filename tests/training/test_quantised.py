@@ -1,4 +1,4 @@
-"""Bases in 4 and 8 bits: what their layers compute, that both engines train on the same numbers, how they are loaded."""
+"""Bases in 4 and 8 bits: what layers compute, that both engines train on the same numbers, how they are loaded."""
 
 from __future__ import annotations
 
@@ -311,7 +311,9 @@ def test_without_bitsandbytes_the_error_says_what_to_install(
 ) -> None:
     folder = stored("llama", "int8", model_folders["llama"], tmp_path)
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "bitsandbytes" else find(name, *a)
+    )
     for where, how in ((model_folders["llama"], "nf4"), (folder, None)):
         with pytest.raises(ModelError, match=r"needs bitsandbytes.*pip install 'adaptive-lora\[bnb\]'"):
             load_base("tiny", where, quantise=how)  # type: ignore[arg-type]

@@ -73,8 +73,6 @@ class _MultiLoraLinear(torch.autograd.Function):
         fused, grad_input = ctx.layer.fused, None
         if ctx.needs_input_grad[0]:
             # Where the layer is not fused, autograd takes the base's share through `base_output`.
-            grad_input = (
-                torch.zeros_like(x) if fused is None else frozen_linear(grad_output, fused.dense(x.dtype).t())
-            )
+            grad_input = torch.zeros_like(x) if fused is None else frozen_linear(grad_output, fused.dense(x.dtype).t())
         ctx.op.backward(x, saved, grad_output, grad_input)
         return grad_input, None, grad_output if fused is None else None, None, None

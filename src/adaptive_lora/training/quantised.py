@@ -38,8 +38,8 @@ def check_quantisation(name: str, config: Any, dtype: DType, quantise: Quantise 
     stored = quantisation_of(config)
     if quantise and (other := stored or _method(config).get("quant_method")):
         raise ModelError(
-            f"{name} is stored quantised already ({other}), and {quantise} was asked for: leave `quantise` out, or name "
-            "the model that it was made from."
+            f"{name} is stored quantised already ({other}), and {quantise} was asked for: leave `quantise` out, or "
+            "name the model that it was made from."
         )
     if quantise and dtype == "float64":
         raise ModelError(f"bitsandbytes quantises no float64 weights, got {quantise} of {name}: take dtype float32.")
