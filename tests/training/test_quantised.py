@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import weakref
 from pathlib import Path
@@ -16,14 +17,14 @@ from adaptive_lora.errors import ModelError
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.outline import Quantise
 from adaptive_lora.training import fused_layers, peft_check, quantised
-from adaptive_lora.training.adapter import attached, save_adapter, weights_of
+from adaptive_lora.training.adapter import attached, save_adapter, trainable, weights_of
 from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase, frozen, load_base, outline_of
 from adaptive_lora.training.batches import collate
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.fidelity import check_alone, check_bank
-from adaptive_lora.training.memory import saved_bytes
 from adaptive_lora.training.quantised import dense_weight, dequantised_bytes, model_bytes, quantised_layers
+from adaptive_lora.training.reference import update
 from tests.conftest import mixed_plan
 from tests.training.conftest import (
     SAME,
@@ -203,7 +204,10 @@ def test_the_bank_is_compared_with_the_model_itself_and_texts_alone(base: Frozen
         assert "compiled lora" in bank.kernels or not fused_layers.lora_kernel(torch.float32)
 
 
-def test_no_dequantised_weight_outlives_its_product(base: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("engine", ["bank", "reference"])
+def test_no_dequantised_weight_outlives_its_product(
+    base: FrozenBase, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
     made: list[weakref.ref[Tensor]] = []
     most = 0
 
@@ -214,10 +218,19 @@ def test_no_dequantised_weight_outlives_its_product(base: FrozenBase, monkeypatc
         most = max(most, sum(each() is not None for each in made))
         return weight
 
-    with Bank(base, seven_members(base)[:2], workers=1) as bank:
-        monkeypatch.setattr(quantised, "dense_weight", counted)
-        monkeypatch.setattr(fused_layers, "dense_weight", counted)
-        bank.step()
+    member, options = seven_members(base)[0], seven_members(base)[0].options
+    with contextlib.ExitStack() as stack:
+        if engine == "bank":
+            bank = stack.enter_context(Bank(base, [member], workers=1))
+        else:
+            model = stack.enter_context(attached(base, member.plan, member.seed))
+            optimizer = torch.optim.AdamW(trainable(model).values())
+        for where in (quantised, fused_layers):
+            monkeypatch.setattr(where, "dense_weight", counted)
+        if engine == "bank":
+            bank.step()
+        else:
+            update(model, optimizer, member.batch(0), options, 0)
     assert len(made) >= 2 * len(base.outline.modules) - 4 and most <= 2
 
 
@@ -331,12 +344,3 @@ def test_on_an_accelerator_both_engines_agree_too(family: str, kind: Quantise, m
     member = seven_members(base, steps=4, dropout=False)[0]
     ours, theirs = by_bank(base, [member], ())[0].records, by_reference(base, member, ()).records
     assert [r.loss for r in ours] == pytest.approx([r.loss for r in theirs], rel=1e-4)
-
-
-def test_saved_for_the_backward_pass_is_no_weight(base: FrozenBase) -> None:
-    """Of the reference's pass: what autograd keeps is activations, as if the weights were the model's own."""
-    batch = collate(demo_examples(base, 2))
-    embedded = base.model.get_input_embeddings()(batch.input_ids).detach().requires_grad_()
-    layer = max(layers_of(base), key=lambda own: own.in_features * own.out_features)
-    rows = embedded.new_ones(1, layer.in_features).requires_grad_()
-    assert saved_bytes(base.model, lambda: layer(rows)) == 0
