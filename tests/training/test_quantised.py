@@ -262,7 +262,13 @@ def test_an_adapter_trained_here_is_readable_by_peft_on_the_plain_base(
 
 
 @pytest.mark.parametrize(
-    ("kind", "how"), [("nf4", {}), ("nf4", {"bnb_4bit_use_double_quant": True}), ("fp4", {}), ("int8", {})]
+    ("kind", "how"),
+    [
+        ("nf4", {}),
+        ("nf4", {"bnb_4bit_use_double_quant": True}),
+        ("fp4", {}),
+        ("int8", {}),
+    ],
 )
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_folder_that_is_stored_quantised_is_loaded_as_it_is(
@@ -280,6 +286,23 @@ def test_a_folder_that_is_stored_quantised_is_loaded_as_it_is(
     assert [r.loss for r in ours] == pytest.approx([r.loss for r in theirs], rel=1e-5)
     with pytest.raises(ModelError, match=f"stored quantised already \\({kind}\\), and nf4 was asked for"):
         load_base("stored", folder, quantise="nf4")
+
+
+def test_codes_that_are_stored_as_half_precision_are_read_as_that(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """As for sharded training; transformers converts them like numbers where another dtype is asked for."""
+    how = {"bnb_4bit_quant_storage": "bfloat16", "bnb_4bit_compute_dtype": "bfloat16"}
+    folder = stored("llama", "nf4", model_folders["llama"], tmp_path, **how)
+    with pytest.raises(ModelError, match=r"4-bit codes as bfloat16.*got dtype float32: take dtype bfloat16"):
+        load_base("stored", folder)
+    base, made_here = (
+        load_base("stored", folder, dtype="bfloat16"),
+        load_base("x", model_folders["llama"], quantise="nf4"),
+    )
+    for own, other in zip(layers_of(base), layers_of(made_here), strict=True):
+        assert own.weight.is_floating_point() and torch.equal(dense_weight(own), dense_weight(other))
+    assert base.outline.total_parameters == made_here.outline.total_parameters
 
 
 @pytest.mark.parametrize("kind", KINDS)

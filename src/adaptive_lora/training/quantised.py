@@ -43,6 +43,12 @@ def check_quantisation(name: str, config: Any, dtype: DType, quantise: Quantise 
         )
     if quantise and dtype == "float64":
         raise ModelError(f"bitsandbytes quantises no float64 weights, got {quantise} of {name}: take dtype float32.")
+    storage = _method(config).get("bnb_4bit_quant_storage") or dtype
+    if stored in ("nf4", "fp4") and storage not in ("uint8", dtype):
+        raise ModelError(  # transformers would convert the codes as if they were numbers
+            f"{name} stores its 4-bit codes as {storage}, which can be read in that dtype alone, got dtype {dtype}: "
+            f"take dtype {storage}."
+        )
     if (quantise or stored) and importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(
             f"{name} in {quantise or stored} needs bitsandbytes, which is not installed: "
@@ -80,7 +86,9 @@ def is_quantised(module: nn.Module) -> bool:
     """Whether a module is a linear layer of bitsandbytes with its weight in 4 or 8 bits."""
     if not isinstance(module, nn.Linear):  # PEFT's layers show the weight of the layer inside
         return False
-    return type(module.weight).__name__ in ("Params4bit", "Int8Params") and not module.weight.is_floating_point()
+    if type(module.weight).__name__ == "Params4bit":  # whose codes may be stored as any type
+        return getattr(module.weight, "quant_state", None) is not None
+    return type(module.weight).__name__ == "Int8Params" and module.weight.dtype == torch.int8
 
 
 def dense_weight(module: nn.Module, dtype: torch.dtype | None = None) -> Tensor:
@@ -142,12 +150,15 @@ def use_dense_products(model: nn.Module) -> Callable[[], None]:
                 "pass of a model in evaluation mode, and rounded their scales. Load the model again, and give it "
                 "before its first pass."
             )
+    own = [layer.__dict__.get("forward") for _, layer in layers]  # hooks of other libraries
     for _, layer in layers:
         layer.forward = functools.partial(_product, layer)
 
     def restore() -> None:
-        for _, layer in layers:
+        for (_, layer), before in zip(layers, own, strict=True):
             layer.__dict__.pop("forward", None)
+            if before is not None:
+                layer.forward = before
 
     return restore
 
