@@ -3,9 +3,10 @@
     reference   one adapter through PEFT, the loop of the reference engine
     bank        several adapters at once on one base
 
-By way (`float32`, `nf4`, `int8`, `bfloat16`, `nf4-bfloat16`): seconds an adapter-step of both engines (median, the
-first left out), bytes of the weights, resident memory after loading and at the most in training by the bank, the frozen
-model's loss on the first batch, and how far the two engines' training losses lie apart at the most, relative.
+By way (`float32`, `nf4`, `int8`, `bfloat16`, `nf4-bfloat16`): seconds an adapter-step of both engines by the clock and
+of the processor (medians, the first left out), bytes of the weights, resident memory after loading and at the most in
+training by the bank, the frozen model's loss on the first batch, and how far the two engines' training losses lie apart
+at the most, relative.
 
     python bench/quantised.py [--model smollm2 --data FILE] [--adapters 4] [--steps 3] [--ways nf4 int8] [--out FILE]
 """
@@ -13,7 +14,6 @@ model's loss on the first batch, and how far the two engines' training losses li
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import re
@@ -34,13 +34,14 @@ from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.prepare import open_base, open_records, targets_of
 from adaptive_lora.study.schema import ArmPart, ScalingPart
-from adaptive_lora.training.adapter import attached
+from adaptive_lora.training.adapter import attached, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.evaluate import evaluate
+from adaptive_lora.training.checkpoint import StepRecord
 from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.quantised import model_bytes
-from adaptive_lora.training.reference import train
+from adaptive_lora.training.reference import update
 from throughput import machine_facts, silence
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -67,37 +68,43 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     loading = time.perf_counter() - began
     resident, encoder = memory("VmRSS"), Encoder(base.tokenizer, base.outline.within(asked.max_length), "auto")
     examples = make_splits(open_records(asked.data), encoder, 4 * asked.steps, 1, 1).training_subset(4 * asked.steps, 0)
-    members, seconds, losses = members_of(base, examples, asked), dict[str, float](), dict[str, list[float]]()
+    members, seconds, losses = members_of(base, examples, asked), dict[str, list[float]](), dict[str, list[float]]()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     with Bank(base, members) as bank:
-        records, times = timed(lambda: bank.step()[0], asked.steps)
-        seconds["bank"], losses["bank"] = statistics.median(times[1:]) / len(members), [r.loss for r in records]
+        times, records = timed(lambda: bank.step()[0], asked.steps)
+        seconds["bank"], losses["bank"] = [of / len(members) for of in times], [record.loss for record in records]
     peak = memory("VmHWM")
-    with attached(base, members[0].plan, 0) as model:
-        stamps = [time.perf_counter()]
-        done = train(model, examples, members[0].options, 0, on_step=lambda _: stamps.append(time.perf_counter()))
-    times = [after - before for before, after in itertools.pairwise(stamps)]
-    seconds["reference"], losses["reference"] = statistics.median(times[1:]), [record.loss for record in done.curve]
+    member, options = members[0], members[0].options
+    with attached(base, member.plan, member.seed) as model:
+        optimizer = torch.optim.AdamW(trainable(model).values(), weight_decay=options.weight_decay)
+        steps = iter(range(asked.steps))
+
+        def one_update() -> StepRecord:
+            return update(model, optimizer, member.batch(at := next(steps)), options, at)
+
+        seconds["reference"], records = timed(one_update, asked.steps)
+        losses["reference"] = [record.loss for record in records]
     return {
-        "seconds_per_adapter_step": seconds,
+        "seconds_per_adapter_step": {engine: found[0] for engine, found in seconds.items()},
+        "cpu_seconds_per_adapter_step": {engine: found[1] for engine, found in seconds.items()},
         "loading_seconds": loading,
         "weight_bytes": model_bytes(base.model),
         "resident_bytes": resident,
         "peak_bytes_training": peak,
-        "frozen_loss": evaluate(base.model, members[0].batch(0), base.device).loss,
+        "frozen_loss": evaluate(base.model, member.batch(0), base.device).loss,
         "losses": losses,
         "max_loss_difference": max(abs(a / b - 1) for a, b in zip(*losses.values(), strict=True)),
     }
 
 
-def timed(step: Callable[[], Any], count: int) -> tuple[list[Any], list[float]]:
-    """What so many calls return, and the seconds of each."""
+def timed(step: Callable[[], Any], count: int) -> tuple[list[float], list[Any]]:
+    """Seconds of a call by the clock and of the processor (medians, the first call left out), and what all return."""
     found, times = [], []
     for _ in range(count):
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         found.append(step())
-        times.append(time.perf_counter() - began)
-    return found, times
+        times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    return [statistics.median(own) for own in zip(*times[1:], strict=True)], found
 
 
 def memory(key: str) -> int:
