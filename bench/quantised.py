@@ -37,8 +37,8 @@ from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.adapter import attached, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.checkpoint import StepRecord
+from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.quantised import model_bytes
 from adaptive_lora.training.reference import update
