@@ -128,23 +128,22 @@ def main() -> None:
     if asked.way:
         print(json.dumps(measure(asked)))
         return
-    ways = {}
-    for way in asked.ways:
-        print(way, file=sys.stderr)
-        command = [sys.executable, *sys.argv, "--way", way]
-        ways[way] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    report = {
-        "ways": ways,
+    report: dict[str, Any] = {
+        "ways": {},
         "model": asked.model,
         "adapters": asked.adapters,
         "steps": asked.steps,
         "threads": torch.get_num_threads(),
         "machine": machine_facts(torch.device("cpu"), load_before),
     }
-    text = json.dumps(report, indent=2)
-    if asked.out:
-        write_atomically(asked.out, text + "\n")
-    print(text)
+    for way in asked.ways:
+        print(way, file=sys.stderr)
+        command = [sys.executable, *sys.argv, "--way", way]
+        told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        report["ways"][way] = json.loads(told)
+        if asked.out:  # after each, so that a cut loses one
+            write_atomically(asked.out, json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
 
 
 if __name__ == "__main__":
