@@ -6,7 +6,8 @@
 By way (`float32`, `nf4`, `int8`, `bfloat16`, `nf4-bfloat16`): seconds an adapter-step of both engines by the clock and
 of the processor (medians, the first left out), bytes of the weights, resident memory after loading and at the most in
 training by the bank, the frozen model's loss on the first batch, and how far the two engines' training losses lie apart
-at the most, relative.
+at the most, relative. Resident memory counts the pages of the weights' file, which stays mapped while embeddings are
+read from it and which the system can drop, and what the heap has freed.
 
     python bench/quantised.py [--model smollm2 --data FILE] [--adapters 4] [--steps 3] [--ways nf4 int8] [--out FILE]
 """
