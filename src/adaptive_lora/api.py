@@ -30,7 +30,7 @@ from adaptive_lora.training.options import TrainingOptions, rate_factors
 if TYPE_CHECKING:  # plans by shape need no torch
     from transformers import PreTrainedModel
 
-    from adaptive_lora.planning.outline import DType
+    from adaptive_lora.planning.outline import DType, Quantise
     from adaptive_lora.study.progress import ProgressListener
     from adaptive_lora.training.base import FrozenBase
 
@@ -55,13 +55,15 @@ def plan(
     learn: Learn = "last",
     revision: str | None = None,
     dtype: DType = "float32",
+    quantise: Quantise | None = None,
     device: str | None = None,
 ) -> RankPlan:
     """The rank plan of a strategy, exactly on its budget.
 
     `model` is `demo`, a folder, a hub name, or a loaded model, then with its `tokenizer` where data is measured. Plans
     by shape need the model's configuration alone; others load its weights in `dtype` on `device` (by default the
-    accelerator where there is one; a loaded model stays where it is). `strategy` is a name, `my_file.py:name`, or a
+    accelerator where there is one; a loaded model stays where it is), the linear layers' in 4 or 8 bits where
+    `quantise` says `nf4` or `int8`. `strategy` is a name, `my_file.py:name`, or a
     decorated function. `scaling` is a rule or `{"rule": ..., "reference": ...}`. Records are encoded by `template` up
     to `max_length` tokens; of a conversation `learn` takes the `last` answer or `all`.
 
@@ -82,7 +84,7 @@ def plan(
             f"{known.name} measures on data: give `--data` (in Python `data=`) a file, a hub data set or "
             "`demo:fine-tuning`."
         )
-    weights = None if effort == "none" and isinstance(model, str | Path) else (dtype, device)
+    weights = None if effort == "none" and isinstance(model, str | Path) else (dtype, quantise, device)
     with _opened(model, tokenizer, revision, weights) as (base, outline):
         modules = targets_of(outline, targets)
         made = make_plan(
@@ -98,7 +100,9 @@ def plan(
         )
         facts = {
             "model": outline.name,
-            "model_note": model_note(str(model)) if isinstance(model, str | Path) else None,
+            "model_note": model_note(str(model), base.quantised if base else None)
+            if isinstance(model, str | Path)
+            else None,
             "base_parameters": outline.total_parameters,
             "data": str(data) if isinstance(data, str | Path) else data and f"{len(data)} records",
             "device": str(base.device) if base and effort != "none" else None,
@@ -122,6 +126,7 @@ def train(
     learn: Learn = "last",
     revision: str | None = None,
     dtype: DType = "float32",
+    quantise: Quantise | None = None,
     device: str | None = None,
 ) -> list[float]:
     """Trains one adapter of `plan` on all usable records of `data` and saves it in PEFT's format in `out`.
@@ -133,7 +138,7 @@ def train(
     from adaptive_lora.training.reference import train as train_reference
 
     plan = plan if isinstance(plan, RankPlan) else RankPlan.load(plan)
-    with _opened(model, tokenizer, revision, (dtype, device)) as (base, outline):
+    with _opened(model, tokenizer, revision, (dtype, quantise, device)) as (base, outline):
         assert base is not None  # weights were asked for
         if missing := [m for m in plan.modules if m not in outline.modules]:
             raise PlanError(
@@ -212,9 +217,9 @@ def plan_json(made: RankPlan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _opened(
-    model: Any, tokenizer: Any, revision: str | None, weights: tuple[DType, str | None] | None
+    model: Any, tokenizer: Any, revision: str | None, weights: tuple[DType, Quantise | None, str | None] | None
 ) -> Iterator[tuple[FrozenBase | None, Any]]:
-    """The model and its outline; of a name without its `weights` (dtype, device) the outline alone."""
+    """The model and its outline; of a name without its `weights` (dtype, quantise, device) the outline alone."""
     if isinstance(model, str | Path):
         name = str(model)
         if weights is None:
@@ -222,15 +227,21 @@ def _opened(
             return
         from adaptive_lora.training.base import check_device, default_device
 
-        dtype, device = weights
-        base = open_base(name, revision, dtype, str(check_device(device or default_device())))
+        dtype, quantise, device = weights
+        base = open_base(name, revision, dtype, str(check_device(device or default_device())), quantise)
         yield base, base.outline
         return
     from adaptive_lora.training.base import check_device, frozen
 
     with frozen(model, tokenizer) as base:
-        if weights and weights[1] and base.device.type != check_device(weights[1]).type:
-            raise UsageError(f"The model lies on {base.device}, got device={weights[1]!r}: move it with `model.to`.")
+        _, quantise, device = weights or (None, None, None)
+        if device and base.device.type != check_device(device).type:
+            raise UsageError(f"The model lies on {base.device}, got device={device!r}: move it with `model.to`.")
+        if quantise and base.quantised != quantise:
+            raise UsageError(
+                f"The model was loaded with its weights in {base.quantised or base.model.dtype}, got "
+                f"quantise={quantise!r}: load it with a `BitsAndBytesConfig`, or give its name."
+            )
         yield base, base.outline
 
 

@@ -21,6 +21,7 @@ from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, ModelOutline, find_modules, load_base
 from adaptive_lora.training.checkpoint import StepRecord, read_checkpoint
 from adaptive_lora.training.options import TrainingOptions, rate_factors
+from adaptive_lora.training.quantised import dense_weight, quantised_layers
 from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
 from tests.conftest import mixed_plan
 
@@ -92,6 +93,16 @@ def in_memory(model: Any, like: FrozenBase) -> FrozenBase:
     total = sum(p.numel() for p in model.parameters())
     outline = ModelOutline("in memory", find_modules(model), total, context=64)
     return replace(like, name="in memory", model=model, outline=outline)
+
+
+def plain_twin(base: FrozenBase, folder: Path) -> FrozenBase:
+    """A base that is not quantised, with the weights that the codes stand for, in float32."""
+    twin = load_base(base.name, folder)
+    for name, layer in quantised_layers(base.model):
+        module = twin.model.get_submodule(name)
+        weight = dense_weight(layer)
+        module.weight.data.copy_(weight.t() if type(module).__name__ == "Conv1D" else weight)
+    return twin
 
 
 def demo_examples(base: FrozenBase, count: int = 40) -> list[Example]:

@@ -12,7 +12,7 @@ from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.snippets import TOOLS, check_tool, paste, rate_of, save_step_0, saved_plan
 from adaptive_lora.data.encoding import Learn
 from adaptive_lora.errors import UsageError
-from adaptive_lora.planning.outline import DType
+from adaptive_lora.planning.outline import DType, Quantise
 
 if TYPE_CHECKING:
     from adaptive_lora.planning.plan import RankPlan
@@ -40,6 +40,10 @@ def plan(
     learn: Annotated[Learn, typer.Option(help="Of a conversation the last answer, or all.")] = "last",
     revision: Annotated[str | None, typer.Option(help="Hub commit, tag or branch.")] = None,
     dtype: Annotated[DType, typer.Option(help="Of the weights, for strategies that measure.")] = "float32",
+    quantise: Annotated[
+        Quantise | None,
+        typer.Option(help="Measure on weights in 4 bits (nf4) or 8 (int8), by bitsandbytes."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default the accelerator where there is one.")
     ] = None,
@@ -75,7 +79,7 @@ def plan(
         made = api.plan(
             model, strategy, budget, data=data, targets=modules, options=options, seed=seed, max_length=max_length,
             scaling={"rule": scaling, "reference": reference_scaling}, template=named, learn=learn,
-            revision=revision, dtype=dtype, device=device,
+            revision=revision, dtype=dtype, quantise=quantise, device=device,
         )  # fmt: skip
     _give(made, wanted)
 

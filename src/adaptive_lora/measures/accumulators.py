@@ -5,6 +5,8 @@ Legend: G_b = dL_b/dW (d_out, d_in) is the gradient on batch b, G the mean over 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from adaptive_lora.measures.spectra import Moments, effective_rank
@@ -25,8 +27,9 @@ class BatchGradients:
     of G: mean_b mean |W ⊙ G_b| for mean |W ⊙ mean_b G_b|, so that signs that differ between batches do not cancel.
     """
 
-    def __init__(self, weight: Tensor, keep: bool, by_batch: bool) -> None:
-        self.weight, self.keep, self.by_batch = weight, keep, by_batch  # W (d_out, d_in)
+    def __init__(self, weight: Callable[[], Tensor], keep: bool, by_batch: bool) -> None:
+        # W (d_out, d_in), asked for when it is needed: that of a quantised layer is made for the occasion.
+        self.weight, self.keep, self.by_batch = weight, keep, by_batch
         self.current: Tensor | None = None
         self.total: Tensor | None = None
         self.totals: Values = {}
@@ -40,7 +43,7 @@ class BatchGradients:
         if self.current is None:
             return
         if self.by_batch:
-            for measure, value in entrywise(self.weight, self.current).items():
+            for measure, value in entrywise(self.weight(), self.current).items():
                 self.totals[measure] = self.totals.get(measure, 0.0) + value
         if self.keep:
             self.total = self.current if self.total is None else self.total.add_(self.current)
@@ -51,7 +54,7 @@ class BatchGradients:
         found: Values = {}
         if self.total is not None:
             mean = self.total / batches
-            found = entrywise(self.weight, mean)
+            found = entrywise(self.weight(), mean)
             if moments is not None:
                 found["whitened-rank"] = effective_rank(moments.whitened(mean))
         return found | {measure: value / batches for measure, value in self.totals.items()}

@@ -82,12 +82,12 @@ def parameters(short: ShortRun) -> int:
 
 def ranks_of(model: Any) -> dict[str, float]:
     """How many triplets of every module are not masked, by full module name."""
-    from peft.tuners.adalora import SVDLinear
+    from peft.tuners.adalora import AdaLoraLayer
 
     return {
         name: float((module.lora_E["default"] != 0).sum())
         for name, module in model.base_model.model.named_modules()
-        if isinstance(module, SVDLinear)
+        if isinstance(module, AdaLoraLayer)  # of a quantised layer too
     }
 
 
@@ -103,7 +103,7 @@ def _begin(model: Any, seed: int) -> None:
 def _adalora(short: ShortRun) -> Iterator[Any]:
     """The base as PEFT's AdaLoRA model; taken off again at the end."""
     from peft import AdaLoraConfig, get_peft_model
-    from peft.tuners.adalora import SVDLinear
+    from peft.tuners.adalora import AdaLoraLayer
 
     steps, rank = short.steps, uniform_rank(short.modules, short.budget)
     config = AdaLoraConfig(
@@ -127,7 +127,7 @@ def _adalora(short: ShortRun) -> Iterator[Any]:
         model.eval()
         yield model
     finally:
-        layers = {name: module for name, module in inner.named_modules() if isinstance(module, SVDLinear)}
+        layers = {name: module for name, module in inner.named_modules() if isinstance(module, AdaLoraLayer)}
         for name, layer in layers.items():
             inner.set_submodule(name, layer.get_base_layer())
         if hasattr(inner, "peft_config"):

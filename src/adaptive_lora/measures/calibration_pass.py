@@ -10,6 +10,7 @@ as in `exact`; what lies before a round's first module then has no backward pass
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from adaptive_lora.planning.strategies.base import Mode
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import Loss, label_loss
 from adaptive_lora.training.options import initial_a
+from adaptive_lora.training.quantised import dense_weight
 
 ROUND_ENTRIES = 1 << 27
 """Most entries of gradients and covariances that a round of a stream keeps, unless one input alone takes more."""
@@ -150,8 +152,8 @@ class _Round(Hooks):
         keep = "whitened-rank" in self.plan.measures or (entrywise and self.plan.exact)
         if not (keep or entrywise):
             return []
-        weight = self.base.model.get_submodule(m.name).weight.detach()
-        return [BatchGradients(weight.T if m.fan_in_fan_out else weight, keep, entrywise and not self.plan.exact)]
+        weight = functools.partial(dense_weight, self.base.model.get_submodule(m.name))
+        return [BatchGradients(weight, keep, entrywise and not self.plan.exact)]
 
     def _b_gradients(self, m: ModuleShape) -> dict[Quantity, BGradient]:
         dtype = torch.float64 if self.base.model.dtype == torch.float64 else torch.float32

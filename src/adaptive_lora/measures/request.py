@@ -169,8 +169,9 @@ class MeasurementKey:
 def key_of(measure: str, inputs: Sequence[str], request: Request) -> MeasurementKey:
     """The key of a measure that depends on the named inputs of a request."""
     shapes = [(m.name, m.d_in, m.d_out) for m in request.modules]
+    quantised = {"quantised": request.base.quantised} if request.base.quantised else {}
     found = {
-        "base": {"revision": request.base.revision, "dtype": str(request.base.model.dtype)},
+        "base": {"revision": request.base.revision, "dtype": str(request.base.model.dtype), **quantised},
         "modules": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
         **{name: INPUTS[name](request) for name in inputs},
     }

@@ -12,6 +12,7 @@ from adaptive_lora.measures.groups import GroupResult, MeasureGroup, Measurement
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.quantised import dense_weight
 
 _SMALL = 1024
 """Up to this smaller side all singular values are computed, beyond it the largest alone."""
@@ -22,7 +23,7 @@ def stable_ranks(base: FrozenBase, modules: Sequence[ModuleShape]) -> dict[str, 
 
     Computed in double precision. Raises TrainingError where one is not finite.
     """
-    found = {m.name: stable_rank(base.model.get_submodule(m.name).weight.detach()) for m in modules}
+    found = {m.name: stable_rank(dense_weight(base.model.get_submodule(m.name))) for m in modules}
     if bad := [name for name, value in found.items() if not value < float("inf")]:
         raise TrainingError(f"The stable rank of {bad[0]} is not finite: its weights are not.")
     return found
@@ -30,7 +31,7 @@ def stable_ranks(base: FrozenBase, modules: Sequence[ModuleShape]) -> dict[str, 
 
 def weight_norms(base: FrozenBase, modules: Sequence[ModuleShape]) -> dict[str, float]:
     """||W||_F of every target weight."""
-    return {m.name: float(base.model.get_submodule(m.name).weight.detach().float().norm()) for m in modules}
+    return {m.name: float(dense_weight(base.model.get_submodule(m.name)).float().norm()) for m in modules}
 
 
 def stable_rank(weight: Tensor) -> float:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator
+
+# PEFT imports it wherever it is installed, and on some CPUs it then asks for kernels that nothing here uses.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Silences loading bars and the libraries' deprecation warnings of each other: no user can act on them."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             for category in (FutureWarning, DeprecationWarning):
@@ -21,4 +25,4 @@ def quiet_libraries() -> Iterator[None]:
             yield
     finally:
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()

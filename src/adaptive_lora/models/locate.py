@@ -53,13 +53,16 @@ def _locate(name: str) -> str | Path:
     return path if path.exists() else name
 
 
-def model_note(name: str) -> str | None:
-    """What must be said of the model's weights wherever it is named, such as `weights dequantised from Q4_1`."""
+def model_note(name: str, quantised: str | None = None) -> str | None:
+    """What must be said of the model's weights wherever it is named, such as `weights dequantised from Q4_1`.
+
+    `quantised`: how bitsandbytes keeps them, if it does.
+    """
     found = provenance_of(Path(locate_model(name)))
-    if found is None:
-        return None
-    title = KNOWN[name].title + ", " if name in KNOWN else ""
-    return title + found.note
+    said = [KNOWN[name].title] if found and name in KNOWN else []
+    said += [found.note] if found else []
+    said += [f"linear layers in {quantised.upper()} by bitsandbytes"] if quantised else []
+    return ", ".join(said) or None
 
 
 def portable_name(name: str) -> str:

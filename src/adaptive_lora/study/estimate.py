@@ -35,6 +35,7 @@ from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.fidelity import spread
 from adaptive_lora.training.head import largest_logits
 from adaptive_lora.training.memory import members_at_once, state_bytes
+from adaptive_lora.training.quantised import dequantised_bytes, model_bytes
 from adaptive_lora.training.reference import update
 
 _TRIED_TOKENS = 1000
@@ -228,7 +229,10 @@ def _seconds(do: Callable[[], object]) -> float:
 
 
 def _weights(prepared: PreparedStudy) -> int:
-    return sum(p.numel() * p.element_size() for p in prepared.base.model.parameters())
+    """Of the base; where it is quantised, also of one weight at a time that each pass dequantises."""
+    model = prepared.base.model
+    passes = torch.get_num_threads() if prepared.base.device.type == "cpu" else 1
+    return model_bytes(model) + passes * dequantised_bytes(model, model.dtype)
 
 
 def _scoring(prepared: PreparedStudy) -> int:

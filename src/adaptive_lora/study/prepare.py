@@ -18,7 +18,7 @@ from adaptive_lora.errors import StudyFileError, UsageError
 from adaptive_lora.models.locate import is_named, locate_model, model_note
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.outline import ModelOutline, outline_from_config
+from adaptive_lora.planning.outline import DType, ModelOutline, Quantise, outline_from_config
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.data_facts import Draw, data_counts, data_notices, split_rows
 from adaptive_lora.study.matrix import Run
@@ -46,11 +46,17 @@ def open_outline(name: str, revision: str | None = None) -> ModelOutline:
     return outline_of(name, locate_model(name, revision), revision)
 
 
-def open_base(name: str, revision: str | None = None, dtype: Any = "float32", device: str = "cpu") -> FrozenBase:
+def open_base(
+    name: str,
+    revision: str | None = None,
+    dtype: DType = "float32",
+    device: str = "cpu",
+    quantise: Quantise | None = None,
+) -> FrozenBase:
     """`training.base.load_base` that knows the embedded model, fetched ones and GGUF files."""
     from adaptive_lora.training.base import load_base
 
-    return load_base(name, locate_model(name, revision), revision, dtype, device)
+    return load_base(name, locate_model(name, revision), revision, dtype, device, quantise)
 
 
 def open_encoder(
@@ -113,7 +119,7 @@ class PreparedStudy:
         """What all runs share and their results depend on; part of every run's identity."""
         spec = self.study.spec
         return {
-            "model": {"revision": self.base.revision, "dtype": spec.model.dtype},
+            "model": {"revision": self.base.revision, "dtype": spec.model.dtype, **self._quantised},
             "data": {
                 "fingerprint": self.fingerprint,
                 **spec.data.model_dump(mode="json", exclude={"source", "max_length"}),
@@ -125,6 +131,11 @@ class PreparedStudy:
             "engine": spec.engine,
         }
 
+    @property
+    def _quantised(self) -> dict[str, str]:
+        """How the base's weights are kept, where that is another way than `dtype`."""
+        return {"quantised": self.base.quantised} if self.base.quantised else {}
+
     def facts(self) -> dict[str, Any]:
         """What a report says of model and data."""
         spec = self.study.spec
@@ -133,7 +144,7 @@ class PreparedStudy:
                 "name": spec.model.name, "revision": self.base.revision, "dtype": spec.model.dtype,
                 "total_parameters": self.base.outline.total_parameters, "context": self.base.outline.context,
                 "unlimited_context": self.base.outline.context is None, "target_modules": len(self.modules),
-                "note": model_note(self.base.name),
+                "note": model_note(self.base.name, self.base.quantised), **self._quantised,
             },
             "data": {
                 "source": shown(spec.data.source), "form": self.source.form, "revision": self.source.revision,
@@ -166,7 +177,7 @@ class PreparedStudy:
 
     def notes(self) -> list[str]:
         """What a user should be told before it begins: what the weights are, and which template writes the records."""
-        note = model_note(self.base.name)
+        note = model_note(self.base.name, self.base.quantised)
         own = [f"The model {self.base.name}: {note}."] if note else []
         return own + self.splits.encoder.notes(self.source.form)
 
@@ -236,7 +247,7 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
         ) from None
     source = open_records(study.locate(spec.data.source))
     check_metric(study, source.exact_answers)
-    base = open_base(location, spec.model.revision, spec.model.dtype, device)
+    base = open_base(location, spec.model.revision, spec.model.dtype, device, spec.model.quantise)
     check_called(base.outline, modules)
     encoder = encoder_of(base.outline, base.tokenizer, spec.data.max_length, spec.data.template, spec.data.learn)
     data = spec.data

@@ -213,6 +213,7 @@ def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None,
 def study_facts(study: Study) -> dict[str, Any]:
     """What the ledger keeps of the study file and of what runs it."""
     packages = ("adaptive-lora", "torch", "transformers", "peft", "numpy")
+    quantising = ("bitsandbytes",) if study.spec.model.quantise else ()
     counts = study.matrix.counts(seeds=study.matrix.first_seeds)
     return {
         "name": study.spec.name,
@@ -222,7 +223,7 @@ def study_facts(study: Study) -> dict[str, Any]:
         **({"strategy_files": files} if (files := kept_files(study.spec)) else {}),
         "versions": {
             "python": platform.python_version(),
-            **{name: metadata.version(name) for name in packages},
+            **{name: metadata.version(name) for name in (*packages, *quantising)},
         },
         "expected_runs": {phase.value: count for phase, count in counts.items()},
     }

@@ -23,12 +23,12 @@ from adaptive_lora.data.encoding import Learn
 from adaptive_lora.data.templates import as_template
 from adaptive_lora.errors import UsageError
 from adaptive_lora.planning.budget_text import BUDGET, parse_budget
-from adaptive_lora.planning.outline import DType
+from adaptive_lora.planning.outline import DType, Quantise
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
 from adaptive_lora.study.schema_metric import MetricField
-from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list
+from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list, without_default
 from adaptive_lora.study.seeds import MOST_SEEDS, expand_seeds
 
 
@@ -69,6 +69,20 @@ class ModelPart(Part):
     """Hub commit, tag or branch."""
     dtype: DType = "float32"
     """Number type of the frozen weights; adapters are float32, and float64 where the model is."""
+    quantise: Quantise | None = None
+    """Keep the weights of the frozen linear layers in 4 bits (`nf4`) or 8 (`int8`), by bitsandbytes; products are in
+    `dtype`. A model that is stored so needs no word."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `quantise` stays the study that it was before there was such a key."""
+        return without_default(dump(self), "quantise", None)
+
+    @model_validator(mode="after")
+    def _quantisable(self) -> ModelPart:
+        if self.quantise and self.dtype == "float64":
+            raise ValueError(f"{self.quantise} weights are made of float32, bfloat16 or float16, got dtype float64")
+        return self
 
 
 class DataPart(Part):

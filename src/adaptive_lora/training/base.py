@@ -17,8 +17,15 @@ from adaptive_lora.errors import ModelError, UsageError
 from adaptive_lora.models.cache import revision_of
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
-from adaptive_lora.planning.outline import DType, ModelOutline, context_of
+from adaptive_lora.planning.outline import DType, ModelOutline, Quantise, context_of
 from adaptive_lora.training.positions import scale_each_text
+from adaptive_lora.training.quantised import (
+    check_quantisation,
+    parameter_count,
+    quantisation_config,
+    quantisation_of,
+    use_dense_products,
+)
 from adaptive_lora.training.text_pass import called_in_text, outside_towers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -38,6 +45,8 @@ class FrozenBase:
     location: str
     """The folder or hub name it was loaded from."""
     device: torch.device
+    quantised: str | None = None
+    """How bitsandbytes keeps the weights of its linear layers: `nf4`, `fp4` or `int8`."""
 
 
 def outline_of(name: str, location: str | Path, revision: str | None = None) -> ModelOutline:
@@ -66,17 +75,23 @@ def load_base(
     revision: str | None = None,
     dtype: DType = "float32",
     device: str | torch.device = "cpu",
+    quantise: Quantise | None = None,
 ) -> FrozenBase:
     """Loads model and tokenizer, frozen and in evaluation mode (its own dropout is off).
 
     Where position scaling depends on length, each text has that of its own (`positions.py`).
     Only safetensors are read, `trust_remote_code` is off. Raises ModelError with the remedy.
+
+    `quantise` keeps linear layers in 4 or 8 bits (`quantised.py`); products, and all else, are in `dtype`.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     tokenizer = load_tokenizer(name, location, revision)
     local = Path(location).is_dir()
     own = revision_of(Path(location)) if local else ""
+    with _explained(name, location), quiet_libraries():
+        config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
+    quantised = check_quantisation(name, config, dtype, quantise)
     with _explained(name, location), quiet_libraries():
         model = AutoModelForCausalLM.from_pretrained(
             location,
@@ -84,9 +99,12 @@ def load_base(
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
+            **({"device_map": {"": str(device)}} if quantised else {}),  # those in 8 bits cannot be moved later
+            **({"quantization_config": quantisation_config(quantise, dtype)} if quantise else {}),
         )
-    model = model.to(device).eval().requires_grad_(False)
+    model = (model if quantised else model.to(device)).eval().requires_grad_(False)
     scale_each_text(model)
+    use_dense_products(model)
     return FrozenBase(
         name=name,
         model=model,
@@ -95,6 +113,7 @@ def load_base(
         revision=own if local else getattr(model.config, "_commit_hash", None) or "unknown",
         location=str(location),
         device=torch.device(device),
+        quantised=quantised,
     )
 
 
@@ -112,12 +131,16 @@ def frozen(model: Any, tokenizer: Any) -> Iterator[FrozenBase]:
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     name = getattr(model, "name_or_path", "") or type(model).__name__
     revision = getattr(model.config, "_commit_hash", None) or "unknown"
-    restore = scale_each_text(model)
+    undo = [use_dense_products(model), scale_each_text(model)]
     try:
         model.eval().requires_grad_(False)
-        yield FrozenBase(name, model, tokenizer, outline_of_model(name, model), revision, name, gradients[0][0].device)
+        outline, device = outline_of_model(name, model), gradients[0][0].device
+        yield FrozenBase(
+            name, model, tokenizer, outline, revision, name, device, quantised=quantisation_of(model.config)
+        )
     finally:
-        restore()
+        for restore in undo:
+            restore()
         for module, training in modes:
             module.training = training
         for parameter, needed in gradients:
@@ -164,7 +187,9 @@ def find_modules(model: Any) -> tuple[ModuleShape, ...]:
         if module is output or name.split(".")[-1] == "lm_head":
             continue
         if isinstance(module, nn.Linear):
-            d_in, d_out, transposed = module.in_features, module.out_features, False
+            d_in, d_out = module.in_features, module.out_features
+            # A `Conv1D` that was quantised is as a target what it was before.
+            transposed = getattr(getattr(module, "source_cls", None), "__name__", None) == "Conv1D"
         elif type(module).__name__ == "Conv1D":
             d_in, d_out = module.weight.shape
             transposed = True
@@ -180,7 +205,7 @@ def outline_of_model(name: str, model: Any, origin: tuple[str, str | None] | Non
     One short text-only pass decides which linear layers count; where it fails, names do, and `pass_failed` says why.
     """
     text = model.config.get_text_config()
-    linear, parameters = find_modules(model), list(model.parameters())
+    linear = find_modules(model)
     failed = None
     try:
         with quiet_libraries():
@@ -192,7 +217,7 @@ def outline_of_model(name: str, model: Any, origin: tuple[str, str | None] | Non
     return ModelOutline(
         name=name,
         modules=tuple(m for m in linear if m.name in used),
-        total_parameters=sum(p.numel() for p in parameters),
+        total_parameters=parameter_count(model),
         context=context_of(lambda key: getattr(text, key, None)),
         fused_parameters=_fused_parameters(model),
         uncalled=tuple(m for m in linear if m.name not in used),

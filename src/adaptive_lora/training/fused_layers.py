@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
 from adaptive_lora.training.pointwise import FusedGELU, FusedRMSNorm, GatedMLP
+from adaptive_lora.training.quantised import dense_weight, is_quantised
 
 # oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
 # of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
@@ -77,9 +78,26 @@ class FusedLinear(nn.Module):
         flat = _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
         return flat.view(*x.shape[:-1], self.weight.shape[0])
 
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight (d_out, d_in) for a product with an input of this dtype, which is its own."""
+        return self.weight
 
-def fused_linear(module: nn.Module) -> FusedLinear | None:
-    """The fused form of a plain linear layer; None for any other kind, such as quantised ones."""
+
+class DequantisedLinear:
+    """A frozen layer in 4 or 8 bits: its weight exists only while a product takes it."""
+
+    def __init__(self, module: nn.Linear) -> None:
+        self.module, self.bias = module, None if module.bias is None else module.bias.detach()
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """As `FusedLinear.dense`."""
+        return dense_weight(self.module, dtype)
+
+
+def fused_linear(module: nn.Module) -> FusedLinear | DequantisedLinear | None:
+    """The fused form of a linear layer, plain or quantised; None for any other kind."""
+    if isinstance(module, nn.Linear) and is_quantised(module):
+        return DequantisedLinear(module)
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         return None
@@ -100,23 +118,27 @@ def _replacement(module: nn.Module) -> nn.Module | None:
         return gated
     if name in ("NewGELUActivation", "GELUTanh", "PytorchGELUTanh", "FastGELUActivation"):
         return FusedGELU()
-    return fused_linear(module)
+    fused = fused_linear(module)
+    return fused if isinstance(fused, FusedLinear) else None  # a quantised layer's own product saves no more
 
 
 def _width(module: nn.Module) -> int:
     first = getattr(module, "gate_proj", module)
-    weight: Any = getattr(getattr(first, "base", first), "weight", None)
+    first = getattr(first, "base", first)
+    weight: Any = getattr(first, "weight", None)
     if weight is None:
         return 16
-    return int(weight.shape[-1] if type(module).__name__ != "Conv1D" else weight.shape[0])
+    if type(first).__name__ == "Conv1D":
+        return int(weight.shape[0])
+    return int(getattr(first, "in_features", weight.shape[-1]))
 
 
 @torch.no_grad()
 def _same(one: nn.Module, other: nn.Module) -> bool:
     """Whether two layers agree on a few random rows, up to rounding."""
-    weight = next(iter(one.parameters()), torch.zeros(()))
-    rows = torch.randn(3, _width(one), generator=torch.Generator().manual_seed(0))
-    rows = rows.to(weight.device, weight.dtype)
+    device = next((p.device for p in one.parameters()), torch.device("cpu"))
+    dtype = next((p.dtype for p in one.parameters() if p.is_floating_point()), torch.float32)
+    rows = torch.randn(3, _width(one), generator=torch.Generator().manual_seed(0)).to(device, dtype)
     a, b = one(rows[None]), other(rows[None])
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(a.dtype, 3e-2)
     return bool(a.shape == b.shape and ((a - b).abs().max() <= tolerance * a.abs().max()))

@@ -55,7 +55,7 @@ class _MultiLoraLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, anchor: Tensor, base_output: Tensor | None, layer: MultiLoraLinear, batch: BankBatch
     ) -> Tensor:
         if layer.fused is not None:
-            y = frozen_linear(x, layer.fused.weight, layer.fused.bias)
+            y = frozen_linear(x, layer.fused.dense(x.dtype), layer.fused.bias)
         else:
             assert base_output is not None  # `MultiLoraLinear.forward` computes it for layers that are not fused
             y = base_output.clone()
@@ -73,6 +73,6 @@ class _MultiLoraLinear(torch.autograd.Function):
         fused, grad_input = ctx.layer.fused, None
         if ctx.needs_input_grad[0]:
             # Where the layer is not fused, autograd takes the base's share through `base_output`.
-            grad_input = torch.zeros_like(x) if fused is None else frozen_linear(grad_output, fused.weight.t())
+            grad_input = torch.zeros_like(x) if fused is None else frozen_linear(grad_output, fused.dense(x.dtype).t())
         ctx.op.backward(x, saved, grad_output, grad_input)
         return grad_input, None, grad_output if fused is None else None, None, None
