@@ -42,8 +42,13 @@ class Cost:
 def frozen_seconds(prepared: PreparedStudy) -> float:
     """Of the model by itself on validation and test."""
     base, splits = prepared.base, prepared.splits
-    each = seconds_per_record(splits.validation, lambda some: evaluate(base.model, some, base.device))
+    each = seconds_per_record(all_records(prepared), lambda some: evaluate(base.model, some, base.device))
     return each * (len(splits.validation) + len(splits.test))
+
+
+def all_records(prepared: PreparedStudy) -> list[Example]:
+    """That are evaluated."""
+    return [*prepared.splits.validation, *prepared.splits.test]
 
 
 def cost_by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) -> Cost:
@@ -58,16 +63,16 @@ def cost_by_bank(prepared: PreparedStudy, members: Sequence[Member], runs: int) 
             together = list(itertools.islice(itertools.cycle(few), count))
             bank = stack.enter_context(Bank(base, together, checkpointing=checkpointing))
             # Before any update, as the first pass of all pays for warming up and this one costs the least.
-            record = seconds_per_record(prepared.splits.validation, bank.evaluate) / count
+            record = seconds_per_record(all_records(prepared), bank.evaluate) / count
             first = timed_update(bank)
             if count >= min(runs, _UPDATES) or first[0] > PATIENCE / 3:
                 break
             stack.close()
         per_token = seconds_per_token(bank, first)
-        reckoned = held + bank_bytes(prepared, bank, members, block)
+        reckoned = peak_bytes(base.device) + bank_bytes(prepared, bank, members, block)
     test = prepared.splits.test
     compared = min(len(test), MOST_TOKENS * len(test) // max(1, _tokens(test)))
-    memory = max(reckoned, held + frozen_bytes(prepared), peak_bytes(base.device))
+    memory = max(reckoned, held + frozen_bytes(prepared))
     return Cost(per_token * _mean_batch(members[0]), record, record * compared, memory)
 
 
@@ -102,7 +107,7 @@ def cost_by_reference(prepared: PreparedStudy, member: Member) -> Cost:
             for step in (0, 1, 2, largest)
         ]
         set_training(model, False)
-        record = seconds_per_record(prepared.splits.validation, lambda some: evaluate(model, some, base.device))
+        record = seconds_per_record(all_records(prepared), lambda some: evaluate(model, some, base.device))
     return Cost(sorted(times[1:])[1], record, 0.0, max(peak_bytes(base.device), held + frozen_bytes(prepared)))
 
 

@@ -1,4 +1,4 @@
-"""What a study takes of memory at its peak beyond what is in use before it trains, reckoned by the passes of its banks.
+"""What a study takes of memory at its peak beyond what its first steps were seen to take, by the passes of its banks.
 
 The activations that a position saves are measured; how many positions are in passes at a time follows from the study's
 own batches, as a bank will cut them.
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptive_lora.data.encoding import Example
-from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.training.bank import Bank, Member
@@ -60,34 +59,42 @@ def frozen_bytes(prepared: PreparedStudy) -> int:
 
 
 def bank_bytes(prepared: PreparedStudy, bank: Bank, members: Sequence[Member], block: int | None) -> int:
-    """Of the first bank of the study: its adapters, and activations and logits of its largest passes.
+    """That the largest bank of the study takes beyond an open one that has just done an update.
 
-    `bank` is open, on some of `members`, which are one of each cell; `block` is what `block_bytes` says where
-    activations are computed again, else None.
+    `members` are one of each cell; `block` is what `block_bytes` says where activations are computed again, else None.
+    What no formula knows (what allocators keep, compiled products, dropout masks) is in what the open one was seen
+    to take.
     """
     base, runs = prepared.base, first_bank(prepared)
     by_cell = {cell.key: member.plan for cell, member in zip(prepared.study.matrix.cells, members, strict=True)}
-    plans: list[RankPlan] = [by_cell[run.cell.key] for run in runs]
-    count = members_at_once(base, plans)
-    state = sum(state_bytes(base, plan) for plan in plans[:count])
+    plans = [by_cell[run.cell.key] for run in runs]
+    plans = plans[: members_at_once(base, plans)]
+    own = [slot.member.plan for slot in bank.slots]
+    state = sum(state_bytes(base, plan) for plan in plans) - sum(state_bytes(base, plan) for plan in own)
     text = base.model.config.get_text_config()
     saved = bank.bytes_per_position()
     if block is None:
         block = saved // int(text.num_hidden_layers)
     else:
         saved += block  # one at a time is computed again
-    training = largest_training_pass(prepared, runs[:count], bank.chunk_tokens, bank.workers)
-    evaluation = _largest_evaluation_pass(prepared, bank, count)
 
-    def logits(some: Pass) -> int:
-        return _LOGITS * min(LARGEST_LOGITS, some.learnt * text.vocab_size)
+    def taken(some: Pass, each: int) -> int:
+        # Each thread's allocator keeps the largest pass that the thread ever had, and threads take what is next.
+        return some.at_once * (some.positions * each + _LOGITS * min(LARGEST_LOGITS, some.learnt * text.vocab_size))
 
-    # Each thread's allocator keeps the largest pass that the thread ever had, and threads take what is next.
-    passes = max(
-        training.at_once * (training.positions * saved + logits(training)),
-        evaluation.at_once * (evaluation.positions * block + logits(evaluation)),
-    )
-    return state + round(passes / (1 - bank.padding_share))
+    largest = largest_training_pass(prepared, runs[: len(plans)], bank.chunk_tokens, bank.workers)
+    training = taken(largest, saved) - taken(_pass_of(bank), saved)
+    evaluation = taken(_largest_evaluation_pass(prepared, bank, len(plans)), block) - taken(_pass_of(bank), saved)
+    return max(0, state) + round(max(0, training, evaluation) / (1 - bank.padding_share))
+
+
+def _pass_of(bank: Bank) -> Pass:
+    """The largest of the last update."""
+    chunks = chunks_of(bank.tokens, bank.chunk_tokens, bank.workers)
+    members = bank.slots[0].member.examples
+    tokens, learnt = _Sizes(members).of(np.arange(len(members)))
+    positions = max(sum(bank.tokens[i] for i in chunk) for chunk in chunks)
+    return Pass(positions, round(learnt * positions / tokens), min(bank.workers, len(chunks)))
 
 
 def first_bank(prepared: PreparedStudy) -> list[Run]:

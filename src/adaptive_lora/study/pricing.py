@@ -16,8 +16,8 @@ _FEWEST = 2
 """Steps that are waited for, as the first pays for warming up; where it takes most of our patience it must do alone."""
 _LONG = 2 / 3
 """Of our patience; beside a step that takes so long warming up is little."""
-_FEW_TOKENS, _TRIED_TOKENS = 300, 1000
-"""Of the validation records on which evaluation is timed: where the few take long they must do."""
+_FEW_TOKENS, _WORTH = 300, 2.5
+"""Tokens on which evaluation is timed first, and how many times as many are worth a second time."""
 
 
 class _Enough(BaseException):
@@ -94,26 +94,37 @@ def seconds_per_token(bank: Bank, first: Update) -> float:
 
 
 def seconds_per_record(records: Sequence[Example], evaluated: Callable[[Sequence[Example]], object]) -> float:
-    """That evaluating a record of mean length takes, by some of middle length."""
-    total = sum(len(record.ids) for record in records)
-    for most in (_FEW_TOKENS, _TRIED_TOKENS):
-        some = typical(records, most)
-        began = time.perf_counter()
-        evaluated(some)
-        seconds = time.perf_counter() - began
-        if seconds > PATIENCE / 5 or len(some) == len(records):
-            break
-    return seconds / sum(len(record.ids) for record in some) * total / len(records)
+    """That evaluating a record of mean length takes, by some of middle length, as many as patience allows."""
+    total = sum(map(_length, records))
+    evaluated([min(records, key=_length)])  # warms up
+    some, seconds = _timed(records, _FEW_TOKENS, evaluated)
+    allowed = _FEW_TOKENS * PATIENCE * _LONG / seconds
+    if allowed > _WORTH * _FEW_TOKENS and len(some) < len(records):
+        some, seconds = _timed(records, allowed, evaluated)
+    return seconds / sum(map(_length, some)) * total / len(records)
 
 
-def typical(examples: Sequence[Example], tokens: int) -> list[Example]:
+def _timed(
+    records: Sequence[Example], tokens: float, evaluated: Callable[[Sequence[Example]], object]
+) -> tuple[list[Example], float]:
+    """Records with about so many tokens, and the seconds that evaluating them takes."""
+    some = typical(records, tokens)
+    began = time.perf_counter()
+    evaluated(some)
+    return some, time.perf_counter() - began
+
+
+def _length(example: Example) -> int:
+    return len(example.ids)
+
+
+def typical(examples: Sequence[Example], tokens: float) -> list[Example]:
     """Some of middle length, with about so many tokens in all; all of them where they have no more.
 
     >>> [len(example.ids) for example in typical([Example((0,) * n, 1, False) for n in (9, 5, 7, 30, 6)], tokens=20)]
     [7, 9]
     """
-    order = sorted(examples, key=lambda example: len(example.ids))
-    total = sum(len(example.ids) for example in order)
-    count = min(len(order), max(1, round(len(order) * tokens / total)))
+    order = sorted(examples, key=_length)
+    count = min(len(order), max(1, round(len(order) * tokens / sum(map(_length, order)))))
     begin = (len(order) - count + 1) // 2
     return order[begin : begin + count]
