@@ -13,6 +13,8 @@ largest K, divided. `activation_bytes` is the peak less what is kept; `bytes_per
 position, measured by the bank, and `positions` the most that were in passes at a time.
 
     python bench/memory.py [--model smollm2 --data FILE --max-length 384] [--counts 1,4,16] [--updates 3] [--out FILE]
+
+A row is saved in `--out` as soon as it is there; the same command goes on with those that are missing.
 """
 
 from __future__ import annotations
@@ -58,12 +60,12 @@ CPU = torch.device("cpu")
 class Setting:
     """What bounds the activations of a bank."""
 
-    chunk_tokens: int | None
-    """Positions of one pass; None: the bank's own bound."""
+    chunk_tokens: int
+    """Most positions of one pass."""
     checkpointing: bool = False
 
 
-SETTINGS = (Setting(None), Setting(1024), Setting(1024, checkpointing=True))
+SETTINGS = (Setting(1024), Setting(2048), Setting(1024, checkpointing=True))
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,6 @@ class Peak:
     peak_bytes: int
     kept_bytes: int
     positions: int | None = None
-    chunk_tokens: int | None = None
-    """As the bank set it: the bound, or less where memory is short."""
     bytes_per_position: int | None = None
 
 
@@ -116,7 +116,7 @@ def by_bank(base: FrozenBase, members: Sequence[Member], setting: Setting) -> Pe
             passes = chunks_of(bank.tokens, bank.chunk_tokens, bank.workers)
             sizes = sorted((sum(bank.tokens[i] for i in chunk) for chunk in passes), reverse=True)
             positions = max(positions, sum(sizes[: bank.workers]))
-        return Peak(opened, peak_bytes(CPU), kept_bytes(), positions, bank.chunk_tokens, each)
+        return Peak(opened, peak_bytes(CPU), kept_bytes(), positions, each)
 
 
 def by_loop(base: FrozenBase, members: Sequence[Member], setting: Setting) -> Peak:
@@ -160,45 +160,38 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rows(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """A fresh process for each side, count and setting."""
-    for setting in SETTINGS:
-        for side, count in (("loop", 1), *(("bank", count) for count in asked.counts)):
-            if side == "loop" and setting.chunk_tokens and not setting.checkpointing:
-                continue  # it has no chunks
+def rows(asked: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A fresh process for each side, count and setting that is not `known` yet."""
+    for setting in SETTINGS[: asked.settings]:
+        for side, count in (*(("bank", count) for count in asked.counts), ("loop", 1)):
+            if side == "loop" and setting == SETTINGS[1]:
+                continue  # it has no passes to bound
+            if any(_is_of(row, side, setting) and row["adapters"] == count for row in known):
+                continue
             say(f"{side} of {count}, {setting}")
             command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--side", side]
-            command += ["--adapters", str(count)]
-            command += ["--chunk-tokens", str(setting.chunk_tokens)] if setting.chunk_tokens else []
+            command += ["--adapters", str(count), "--chunk-tokens", str(setting.chunk_tokens)]
             command += ["--checkpointing"] if setting.checkpointing else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             yield json.loads(done.stdout)
 
 
-def report(asked: argparse.Namespace) -> dict[str, Any]:
-    """Everything, measured."""
-    found = list(rows(asked))
-    first, last = sorted(asked.counts)[-2:]  # with one alone a thread has had nothing to do yet
-    state = {}
+def report(asked: argparse.Namespace, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was measured so far."""
+    state, activations = {}, {}
     for setting in SETTINGS:
-        kept = {
-            row["adapters"]: row["kept_bytes"]
-            for row in found
-            if row["side"] == "bank" and row["setting"] == dataclasses.asdict(setting)
-        }
-        state[_label(setting)] = (kept[last] - kept[first]) / (last - first)
+        bank = {row["adapters"]: row for row in found if _is_of(row, "bank", setting)}
+        if len(bank) > 1:
+            first, last = sorted(bank)[-2:]  # with one alone a thread has had nothing to do yet
+            more = bank[last]["kept_bytes"] - bank[first]["kept_bytes"]
+            state[_label(setting)] = more / (last - first)
+        if bank:
+            activations[_label(setting)] = max(row["activation_bytes"] for row in bank.values())
     return {
-        "state_bytes_per_adapter": max(state.values()),
+        "state_bytes_per_adapter": max(state.values(), default=None),
         "trainable_parameters": found[0]["trainable_parameters"],
         "state_by_setting": state,
-        "activation_peak_bytes": {
-            _label(setting): max(
-                row["activation_bytes"]
-                for row in found
-                if row["side"] == "bank" and row["setting"] == dataclasses.asdict(setting)
-            )
-            for setting in SETTINGS
-        },
+        "activation_peak_bytes": activations,
         "rows": found,
         "model": asked.model,
         "data": {"source": Path(asked.data).name, "records": RECORDS, "max_length": asked.max_length},
@@ -209,9 +202,26 @@ def report(asked: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _is_of(row: Mapping[str, Any], side: str, setting: Setting) -> bool:
+    return bool(row["side"] == side and row["setting"] == dataclasses.asdict(setting))
+
+
 def _label(setting: Setting) -> str:
-    bound = f"{setting.chunk_tokens} positions a pass" if setting.chunk_tokens else "the bank's own bound"
-    return bound + (", checkpointing" if setting.checkpointing else "")
+    return f"{setting.chunk_tokens} positions a pass" + (", checkpointing" if setting.checkpointing else "")
+
+
+def measured(asked: argparse.Namespace) -> dict[str, Any]:
+    """All rows, each saved in `--out` as soon as it is there, and those of an earlier call of the same kind kept."""
+    found: list[dict[str, Any]] = []
+    if asked.out and asked.out.exists():
+        before = json.loads(asked.out.read_text())
+        if (before["model"], before["updates"]) == (asked.model, asked.updates):
+            found = before["rows"]
+    for row in rows(asked, found):
+        found.append(row)
+        if asked.out:
+            write_atomically(asked.out, json.dumps(report(asked, found), indent=2) + "\n")
+    return report(asked, found)
 
 
 def _counts(text: str) -> list[int]:
@@ -226,6 +236,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=384)
     parser.add_argument("--counts", type=_counts, default=[1, 4, 16], help="adapters in a bank, comma list")
     parser.add_argument("--updates", type=int, default=3)
+    parser.add_argument("--settings", type=int, default=len(SETTINGS), help="how many of them, in the order above")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--adapters", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--chunk-tokens", type=int, help=argparse.SUPPRESS)
@@ -237,10 +248,7 @@ def main() -> None:
     if asked.side:
         print(json.dumps(measure(asked)))
         return
-    text = json.dumps(report(asked), indent=2)
-    if asked.out:
-        write_atomically(asked.out, text + "\n")
-    print(text)
+    print(json.dumps(measured(asked), indent=2))
 
 
 if __name__ == "__main__":
