@@ -65,7 +65,7 @@ class Setting:
     checkpointing: bool = False
 
 
-SETTINGS = (Setting(1024), Setting(2048), Setting(1024, checkpointing=True))
+SETTINGS = (Setting(1024), Setting(512), Setting(1024, checkpointing=True))
 
 
 @dataclass(frozen=True)
