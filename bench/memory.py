@@ -181,8 +181,9 @@ def report(asked: argparse.Namespace, found: list[dict[str, Any]]) -> dict[str, 
     state, activations = {}, {}
     for setting in SETTINGS:
         bank = {row["adapters"]: row for row in found if _is_of(row, "bank", setting)}
-        if len(bank) > 1:
-            first, last = sorted(bank)[-2:]  # with one alone a thread has had nothing to do yet
+        several = sorted(count for count in bank if count > 1)  # with one alone a thread has had nothing to do yet
+        if len(several) > 1:
+            first, last = several[-2:]
             more = bank[last]["kept_bytes"] - bank[first]["kept_bytes"]
             state[_label(setting)] = more / (last - first)
         if bank:
