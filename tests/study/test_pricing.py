@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.measuring import MeasuringProgress, in_goes
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.stats.run_table import Phase
-from adaptive_lora.study import estimate as estimates
-from adaptive_lora.study import pricing
+from adaptive_lora.study import estimated_cost, pricing
 from adaptive_lora.study.estimate import estimate
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import needed
@@ -37,7 +37,7 @@ def goes(prepared: PreparedStudy) -> list[list[Measurement]]:
 def test_a_study_of_one_update_has_an_estimate(
     prepared: PreparedStudy, monkeypatch: pytest.MonkeyPatch, patience: float
 ) -> None:
-    monkeypatch.setattr(estimates, "PATIENCE", patience)
+    monkeypatch.setattr(estimated_cost, "PATIENCE", patience)
     monkeypatch.setattr(pricing, "PATIENCE", patience)
     found = estimate(prepared)
     assert found.steps == 1 and found.seconds > found.planning_seconds > 0
@@ -51,10 +51,38 @@ def test_what_is_measured_ends_once_its_price_is_known(
     whole = pricing.seconds_of(together, seen.append)
     steps = [now.step for now in seen if now.step]
     assert steps == list(range(1, seen[-1].steps + 1)) and whole > 0
-    seen.clear()
-    monkeypatch.setattr(pricing, "PATIENCE", 0.0)
-    assert pricing.seconds_of(together, seen.append) > 0
-    assert [now.step for now in seen if now.step] == [1, 2]
+    for patience, waited_for in ((0.0, [1]), (1e9, steps)):
+        seen.clear()
+        monkeypatch.setattr(pricing, "PATIENCE", patience)
+        assert pricing.seconds_of(together, seen.append) > 0
+        assert [now.step for now in seen if now.step] == waited_for
+
+
+def test_what_was_not_waited_for_takes_its_time_by_tokens(prepared: PreparedStudy) -> None:
+    (together,) = goes(prepared)
+    batches = [sum(len(example.ids) for example in batch) for batch in together[0].request.batches]
+    assert len(set(batches)) > 1
+    assert pricing._sizes(together, 2 * len(batches)) == 2 * batches  # modules in two rounds
+    assert pricing._sizes(together, len(batches) + 1) == [1] * (len(batches) + 1)  # updates of short runs
+    assert pricing._extended([(2.0, 1)], [10, 30]) == 8.0
+    assert pricing._extended([(9.0, 1), (11.0, 2), (13.0, 3)], [10, 20, 20, 40]) == 17.0  # the first warms up
+
+
+def test_evaluation_is_timed_on_as_many_records_as_patience_allows(
+    prepared: PreparedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, clock, asked = prepared.splits.test * 100, [0.0], list[list[Example]]()
+    total = sum(len(record.ids) for record in records)
+
+    def evaluated(some: Sequence[Example]) -> None:
+        asked.append(list(some))
+        clock[0] += sum(len(record.ids) for record in some) / 1000
+
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    found = pricing.seconds_per_record(records, evaluated)
+    assert found == pytest.approx(total / len(records) / 1000)
+    tokens = [sum(len(record.ids) for record in some) for some in asked]
+    assert len(asked[0]) == 1 and 250 < tokens[1] < 350 and 900 < tokens[2] < 1100  # a second's worth
 
 
 def test_an_error_that_is_met_is_told(prepared: PreparedStudy) -> None:

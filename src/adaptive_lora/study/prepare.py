@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,8 @@ class PreparedStudy:
     splits: Splits
     weight_norms: Mapping[str, float]
     """Frobenius norm of the frozen weight of every target module."""
+    seconds: float = 0.0
+    """That loading took."""
     _draws: dict[int, Draw] = field(default_factory=dict, repr=False)
     _built: set[frozenset[str]] = field(default_factory=set, repr=False)
     """Names of modules that PEFT was seen to adapt together."""
@@ -231,7 +234,7 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     from adaptive_lora.training.base import check_device, default_device
     from adaptive_lora.training.peft_check import uniform_plan
 
-    spec = study.spec
+    began, spec = time.monotonic(), study.spec
     device = device or default_device()
     check_device(device)
     location = spec.model.name if is_named(spec.model.name) else study.locate(spec.model.name)
@@ -256,4 +259,4 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     prepared.check_plan(uniform_plan(modules))
     prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
     check_distinct(study, prepared.context)
-    return prepared
+    return replace(prepared, seconds=time.monotonic() - began)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from adaptive_lora.data.encoding import Example
 from adaptive_lora.measures.measuring import MeasuringProgress, take
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.training.bank import Bank
@@ -12,7 +13,11 @@ from adaptive_lora.training.bank import Bank
 PATIENCE = 1.5
 """Seconds after which the steps seen so far must do."""
 _FEWEST = 2
-"""Steps that are waited for, however long they take; the first pays for warming up."""
+"""Steps that are waited for, as the first pays for warming up; where it takes most of our patience it must do alone."""
+_LONG = 2 / 3
+"""Of our patience; beside a step that takes so long warming up is little."""
+_FEW_TOKENS, _WORTH = 300, 2.5
+"""Tokens on which evaluation is timed first, and how many times as many are worth a second time."""
 
 
 class _Enough(BaseException):
@@ -31,7 +36,7 @@ def seconds_of(together: Sequence[Measurement], progress: Callable[[MeasuringPro
         progress(now)
         if now.step:
             marks.append((time.perf_counter() - began, now.step))
-            if len(marks) >= _FEWEST and marks[-1][0] > PATIENCE and now.step < now.steps:
+            if _is_enough([0.0, *(seconds for seconds, _ in marks)]) and now.step < now.steps:
                 raise _Enough(now.steps)
 
     try:
@@ -40,9 +45,30 @@ def seconds_of(together: Sequence[Measurement], progress: Callable[[MeasuringPro
                 if isinstance(result, Exception):
                     raise result
     except _Enough as enough:
-        (first, begun), (last, done), (steps,) = marks[0], marks[-1], enough.args
-        return float(first + (last - first) / (done - begun) * (steps - begun))
+        return _extended(marks, _sizes(together, enough.args[0]))
     return time.perf_counter() - began
+
+
+def _is_enough(marks: Sequence[float]) -> bool:
+    """Whether steps that ended at these times, the first of which is the beginning, tell what the next will take."""
+    return marks[-1] > PATIENCE * (_LONG if len(marks) <= _FEWEST else 1.0)
+
+
+def _sizes(together: Sequence[Measurement], steps: int) -> list[int]:
+    """Of each step, by which its time is reckoned: tokens, where steps are rounds over the calibration batches."""
+    tokens = [sum(len(example.ids) for example in batch) for batch in together[0].request.batches]
+    rounds, rest = divmod(steps, len(tokens))
+    return [1] * steps if rest else tokens * rounds
+
+
+def _extended(marks: Sequence[tuple[float, int]], sizes: Sequence[int]) -> float:
+    """Seconds of all steps, by those that were seen; the first is not counted where there are others.
+
+    >>> _extended([(2.0, 1), (3.0, 2)], [10, 10, 20, 10])
+    6.0
+    """
+    (first, begun), (last, done) = (0.0, 0) if len(marks) == 1 else marks[0], marks[-1]
+    return last + (last - first) / sum(sizes[begun:done]) * sum(sizes[done:])
 
 
 Update = tuple[float, int]
@@ -57,9 +83,48 @@ def timed_update(bank: Bank) -> Update:
 
 
 def seconds_per_token(bank: Bank, first: Update) -> float:
-    """Of training, by as many further updates as there are and patience allows; the first only warms up."""
-    updates = [first]
-    while bank.running and (len(updates) < _FEWEST or sum(seconds for seconds, _ in updates) < PATIENCE):
+    """Of training, by as many further updates as there are and patience allows; the first only warms up, unless it
+    alone took too long."""
+    updates, marks = [first], [0.0, first[0]]
+    while bank.running and not _is_enough(marks):
         updates.append(timed_update(bank))
+        marks.append(marks[-1] + updates[-1][0])
     counted = updates[1:] or updates
     return sum(seconds for seconds, _ in counted) / sum(tokens for _, tokens in counted)
+
+
+def seconds_per_record(records: Sequence[Example], evaluated: Callable[[Sequence[Example]], object]) -> float:
+    """That evaluating a record of mean length takes, by some of middle length, as many as patience allows."""
+    total = sum(map(_length, records))
+    evaluated([min(records, key=_length)])  # warms up
+    some, seconds = _timed(records, _FEW_TOKENS, evaluated)
+    allowed = _FEW_TOKENS * PATIENCE * _LONG / seconds
+    if allowed > _WORTH * _FEW_TOKENS and len(some) < len(records):
+        some, seconds = _timed(records, allowed, evaluated)
+    return seconds / sum(map(_length, some)) * total / len(records)
+
+
+def _timed(
+    records: Sequence[Example], tokens: float, evaluated: Callable[[Sequence[Example]], object]
+) -> tuple[list[Example], float]:
+    """Records with about so many tokens, and the seconds that evaluating them takes."""
+    some = typical(records, tokens)
+    began = time.perf_counter()
+    evaluated(some)
+    return some, time.perf_counter() - began
+
+
+def _length(example: Example) -> int:
+    return len(example.ids)
+
+
+def typical(examples: Sequence[Example], tokens: float) -> list[Example]:
+    """Some of middle length, with about so many tokens in all; all of them where they have no more.
+
+    >>> [len(example.ids) for example in typical([Example((0,) * n, 1, False) for n in (9, 5, 7, 30, 6)], tokens=20)]
+    [7, 9]
+    """
+    order = sorted(examples, key=_length)
+    count = min(len(order), max(1, round(len(order) * tokens / sum(map(_length, order)))))
+    begin = (len(order) - count + 1) // 2
+    return order[begin : begin + count]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,11 +89,11 @@ def load_base(
 
     tokenizer = load_tokenizer(name, location, revision)
     local = Path(location).is_dir()
-    own = revision_of(Path(location)) if local else ""
     with _explained(name, location), quiet_libraries():
         config = AutoConfig.from_pretrained(location, revision=revision, trust_remote_code=False)
     quantised = check_quantisation(name, config, dtype, quantise)
-    with _explained(name, location), quiet_libraries():
+    with ThreadPoolExecutor(1) as beside, _explained(name, location), quiet_libraries():
+        hashing = beside.submit(revision_of, Path(location)) if local else None  # reads every byte of the weights
         model = AutoModelForCausalLM.from_pretrained(
             location,
             revision=revision,
@@ -110,7 +111,7 @@ def load_base(
         model=model,
         tokenizer=tokenizer,
         outline=outline_of_model(name, model, (str(location), revision)),
-        revision=own if local else getattr(model.config, "_commit_hash", None) or "unknown",
+        revision=hashing.result() if hashing else getattr(model.config, "_commit_hash", None) or "unknown",
         location=str(location),
         device=torch.device(device),
         quantised=quantised,

@@ -1,7 +1,9 @@
-"""How much memory is free, and how many adapters and positions fit into it."""
+"""How much memory is free and in use, and how many adapters and positions fit into it."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,3 +85,37 @@ def members_at_once(base: FrozenBase, plans: Sequence[RankPlan]) -> int:
 def positions_at_once(device: torch.device, bytes_per_position: int, passes: int) -> int:
     """How many positions a pass may hold so that `passes` at a time fit."""
     return max(1, int(_ACTIVATIONS * free_bytes(device) / max(bytes_per_position, 1) / passes))
+
+
+def resident_bytes(device: torch.device) -> int:
+    """In use now: of this process as `top` shows it (RES); on CUDA what torch has allocated on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _of_process("VmRSS")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that was in use since `forget_peak`, or where the system cannot forget, since the process began."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _of_process("VmHWM")
+
+
+def forget_peak(device: torch.device) -> None:
+    """`peak_bytes` begins anew where the system allows it: on CUDA and Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _of_process(field: str) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    import resource  # which Windows has not
+
+    # The highest so far is all that other systems tell.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
