@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adaptive_lora.planning.outline import DType
 from adaptive_lora.recommend.rates import bracket
 from adaptive_lora.recommend.sizing import Size
 
@@ -26,7 +27,7 @@ class Question:
     """The middle of the three uniform ranks."""
     max_length: int
     template: str
-    dtype: str = "float32"
+    dtype: DType = "float32"
 
 
 def study_text(question: Question, size: Size, rate: float) -> str:
