@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from adaptive_lora.api import load_study
 from adaptive_lora.errors import StudyFolderError, UsageError
-from adaptive_lora.export.study_runs import is_study, runs_of
+from adaptive_lora.export.study_runs import _of_cell, is_study, runs_of
 from adaptive_lora.reporting.arm_story import story_of, verdict_on
 from adaptive_lora.reporting.exported import export_study, open_findings
 from adaptive_lora.study.results import load_results
@@ -55,6 +56,15 @@ def test_what_does_not_say_which_runs_are_meant_is_refused(study: Path) -> None:
         runs_of(study, "random", None)
     with pytest.raises(UsageError, match=r"no arm 'lineardecay' \(did you mean 'linear-decay'\?\)"):
         runs_of(study, "lineardecay", "rank:2")
+
+
+def test_an_arm_at_one_budget_needs_no_budget_named() -> None:
+    """Controls at half and twice the budget are the baseline's alone."""
+    cells = [("uniform", "rank:1"), ("uniform", "rank:2"), ("random", "rank:2")]
+    table = pd.DataFrame(cells, columns=["arm", "budget"])
+    assert _of_cell(table, "random", None, Path("x"))["budget"].tolist() == ["rank:2"]
+    with pytest.raises(UsageError, match=r"trains random at other budgets only: rank:2\."):
+        _of_cell(table, "random", "rank:1", Path("x"))
 
 
 def test_an_export_has_no_adapters(study: Path, tmp_path: Path) -> None:

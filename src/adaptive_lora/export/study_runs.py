@@ -96,14 +96,18 @@ def runs_of(folder: Path, arm: str | None, budget: str | None, which: Which = "b
 
 
 def _of_cell(table: pd.DataFrame, arm: str | None, budget: str | None, folder: Path) -> pd.DataFrame:
-    arms, budgets = list(dict.fromkeys(table["arm"])), list(dict.fromkeys(table["budget"]))
+    arms = list(dict.fromkeys(table["arm"]))
+    # An arm's own budgets: controls are often the baseline's alone. A budget that no arm has is named as unknown.
+    budgets = list(
+        dict.fromkeys(table[table["arm"] == (arm or arms[0])]["budget"] if budget is None else table["budget"])
+    )
     for asked, known, what in ((arm, arms, "arm"), (budget, budgets, "budget")):
-        if asked is None and len(known) != 1:
-            raise UsageError(f"{folder} has {len(known)} {what}s; name one with --{what}: {', '.join(known)}.")
         if asked is not None and asked not in known:
             raise UsageError(
                 f"{folder} has no {what} {asked!r}{nearest_hint(asked, known)}. It has: {', '.join(known)}."
             )
+        if asked is None and len(known) != 1:
+            raise UsageError(f"{folder} has {len(known)} {what}s; name one with --{what}: {', '.join(known)}.")
     own = table[(table["arm"] == (arm or arms[0])) & (table["budget"] == (budget or budgets[0]))]
     if own.empty:
         raise UsageError(f"{folder} trains {arm} at other budgets only: "
