@@ -36,8 +36,11 @@ _CURVE_NUMBERS = ("step", "loss", "gradient_norm", "learning_rate", "tokens")
 CURVE_COLUMNS = (*_CURVE_TEXTS, "seed", *_CURVE_NUMBERS)
 _WHOLE_NUMBERS = {"trainable_parameters": "Int64", "step": "Int64"}
 """Columns of runs that may be empty."""
-_APART = ("text", "splits")
+ANSWERS = "answers"
+"""The fact that has what models answered to a few test records, whose texts it holds."""
+_APART = ("text", "splits", ANSWERS)
 """Facts that an export has as files of their own."""
+ANSWERS_FILE = "answers.json"
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
@@ -53,6 +56,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """Facts and runs by an export's text; StudyFolderError where it is not whole."""
     with whole_export(folder):
         facts = json.loads(StudyPaths(folder).facts.read_text(encoding="utf-8"))
+        if (said := folder / ANSWERS_FILE).is_file():
+            facts[ANSWERS] = json.loads(said.read_text(encoding="utf-8"))
         runs = exported_table(folder, "runs", RUN_COLUMNS).astype(_WHOLE_NUMBERS)
         done = runs["status"] == Status.COMPLETED
         for phase, loss in ((Phase.EVALUATION, "test_loss"), (Phase.TUNING, "validation_loss")):
@@ -218,6 +223,8 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
     }
     if "splits" in facts:  # studies of before did not record it
         files[StudyPaths(folder).splits.name] = splits_csv(facts["splits"])
+    if ANSWERS in facts:
+        files[ANSWERS_FILE] = json.dumps(facts[ANSWERS], indent=2) + "\n"
     files |= {Path(name).name: text for name, text in facts.get("strategy_files", {}).items()}
     for name, text in files.items():
         write_atomically(folder / name, text)

@@ -19,6 +19,7 @@ from adaptive_lora.errors import StudyFolderError, Terminated
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.data_facts import splits_csv
+from adaptive_lora.study.engines.answers import answer_records
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
@@ -96,6 +97,7 @@ def run_study(
         _set_aside(prepared, ledger)  # by the rates that are chosen now
         _evaluate(engine, search)
         check_twins(ledger)
+        answer_records(engine)
         return ledger_status(ledger)
 
 

@@ -28,7 +28,8 @@ from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
 from adaptive_lora.study.schema_metric import MetricField
-from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list
+from adaptive_lora.study.schema_report import ReportPart
+from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list, without_default
 from adaptive_lora.study.seeds import MOST_SEEDS, expand_seeds
 
 
@@ -277,3 +278,10 @@ class StudySpec(Part):
         Field(default_factory=list)
     )
     """Experiment trackers that finished runs are sent to; changes no result."""
+    report: ReportPart = ReportPart()
+    """What the page shows beside what it compares; changes no result."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `report` stays the study that it was before there was such a key."""
+        return without_default(dump(self), "report", ReportPart().model_dump(mode="json"))

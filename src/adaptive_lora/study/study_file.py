@@ -58,14 +58,15 @@ class Study:
 
 
 def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What a spec says, but for trackers and for where model and data lie: they may move, and have hashes of their own.
+    """What a spec says, but for trackers and reports, which change no result, and for where model and data lie: they
+    may move, and have hashes of their own.
 
     >>> content_of({"model": {"name": "../models/small"}, "data": {"source": "a.json"}, "tracking": []})
     {'model': {'name': 'small'}, 'data': {'source': 'a.json'}}
     """
     model, data = spec["model"], spec["data"]
     return {
-        **{key: value for key, value in spec.items() if key != "tracking"},
+        **{key: value for key, value in spec.items() if key not in ("tracking", "report")},
         "model": {**model, "name": Path(model["name"]).name},
         "data": {**data, "source": Path(data["source"]).name},
     }
