@@ -50,7 +50,7 @@ def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short study of the embedded model that answers all of its test records."""
     folder = tmp_path_factory.mktemp("answered")
     (folder / "study.yaml").write_text(
-        'name: answered\nmodel: {name: demo}\ndata: {source: "demo:fine-tuning", train: 24, validation: 5, test: 20}\n'
+        'name: answered\nmodel: {name: demo}\ndata: {source: "demo:pretraining", train: 24, validation: 5, test: 20}\n'
         'budgets: ["rank:2", "rank:4"]\narms: [uniform, linear-decay]\nseeds: {evaluation: [7, 3]}\n'
         "train: {steps: 6, batch_size: 4, learning_rate: 1e-2}\nanalysis: {primary: [], margin: 0.01}\n"
         "controls: none\nreport: {answers: 20}\n"
