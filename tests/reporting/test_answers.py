@@ -14,6 +14,7 @@ from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.reporting.answers import answers_of
 from adaptive_lora.reporting.exported import export_study, open_findings
 from adaptive_lora.reporting.html.page import render_page
+from adaptive_lora.study.archive import read_archive
 from adaptive_lora.study.open_ledger import create_or_open
 from tests.reporting.ledgers import make_ledger
 
@@ -151,6 +152,17 @@ def test_an_export_has_them_in_a_file_of_their_own(folder: Path, tmp_path: Path)
     with pytest.raises(StudyFolderError, match="holds no whole export"):
         page_of(tmp_path)
     (tmp_path / "answers.json").unlink()
+    assert 'id="answers"' not in page_of(tmp_path)
+
+
+def test_an_export_can_leave_out_what_quotes_the_data(folder: Path, tmp_path: Path) -> None:
+    keep(folder, KEPT)
+    export_study(folder, tmp_path)
+    export_study(folder, tmp_path, answers=False)  # over one that had them
+    texts = [*(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".npz")]
+    with contextlib.closing(read_archive(tmp_path / "ledger.npz")) as ledger:
+        texts.append(json.dumps(ledger.facts()).encode())
+    assert len(texts) > 8 and not any(b"Name a colour" in text for text in texts)
     assert 'id="answers"' not in page_of(tmp_path)
 
 

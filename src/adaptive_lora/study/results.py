@@ -204,12 +204,14 @@ def costs_table(ledger: Ledger) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"measure_seconds": float, "score_bytes": float})
 
 
-def export(ledger: Ledger, folder: Path) -> list[Path]:
+def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
     """Writes the study as files that can be committed: runs, ranks, curves and facts as text, and its ledger's archive.
 
-    Runs have full precision: what is computed from them is what is computed from the ledger.
+    Runs have full precision: what is computed from them is what is computed from the ledger. Without `answers` nothing
+    holds a text of the data.
     """
-    facts = ledger.facts()
+    withheld = () if answers else (ANSWERS,)
+    facts = {key: value for key, value in ledger.facts().items() if key not in withheld}
     curves = curves_table(ledger)
     # Every tenth step tells the course; whole curves are in the archive.
     thinned = curves[(curves["step"] % 10 == 0) | (curves["step"] == curves["step"].max())]
@@ -225,11 +227,13 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
         files[StudyPaths(folder).splits.name] = splits_csv(facts["splits"])
     if ANSWERS in facts:
         files[ANSWERS_FILE] = json.dumps(facts[ANSWERS], indent=2) + "\n"
+    else:  # of an export before
+        (folder / ANSWERS_FILE).unlink(missing_ok=True)
     files |= {Path(name).name: text for name, text in facts.get("strategy_files", {}).items()}
     for name, text in files.items():
         write_atomically(folder / name, text)
     archive = StudyPaths(folder).archive
-    write_archive(ledger, archive)
+    write_archive(ledger, archive, withheld)
     return [*(folder / name for name in files), archive]
 
 
