@@ -22,7 +22,7 @@ from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
 from adaptive_lora.study.archive import open_recorded, write_archive
 from adaptive_lora.study.data_facts import splits_csv
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import BASE, Ledger
+from adaptive_lora.study.ledger import BASE, GENERAL, Ledger
 
 COST_COLUMNS = (
     "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
@@ -109,7 +109,11 @@ def _runs(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def runs_table(ledger: Ledger) -> pd.DataFrame:
-    """Every run with `RUN_COLUMNS`, in order of registration, and what a command of the study's own gave it."""
+    """Every run with `RUN_COLUMNS`, in order of registration.
+
+    Where there are such, what a command of the study's own gave it, and the losses of a general text: `general_loss`
+    and the frozen model's, `base_general_loss`.
+    """
     totals, facts = ledger.totals(), ledger.facts()
     exact_answers = bool(facts.get("data", {}).get("exact_answers"))
     metric = metric_of(facts.get("spec", {}).get("analysis", {}))
@@ -131,6 +135,10 @@ def runs_table(ledger: Ledger) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
     if metric.command:
         table[metric.column] = table["run_id"].map(scores).astype(float)
+    if (BASE, GENERAL) in totals:
+        own_losses = {run: _loss(total) for (run, split), total in totals.items() if split == GENERAL}
+        table["general_loss"] = table["run_id"].map(own_losses).astype(float)
+        table["base_general_loss"] = own_losses[BASE]
     return table
 
 

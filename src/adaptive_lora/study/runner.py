@@ -189,8 +189,8 @@ def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None,
             "Name another folder with --out, or go back to the study file that the folder was made with "
             f"({paths.study_file}). To go on with the change, say why: --deviation REASON; the report will show it."
         )
-    if facts and prepared is not None and facts["material"] != prepared.context:
-        differ = "; ".join(differences(facts["material"], prepared.context, _SIDES))
+    if facts and prepared is not None and facts["material"] != prepared.material:
+        differ = "; ".join(differences(facts["material"], prepared.material, _SIDES))
         raise StudyFolderError(
             f"The model or the data of the study in {out} have changed since it began: {differ}. "
             "Results on both would be mixed; name a new folder with --out, or bring the old files back."

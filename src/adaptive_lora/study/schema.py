@@ -92,12 +92,14 @@ class DataPart(Part):
     """Of a conversation the `last` answer, or `all` of them."""
     split_seed: int = 0
     """Which records are for training, validation and test; the same for all runs."""
+    general: PathText | None = None
+    """A general text whose loss is measured beside the test loss, to see what is forgotten: a .txt file, or what
+    `source` takes."""
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A study that says nothing of `learn` stays the study that it was before there was such a key."""
-        said: dict[str, Any] = dump(self)
-        return {key: value for key, value in said.items() if key != "learn" or value != "last"}
+        """A study that says nothing of `learn` or `general` stays the study that it was before there were such keys."""
+        return without_default(without_default(dump(self), "learn", "last"), "general", None)
 
 
 class ScalingPart(Part):

@@ -68,7 +68,7 @@ def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{key: value for key, value in spec.items() if key not in ("tracking", "report")},
         "model": {**model, "name": Path(model["name"]).name},
-        "data": {**data, "source": Path(data["source"]).name},
+        "data": {**data, **{key: Path(data[key]).name for key in ("source", "general") if key in data}},
     }
 
 
@@ -78,6 +78,8 @@ def portable_text(study: Study) -> str:
     Files of strategies stand beside it there.
     """
     paths: dict[Location, str] = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
+    if study.spec.data.general is not None:
+        paths["data", "general"] = study.spec.data.general
     data = read_yaml(study.text, study.path)[0]
     for index, arm in enumerate(data["arms"]):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
