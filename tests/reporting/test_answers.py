@@ -74,9 +74,9 @@ def test_prompt_reference_and_three_answers_stand_together(folder: Path) -> None
     assert own.count('data-arm="uniform"') == own.count('data-arm="decay-01"') == 2  # which hide with their arm
     assert (
         "2 records of the test split, drawn at random before any was answered, and what the frozen model, uniform at "
-        "rank:8 and decay-01 at rank:8 answer: greedily, by at most 96 tokens. decay-01 at rank:8 is the arm beside "
-        "the baseline with the best mean test loss; its run has the baseline&#39;s seed, 0. They show what a model is "
-        "like and decide nothing: verdicts rest on every test record and every seed."
+        "rank:8 and decay-01 at rank:8 answer: greedily, by at most 96 tokens. Of the arms beside the baseline, "
+        "decay-01 at rank:8 has the best mean test loss; its run here has the baseline&#39;s seed, 0. They show what a "
+        "model is like and decide nothing: verdicts rest on every test record and every seed."
     ) in own
 
 
