@@ -21,6 +21,8 @@ STUDIES = (
     "demo", "alpaca-original", "alpaca-babyllama", "alpaca-babyllama-full", "stability", "gsm8k-stories260k",
     "alpaca-stories260k",
 )  # fmt: skip
+QUOTED = ("demo", "gsm8k-stories260k")
+"""Studies whose data may be copied, and so quoted in what is committed; Alpaca may not."""
 RECOVERY = "recovery"
 PLANTED = Path("results/bench/recovery-babyllama.json")
 ASSETS = "ADAPTIVE_LORA_ASSETS"
@@ -74,7 +76,8 @@ def run(name: str) -> None:
         subprocess.run([sys.executable, "bench/recovery_figure.py", str(PLANTED)], check=True)
         return
     subprocess.run([*CLI, "run", f"studies/{name}.yaml", "--out", f"runs/{name}"], check=True)
-    subprocess.run([*CLI, "results", f"runs/{name}", "--out", f"results/{name}"], check=True)
+    quoted = "--answers" if name in QUOTED else "--no-answers"
+    subprocess.run([*CLI, "results", f"runs/{name}", "--out", f"results/{name}", quoted], check=True)
 
 
 CLI = (sys.executable, "-m", "adaptive_lora.cli.main")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from adaptive_lora.study.open_ledger import create_or_open
 from tests.reporting.ledgers import make_ledger, make_report
+from tests.reporting.test_answers import KEPT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -179,6 +181,30 @@ def test_a_phone_scrolls_the_page_one_way_only(browser: Any, report: Path) -> No
             "['#arms tbody th', '#arms .scroll'].map(s => document.querySelector(s).getBoundingClientRect().left)"
         )
         assert left == edge  # the arm's name stays
+
+
+def test_answers_stand_side_by_side_and_on_a_phone_below_each_other(browser: Any, tmp_path: Path) -> None:
+    kept = copy.deepcopy(KEPT)
+    kept["records"][0]["prompt"] = f"{MARKUP}\n{'x' * 900}"
+    kept["records"][0]["answers"][1]["text"] = f"{UNSEEN}{'y' * 900}"
+    folder = make_ledger(tmp_path / "study", seeds=3)
+    with contextlib.closing(create_or_open(folder)) as ledger:
+        ledger.set_facts({"answers": kept})
+    make_report(folder)
+    for width, columns in ((1200, 4), (390, 1)):
+        with visit(browser, folder / "report.html", viewport={"width": width, "height": 844}) as seen:
+            page = seen.page
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            lefts = (
+                page.locator("dl.said")
+                .first.locator("> div:not(.asked)")
+                .evaluate_all("all => all.map(e => Math.round(e.getBoundingClientRect().left))")
+            )
+            assert len(lefts) == 4 and len(set(lefts)) == columns
+            page.locator("details.arms summary").click()
+            page.get_by_role("checkbox", name="decay-01").uncheck()
+            assert all(seen.hidden('#answers [data-arm="decay-01"]'))
+            seen.check_quiet()
 
 
 def test_dark_is_dark(browser: Any, report: Path) -> None:

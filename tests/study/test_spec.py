@@ -86,6 +86,16 @@ def test_looks_are_part_of_what_a_study_is() -> None:
     )
 
 
+def test_what_the_page_shows_beside_it_is_not_what_a_study_is() -> None:
+    silent, said, none = parse(GOOD), parse(GOOD + "report: {answers: 5}"), parse(GOOD + "report: {answers: 0}")
+    assert silent.identity == said.identity == none.identity
+    assert (silent.spec.report.answers, none.spec.report.answers) == (5, 0)
+    assert "report" not in silent.spec.model_dump(mode="json") and "report" not in said.spec.model_dump(mode="json")
+    assert none.spec.model_dump(mode="json")["report"] == {"answers": 0}
+    assert "report" not in none.content
+    assert complaints(GOOD + "report: {answers: 21}")[0].startswith("line 10, report.answers: ")
+
+
 def test_everything_is_said_at_once() -> None:
     bad = """\
 name: bad study!

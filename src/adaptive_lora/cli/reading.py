@@ -113,6 +113,9 @@ def results(
         Path | None,
         typer.Option("--out", help="Export the study: files to commit, to read with every verb, to go on from."),
     ] = None,
+    answers: Annotated[
+        bool, typer.Option("--answers/--no-answers", help="With --out: the answers of the page, which quote the data.")
+    ] = True,
 ) -> None:
     """One row a run: losses, parameters, times. Losses in nats per completion token."""
     from adaptive_lora.reporting.exported import export_study
@@ -128,5 +131,5 @@ def results(
     if StudyPaths(folder).is_export:
         raise UsageError(f"{folder} is an export already; copy the folder.")
     remember(folder)
-    for path in export_study(folder, to):
+    for path in export_study(folder, to, answers):
         err.print(f"wrote {path}", markup=False)

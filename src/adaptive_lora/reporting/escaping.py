@@ -25,6 +25,16 @@ def visible(text: str, longest: int = LONGEST) -> str:
     return shown if len(text) <= longest else f"{shown}… ({len(text):,} characters)"
 
 
+def visible_lines(text: str, longest: int = LONGEST) -> str:
+    """`visible`, but for line ends, which stay: of a text that is shown as it stands.
+
+    >>> visible_lines("a\\r\\nb\\u2028c\\x1b[m"), visible_lines("ab\\ncd", 4)
+    ('a\\nb\\nc␛[m', 'ab\\nc… (5 characters)')
+    """
+    shown = "\n".join(visible(line, longest) for line in text[:longest].splitlines())
+    return shown if len(text) <= longest else f"{shown}… ({len(text):,} characters)"
+
+
 def _shown(character: str) -> str:
     if character.isspace():  # line ends and tabs too
         return " "

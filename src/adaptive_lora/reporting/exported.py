@@ -39,18 +39,18 @@ RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "leve
 their completion tokens, or of another metric than test loss their number."""
 
 
-def export_study(folder: Path, to: Path) -> list[Path]:
+def export_study(folder: Path, to: Path, answers: bool = True) -> list[Path]:
     """All of a study folder that is to be kept: `export_all`, the lock, the memory bank with what people wrote."""
     lock = StudyPaths(folder).decisions
     with contextlib.closing(open_to_read(folder)) as ledger:
-        written = export_all(ledger, to)
+        written = export_all(ledger, to, answers)
     if lock.is_file():
         written.append(StudyPaths(to).decisions)
         write_atomically(written[-1], lock.read_bytes())
     return [*written, *export_memory_bank(folder, to)]
 
 
-def export_all(ledger: Ledger, folder: Path) -> list[Path]:
+def export_all(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
     """`study.results.export`, and the tables that tell what only the whole ledger can."""
     found = read_findings(ledger)
     rows = [(*key, i.mean, i.low, i.high, i.n, i.level, tokens) for key, (i, tokens) in found.over_records.items()]
@@ -61,7 +61,7 @@ def export_all(ledger: Ledger, folder: Path) -> list[Path]:
     }
     for name, table in tables.items():
         write_atomically(folder / name, table.to_csv(index=False))
-    return [*export(ledger, folder), *(folder / name for name in tables)]
+    return [*export(ledger, folder, answers), *(folder / name for name in tables)]
 
 
 @contextlib.contextmanager

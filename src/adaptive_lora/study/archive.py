@@ -15,7 +15,7 @@ import os
 import sqlite3
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,10 @@ _BLOBS: Mapping[str, Mapping[str, tuple[str, str]]] = {
 """Table -> column -> type in the ledger and in the file."""
 
 
-def write_archive(ledger: Ledger, path: Path) -> None:
-    """Writes a ledger as an archive."""
+def write_archive(ledger: Ledger, path: Path, without: Collection[str] = ()) -> None:
+    """Writes a ledger as an archive, but for the facts `without`."""
     tables = {table: ledger.rows(table) for table in (*_TABLES, *(["scores"] if ledger.scores.there else []))}
+    tables["study"] = [row for row in tables["study"] if row["key"] not in without]
     for row in tables["plans"]:
         row["plan"] = unpacked(row["plan"])
     arrays = {}

@@ -27,6 +27,8 @@ from adaptive_lora.study.tuning import TuningResult
 
 BASE = "base"
 """The frozen model's place among the evaluations."""
+GENERAL = "general"
+"""The split of a general text, in a study that names one; nothing rests on it."""
 
 
 @dataclass(frozen=True)

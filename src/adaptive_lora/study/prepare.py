@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from adaptive_lora import demo
 from adaptive_lora.data.encoding import Encoder, Example, Learn
+from adaptive_lora.data.general import general_text, windows_of
 from adaptive_lora.data.records import RecordSet
 from adaptive_lora.data.sources import from_dicts, load_records
-from adaptive_lora.data.splits import Splits, make_splits
+from adaptive_lora.data.splits import Splits, hash_examples, make_splits
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import StudyFileError, UsageError
 from adaptive_lora.models.locate import is_named, locate_model, model_note
@@ -106,8 +107,13 @@ class PreparedStudy:
     splits: Splits
     weight_norms: Mapping[str, float]
     """Frobenius norm of the frozen weight of every target module."""
+<<<<<<< HEAD
     seconds: float = 0.0
     """That loading took."""
+=======
+    general: tuple[Example, ...] = ()
+    """Windows of the general text; empty where the study names none."""
+>>>>>>> answers
     _draws: dict[int, Draw] = field(default_factory=dict, repr=False)
     _built: set[frozenset[str]] = field(default_factory=set, repr=False)
     """Names of modules that PEFT was seen to adapt together."""
@@ -125,7 +131,7 @@ class PreparedStudy:
             "model": {"revision": self.base.revision, "dtype": spec.model.dtype, **self._quantised},
             "data": {
                 "fingerprint": self.fingerprint,
-                **spec.data.model_dump(mode="json", exclude={"source", "max_length"}),
+                **spec.data.model_dump(mode="json", exclude={"source", "max_length", "general"}),
                 "max_length": self.splits.encoder.max_length,
             },
             "tokenizer_and_chat_template": self.splits.encoding_hash,  # named as the cause where it alone differs
@@ -135,9 +141,15 @@ class PreparedStudy:
         }
 
     @property
+<<<<<<< HEAD
     def _quantised(self) -> dict[str, str]:
         """How the base's weights are kept, where that is another way than `dtype`."""
         return {"quantised": self.base.quantised} if self.base.quantised else {}
+=======
+    def material(self) -> Mapping[str, Any]:
+        """`context`, and what results are measured on that is no part of a run."""
+        return {**self.context, **({"general": hash_examples(self.general)} if self.general else {})}
+>>>>>>> answers
 
     def facts(self) -> dict[str, Any]:
         """What a report says of model and data."""
@@ -159,11 +171,20 @@ class PreparedStudy:
                 **data_counts(self.source, self.splits, self._draw(spec.seeds.evaluation[0])),
                 "warnings": self.data_warnings,
                 "test_bytes": self.splits.encoder.completion_bytes(self.splits.test),
+                **self._general_facts(),
             },
             "budgets": {text: budget.parameters for text, budget in self.budgets.items()},
             "splits": split_rows(self.splits, {s: self._draw(s) for s in (*spec.seeds.evaluation, *spec.seeds.tuning)}),
-            "material": self.context,
+            "material": self.material,
         }  # fmt: skip
+
+    def _general_facts(self) -> dict[str, Any]:
+        if self.study.spec.data.general is None:
+            return {}
+        tokens = sum(example.completion_tokens for example in self.general)
+        return {
+            "general": {"source": shown(self.study.spec.data.general), "texts": len(self.general), "tokens": tokens}
+        }
 
     @functools.cached_property
     def data_warnings(self) -> list[str]:
@@ -255,8 +276,20 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     encoder = encoder_of(base.outline, base.tokenizer, spec.data.max_length, spec.data.template, spec.data.learn)
     data = spec.data
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
-    prepared = PreparedStudy(study, base, modules, budgets, source, splits, weight_norms(base, modules))
+    general = _general(study, encoder) if data.general is not None else ()
+    prepared = PreparedStudy(study, base, modules, budgets, source, splits, weight_norms(base, modules), general)
     prepared.check_plan(uniform_plan(modules))
     prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
     check_distinct(study, prepared.context)
+<<<<<<< HEAD
     return replace(prepared, seconds=time.monotonic() - began)
+=======
+    return prepared
+
+
+def _general(study: Study, encoder: Encoder) -> tuple[Example, ...]:
+    """Windows of the text that `data.general` names."""
+    source = study.locate(study.spec.data.general or "")
+    text = general_text(source, open_records)
+    return windows_of(text, encoder.tokenizer, encoder.max_length, study.spec.data.split_seed, source)
+>>>>>>> answers

@@ -22,7 +22,7 @@ from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
 from adaptive_lora.study.archive import open_recorded, write_archive
 from adaptive_lora.study.data_facts import splits_csv
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import BASE, Ledger
+from adaptive_lora.study.ledger import BASE, GENERAL, Ledger
 
 COST_COLUMNS = (
     "run_id", "arm", "budget", "seed", "engine", "plan_seconds", "measure_seconds", "score_bytes", "train_seconds",
@@ -36,8 +36,11 @@ _CURVE_NUMBERS = ("step", "loss", "gradient_norm", "learning_rate", "tokens")
 CURVE_COLUMNS = (*_CURVE_TEXTS, "seed", *_CURVE_NUMBERS)
 _WHOLE_NUMBERS = {"trainable_parameters": "Int64", "step": "Int64"}
 """Columns of runs that may be empty."""
-_APART = ("text", "splits")
+ANSWERS = "answers"
+"""The fact that has what models answered to a few test records, whose texts it holds."""
+_APART = ("text", "splits", ANSWERS)
 """Facts that an export has as files of their own."""
+ANSWERS_FILE = "answers.json"
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
@@ -53,6 +56,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """Facts and runs by an export's text; StudyFolderError where it is not whole."""
     with whole_export(folder):
         facts = json.loads(StudyPaths(folder).facts.read_text(encoding="utf-8"))
+        if (said := folder / ANSWERS_FILE).is_file():
+            facts[ANSWERS] = json.loads(said.read_text(encoding="utf-8"))
         runs = exported_table(folder, "runs", RUN_COLUMNS).astype(_WHOLE_NUMBERS)
         done = runs["status"] == Status.COMPLETED
         for phase, loss in ((Phase.EVALUATION, "test_loss"), (Phase.TUNING, "validation_loss")):
@@ -104,7 +109,11 @@ def _runs(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def runs_table(ledger: Ledger) -> pd.DataFrame:
-    """Every run with `RUN_COLUMNS`, in order of registration, and what a command of the study's own gave it."""
+    """Every run with `RUN_COLUMNS`, in order of registration.
+
+    Where there are such, what a command of the study's own gave it, and the losses of a general text: `general_loss`
+    and the frozen model's, `base_general_loss`.
+    """
     totals, facts = ledger.totals(), ledger.facts()
     exact_answers = bool(facts.get("data", {}).get("exact_answers"))
     metric = metric_of(facts.get("spec", {}).get("analysis", {}))
@@ -126,6 +135,10 @@ def runs_table(ledger: Ledger) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
     if metric.command:
         table[metric.column] = table["run_id"].map(scores).astype(float)
+    if (BASE, GENERAL) in totals:
+        own_losses = {run: _loss(total) for (run, split), total in totals.items() if split == GENERAL}
+        table["general_loss"] = table["run_id"].map(own_losses).astype(float)
+        table["base_general_loss"] = own_losses[BASE]
     return table
 
 
@@ -199,12 +212,14 @@ def costs_table(ledger: Ledger) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"measure_seconds": float, "score_bytes": float})
 
 
-def export(ledger: Ledger, folder: Path) -> list[Path]:
+def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
     """Writes the study as files that can be committed: runs, ranks, curves and facts as text, and its ledger's archive.
 
-    Runs have full precision: what is computed from them is what is computed from the ledger.
+    Runs have full precision: what is computed from them is what is computed from the ledger. Without `answers` nothing
+    holds a text of the data.
     """
-    facts = ledger.facts()
+    withheld = () if answers else (ANSWERS,)
+    facts = {key: value for key, value in ledger.facts().items() if key not in withheld}
     curves = curves_table(ledger)
     # Every tenth step tells the course; whole curves are in the archive.
     thinned = curves[(curves["step"] % 10 == 0) | (curves["step"] == curves["step"].max())]
@@ -218,11 +233,15 @@ def export(ledger: Ledger, folder: Path) -> list[Path]:
     }
     if "splits" in facts:  # studies of before did not record it
         files[StudyPaths(folder).splits.name] = splits_csv(facts["splits"])
+    if ANSWERS in facts:
+        files[ANSWERS_FILE] = json.dumps(facts[ANSWERS], indent=2) + "\n"
+    else:  # of an export before
+        (folder / ANSWERS_FILE).unlink(missing_ok=True)
     files |= {Path(name).name: text for name, text in facts.get("strategy_files", {}).items()}
     for name, text in files.items():
         write_atomically(folder / name, text)
     archive = StudyPaths(folder).archive
-    write_archive(ledger, archive)
+    write_archive(ledger, archive, withheld)
     return [*(folder / name for name in files), archive]
 
 

@@ -20,6 +20,7 @@ from adaptive_lora.errors import StudyFolderError, Terminated
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.data_facts import splits_csv
+from adaptive_lora.study.engines.answers import answer_records
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
@@ -111,6 +112,7 @@ def run_study(
         _set_aside(prepared, ledger)  # by the rates that are chosen now
         _evaluate(engine, search)
         check_twins(ledger)
+        answer_records(engine)
         return ledger_status(ledger)
 
 
@@ -202,8 +204,8 @@ def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None,
             "Name another folder with --out, or go back to the study file that the folder was made with "
             f"({paths.study_file}). To go on with the change, say why: --deviation REASON; the report will show it."
         )
-    if facts and prepared is not None and facts["material"] != prepared.context:
-        differ = "; ".join(differences(facts["material"], prepared.context, _SIDES))
+    if facts and prepared is not None and facts["material"] != prepared.material:
+        differ = "; ".join(differences(facts["material"], prepared.material, _SIDES))
         raise StudyFolderError(
             f"The model or the data of the study in {out} have changed since it began: {differ}. "
             "Results on both would be mixed; name a new folder with --out, or bring the old files back."

@@ -28,6 +28,10 @@ from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
 from adaptive_lora.study.schema_metric import MetricField
+<<<<<<< HEAD
+=======
+from adaptive_lora.study.schema_report import ReportPart
+>>>>>>> answers
 from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list, without_default
 from adaptive_lora.study.seeds import MOST_SEEDS, expand_seeds
 
@@ -105,12 +109,14 @@ class DataPart(Part):
     """Of a conversation the `last` answer, or `all` of them."""
     split_seed: int = 0
     """Which records are for training, validation and test; the same for all runs."""
+    general: PathText | None = None
+    """A general text whose loss is measured beside the test loss, to see what is forgotten: a .txt file, or what
+    `source` takes."""
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A study that says nothing of `learn` stays the study that it was before there was such a key."""
-        said: dict[str, Any] = dump(self)
-        return {key: value for key, value in said.items() if key != "learn" or value != "last"}
+        """A study that says nothing of `learn` or `general` stays the study that it was before there were such keys."""
+        return without_default(without_default(dump(self), "learn", "last"), "general", None)
 
 
 class ScalingPart(Part):
@@ -291,3 +297,10 @@ class StudySpec(Part):
         Field(default_factory=list)
     )
     """Experiment trackers that finished runs are sent to; changes no result."""
+    report: ReportPart = ReportPart()
+    """What the page shows beside what it compares; changes no result."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that says nothing of `report` stays the study that it was before there was such a key."""
+        return without_default(dump(self), "report", ReportPart().model_dump(mode="json"))

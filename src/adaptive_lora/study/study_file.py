@@ -58,16 +58,17 @@ class Study:
 
 
 def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What a spec says, but for trackers and for where model and data lie: they may move, and have hashes of their own.
+    """What a spec says, but for trackers and reports, which change no result, and for where model and data lie: they
+    may move, and have hashes of their own.
 
     >>> content_of({"model": {"name": "../models/small"}, "data": {"source": "a.json"}, "tracking": []})
     {'model': {'name': 'small'}, 'data': {'source': 'a.json'}}
     """
     model, data = spec["model"], spec["data"]
     return {
-        **{key: value for key, value in spec.items() if key != "tracking"},
+        **{key: value for key, value in spec.items() if key not in ("tracking", "report")},
         "model": {**model, "name": Path(model["name"]).name},
-        "data": {**data, "source": Path(data["source"]).name},
+        "data": {**data, **{key: Path(data[key]).name for key in ("source", "general") if key in data}},
     }
 
 
@@ -77,6 +78,8 @@ def portable_text(study: Study) -> str:
     Files of strategies stand beside it there.
     """
     paths: dict[Location, str] = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
+    if study.spec.data.general is not None:
+        paths["data", "general"] = study.spec.data.general
     data = read_yaml(study.text, study.path)[0]
     for index, arm in enumerate(data["arms"]):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):

@@ -18,7 +18,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from adaptive_lora.reporting.escaping import visible
+from adaptive_lora.reporting.answers import answers_of
+from adaptive_lora.reporting.escaping import visible, visible_lines
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html.sections import SECTIONS, sorted_into
 from adaptive_lora.reporting.tables import Table, to_html
@@ -39,6 +40,7 @@ class Drawing:
 
 def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings: Sequence[Drawing]) -> str:
     """The whole page; `tables` by section."""
+    answers = answers_of(found.facts)
     by_name = {drawing.name: drawing for drawing in drawings}
     sections = [
         {
@@ -53,6 +55,7 @@ def render_page(found: Findings, tables: Mapping[str, Sequence[Table]], drawings
         names=list(dict.fromkeys(found.runs["arm"])), licence=render("study.licence", found.facts["data"]),
         use_of_data=render("study.use_of_data", found.facts["data"]),
         verdict=render_all("comparisons.verdicts", found), description=render_all("comparisons.description", found),
+        answers=answers, remarks=render_all("answers.remarks", answers, found) if answers else [],
         sections=[s for s in sections if s["tables"] or s["figures"] or s["remarks"]],
         **page_assets(),
     )  # fmt: skip
@@ -62,6 +65,7 @@ def page_templates() -> jinja2.Environment:
     """Of pages: what they print is escaped, and visible."""
     templates = environment("html", autoescape=True, finalize=_printed)
     templates.filters["foreign"] = lambda value: Markup("<bdi>{}</bdi>").format(visible(str(value)))
+    templates.filters["words"] = lambda value: Markup('<bdi class="words">{}</bdi>').format(visible_lines(value, 4000))
     templates.filters["html"] = to_html
     return templates
 

@@ -13,6 +13,7 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence
 from adaptive_lora.reporting.html.decomposition import decomposition
 from adaptive_lora.reporting.html.evidence import ARM, NATS, captioned
+from adaptive_lora.reporting.html.forgetting import forgetting
 from adaptive_lora.reporting.html.rate_table import rate_choices
 from adaptive_lora.reporting.tables import Column, Table
 from adaptive_lora.reporting.templating import render, render_all
@@ -164,6 +165,7 @@ SECTIONS = (
             lambda found: render_all("decomposition.findings", found)),
     Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",),
             lambda found: render_all("comparisons.no_parameter_equivalents", found) if found.metric.is_loss else []),
+    Section("forgetting", "Forgetting", (forgetting,)),
     Section("ranks", "Ranks", (), ("ranks", "scores")),
     Section("rates", "Learning rates", (rate_choices, rates), ("rates",),
             lambda found: [render("rates.at_edge", edge) for edge in found.edges], detail=True),

@@ -16,7 +16,7 @@ from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.engines.devices import warn_of_other_devices
 from adaptive_lora.study.engines.trackers import Trackers
 from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.ledger import BASE, Ledger, SplitResult
+from adaptive_lora.study.ledger import BASE, GENERAL, Ledger, SplitResult
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.planning_phase import plan_runs
 from adaptive_lora.study.prepare import PreparedStudy
@@ -71,19 +71,23 @@ class Engine:
         raise NotImplementedError
 
     def evaluate_base(self) -> None:
-        """The frozen model on both splits, once a study, by the model itself; ModelError where its losses mean nothing:
+        """The frozen model on every split, once a study, by the model itself; ModelError where its losses mean nothing:
         where it sees later tokens, or a text's loss depends on the others in its batch."""
-        if (BASE, "test") in self.ledger.totals():
+        splits = {name: own for name, own in self.splits_of(Phase.EVALUATION).items() if not self._has_base(name)}
+        if not splits:
             return
         self.listener.stage("evaluating the frozen model")
         base = self.prepared.base
         check_causal(base)
-        splits = {"validation": self.prepared.splits.validation, "test": self.prepared.splits.test}
         found = {
             name: evaluate(base.model, examples, base.device, self.should_stop) for name, examples in splits.items()
         }
-        check_alone(base, splits["test"], found["test"])
+        if "test" in found:
+            check_alone(base, splits["test"], found["test"])
         self.ledger.store_base({name: _result(evaluation) for name, evaluation in found.items()})
+
+    def _has_base(self, split: str) -> bool:
+        return (BASE, split) in self.ledger.totals()
 
     def plan_of(self, run_id: str) -> tuple[RankPlan, float]:
         """The plan that the ledger keeps of a run, and the seconds that it took."""
@@ -93,10 +97,12 @@ class Engine:
         return RankPlan.from_json(found[0]), found[1]
 
     def splits_of(self, phase: Phase) -> dict[str, tuple[Example, ...]]:
-        """Validation always; test for evaluation runs alone, so that nothing is ever tuned on it."""
+        """Validation always; test, and a general text, for evaluation runs alone: nothing is ever tuned on them."""
         splits = {"validation": tuple(self.prepared.splits.validation)}
         if phase == Phase.EVALUATION:
             splits["test"] = tuple(self.prepared.splits.test)
+            if self.prepared.general:
+                splits[GENERAL] = self.prepared.general
         return splits
 
     def diverged(self, run_id: str, run: Run, error: Diverged) -> None:
@@ -120,6 +126,8 @@ class Engine:
         results: Mapping[str, Evaluation],
     ) -> None:
         """Saves the adapter and records everything else in the ledger; `plan` with its seconds. Raises Diverged."""
+        # Of a text that nothing rests on a loss without end is missing, and makes no run one that diverged.
+        results = {split: own for split, own in results.items() if split != GENERAL or math.isfinite(own.loss)}
         for split, result in results.items():
             if not math.isfinite(result.loss):
                 raise Diverged(progress.steps_done, f"{split} loss")
