@@ -107,13 +107,10 @@ class PreparedStudy:
     splits: Splits
     weight_norms: Mapping[str, float]
     """Frobenius norm of the frozen weight of every target module."""
-<<<<<<< HEAD
     seconds: float = 0.0
     """That loading took."""
-=======
     general: tuple[Example, ...] = ()
     """Windows of the general text; empty where the study names none."""
->>>>>>> answers
     _draws: dict[int, Draw] = field(default_factory=dict, repr=False)
     _built: set[frozenset[str]] = field(default_factory=set, repr=False)
     """Names of modules that PEFT was seen to adapt together."""
@@ -141,15 +138,14 @@ class PreparedStudy:
         }
 
     @property
-<<<<<<< HEAD
     def _quantised(self) -> dict[str, str]:
         """How the base's weights are kept, where that is another way than `dtype`."""
         return {"quantised": self.base.quantised} if self.base.quantised else {}
-=======
+
+    @property
     def material(self) -> Mapping[str, Any]:
         """`context`, and what results are measured on that is no part of a run."""
         return {**self.context, **({"general": hash_examples(self.general)} if self.general else {})}
->>>>>>> answers
 
     def facts(self) -> dict[str, Any]:
         """What a report says of model and data."""
@@ -277,14 +273,13 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     data = spec.data
     splits = make_splits(source, encoder, data.train, data.validation, data.test, data.split_seed)
     general = _general(study, encoder) if data.general is not None else ()
-    prepared = PreparedStudy(study, base, modules, budgets, source, splits, weight_norms(base, modules), general)
+    prepared = PreparedStudy(
+        study, base, modules, budgets, source, splits, weight_norms(base, modules), general=general
+    )
     prepared.check_plan(uniform_plan(modules))
     prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
     check_distinct(study, prepared.context)
-<<<<<<< HEAD
     return replace(prepared, seconds=time.monotonic() - began)
-=======
-    return prepared
 
 
 def _general(study: Study, encoder: Encoder) -> tuple[Example, ...]:
@@ -292,4 +287,3 @@ def _general(study: Study, encoder: Encoder) -> tuple[Example, ...]:
     source = study.locate(study.spec.data.general or "")
     text = general_text(source, open_records)
     return windows_of(text, encoder.tokenizer, encoder.max_length, study.spec.data.split_seed, source)
->>>>>>> answers

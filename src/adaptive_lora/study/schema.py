@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,48 +18,15 @@ from pydantic import (
 )
 
 from adaptive_lora.data.encoding import Learn
-from adaptive_lora.data.templates import as_template
-from adaptive_lora.errors import UsageError
-from adaptive_lora.planning.budget_text import BUDGET, parse_budget
 from adaptive_lora.planning.outline import DType, Quantise
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
 from adaptive_lora.study.schema_metric import MetricField
-<<<<<<< HEAD
-=======
 from adaptive_lora.study.schema_report import ReportPart
->>>>>>> answers
+from adaptive_lora.study.schema_texts import BudgetText, Name, PathText, TemplateText
 from adaptive_lora.study.schema_training import ArmTrainPart, Part, TrainPart, as_list, without_default
 from adaptive_lora.study.seeds import MOST_SEEDS, expand_seeds
-
-
-def _with_known_variables(text: str) -> str:
-    unset = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
-    if unset:
-        raise ValueError(
-            f"the environment variable {' and '.join(unset)} is not set; set it to the folder of the model or the data"
-        )
-    return text
-
-
-def _parsed_budget(text: str) -> str:
-    """`params:50_000` and `params:50000` are one budget: one way of writing it."""
-    unit, number = parse_budget(text)
-    return f"{unit}:{number}"
-
-
-def _spelled(text: str) -> str:
-    try:
-        return as_template(text)
-    except UsageError as error:
-        raise ValueError(str(error)) from None
-
-
-TemplateText = Annotated[str, AfterValidator(_spelled)]
-PathText = Annotated[str, AfterValidator(_with_known_variables)]
-BudgetText = Annotated[str, AfterValidator(_parsed_budget), WithJsonSchema({"type": "string", "pattern": BUDGET})]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class ModelPart(Part):
