@@ -573,12 +573,14 @@ def model_facts(bench: Bench, asked: argparse.Namespace) -> dict[str, Any]:
 
 def machine_facts(device: torch.device, load_before: float) -> dict[str, Any]:
     """What it was measured on; `load_before` is the system's load when the bench began, others' work that is."""
-    name = platform.processor()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    said: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return {
-        "processor": name,
+        "processor": said.get("model name", platform.processor()),
+        # What its generation is known by: names of cloud machines leave it out.
+        "generation": {key: said[key] for key in ("vendor_id", "cpu family", "model", "stepping") if key in said},
         "cores": os.cpu_count(),
         "load_before": load_before,
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
