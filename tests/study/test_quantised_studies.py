@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pandas as pd
 import pytest
 
 from adaptive_lora.errors import StudyFileError
-from adaptive_lora.study.estimate import estimate
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import run_study
@@ -69,13 +67,3 @@ def test_it_is_another_study_with_other_facts(study_file: WriteStudy) -> None:
     assert nf4.facts()["model"]["total_parameters"] == plain.facts()["model"]["total_parameters"]
     assert any("linear layers in NF4 by bitsandbytes" in note for note in nf4.notes()) and not plain.notes()
     assert {"quantised", "note"} & {k for k, v in plain.facts()["model"].items() if v} == set()
-
-
-@pytest.mark.usefixtures("has_bitsandbytes")
-def test_the_estimate_counts_codes_and_scales(study_file: WriteStudy) -> None:
-    few = ("[uniform, linear-decay, empirical, random]", "[uniform]")
-    plain, nf4 = (prepare(load_study(study_file(few, *own))) for own in ((), (NF4,)))
-    apart = estimate(plain).memory_bytes - estimate(nf4).memory_bytes
-    entries = sum(m.d_in * m.d_out for m in nf4.modules)
-    assert 0.5 * 3.4 * entries < apart < 4 * entries
-    json.dumps(nf4.facts())

@@ -180,11 +180,6 @@ def model_bytes(model: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in model.parameters()) + scales
 
 
-def dequantised_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Bytes of the largest weight that a pass dequantises for a product; 0 where none is quantised."""
-    return max((m.in_features * m.out_features for _, m in quantised_layers(model)), default=0) * dtype.itemsize
-
-
 def _scale_bytes(module: Any) -> int:
     if type(module.weight).__name__ == "Int8Params":
         return int(_int8(module)[1].nbytes)
