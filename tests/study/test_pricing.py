@@ -13,11 +13,13 @@ from adaptive_lora.measures.measuring import MeasuringProgress, in_goes
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study import estimated_cost, pricing
+from adaptive_lora.study.engines.answers import places_of
 from adaptive_lora.study.estimate import estimate
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_task import needed
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.study_file import load_study
+from adaptive_lora.training.generation import question_of
 
 WriteStudy = Callable[..., Path]
 
@@ -90,3 +92,18 @@ def test_an_error_that_is_met_is_told(prepared: PreparedStudy) -> None:
     prepared.base.model.get_input_embeddings().weight.data.fill_(float("nan"))
     with pytest.raises(TrainingError, match="not finite"):
         pricing.seconds_of(together, lambda now: None)
+
+
+@pytest.mark.parametrize("answers", [0, 2])
+def test_answers_are_priced_by_a_few_tokens_of_one(
+    study_file: WriteStudy, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    """A second for the first token, and half of one for each that follows, of three who answer."""
+    study = load_study(study_file(("seeds:", f"report: {{answers: {answers}}}\nseeds:")))
+    prepared, asked = prepare(study), []
+    monkeypatch.setattr(estimated_cost, "greedy", lambda base, prompt, limit, *rest: asked.append(limit))
+    monkeypatch.setattr(estimated_cost, "_seconds", lambda do: [do(), 1 + 0.5 * (asked[-1] - 1)][1])
+    places = places_of(study, len(prepared.splits.test), answers)
+    longest = max((len(question_of(prepared.splits.test[place]).reference) for place in places), default=0)
+    assert estimated_cost.answer_seconds(prepared) == pytest.approx(3 * answers * (1 + 0.5 * (longest - 1)))
+    assert asked == [1, 9][: 2 * answers]

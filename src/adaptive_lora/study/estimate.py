@@ -13,7 +13,7 @@ from adaptive_lora.stats.design import Costs
 from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.stats.spreads import Pilot
-from adaptive_lora.study.estimated_cost import cost_by_bank, cost_by_reference, frozen_seconds
+from adaptive_lora.study.estimated_cost import answer_seconds, cost_by_bank, cost_by_reference, frozen_seconds
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.outlook import Outlook, StudyCosts, design_of, outlook
@@ -69,6 +69,7 @@ def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: Prog
     forget_peak(prepared.base.device)
     listener.stage("timing the frozen model")
     frozen = frozen_seconds(prepared)
+    answers = answer_seconds(prepared)
     plans, planning_seconds = _plan_all(prepared, first, listener)
     listener.stage("timing a few steps")
     examples = prepared.training_examples(seed)
@@ -88,7 +89,7 @@ def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: Prog
     cost = cost_by_bank(prepared, members, total) if by_bank else cost_by_reference(prepared, members[0])
     steps = [cell.steps for cell in matrix.cells]
     each = Costs(sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record, cost.record)
-    once = prepared.seconds + planning_seconds + frozen + cost.check
+    once = prepared.seconds + planning_seconds + frozen + cost.check + answers
     costs, design = StudyCosts(each, once, matrix), design_of(spec, matrix, pilot)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.study.engines.answers import MOST_TOKENS as MOST_ANSWER_TOKENS
+from adaptive_lora.study.engines.answers import places_of
 from adaptive_lora.study.estimated_memory import bank_bytes, block_bytes, frozen_bytes
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.pricing import PATIENCE, seconds_per_record, seconds_per_token, timed_update, typical
@@ -18,11 +20,16 @@ from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.fidelity import MOST_TOKENS
+from adaptive_lora.training.generation import greedy, question_of
 from adaptive_lora.training.memory import peak_bytes, resident_bytes
 from adaptive_lora.training.reference import update
 
 _UPDATES = 8
 """How many an opened bank has records for."""
+_TRIED_TOKENS = 8
+"""Tokens of an answer that are timed, after its first."""
+_SPEAKERS = 3
+"""Who answers on the page."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,28 @@ def frozen_seconds(prepared: PreparedStudy) -> float:
     base, splits = prepared.base, prepared.splits
     each = seconds_per_record(all_records(prepared), lambda some: evaluate(base.model, some, base.device))
     return each * (len(splits.validation) + len(splits.test))
+
+
+def answer_seconds(prepared: PreparedStudy) -> float:
+    """Of the answers on the page, by a few tokens of one.
+
+    The frozen model, the baseline and the best other arm answer the same records. 0 where the model does not generate:
+    the page then says why.
+    """
+    study, base = prepared.study, prepared.base
+    places = places_of(study, len(prepared.splits.test), study.spec.report.answers)
+    if not places:
+        return 0.0
+    questions = [question_of(prepared.splits.test[place]) for place in places]
+    tokens = min(MOST_ANSWER_TOKENS, max(len(question.reference) for question in questions))
+    try:
+        first, more = (
+            _seconds(lambda some=some: greedy(base, questions[0].prompt, some, (), lambda: False))  # type: ignore[misc]
+            for some in (1, 1 + _TRIED_TOKENS)
+        )
+    except Exception:  # of a model that cannot generate, as `answers` takes it
+        return 0.0
+    return _SPEAKERS * len(places) * (first + max(0.0, more - first) / _TRIED_TOKENS * (tokens - 1))
 
 
 def all_records(prepared: PreparedStudy) -> list[Example]:
