@@ -10,13 +10,12 @@ import pytest
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.study import estimated_memory
-from adaptive_lora.study.engines import bank as engine
 from adaptive_lora.study.estimate import estimate
 from adaptive_lora.study.estimated_memory import Pass, first_bank, largest_training_pass
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.study_file import load_study
-from adaptive_lora.training import evaluate, memory
+from adaptive_lora.training import memory
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.packing import chunks_of
 from tests.conftest import REFERENCE
@@ -34,11 +33,6 @@ def member_of(prepared: PreparedStudy, run: Run) -> Member:
     plan = task if isinstance(task, RankPlan) else task.plan({}, {})
     options, examples = prepared.training_options(run), prepared.training_examples(run.seed)
     return Member(plan=plan, options=options, seed=run.seed, examples=examples)
-
-
-def test_bounds_are_those_of_training() -> None:
-    assert estimated_memory.LARGEST_BANK == engine._LARGEST_BANK
-    assert estimated_memory._FROZEN_LOGITS == evaluate._LARGEST_LOGITS
 
 
 @pytest.mark.parametrize(("limit", "workers"), [(4096, 2), (300, 2), (4096, 1)])

@@ -201,7 +201,7 @@ def test_divergence_is_an_error_with_the_step(gpt2: FrozenBase, examples: list[E
 def test_loss_is_token_weighted_over_the_split(
     base: FrozenBase, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("adaptive_lora.training.evaluate._LARGEST_LOGITS", 100 * 768)  # several batches
+    monkeypatch.setattr("adaptive_lora.training.evaluate.LARGEST_LOGITS", 100 * 768)  # several batches
     found = evaluate(base.model, examples, base.device)
     nll, tokens = [], []
     for example in examples:

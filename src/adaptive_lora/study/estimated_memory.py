@@ -12,25 +12,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.study.engines.bank import LARGEST_BANK
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.training.bank import Bank, Member
+from adaptive_lora.training.evaluate import LARGEST_LOGITS, PASS_TOKENS
 from adaptive_lora.training.head import largest_logits
 from adaptive_lora.training.memory import members_at_once, state_bytes
 from adaptive_lora.training.options import DataOrder
 from adaptive_lora.training.packing import chunks_of
 
-LARGEST_BANK = 64
-"""As the bank's engine has it: the most runs in a bank."""
 _MOST_STEPS = 200
 """Updates whose batches are looked at."""
 _HOLES = 0.25
 """Share of its largest pass that a bank takes on top after some updates: passes of unequal length leave holes in what
 the allocator holds. Measured on three models; one update does not show it."""
-_EVALUATION_TOKENS = 4096
-"""Positions of a pass that evaluates."""
-_FROZEN_LOGITS = 1 << 26
-"""Logits of a batch of the frozen model, as `training.evaluate` bounds them."""
 _LOGITS = 3 * 4
 """Bytes of a logit: itself, its gradient, and room for its loss."""
 
@@ -58,7 +54,7 @@ def frozen_bytes(prepared: PreparedStudy) -> int:
     vocabulary: int = prepared.base.model.config.get_text_config().vocab_size
     splits = prepared.splits.validation, prepared.splits.test
     tokens = max(sum(len(example.ids) for example in examples) for examples in splits)
-    return 2 * 4 * min(_FROZEN_LOGITS, vocabulary * min(tokens, _EVALUATION_TOKENS))
+    return 2 * 4 * min(LARGEST_LOGITS, vocabulary * min(tokens, PASS_TOKENS))
 
 
 def bank_bytes(prepared: PreparedStudy, bank: Bank, members: Sequence[Member], block: int | None) -> int:
@@ -154,7 +150,7 @@ def _largest_evaluation_pass(prepared: PreparedStudy, bank: Bank, count: int) ->
     for examples in splits.values():
         sizes = _Sizes(examples)
         tokens, learnt = sizes.of(np.arange(sizes.count))
-        positions = min(tokens, bank.chunk_tokens, _EVALUATION_TOKENS)
+        positions = min(tokens, bank.chunk_tokens, PASS_TOKENS)
         passes = min(bank.workers, count * -(-tokens // positions))
         found = max(found, Pass(positions, round(learnt * positions / tokens), passes), key=_work)
     return found

@@ -14,7 +14,9 @@ from adaptive_lora.data.encoding import Example
 from adaptive_lora.training.batches import collate, sequence_losses
 from adaptive_lora.training.memory import is_out_of_memory
 
-_LARGEST_LOGITS = 1 << 26
+PASS_TOKENS = 4096
+"""Positions of a pass that evaluates."""
+LARGEST_LOGITS = 1 << 26
 """Most logits at once, positions times vocabulary: 0.27 GB in float32, a few times that during the loss."""
 
 
@@ -39,11 +41,11 @@ class Evaluation:
 def evaluate(
     model: Any, examples: Sequence[Example], device: torch.device, should_stop: Callable[[], bool] = lambda: False
 ) -> Evaluation:
-    """Evaluates in batches of similar length, with at most _LARGEST_LOGITS logits each; uses no randomness.
+    """Evaluates in batches of similar length, with at most LARGEST_LOGITS logits each; uses no randomness.
 
     `should_stop` is called between batches; True raises KeyboardInterrupt.
     """
-    tokens = min(4096, _LARGEST_LOGITS // model.config.get_text_config().vocab_size)
+    tokens = min(PASS_TOKENS, LARGEST_LOGITS // model.config.get_text_config().vocab_size)
     found = empty_evaluation(len(examples))
     for rows in batches_by_length(examples, tokens):
         if should_stop():

@@ -1,4 +1,4 @@
-"""Trains runs many at a time, in banks as large as memory allows, up to `_LARGEST_BANK`.
+"""Trains runs many at a time, in banks as large as memory allows, up to `LARGEST_BANK`.
 
 A bank in progress is saved to disk (`resume.py`): its run ids, its pass size, one checkpoint per run. A study that is
 run again forms the same bank again, so that on a CPU it ends in the same bits.
@@ -23,7 +23,7 @@ from adaptive_lora.training.fidelity import check_bank
 from adaptive_lora.training.memory import is_out_of_memory, members_at_once
 from adaptive_lora.training.reference import Diverged
 
-_LARGEST_BANK = 64
+LARGEST_BANK = 64
 """Most runs in a bank: results appear only when a bank ends, and a larger one is no faster."""
 
 
@@ -63,7 +63,7 @@ class BankEngine(Engine):
         self.ledger.set_facts({"bank_check": {"here": here, **asdict(found)}})
 
     def train(self, pending: Mapping[str, Run]) -> None:
-        waiting, most = dict(pending), min(_LARGEST_BANK, self.largest_bank or _LARGEST_BANK)
+        waiting, most = dict(pending), min(LARGEST_BANK, self.largest_bank or LARGEST_BANK)
         for before in read_compositions(self.paths.bank):
             again = {run_id: waiting.pop(run_id) for run_id in before.members if run_id in waiting}
             if again:
