@@ -1,13 +1,15 @@
-"""What a report of a large study costs. Prints JSON.
+"""What reading a large study costs. Prints JSON.
 
-runs                  in a synthetic ledger: plans of 42 modules, curves of 150 steps, 400 test records
+runs                  in a synthetic ledger: plans of 42 modules, curves of --steps steps, 400 test records
+status_seconds        the verb `status` on it, a process of its own from start to end, median of three
+results_seconds       the verb `results --json`, likewise
 report_seconds        report, figures and tables from it, in a fresh process, from start to end
 peak_bytes            the most memory that this process held
 small_report_seconds  the same for a study of 200 runs
 page_bytes            the size of the page of the large one
 study_report_seconds  with --study: the verb `report` on that finished study, median of five; all five beside it
 
-python bench/ledger.py [--runs 10000] [--small 200] [--study FOLDER] [--out FILE] [--keep FOLDER]
+python bench/ledger.py [--runs 10000] [--small 200] [--steps 1000] [--study FOLDER] [--out FILE] [--keep FOLDER]
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.study_file import Study, parse_study
 
-BLOCKS, ROLES, STEPS, RECORDS = 6, ("q", "k", "v", "o", "gate", "up", "down"), 150, 400
+BLOCKS, ROLES, RECORDS = 6, ("q", "k", "v", "o", "gate", "up", "down"), 400
 RATES, TUNING_SEEDS = 4, 5
 ROUNDS = 5
 REPORT = """\
@@ -63,6 +65,7 @@ class Size:
     arms: int
     budgets: int
     seeds: int
+    steps: int
 
     @property
     def runs(self) -> int:
@@ -70,10 +73,10 @@ class Size:
         return self.arms * self.budgets * (self.seeds + RATES * TUNING_SEEDS)
 
 
-def size_of(runs: int) -> Size:
+def size_of(runs: int, steps: int) -> Size:
     """Five budgets of twenty arms for thousands of runs, one of five for hundreds; the seeds make up the number."""
     arms, budgets = (20, 5) if runs >= 4000 else (5, 1)
-    return Size(arms, budgets, max(2, math.ceil(runs / (arms * budgets)) - RATES * TUNING_SEEDS))
+    return Size(arms, budgets, max(2, math.ceil(runs / (arms * budgets)) - RATES * TUNING_SEEDS), steps)
 
 
 def study_of(size: Size) -> Study:
@@ -89,7 +92,7 @@ data: {{source: "demo:fine-tuning", train: 100, validation: 100, test: {RECORDS}
 budgets: {json.dumps([f"rank:{2**i}" for i in range(2, 2 + size.budgets)])}
 arms: [{", ".join(arms)}]
 seeds: {{evaluation: {size.seeds}, tuning: {TUNING_SEEDS}}}
-train: {{steps: {STEPS}, learning_rate: [1e-4, 3e-4, 1e-3, 3e-3]}}
+train: {{steps: {size.steps}, learning_rate: [1e-4, 3e-4, 1e-3, 3e-3]}}
 analysis: {{margin: 0.01, primary: [decay-01, decay-02]}}
 controls: none
 """,
@@ -109,21 +112,22 @@ def shapes() -> tuple[ModuleShape, ...]:
 
 def fill(ledger: Ledger, study: Study) -> int:
     """Records every run of the study, one in two hundred of them diverged; returns their number."""
-    matrix, rng = study.matrix, numpy_stream(0, "ledger")
+    matrix, rng, steps = study.matrix, numpy_stream(0, "ledger"), study.spec.train.steps
+    assert steps is not None
     runs = [*matrix.tuning_runs(), *matrix.evaluation_runs({cell.key: 1e-3 for cell in matrix.cells})]
     named = {f"{i:016x}": run for i, run in enumerate(runs)}
     ledger.set_facts(facts_of(study, len(runs)))
     ledger.register(named)
     ledger.store_base({split: result_of(rng, 3.0) for split in ("validation", "test")})
     for (run_id, run), kind in zip(named.items(), rng.random(len(runs)), strict=True):
-        ledger.begin(run_id, "bank", "cpu", STEPS)
+        ledger.begin(run_id, "bank", "cpu", steps)
         if kind < 0.005:
             ledger.fail(run_id, Status.DIVERGED, "loss is not finite at step 12", 12)
             continue
         loss = 2.0 + 0.01 * int(run.arm.name[-2:] if run.arm.name[-2:].isdigit() else 0) / 20
         splits = ("validation",) if run.phase == "tuning" else ("validation", "test")
         results = {split: result_of(rng, loss) for split in splits}
-        ledger.complete(run_id, plan_of(run, rng).to_json(), curve_of(rng), results, {"plan": 0.1, "train": 9.0})
+        ledger.complete(run_id, plan_of(run, rng).to_json(), curve_of(rng, steps), results, {"plan": 0.1, "train": 9.0})
     return len(runs)
 
 
@@ -140,12 +144,12 @@ def plan_of(run: Run, rng: np.random.Generator) -> RankPlan:
     return RankPlan("linear-decay", cost, modules, ranks, Scaling("constant", 2.0, float(rank)), scores=scores)
 
 
-def curve_of(rng: np.random.Generator) -> dict[str, Any]:
+def curve_of(rng: np.random.Generator, count: int) -> dict[str, Any]:
     """A loss that falls, with the noise of batches."""
-    steps = np.arange(STEPS, dtype=float)
-    loss = 2 + np.exp(-steps / 30) + 0.1 * rng.standard_normal(STEPS)
-    return {"step": steps, "loss": loss, "gradient_norm": loss, "learning_rate": 1e-3 * (1 - steps / STEPS),
-            "tokens": np.full(STEPS, 512.0)}  # fmt: skip
+    steps = np.arange(count, dtype=float)
+    loss = 2 + np.exp(-steps / 30) + 0.1 * rng.standard_normal(count)
+    return {"step": steps, "loss": loss, "gradient_norm": loss, "learning_rate": 1e-3 * (1 - steps / count),
+            "tokens": np.full(count, 512.0)}  # fmt: skip
 
 
 def result_of(rng: np.random.Generator, loss: float) -> SplitResult:
@@ -184,24 +188,31 @@ def folder_for(keep: Path | None, name: str) -> Iterator[Path]:
         yield Path(made)
 
 
-def measure(runs: int, keep: Path | None) -> dict[str, Any]:
-    """Makes a ledger of about so many runs, and the report from it in a process of its own."""
-    with folder_for(keep, str(runs)) as folder:
+def verb_seconds(verb: str, folder: Path, rounds: int) -> list[float]:
+    """Of the verb on the folder, `rounds` times, each in a process of its own, from its start to its end."""
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "adaptive_lora.cli.main", verb, str(folder), "--json"]
+        subprocess.run(command, check=True, capture_output=True)
+        seconds.append(round(time.perf_counter() - began, 2))
+    return seconds
+
+
+def measure(size: Size, keep: Path | None) -> dict[str, Any]:
+    """Makes a ledger of that size, and reads it in processes of their own."""
+    with folder_for(keep, str(size.runs)) as folder:
         with contextlib.closing(create_or_open(folder)) as ledger:
             ledger._db.execute("PRAGMA synchronous = OFF")  # a measurement's ledger need not survive a power cut
-            made = fill(ledger, study_of(size_of(runs)))
+            made = fill(ledger, study_of(size))
         done = subprocess.run([sys.executable, "-c", REPORT, str(folder)], check=True, capture_output=True, text=True)
-        return {"runs": made, **json.loads(done.stdout)}
+        verbs = {f"{verb}_seconds": statistics.median(verb_seconds(verb, folder, 3)) for verb in ("status", "results")}
+        return {"runs": made, **verbs, **json.loads(done.stdout)}
 
 
 def measure_study(folder: Path) -> dict[str, Any]:
     """The verb, from its start to its end, on a study that was really trained."""
-    seconds = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        command = [sys.executable, "-m", "adaptive_lora.cli.main", "report", str(folder), "--json"]
-        subprocess.run(command, check=True, capture_output=True)
-        seconds.append(round(time.perf_counter() - began, 2))
+    seconds = verb_seconds("report", folder, ROUNDS)
     with contextlib.closing(open_to_read(folder)) as ledger:
         runs = len(ledger.runs())
     middle = statistics.median(seconds)
@@ -213,15 +224,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--small", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=1000, help="Points of every curve.")
     parser.add_argument("--study", type=Path, help="A finished study, to make the report of.")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keep", type=Path, help="Leave ledgers and reports here.")
     asked = parser.parse_args()
     study = measure_study(asked.study) if asked.study else {}
-    small, large = measure(asked.small, asked.keep), measure(asked.runs, asked.keep)
+    small, large = (measure(size_of(runs, asked.steps), asked.keep) for runs in (asked.small, asked.runs))
     found = {
-        "runs": large["runs"], "report_seconds": round(large["seconds"], 2), "peak_bytes": large["peak_bytes"],
-        "page_bytes": large["page_bytes"], "small_runs": small["runs"],
+        "runs": large["runs"], "steps": asked.steps, "status_seconds": large["status_seconds"],
+        "results_seconds": large["results_seconds"], "report_seconds": round(large["seconds"], 2),
+        "peak_bytes": large["peak_bytes"], "page_bytes": large["page_bytes"], "small_runs": small["runs"],
         "small_report_seconds": round(small["seconds"], 2), **study,
     }  # fmt: skip
     text = json.dumps(found, indent=2) + "\n"

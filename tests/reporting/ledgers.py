@@ -42,7 +42,7 @@ def make_ledger(folder: Path, arms: int = 3, seeds: int = 7) -> Path:
     maker = bench()
     with contextlib.closing(create_or_open(folder)) as ledger:
         ledger._db.execute("PRAGMA synchronous = OFF")
-        maker.fill(ledger, maker.study_of(maker.Size(arms, 1, seeds)))
+        maker.fill(ledger, maker.study_of(maker.Size(arms, 1, seeds, 150)))
         last = [run for run in ledger.runs() if run["arm"] == f"decay-{arms - 1:02d}"][-1]
         ledger.fail(last["run_id"], Status.DIVERGED, "loss is not finite at step 3", 3)
     return folder
@@ -130,7 +130,7 @@ def make_study(folder: Path, made: Made, stop_after: int | None = None) -> Path:
             splits = {"validation": result} if run.phase == "tuning" else {"validation": result, "test": result}
             plan = maker.plan_of(run, rng).to_json()
             ledger.begin(run_id, "bank", "cpu", 150)
-            ledger.complete(run_id, plan, maker.curve_of(rng), splits, {"plan": 0.1, "train": 9.0})
+            ledger.complete(run_id, plan, maker.curve_of(rng, 150), splits, {"plan": 0.1, "train": 9.0})
         ledger._db.execute("UPDATE runs SET started = 1.7e9 WHERE started IS NOT NULL")
         ledger._db.execute("UPDATE runs SET finished = 1.7e9 + 3600 WHERE finished IS NOT NULL")
         ledger._db.commit()
