@@ -19,7 +19,7 @@ def check(found: Allocation, sizes: list[int]) -> None:
     assert sum(n for part in found.parts for _, n in part) + found.pool_size + found.idle == sum(sizes)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(SIZES, ASKED)
 def test_splits_are_filled_or_the_advice_works(sizes: list[int], asked: tuple[int, int, int]) -> None:
     validation, test, train = asked
@@ -35,7 +35,7 @@ def test_splits_are_filled_or_the_advice_works(sizes: list[int], asked: tuple[in
         check(again, sizes)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SIZES, ASKED)
 def test_what_lies_idle_is_less_than_a_group_a_split(sizes: list[int], asked: tuple[int, int, int]) -> None:
     """Where enough is left when two groups are broken, no pair of sizes is refused."""

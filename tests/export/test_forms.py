@@ -20,7 +20,7 @@ from adaptive_lora.export.peft_folder import BaseFacts, adapter_config, short_ta
 from adaptive_lora.export.reading import read_adapter
 from adaptive_lora.planning.modules import ModuleShape
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 SCALINGS = st.floats(1e-3, 1e3)
 
 

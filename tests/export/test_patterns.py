@@ -48,7 +48,7 @@ ATOMS = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(ATOMS, st.sampled_from(["", "|"])), min_size=1, max_size=5),
     st.text("ab.", max_size=6),
@@ -61,7 +61,7 @@ def test_random_expressions_match_what_re_matches(parts: list[tuple[str, str]], 
         assert automaton.matches(name, Work(PLENTY)) == bool(wanted.match(name)), repeated
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(["a", "b.a", r"b\.a", "^a", r"^b\.a", "a.b", "^a.b$", "b[.]a", ".*a"]), unique=True),
     st.text("ab.", min_size=1, max_size=5),

@@ -37,7 +37,7 @@ def reachable(modules: list[ModuleShape], low: int, cap: int | None) -> set[int]
     return sums
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(sizes, weights, st.integers(0, 700), st.integers(1, 3), st.none() | st.integers(1, 6))
 def test_spends_the_most_that_integers_allow(
     sizes: list[tuple[int, int]], weights: list[float], extra: int, low: int, cap: int | None
@@ -54,7 +54,7 @@ def test_spends_the_most_that_integers_allow(
     assert total_cost(modules, ranks) == max(s for s in sums if s <= budget)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(sizes, weights, st.integers(0, 400), st.randoms(use_true_random=False))
 def test_order_of_modules_is_irrelevant(sizes, weights, extra, random) -> None:  # noqa: ANN001
     modules = shapes_of(sizes)
@@ -66,7 +66,7 @@ def test_order_of_modules_is_irrelevant(sizes, weights, extra, random) -> None: 
     assert spend(modules, wanted, budget) == spend(shuffled, wanted, budget)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(sizes, weights, st.integers(0, 900))
 def test_equal_weights_and_shapes_differ_by_one_at_most(
     sizes: list[tuple[int, int]], weights: list[float], extra: int
@@ -82,7 +82,7 @@ def test_equal_weights_and_shapes_differ_by_one_at_most(
             assert abs(ranks[a.name] - ranks[b.name]) <= 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(sizes, weights, st.integers(1, 3), st.none() | st.integers(1, 6))
 def test_where_there_is_no_choice_weights_change_nothing(
     sizes: list[tuple[int, int]], weights: list[float], low: int, cap: int | None

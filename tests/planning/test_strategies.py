@@ -18,7 +18,7 @@ def test_contract(strategy: Strategy) -> None:
     assert [finding for finding in check_strategy(strategy) if finding.came is not None] == []
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.sampled_from(list(STRATEGIES.values())), st.integers(1, 6), st.integers(1, 8), st.integers(0, 400))
 def test_contract_exactly_on_any_budget(strategy: Strategy, blocks: int, rank: int, more: int) -> None:
     modules = network(blocks)

@@ -83,7 +83,7 @@ def test_a_measured_margin_counts_with_its_own_error(margin: float) -> None:
 
 
 @given(st.integers(2, 30), st.floats(0.0, 5), st.floats(0.01, 2), st.floats(1e-3, 1e3))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_power_grows_with_the_difference_and_knows_no_unit(seeds: int, true: float, more: float, unit: float) -> None:
     here = power_of(true, MIXED, seeds, 300, Family(0.05))
     scaled = Components(*(part * unit**2 for part in (MIXED.seeds, MIXED.records, MIXED.both)))

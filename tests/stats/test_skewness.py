@@ -56,7 +56,7 @@ def test_the_error_is_that_of_normal_seeds() -> None:
 
 
 @given(st.integers(0, 1000), st.sampled_from([1, 3, 5]), st.permutations(ORDER))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_neither_order_nor_scale_nor_means_matter_and_the_sign_only_turns_it(
     index: int, comparisons: int, order: list[int]
 ) -> None:
@@ -70,7 +70,7 @@ def test_neither_order_nor_scale_nor_means_matter_and_the_sign_only_turns_it(
 
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=6), min_size=1, max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_symmetric_differences_are_never_called_skewed(halves: list[list[float]]) -> None:
     family = {i: table([*half, *(-d for d in half)]) for i, half in enumerate(halves)}
     assert skewed_among(family) == set()

@@ -143,7 +143,7 @@ def test_medians_of_rows_are_numpys() -> None:
     noise=st.lists(st.sampled_from([-2.0, -0.5, 0.0, 0.25, 4.0]), min_size=STEPS, max_size=STEPS),
     seed=st.integers(0, 5),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_batches_that_all_share_change_no_spike(
     planted: list[tuple[int, int, float]], noise: list[float], seed: int
 ) -> None:
@@ -270,7 +270,7 @@ def test_spikes_reach_the_table_and_the_summary() -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_order_of_rows_changes_nothing(random: object) -> None:
     runs, curves = spiking_study()
     seed = random.randint(0, 10**6)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -147,7 +147,6 @@ def test_beyond_the_margin_is_what_the_whole_interval_says() -> None:
 
 
 @given(families)
-@settings(deadline=None)
 def test_the_other_sign_is_the_mirrored_verdict(family: dict[str, list[float]]) -> None:
     mirror = {Verdict.BETTER: Verdict.WORSE, Verdict.WORSE: Verdict.BETTER}
     found = judged(family)
@@ -160,7 +159,6 @@ def test_the_other_sign_is_the_mirrored_verdict(family: dict[str, list[float]]) 
 
 
 @given(families, st.sampled_from([0.01, 0.05, 0.2]))
-@settings(deadline=None)
 def test_verdicts_follow_their_numbers(family: dict[str, list[float]], alpha: float) -> None:
     for one in judged(family, alpha=alpha).values():
         same, p = one.adjusted_equivalence_p, one.adjusted_p

@@ -89,7 +89,7 @@ def test_the_kernel_is_softmax_written_out(kernel: None, width: int, heads: int,
     check(ALL_LENGTHS, heads, groups, width, torch.float32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.sampled_from([3, 16, 20]), st.integers(0, 99))
 def test_all_lengths_are_supported(lengths: list[int], width: int, seed: int) -> None:
     """By the kernel where there is one, and by torch."""

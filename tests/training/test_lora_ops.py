@@ -94,7 +94,7 @@ def inputs(batch: BankBatch, widths: tuple[int, int], dtype: torch.dtype) -> tup
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 21), st.integers(0, 35)), min_size=1, max_size=4),
     d_in=st.sampled_from((16, 17, 31, 64, 100, 129)),

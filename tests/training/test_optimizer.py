@@ -52,7 +52,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(OPTIONS, st.tuples(*[st.integers(1, 4)] * 3), st.integers(0, 99), st.floats(-6, 3), st.booleans())
 def test_every_update_is_torchs(
     given_options: dict[str, Any], ranks: tuple[int, int, int], seed: int, size: float, stacked: bool
