@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -36,7 +37,8 @@ _TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensor
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-_WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EROFS,
+                errno.ENAMETOOLONG, errno.ELOOP, errno.E2BIG}  # fmt: skip
 """What the system says of a path that cannot be what was asked of it; other failures are not the user's."""
 
 
@@ -65,7 +67,7 @@ def explained(function: F) -> F:
             sys.stderr.close()
             raise typer.Exit(0) from None
         except OSError as error:  # a full disk, a read-only one, a folder that cannot be
-            usage = isinstance(error, _WRONG_PLACE)
+            usage = error.errno in _WRONG_PLACE
             reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             err.print(f"{'error' if usage else 'failed'}: {reason}.", markup=False, soft_wrap=True)
             raise typer.Exit(2 if usage else 1) from None

@@ -140,7 +140,7 @@ class RankPlan:
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, whole or not at all."""
-        write_atomically(Path(path), json.dumps(self.to_json(), indent=2) + "\n")
+        write_atomically(Path(path), json.dumps(self.to_json(), indent=2) + "\n", named=True)
 
     @classmethod
     def load(cls, path: str | Path) -> RankPlan:
