@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.files import parse_json, read_bounded
 from adaptive_lora.models.locate import is_named
 from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
@@ -21,7 +22,7 @@ from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
 from adaptive_lora.study.strategy_files import portable_strategies, with_located_strategies
 from adaptive_lora.study.validation import complaints_of, cross_complaints
-from adaptive_lora.study.yaml import Location, line_of, placed, read_yaml, with_values
+from adaptive_lora.study.yaml import LARGEST, Location, line_of, placed, read_yaml, with_values
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,13 @@ def exported_text(study: Study) -> str:
 def load_study(path: Path) -> Study:
     """Reads and validates a study file; StudyFileError with everything that is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, 4 * LARGEST).decode("utf-8")
     except FileNotFoundError:
         raise StudyFileError(str(path), ["the file does not exist; `adaptive-lora init` writes one"]) from None
-    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
-        raise StudyFileError(str(path), [f"cannot be read as text: {type(error).__name__}"]) from None
+    except UnicodeDecodeError as error:
+        raise StudyFileError(str(path), [f"cannot be read as text: no UTF-8 at byte {error.start}"]) from None
+    except OSError as error:
+        raise StudyFileError(str(path), [f"cannot be read: {error.strerror}"]) from None
     return parse_study(text, path)
 
 
@@ -122,7 +125,10 @@ def study_of_mapping(data: Mapping[str, Any]) -> Study:
             return str(value)
         raise StudyFileError("the study", [f"a {type(value).__name__} cannot stand in a study: {value!r}"])
 
-    text = json.dumps(data, indent=2, ensure_ascii=False, default=plain)  # JSON is YAML
+    try:
+        text = json.dumps(data, indent=2, ensure_ascii=False, default=plain)  # JSON is YAML
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, a mapping that holds itself
+        raise StudyFileError("the study", [f"cannot be written as a study file: {error}"]) from None
     return parse_study(text, Path("study"), with_lines=False)
 
 
@@ -137,7 +143,7 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
     data = with_located_strategies(data, functools.partial(locate, folder=path.parent))
     found += cross_complaints(data)
     try:
-        spec = StudySpec(**data)
+        spec = StudySpec.model_validate(data)
         found += warmup_complaints(spec).items()
         found += [] if found else rule_complaints(spec).items()  # of a study whose names are known to exist
     except ValueError as error:
@@ -154,7 +160,7 @@ def locate(text: str, folder: Path) -> str:
     filled = fill_in(text)
     expanded = Path(filled).expanduser()
     beside = folder / expanded
-    return str(beside if beside.exists() else expanded)
+    return str(beside if os.path.exists(beside) else expanded)  # False, too, for what is too long to be a path
 
 
 def fill_in(text: str) -> str:
@@ -189,7 +195,7 @@ def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[
     for index, arm in enumerate(arms):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
             try:
-                content = json.loads(Path(locate(arm["ranks"], folder)).read_text())
+                content = parse_json(read_bounded(Path(locate(arm["ranks"], folder)), LARGEST).decode("utf-8"))
                 arm = {"name": Path(arm["ranks"]).stem, **arm, "ranks": content.get("ranks", content)}
             except (OSError, ValueError, AttributeError) as error:
                 at = ("arms", index, "ranks")
