@@ -21,6 +21,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptive-lora"
 
 
+def expanded(text: str) -> Path:
+    """A path with `~` filled in, where there is such a user."""
+    return Path(os.path.expanduser(text))
+
+
 def write_atomically(path: Path, content: str | bytes, named: bool = False) -> None:
     """Writes beside `path` and renames, so that a kill leaves the old file or the new one.
 
@@ -68,7 +73,7 @@ def read_bounded(path: Path, largest: int) -> bytes:
         _check_regular(status.st_mode, path)
         if status.st_size > largest:
             raise OSError(errno.E2BIG, f"has {status.st_size:,} bytes; at most {largest:,} are read", str(path))
-        return file.read(largest)
+        return file.read()
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -20,7 +20,10 @@ from adaptive_lora.data.records import Record, Turn
 from adaptive_lora.data.sources import from_dicts
 from tests.data.tokenizers_made import byte_level, with_space
 
-CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+CHAT = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 
 
 def unigram() -> Any:

@@ -61,7 +61,8 @@ class Encoder:
     after the start that the tokenizer itself writes before text; its end token, where it has one, closes every
     completion.
 
-    A text over `max_length` tokens loses its end; one that is much longer is tokenised as far as it counts. Control tokens that a record spells stay text.
+    A text over `max_length` tokens loses its end; one that is much longer is tokenised as far as it counts. Control
+    tokens that a record spells stay text.
     """
 
     tokenizer: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from adaptive_lora.errors import UsageError, nearest_hint
 from adaptive_lora.foreign.lines import json_lines, number
 from adaptive_lora.foreign.metrics import higher_is_better
 from adaptive_lora.foreign.scores import Item, Question, Run
+from adaptive_lora.study.seeds import LARGEST_SEED
 
 COLUMNS = ("arm", "seed", "record", "value", "weight", "cluster", "task", "metric")
 """`value` is needed; without `arm` a file is one arm; without `record` a row is a run's mean."""
@@ -109,7 +111,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _seed(where: str, text: str | None) -> int | None:
     if not text:
         return None
-    found = number(text, f"{where}: `seed`")
-    if found != int(found):
-        raise UsageError(f"{where}: `seed` is {text!r}; a seed is a whole number.")
+    # Beyond 2^53 a float is not exact.
+    found = int(text) if re.fullmatch("-?[0-9]{1,19}", text) else number(text, f"{where}: `seed`")
+    if found != int(found) or abs(found) > LARGEST_SEED:
+        raise UsageError(f"{where}: `seed` is {text[:40]!r}; a seed is a whole number below 2^63.")
     return int(found)

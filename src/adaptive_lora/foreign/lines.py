@@ -10,6 +10,10 @@ from typing import Any
 
 from adaptive_lora.data.json_errors import too_much, what_is_wrong
 from adaptive_lora.errors import UsageError
+from adaptive_lora.files import read_bounded
+
+_LARGEST = 2**32
+"""Bytes of one file of results."""
 
 
 def parsed(path: Path) -> dict[str, Any]:
@@ -28,16 +32,28 @@ def number(value: Any, where: str) -> float:
     """A finite number, be it written as text; UsageError that begins with `where`."""
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
-        raise UsageError(f"{where} is {value!r}, which is no finite number. Leave out what has no value.")
+        raise UsageError(f"{where} is {shortened(value)}, which is no finite number. Leave out what has no value.")
     return found
+
+
+def shortened(value: Any) -> str:
+    """A value of a foreign file for a message, on one line and not for long.
+
+    >>> shortened("a\x1b" + "b" * 100)
+    "'a\\\\x1bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb...'"
+    """
+    text = ascii(value)
+    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bounded(path, _LARGEST).decode("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text at byte {error.start}.") from None
 

@@ -35,8 +35,10 @@ def is_samples(path: Path) -> bool:
         return False
     if path.name.startswith("samples_"):
         return True
+    if not path.is_file():
+        return False
     with path.open(encoding="utf-8", errors="replace") as file:
-        return '"doc_id"' in file.readline()
+        return '"doc_id"' in file.readline(10_000_000)
 
 
 def read_lm_eval(path: Path, cluster: str | None = None, better: str | None = None, wanted: str | None = None) -> Run:

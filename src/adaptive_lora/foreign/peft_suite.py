@@ -14,6 +14,7 @@ from adaptive_lora.errors import UsageError
 from adaptive_lora.foreign.lines import number
 from adaptive_lora.foreign.metrics import higher_is_better
 from adaptive_lora.foreign.scores import Question, Run
+from adaptive_lora.study.seeds import check_seed
 
 _NO_METRIC = ("step", "train loss", "train samples", "train total tokens", "train time", "eval time")
 _CHOSEN = ("optimizer_kwargs", "seed")
@@ -44,4 +45,4 @@ def read_peft(path: Path, told: Mapping[str, Any], better: str | None = None) ->
     config = info.get("train_config", {})
     settings = {key: str(value) for key, value in config.items() if key not in _CHOSEN}
     seed = config.get("seed")
-    return Run(name, None if seed is None else int(seed), str(path), means=means, settings=settings)
+    return Run(name, None if seed is None else check_seed(seed), str(path), means=means, settings=settings)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import StudyFileError
-from adaptive_lora.files import parse_json, read_bounded
+from adaptive_lora.files import expanded, parse_json, read_bounded
 from adaptive_lora.models.locate import is_named
 from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
@@ -88,7 +88,7 @@ def portable_text(study: Study) -> str:
     found = portable_strategies(data)
     for at, text in paths.items():
         located = Path(study.locate(text))
-        fixed = is_named(text) or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
+        fixed = is_named(text) or "${" in text or expanded(text).is_absolute()  # is the same everywhere
         if not fixed and located.exists():
             found[at] = str(located.resolve())
     return with_values(study.text, found)
@@ -157,10 +157,9 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
 
 def locate(text: str, folder: Path) -> str:
     """See `Study.locate`."""
-    filled = fill_in(text)
-    expanded = Path(filled).expanduser()
-    beside = folder / expanded
-    return str(beside if os.path.exists(beside) else expanded)  # False, too, for what is too long to be a path
+    path = expanded(fill_in(text))
+    beside = folder / path
+    return str(beside if os.path.exists(beside) else path)  # False, too, for what is too long to be a path
 
 
 def fill_in(text: str) -> str:
@@ -183,7 +182,7 @@ def shown(text: str) -> str:
     if ":-" not in text:
         return text
     filled = fill_in(text)
-    return Path(filled).name if Path(filled).expanduser().exists() else filled
+    return Path(filled).name if expanded(filled).exists() else filled
 
 
 def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _not_yaml(error: Exception, text: str) -> str:
         return f"{where}not valid YAML: {error.problem or error.context}"
     if isinstance(error, ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        return f"line {line}: not valid YAML: the character {ascii(text[error.position])} stands in it; remove it"
+        return f"line {line}: not valid YAML: the character {text[error.position]!a} stands in it; remove it"
     if "integer string conversion" in str(error):
         return "a number has thousands of digits; a study has none of these"
     return f"not valid YAML: {error}"
@@ -91,7 +91,7 @@ def _structural_complaints(node: Node, at: Location, seen: set[int] | None = Non
     if str(node.tag) not in _TAGS:
         yield f"line {line}, {dotted(at)}: tags ({node.tag}) are not used in study files; write a plain value"
     if isinstance(node, ScalarNode) and (found := _UNPRINTABLE.search(node.value)):
-        yield f"line {line}, {dotted(at)}: a text holds the character {ascii(found[0])}; take it out"
+        yield f"line {line}, {dotted(at)}: a text holds the character {found[0]!a}; take it out"
     if isinstance(node, MappingNode):
         yield from _key_complaints(node, at)
         for key, value in node.value:

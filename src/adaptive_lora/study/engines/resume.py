@@ -16,7 +16,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adaptive_lora.files import write_atomically
+from adaptive_lora.files import parse_json, write_atomically
 from adaptive_lora.training.checkpoint import Progress, read_checkpoint, write_checkpoint
 from adaptive_lora.training.slots import Slot
 
@@ -88,7 +88,7 @@ class BankCheckpoints:
 def read_compositions(path: Path) -> list[Composition]:
     """The banks in progress; none if there are none, or the file cannot be read: at worst work is repeated."""
     try:
-        banks = json.loads(path.read_text())
+        banks = parse_json(path.read_text())
         return [Composition(tuple(bank["members"]), bank["chunk_tokens"], bank["folder"]) for bank in banks]
     except (OSError, ValueError, KeyError, TypeError):
         return []
