@@ -123,8 +123,12 @@ def read_checkpoint(place: Path) -> None:
     from adaptive_lora.errors import StudyFolderError
     from adaptive_lora.training import checkpoint
 
-    if checkpoint.read_checkpoint(place / "run.safetensors", "run") is None:
-        raise StudyFolderError("no usable checkpoint: the run starts over")
+    try:
+        found = checkpoint.read_checkpoint(place / "run.safetensors", "run")
+    except checkpoint.DamagedCheckpoint as error:  # which the run takes for none, and goes on from the one before
+        raise StudyFolderError(str(error)) from None
+    if found is None:
+        raise StudyFolderError("no checkpoint: the run starts over")
 
 
 def make_exports(root: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ _LARGEST = 2**32
 
 def parsed(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds."""
-    return _object(_text(path), str(path), 1)
+    return _object(text_of(path), str(path), 1)
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(`FILE, line N`, object) of every line that is not blank."""
-    for at, line in enumerate(_text(path).split("\n"), 1):
+    for at, line in enumerate(text_of(path).split("\n"), 1):
         if line.strip():
             yield f"{path}, line {at}", _object(line, str(path), at)
 
@@ -39,6 +39,14 @@ def number(value: Any, where: str) -> float:
     return found
 
 
+def part(told: Mapping[str, Any], key: str, where: object) -> Mapping[str, Any]:
+    """The object under a key, empty where there is none; UsageError where something else stands there."""
+    found = told.get(key)
+    if found is not None and not isinstance(found, Mapping):
+        raise UsageError(f"{where}: `{key}` is {shortened(found)}; an object, {{...}}, is needed.")
+    return found or {}
+
+
 def shortened(value: Any) -> str:
     """A value of a foreign file for a message, on one line and not for long.
 
@@ -49,7 +57,8 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The UTF-8 text of a regular file; UsageError where it is none."""
     try:
         return read_bounded(path, _LARGEST).decode("utf-8-sig")
     except OSError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import UsageError
-from adaptive_lora.foreign.lines import json_lines, number, parsed
+from adaptive_lora.foreign.lines import json_lines, number, parsed, part, shortened
 from adaptive_lora.foreign.metrics import higher_is_better
 from adaptive_lora.foreign.scores import Item, Question, Run
 
@@ -55,13 +55,13 @@ def read_lm_eval(path: Path, cluster: str | None = None, better: str | None = No
     for file in files:
         found = _FILE.fullmatch(file.name)
         task = found["task"] if found else file.stem.removeprefix("samples_")
-        higher = told.get("higher_is_better", {}).get(task, {})
+        higher = part(part(told, "higher_is_better", path), task, path)
         _add(items, unusable, _Task(task, file, higher, cluster, better, wanted))
     if not items:
         why = f" ({', '.join(sorted(unusable))}: no means over items, or nothing says which way is better)"
         why = why if unusable else ""
         raise UsageError(f"{path} has no metric that can be judged item by item{why}.")
-    config = told.get("config", {})
+    config = part(told, "config", path)
     settings = {key: str(config[key]) for key in _SETTINGS if key in config}
     return Run(_name(told) or files[0].parent.name, None, str(path), items, settings=settings, named=False)
 
@@ -111,7 +111,10 @@ class _Task:
 def _add(items: dict[Question, dict[str, Item]], unusable: set[str], task: _Task) -> None:
     for where, line in task.lines():
         filtered = str(line.get("filter", "none"))
-        for metric in line.get("metrics") or [key for key in line if key not in _FIELDS]:
+        metrics = line.get("metrics") or [key for key in line if key not in _FIELDS]
+        if not isinstance(metrics, list) or not all(isinstance(metric, str) for metric in metrics):
+            raise UsageError(f"{where}: `metrics` is {shortened(metrics)}; a list of names is needed.")
+        for metric in metrics:
             label = metric if filtered == "none" else f"{metric},{filtered}"
             scored, question = _score(where, metric, line.get(metric)), task.question(metric, label)
             if scored is None or question is None:
@@ -169,7 +172,9 @@ def _results(samples: Path) -> Mapping[str, Any]:
 
 def _name(told: Mapping[str, Any]) -> str | None:
     """Of the adapter, else of the model."""
-    arguments = told.get("config", {}).get("model_args") or {}
+    arguments = part(told, "config", "results").get("model_args") or {}
+    if not isinstance(arguments, str | Mapping):
+        return None
     if isinstance(arguments, str):
         arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
     chosen = arguments.get("peft") or arguments.get("pretrained") or told.get("model_name")
