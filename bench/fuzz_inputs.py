@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import math
 import random
@@ -39,7 +40,7 @@ MEMORY = 2 * 1024**3
 """Bytes of address space."""
 SECONDS = 10.0  # one case
 LONGEST_MESSAGE = 20_000
-WEIGHTS = {"study": 30, "data": 25, "plan": 12, "checkpoint": 8, "export": 5, "results": 20}
+WEIGHTS = {"study": 25, "data": 28, "plan": 15, "checkpoint": 8, "export": 4, "results": 20}
 """Share of the cases, in percent."""
 
 _LONG = ["a" * 5_000, "../" * 2_000, "[" * 3_000, '{"a":' * 3_000, "9" * 5_000, "- " * 500, "\\" * 300, "{a: " * 200]
@@ -141,8 +142,13 @@ def _damaged_text(text: str, suffix: str, rng: random.Random) -> str:
         place = rng.randrange(len(lines))
         lines[place] = written(damaged_value(json.loads(lines[place]), rng))
         return "\n".join(lines)
-    value = json.loads(text) if suffix == ".json" else YAML(typ="safe", pure=True).load(text)
+    value = json.loads(text) if suffix == ".json" else json.loads(_yaml_as_json(text))
     return written(damaged_value(value, rng))
+
+
+@functools.lru_cache(maxsize=100)
+def _yaml_as_json(text: str) -> str:
+    return json.dumps(YAML(typ="safe", pure=True).load(text))
 
 
 def damage_files(folder: Path, rng: random.Random) -> None:

@@ -18,10 +18,12 @@ AdaptiveLoraError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
 _LONGEST_LINE, _MOST_LINES = 1500, 100
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class AdaptiveLoraError(Exception):
@@ -116,12 +118,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def printable(text: str) -> str:
-    """A message without characters that drive a terminal or hide others, and not for longer than someone reads.
+    """A message without characters that drive a terminal or hide others, without a token of the Hugging Face hub, and
+    not for longer than someone reads.
 
-    >>> printable("a\x1b[31m\u202e")
-    'a\\x1b[31m\\u202e'
+    >>> printable("a\x1b[31m\u202e"), printable("hf_abcdefghijklmnopqrstuvwxyz is refused")
+    ('a\\x1b[31m\\u202e', 'hf_... is refused')
     """
-    lines = text.split("\n")
+    lines = _TOKEN.sub("hf_...", text).split("\n")
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES:] = [f"  ... and {len(lines) - _MOST_LINES:,} more lines"]
     return "\n".join(map(_printable_line, lines))

@@ -90,6 +90,8 @@ class _Task:
         if metric in _SUMMED or metric == "perplexity":
             return Question(self.name, label, False, _SUMMED.get(metric, "nats per item"))
         known = self.higher.get(metric)
+        if known is not None and not isinstance(known, bool):
+            raise UsageError(f"{self.file}: `higher_is_better` of {metric} is {shortened(known)}, not true or false.")
         try:
             return Question(self.name, label, higher_is_better(metric, self.better) if known is None else known)
         except UsageError:

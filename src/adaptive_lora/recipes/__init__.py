@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def write_recipe(name: str, to: Path) -> list[Path]:
     text = recipe(name).read_text()
     ranks = [Path(found) for found in re.findall(r"ranks: ([\w./-]+\.json)", text)]
     files = {to: text, **{to.parent / path: (_FOLDER / path).read_text() for path in ranks}}
-    if existing := [path for path in files if os.path.lexists(path)]:
+    if existing := [path for path in files if path.exists()]:
         raise StudyFileError(str(existing[0]), ["the file exists already; name another with --out, or remove it"])
     for path, content in files.items():
         write_atomically(path, content, named=path == to)

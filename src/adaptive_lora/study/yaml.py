@@ -19,7 +19,7 @@ from adaptive_lora.errors import StudyFileError
 
 Location = tuple[str | int, ...]
 LARGEST = 1_000_000
-_MOST_VALUES, _DEEPEST = 200_000, 50
+_MOST_VALUES, _DEEPEST = 50_000, 50
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")}
 """A timestamp is none of what a study may say; what was expected instead is said with all else."""
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
