@@ -138,8 +138,12 @@ class RankPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> RankPlan:
-        """Reads a saved plan; PlanError where the file is missing or cut short."""
-        return cls.from_json(read_json(Path(path)))
+        """Reads a saved plan; PlanError where the file is missing, cut short or no plan."""
+        data = read_json(Path(path))
+        try:
+            return cls.from_json(data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
 
     def to_lora_config(self, dropout: float = 0.0) -> LoraConfig:
         """The plan as PEFT's configuration; the only place that makes one.

@@ -58,6 +58,8 @@ def read_export(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """Facts and runs by an export's text; StudyFolderError where it is not whole."""
     with whole_export(folder):
         facts = parse_json(read_bounded(StudyPaths(folder).facts, _LARGEST_FACTS))
+        if not isinstance(facts, dict):
+            raise TypeError(f"`{StudyPaths(folder).facts.name}` is no object")
         if (said := folder / ANSWERS_FILE).is_file():
             facts[ANSWERS] = parse_json(read_bounded(said, _LARGEST_FACTS))
         runs = exported_table(folder, "runs", RUN_COLUMNS).astype(_WHOLE_NUMBERS)
@@ -73,7 +75,7 @@ def whole_export(folder: Path, let_pass: type[Exception] = AdaptiveLoraError) ->
     """Turns what goes wrong while an export is read into a StudyFolderError, but for errors to `let_pass`."""
     try:
         yield
-    except (AdaptiveLoraError, AssertionError, let_pass):
+    except (AdaptiveLoraError, AssertionError, ImportError, let_pass):
         raise
     except Exception as error:  # whatever a value that is not there, or another than it was, does to what reads it
         raise StudyFolderError(
