@@ -23,18 +23,18 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fuzz_sources import SOURCES
 from ruamel.yaml import YAML
 
 from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.files import write_atomically
+from fuzz_sources import SOURCES
 
 MEMORY = 2 * 1024**3
 """Bytes of address space."""
@@ -45,10 +45,12 @@ WEIGHTS = {"study": 25, "data": 28, "plan": 15, "checkpoint": 8, "export": 4, "r
 
 _LONG = ["a" * 5_000, "../" * 2_000, "[" * 3_000, '{"a":' * 3_000, "9" * 5_000, "- " * 500, "\\" * 300, "{a: " * 200]
 _SIGNS = ["\0", "\x1b[31m", "\ud83d", "\u202e", "\ufeff", "${HOME}", "~nobody/x", "/dev/zero", "a\0b", "../../x", "",
-          "<script>", "=1+1", "{{ 7 * 7 }}", "nan", "1e999", "0x10", "NULL", "2001-13-45", "!!binary x", "*a", "&a"]  # fmt: skip
+          "<script>", "=1+1", "{{ 7 * 7 }}", "nan", "1e999", "0x10", "NULL", "2001-13-45", "!!binary x", "*a",
+          "&a"]  # fmt: skip
 _NUMBERS = [0, -1, 1, 2, 0.5, 1e300, -1e-300, math.inf, math.nan, 2**31, 2**53 + 1, 2**63, -(2**64), 10**400]
 _BYTES = [b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r", b'"', b"'", b"[", b"{", b"}", b":", b"\n", b"- ",
-          b"&a [*a, *a]", b"<<: ", b"\\ud800", b"\\u0000", b"NaN", b"-Infinity", b"null", b"1e999", b"!!python/none"]  # fmt: skip
+          b"&a [*a, *a]", b"<<: ", b"\\ud800", b"\\u0000", b"NaN", b"-Infinity", b"null", b"1e999",
+          b"!!python/none"]  # fmt: skip
 
 
 def some_value(rng: random.Random, depth: int = 0) -> Any:

@@ -24,7 +24,9 @@ RECORDS: dict[str, list[dict[str, Any]]] = {
         for i in range(3)
     ],
     "preferences": [{"prompt": f"Hi {i}", "chosen": "Hello.", "rejected": "What?"} for i in range(3)],
-    "turns": [{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": f"Yo {i}"}]} for i in range(3)],
+    "turns": [
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": f"Yo {i}"}]} for i in range(3)
+    ],
     "text": [{"text": f"All tides, {i}."} for i in range(3)],
 }  # fmt: skip
 

@@ -35,7 +35,7 @@ def test_a_link_out_of_a_folder_that_may_be_someone_elses_is_refused(tmp_path: P
     folder.mkdir()
     (folder / "report.html").symlink_to(tmp_path / "mine")
     (folder / "inside").symlink_to(folder / "other")
-    with pytest.raises(PermissionError, match="link out of its folder.*remove it"):
+    with pytest.raises(PermissionError, match=r"link out of its folder.*remove it"):
         write_atomically(folder / "report.html", "gone")
     write_atomically(folder / "inside", "text")
     assert (tmp_path / "mine").read_text() == "keep me" and (folder / "other").read_text() == "text"
@@ -84,32 +84,31 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 WRITERS = {
-    "plan": ("file", "plan --model demo --out"),
-    "plan --for": ("file", "plan --model demo --for peft --out"),
-    "plan --peft": ("folder", "plan --model demo --peft"),
-    "plan --adapter": ("folder", "plan --model demo --adapter"),
-    "adapter": ("file", "adapter {export} --out"),
-    "init": ("file", "init demo --out"),
-    "data profile": ("file", "data profile demo:all --png"),
-    "report": ("folder", "report {export} --out"),
-    "results": ("folder", "results {export} --out"),
-    "paper": ("folder", "paper {export} --out"),
-    "memory": ("folder", "memory {export} --out"),
-    "judge": ("folder", "judge {table} --baseline a --metric loss --out"),
-    "recommend": ("folder", "recommend --model demo --minutes 0 --out"),
-    "run": ("folder", "run {export}/study.yaml --out"),
-    "demo": ("folder", "demo --out"),
-    "export": ("folder", "export {export} --arm uniform --form peft --out"),
+    "plan": "plan --model demo --out",
+    "plan --for": "plan --model demo --for peft --out",
+    "plan --peft": "plan --model demo --peft",
+    "plan --adapter": "plan --model demo --adapter",
+    "adapter": "adapter {export} --out",
+    "init": "init demo --out",
+    "data profile": "data profile demo:all --png",
+    "report": "report {export} --out",
+    "results": "results {export} --out",
+    "paper": "paper {export} --out",
+    "memory": "memory {export} --out",
+    "judge": "judge {table} --baseline a --metric loss --out",
+    "recommend": "recommend --model demo --minutes 0 --out",
+    "run": "run {export}/study.yaml --out",
+    "demo": "demo --out",
+    "export": "export {export} --arm uniform --form peft --out",
 }
 
 
 @pytest.mark.parametrize("verb", WRITERS)
 def test_no_verb_writes_over_what_is_none_of_its_kind(verb: str, sources: dict[str, str], tmp_path: Path) -> None:
-    kind, words = WRITERS[verb]
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "nowhere.png").symlink_to(tmp_path / "nowhere.png")
     for place in (tmp_path / "pipe.png", tmp_path / "nowhere.png", tmp_path / ("a" * 300), Path("/dev/null")):
-        found = call(*words.format(**sources).split(), place)
+        found = call(*WRITERS[verb].format(**sources).split(), place)
         said = " ".join(found.stderr.split())
         assert found.exit_code == 2 and said.startswith("error: "), (place, found.output, found.exception)
         assert str(place)[:200] in said and "name another" in said, said

@@ -21,7 +21,6 @@ import difflib
 import re
 from collections.abc import Iterable
 
-
 _LONGEST_LINE, _MOST_LINES = 1500, 100
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 

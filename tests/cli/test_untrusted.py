@@ -34,10 +34,10 @@ def refused(*arguments: object) -> str:
     return " ".join(found.stderr.split())
 
 
-CONTENTS = {
+CONTENTS: dict[str, str | bytes] = {
     "deep": DEEP, "digits": LONG, "cut": '{"a": [', "control": '{"a": "\x01\x1b[31m"}', "half a pair": '"\\ud800"',
-    "nul": "\0", "bytes": b"\xff\xfe\x80", "empty": "", "null": "null", "list": "[[]]", "text": '"a"', "nan": '{"a": NaN}',
-    "self": '{"a": {"a": {"a": 1}}}', "alias": "a: &a [*a, *a]",
+    "nul": "\0", "bytes": b"\xff\xfe\x80", "empty": "", "null": "null", "list": "[[]]", "text": '"a"',
+    "nan": '{"a": NaN}', "self": '{"a": {"a": {"a": 1}}}', "alias": "a: &a [*a, *a]",
 }  # fmt: skip
 SOME = ("control", "bytes", "empty")
 READERS = {

@@ -125,7 +125,8 @@ def test_files_that_are_none_are_not_read(tmp_path: Path) -> None:
 def test_mappings_that_are_no_study(tmp_path: Path) -> None:
     own: dict[Any, Any] = {"name": "a"}
     own["self"] = own
-    for data in (own, {(1, 2): 3}, {"name": "\ud800"}, {"name": float("nan")}, {"name": {"a": object()}}):
+    given: list[Any] = [own, {(1, 2): 3}, {"name": "\ud800"}, {"name": float("nan")}, {"name": {"a": object()}}]
+    for data in given:
         with pytest.raises(StudyFileError):
             study_of_mapping(data)
 
