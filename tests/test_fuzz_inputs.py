@@ -27,7 +27,7 @@ def bench() -> Iterator[Any]:
 
 def test_random_damage_is_read_or_refused_in_clear_words(bench: Any, tmp_path: Path) -> None:
     kinds = ["data", "plan", "checkpoint", "results"]
-    quick, studies = bench.fuzz(90, 1, kinds, tmp_path), bench.fuzz(10, 1, ["study"], tmp_path)
+    quick, studies = bench.fuzz(range(90), 1, kinds, tmp_path), bench.fuzz(range(10), 1, ["study"], tmp_path)
     assert quick.failures == [] == studies.failures
     assert quick.read + quick.refused == 90 and min(quick.read, quick.refused) > 5
     assert set(quick.kinds) == set(kinds) and studies.read + studies.refused == 10

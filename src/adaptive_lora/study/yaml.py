@@ -36,7 +36,8 @@ def read_yaml(text: str, path: Path) -> tuple[Any, dict[Location, int], list[str
     if len(text) > LARGEST:
         raise StudyFileError(str(path), [f"the file has {len(text):,} characters; a study has less than {LARGEST:,}"])
     try:
-        _check_size(text, path)
+        if _may_be_large(text):
+            _check_size(text, path)
         root = YAML(typ="safe", pure=True).compose(text)
         complaints = list(_structural_complaints(root, ())) if root is not None else []
         if root is None or not all("twice" in c for c in complaints):
@@ -51,6 +52,16 @@ def read_yaml(text: str, path: Path) -> tuple[Any, dict[Location, int], list[str
     lines: dict[Location, int] = {}
     _collect_lines(root, (), lines)
     return data, lines, [*complaints, *(placed(lines, at, why) for at, why in _value_complaints(data, ()))]
+
+
+def _may_be_large(text: str) -> bool:
+    """Whether a text may have more values or levels than a study; one that has not need not be parsed to be counted.
+
+    A value takes a character, a level in brackets a bracket, and two levels of a block (a list in a mapping may begin
+    at its column) one column before what stands in a line.
+    """
+    columns = max((len(line) - len(line.lstrip(" -?:")) for line in text.splitlines()), default=0)
+    return len(text) >= _MOST_VALUES or text.count("[") + text.count("{") + 2 * columns + 2 > _DEEPEST
 
 
 def _check_size(text: str, path: Path) -> None:
