@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from adaptive_lora.errors import AdaptiveLoraError, Terminated, UsageError
+from adaptive_lora.errors import AdaptiveLoraError, Terminated, UsageError, printable
 
 app = typer.Typer(
     name="adaptive-lora",
@@ -73,7 +73,7 @@ def explained(function: F) -> F:
         except OSError as error:  # a full disk, a read-only one, a folder that cannot be
             usage = error.errno in _WRONG_PLACE
             reason = f"{str(error.filename)[:_LONGEST_PATH]}: {error.strerror}" if error.filename else str(error)
-            err.print(f"{'error' if usage else 'failed'}: {reason}.", markup=False, soft_wrap=True)
+            err.print(printable(f"{'error' if usage else 'failed'}: {reason}."), markup=False, soft_wrap=True)
             raise typer.Exit(2 if usage else 1) from None
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in _TRAIN:

@@ -33,8 +33,11 @@ def general_text(source: str, records_of: Callable[[str], RecordSet]) -> str:
     if not is_text(source):
         records = records_of(source).records
         return "\n\n".join(part for record in records for part in record.texts() if part)[:_MOST_CHARACTERS]
+    path = expanded(source)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{source} is no regular file; name a .txt file.")
     try:
-        with expanded(source).open("rb") as file:
+        with path.open("rb") as file:
             content = file.read(4 * _MOST_CHARACTERS)
         # Where the last character is cut in two, it is behind what is taken.
         whole = codecs.getincrementaldecoder("utf-8-sig")().decode(content, len(content) < 4 * _MOST_CHARACTERS)
