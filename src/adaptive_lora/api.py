@@ -23,6 +23,7 @@ from adaptive_lora.study import study_file
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.prepare import open_base, open_outline, open_records
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
+from adaptive_lora.study.seeds import check_seed
 from adaptive_lora.study.status import StudyStatus
 from adaptive_lora.study.targets import encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, rate_factors
@@ -72,7 +73,7 @@ def plan(
     >>> plan("demo", budget="rank:4").trainable_parameters
     49152
     """
-    began = time.monotonic()
+    began, seed = time.monotonic(), check_seed(seed)
     name = (
         strategy if isinstance(strategy, str) else strategy.name if strategy.digest is None else register(strategy).name
     )
@@ -137,6 +138,7 @@ def train(
     from adaptive_lora.training.adapter import attached, save_adapter, weights_of
     from adaptive_lora.training.reference import train as train_reference
 
+    seed = check_seed(seed)
     plan = plan if isinstance(plan, RankPlan) else RankPlan.load(plan)
     with _opened(model, tokenizer, revision, (dtype, quantise, device)) as (base, outline):
         assert base is not None  # weights were asked for

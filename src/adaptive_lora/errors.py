@@ -18,11 +18,21 @@ AdaptiveLoraError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_LONGEST_LINE, _MOST_LINES = 1500, 100
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class AdaptiveLoraError(Exception):
-    """Anything this package raises on purpose."""
+    """Anything this package raises on purpose.
+
+    Messages quote what arrived, which may come from anyone: they are `printable`.
+    """
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(printable(each) if isinstance(each, str) else each for each in arguments))
 
 
 class UsageError(AdaptiveLoraError, ValueError):
@@ -104,6 +114,24 @@ class ExportError(AdaptiveLoraError, RuntimeError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came: a scheduler wants the machine back. What was under way is saved, as after Ctrl-C."""
+
+
+def printable(text: str) -> str:
+    """A message without characters that drive a terminal or hide others, without a token of the Hugging Face hub, and
+    not for longer than someone reads.
+
+    >>> printable("a\x1b[31m\u202e"), printable("hf_abcdefghijklmnopqrstuvwxyz is refused")
+    ('a\\x1b[31m\\u202e', 'hf_... is refused')
+    """
+    lines = _TOKEN.sub("hf_...", text).split("\n")
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"  ... and {len(lines) - _MOST_LINES:,} more lines"]
+    return "\n".join(map(_printable_line, lines))
+
+
+def _printable_line(line: str) -> str:
+    short = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ... ({len(line):,} characters)"
+    return short if short.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in short)
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers, trainable
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import IGNORED, collate, sequence_losses
-from adaptive_lora.training.checkpoint import load_checkpoint
+from adaptive_lora.training.checkpoint import load_checkpoint, previous
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import DataOrder, TrainingOptions, initial_a
 from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
@@ -152,8 +152,12 @@ def test_foreign_and_corrupt_checkpoints_are_ignored(gpt2: FrozenBase, examples:
         assert load_checkpoint(path, "id", trainable(other), optimizer).steps_done == 0  # of another plan
     with attached(gpt2, plan, 0) as model:
         optimizer = torch.optim.AdamW(trainable(model).values())
+        said: list[str] = []
         path.write_bytes(path.read_bytes()[:500])
-        assert load_checkpoint(path, "id", trainable(model), optimizer).steps_done == 0
+        assert load_checkpoint(path, "id", trainable(model), optimizer, said.append).steps_done == 2  # the one before
+        previous(path).write_bytes(b"")
+        assert load_checkpoint(path, "id", trainable(model), optimizer, said.append).steps_done == 0
+        assert ["going on" in text for text in said] == [True, True, False] and "starting over" in said[2]
         assert load_checkpoint(tmp_path / "none", "id", trainable(model), optimizer).steps_done == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -14,7 +15,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
-from adaptive_lora.errors import AdaptiveLoraError, Terminated, UsageError
+from adaptive_lora.errors import AdaptiveLoraError, Terminated, UsageError, printable
 
 app = typer.Typer(
     name="adaptive-lora",
@@ -36,7 +37,9 @@ _TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensor
 F = TypeVar("F", bound=Callable[..., Any])
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
-_WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_LONGEST_PATH = 300
+_WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EROFS,
+                errno.ENAMETOOLONG, errno.ELOOP, errno.E2BIG}  # fmt: skip
 """What the system says of a path that cannot be what was asked of it; other failures are not the user's."""
 
 
@@ -64,10 +67,13 @@ def explained(function: F) -> F:
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
+        except UnicodeEncodeError as error:  # of a path that is no UTF-8, most of all
+            err.print(f"error: a name or a text is no valid Unicode: {error}.", markup=False, soft_wrap=True)
+            raise typer.Exit(2) from None
         except OSError as error:  # a full disk, a read-only one, a folder that cannot be
-            usage = isinstance(error, _WRONG_PLACE)
-            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            err.print(f"{'error' if usage else 'failed'}: {reason}.", markup=False, soft_wrap=True)
+            usage = error.errno in _WRONG_PLACE
+            reason = f"{str(error.filename)[:_LONGEST_PATH]}: {error.strerror}" if error.filename else str(error)
+            err.print(printable(f"{'error' if usage else 'failed'}: {reason}."), markup=False, soft_wrap=True)
             raise typer.Exit(2 if usage else 1) from None
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] not in _TRAIN:

@@ -13,6 +13,7 @@ from adaptive_lora import demo
 from adaptive_lora.data import sources
 from adaptive_lora.demo.tasks import generate
 from adaptive_lora.errors import ModelError, UsageError, nearest_hint
+from adaptive_lora.files import written_at
 from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.planning.modules import TARGET_GROUPS
 from adaptive_lora.planning.strategies import check_options, find_strategy
@@ -81,16 +82,28 @@ def check_place(path: Path | None, kind: Literal["file", "folder"]) -> None:
     """UsageError where a file or folder that was asked for cannot be written; writes nothing."""
     if path is None:
         return
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if nearest == path and path.is_dir() is not (kind == "folder"):
-        reason = "is a directory" if path.is_dir() else "is a file"
-    elif nearest != path and not nearest.is_dir():
-        reason = f"cannot be made, as {nearest} is a file"
-    elif not _takes_files(nearest):
-        reason = f"cannot be written, as {nearest} is read-only" if nearest != path else "is read-only"
-    else:
-        return
-    raise UsageError(f"{path} {reason}; name another {kind}.")
+    try:
+        reason = _why_not(path, kind)
+    except OSError as error:  # a name that is too long, a folder that cannot be looked into, a device
+        reason = f"cannot be written: {error.strerror}"
+    if reason:
+        raise UsageError(f"{path} {reason}{'' if 'name another' in reason else f'; name another {kind}'}.")
+
+
+def _why_not(path: Path, kind: Literal["file", "folder"]) -> str:
+    if path.is_dir() and kind == "file":
+        return "is a directory"
+    if path.is_file() and kind == "folder":
+        return "is a file"
+    if path.is_symlink() and not path.exists() and kind == "folder":
+        return "is a link that leads nowhere"
+    place = written_at(path, named=True) if kind == "file" or not path.is_dir() else path
+    nearest = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+    if nearest != place and not nearest.is_dir():
+        return f"cannot be made, as {nearest} is a file"
+    if not _takes_files(nearest):
+        return f"cannot be written, as {nearest} is read-only" if nearest != place else "is read-only"
+    return ""
 
 
 def _takes_files(place: Path) -> bool:

@@ -84,6 +84,7 @@ def export(
     if listing:
         _list(as_json)
         return
+    from adaptive_lora.cli.checks import check_place
     from adaptive_lora.export.checking import PROMPTS
     from adaptive_lora.export.exporting import Order, check_free
     from adaptive_lora.export.tools import find_tool
@@ -92,6 +93,7 @@ def export(
         raise UsageError("Name a study folder or an adapter's folder: adaptive-lora export STUDY --arm ARM --for vllm")
     known = find_tool(tool) if tool else None
     wanted = _form(form, known)
+    check_place(to, "folder")
     found = _sources(source, arm, budget, run, to, tool or form)
     for item in found:
         check_free(item.place)

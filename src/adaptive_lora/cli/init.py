@@ -18,6 +18,7 @@ def init(
     to: Annotated[Path | None, typer.Option("--out", help="File to write; default RECIPE.yaml.")] = None,
 ) -> None:
     """Write a study file from a recipe, to be edited and run."""
+    from adaptive_lora.cli.checks import check_place
     from adaptive_lora.recipes import list_recipes, write_recipe
 
     if not name:
@@ -26,6 +27,7 @@ def init(
             table.add_row(recipe_name, question)
         out.print(table)
         return
+    check_place(to, "file")
     for path in write_recipe(name, to or Path(f"{name}.yaml")):
         out.print(str(path), soft_wrap=True)
 

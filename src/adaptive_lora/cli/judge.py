@@ -48,10 +48,12 @@ def judge(
     as_json: JsonFlag = False,
 ) -> None:
     """Judge results made elsewhere: paired by item and seed, one family of comparisons with the baseline."""
+    from adaptive_lora.cli.checks import check_place
     from adaptive_lora.foreign.judging import Asked, judge_runs, other_metrics
     from adaptive_lora.foreign.sources import Reading, read_runs
     from adaptive_lora.reporting.judged.tables import verdicts_json
 
+    check_place(to, "folder")
     runs = read_runs(results, Reading(metric, better, cluster))
     asked = Asked(baseline, tuple(task or ()), metric, tuple(arm or ()), margin, alpha, common)
     found = judge_runs(runs, asked)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json, working
+from adaptive_lora.cli.checks import check_place
 from adaptive_lora.cli.shared import remember, tell_report, tell_status
 from adaptive_lora.errors import UsageError
 from adaptive_lora.study.folder import StudyPaths, is_in_use
@@ -34,6 +35,7 @@ def report(
     as_json: JsonFlag = False,
 ) -> None:
     """Make the HTML report and the figures again from what is recorded."""
+    check_place(to, "folder")
     tell_report(folder, as_json, to)
 
 
@@ -53,6 +55,7 @@ def memory(
     from adaptive_lora.reporting.exported import open_findings
     from adaptive_lora.reporting.memory.memory_bank import SHOWN, TITLES, memory_texts, write_memory_bank
 
+    check_place(to, "folder")
     with open_findings(folder) as found:
         texts = memory_texts(found, is_in_use(folder))
     place, changed = StudyPaths(to or folder).memory_bank, []
@@ -86,6 +89,7 @@ def paper(
     from adaptive_lora.reporting.paper.build import write_paper
     from adaptive_lora.reporting.paper.other_studies import open_beside
 
+    check_place(to, "folder")
     with open_findings(folder) as found, open_beside(beside or []) as others, working("writing the manuscript"):
         written = write_paper(found, to or folder / "paper", others, arxiv)
     if StudyPaths(folder).ledger.exists():
@@ -123,6 +127,7 @@ def results(
 
     if csv and as_json:
         raise UsageError("Choose one of --csv and --json.")
+    check_place(to, "folder")
     if to is None:
         table = load_results(folder)
         text = table.to_json(orient="records", indent=2, double_precision=15) if as_json else table.to_csv(index=False)

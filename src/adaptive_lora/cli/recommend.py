@@ -69,11 +69,13 @@ def recommend(
     """How much rank, where, at which learning rate: a study that fits the time, and what to paste.
 
     Ctrl-C saves a checkpoint; the same command goes on, with as much time again."""
+    from adaptive_lora.cli.checks import check_place
     from adaptive_lora.recommend.running import Request
     from adaptive_lora.recommend.study_text import Question, slug
 
     began = time.monotonic()
     limit = _checked(minutes, memory)
+    check_place(to, "folder")
     if tool is not None:
         check_tool(tool, None)
     if data is None and model != "demo":

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 @explained
 def demo(to: Annotated[Path, typer.Option("--out", help="Study folder.")] = Path("runs/demo")) -> None:
     """The embedded study from start to report: offline, a few minutes on two CPU cores."""
+    from adaptive_lora.cli.checks import check_place
     from adaptive_lora.recipes import recipe
 
+    check_place(to, "folder")
     try:
         _run(recipe("demo"), to, "cpu", 30.0)
     except StudyFolderError as error:
@@ -73,6 +75,9 @@ def run(
         return
     if to is None:
         raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
+    from adaptive_lora.cli.checks import check_place
+
+    check_place(to, "folder")
     if continue_from is not None:
         from adaptive_lora.study.archive import continue_from as take_over
         from adaptive_lora.study.study_file import load_study

@@ -89,7 +89,7 @@ def paste(
     for line in checked:
         err.print(line, markup=False, soft_wrap=True)
     if to is not None:
-        write_atomically(to, made.text)
+        write_atomically(to, made.text, named=True)
         err.print(f"wrote {to}", markup=False)
     if as_json:
         print_json(_as_json(made, checked))

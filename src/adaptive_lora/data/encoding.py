@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from adaptive_lora.data.beginnings import LONGEST_CHAT, Tokenise, tokenised
 from adaptive_lora.data.chat import DATE, ChatTemplate, Difference, shared_length
 from adaptive_lora.data.control_tokens import ControlTokens, is_marked, start_tokens
 from adaptive_lora.data.learnt_turns import check_turns, earlier_answers, find_turn, gaps, leaves_thoughts
@@ -60,7 +61,8 @@ class Encoder:
     after the start that the tokenizer itself writes before text; its end token, where it has one, closes every
     completion.
 
-    A text over `max_length` tokens loses its end. Control tokens that a record spells stay text.
+    A text over `max_length` tokens loses its end; one that is much longer is tokenised as far as it counts. Control
+    tokens that a record spells stay text.
     """
 
     tokenizer: Any
@@ -172,7 +174,7 @@ class Encoder:
             _tail(texts, tokens) if self.is_chat(record.form) else ""
             for record, texts, tokens in zip(records, written, found, strict=True)
         ]
-        apart = iter(self._control.encode_behind([tail for tail in tails if tail]))
+        apart = iter(tokenised(self._control.encode_behind, [tail for tail in tails if tail], self.max_length))
         for record, texts, tokens, tail in zip(records, written, found, tails, strict=True):
             if tail:  # the prompt's own tokens, and what comes behind them
                 tokens[-1] = [*tokens[-2], *next(apart)]
@@ -205,14 +207,22 @@ class Encoder:
     def _tokens(self, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
         """Token ids of (text, whether a chat template wrote it), all but the marked ones in one call."""
         marked = {i for i, (text, _) in enumerate(texts) if is_marked(text)}
-        bare = [text for i, (text, _) in enumerate(texts) if i not in marked]
-        # Whether an overlong text warns is the tokenizer's habit; the cut is ours.
-        found = self.tokenizer(bare, add_special_tokens=False, verbose=False)["input_ids"] if bare else []
-        rest, control = iter(found), self._control
+        least, limit = LONGEST_CHAT if self.learn == "all" else 0, self.max_length
+        rest = iter(tokenised(self._bare, [text for i, (text, _) in enumerate(texts) if i not in marked], limit, least))
+
+        def literal(chat: bool) -> Tokenise:
+            encode = self._control.encode if chat else self._control.encode_text
+            return lambda parts: [encode(part) for part in parts]
+
         return [
-            next(rest) if i not in marked else control.encode(text) if chat else control.encode_text(text)
+            tokenised(literal(chat), [text], limit, least)[0] if i in marked else next(rest)
             for i, (text, chat) in enumerate(texts)
         ]
+
+    def _bare(self, texts: Sequence[str]) -> list[list[int]]:
+        # Whether an overlong text warns is the tokenizer's habit; the cut is ours.
+        found = self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+        return list(found)
 
     def _join(self, prompt: list[int], completion: list[int]) -> Example:
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
@@ -223,6 +233,8 @@ class Encoder:
         full = ids[-1]
         spans = []
         for i, at in enumerate(earlier_answers(record) if len(texts) > 2 else []):
+            if len(texts[2 * i]) > LONGEST_CHAT and len(ids[2 * i]) > 2 * self.max_length:
+                break  # this turn and those behind it are beyond what was tokenised
             turn = (Difference(*texts[2 * i : 2 * i + 2]), ids[2 * i], ids[2 * i + 1])
             spans.append(find_turn(record, at, turn, (texts[-1], full), self._control))
         return self._cut(full, *gaps([*spans, (shared_length(ids[-2], full), len(full))]))

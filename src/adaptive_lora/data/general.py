@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from adaptive_lora.data.control_tokens import start_tokens
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.data.records import RecordSet
 from adaptive_lora.errors import DataError
+from adaptive_lora.files import expanded
 from adaptive_lora.streams import numpy_stream
 
 WINDOWS = 64
@@ -31,8 +33,15 @@ def general_text(source: str, records_of: Callable[[str], RecordSet]) -> str:
     if not is_text(source):
         records = records_of(source).records
         return "\n\n".join(part for record in records for part in record.texts() if part)[:_MOST_CHARACTERS]
+    path = expanded(source)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{source} is no regular file; name a .txt file.")
     try:
-        return Path(source).expanduser().read_text(encoding="utf-8-sig")[:_MOST_CHARACTERS]
+        with path.open("rb") as file:
+            content = file.read(4 * _MOST_CHARACTERS)
+        # Where the last character is cut in two, it is behind what is taken.
+        whole = codecs.getincrementaldecoder("utf-8-sig")().decode(content, len(content) < 4 * _MOST_CHARACTERS)
+        return whole[:_MOST_CHARACTERS]
     except FileNotFoundError:
         raise DataError(f"{source} does not exist; `data.general` takes a .txt file, or what `source` takes.") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -11,6 +11,8 @@ from adaptive_lora.data.records import Reading, Record
 
 _CHUNK = 256
 _MOST_NAMES = 12
+_PART = 1_000_000
+"""Characters that are tokenised at once: what is counted needs no more of a text than its parts."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ def _unknown(texts: Sequence[str], tokenizer: Any) -> Iterator[int]:
         return
     for start in range(0, len(texts), _CHUNK):
         chunk = list(texts[start : start + _CHUNK])
-        ids = tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
-        for text, own in zip(chunk, ids, strict=True):
-            yield max(own.count(unknown) - text.count(spelled), 0)
+        parts = [[text[at : at + _PART] for at in range(0, max(len(text), 1), _PART)] for text in chunk]
+        flat = [part for own in parts for part in own]
+        ids = iter(tokenizer(flat, add_special_tokens=False, verbose=False)["input_ids"])
+        for text, own in zip(chunk, parts, strict=True):
+            yield max(sum(next(ids).count(unknown) for _ in own) - text.count(spelled), 0)

@@ -12,10 +12,13 @@ from typing import Any
 from adaptive_lora.data.forms import recognise
 from adaptive_lora.data.json_errors import too_much, what_is_wrong
 from adaptive_lora.errors import DataError
+from adaptive_lora.files import read_bounded
 
 Rows = Sequence[Any]
 """One mapping from column to value per row, where the source is as it should be; `forms` checks that."""
 
+_LARGEST = 2**35
+"""Bytes of one file of records."""
 _LARGEST_CELL = 2**31 - 1
 """Of a CSV file, in characters: the library's own limit is 131,072, less than some documents have."""
 
@@ -51,7 +54,10 @@ def read_hub(source: str) -> tuple[Rows, str | None]:
 
 
 def _text_of(path: Path) -> str:
-    content = path.read_bytes()
+    try:
+        content = read_bounded(path, _LARGEST)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
     try:
         # As it is: a text file's own reading of line ends would change what stands inside quotes.
         return content.decode("utf-8-sig")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from adaptive_lora.data import chats, choices
@@ -22,6 +21,7 @@ from adaptive_lora.data.forms import (
 from adaptive_lora.data.readers import ENDINGS, READERS, read_file, read_hub
 from adaptive_lora.data.records import Reading, Record, RecordSet, Turn
 from adaptive_lora.errors import DataError
+from adaptive_lora.files import expanded
 
 LICENCES = {
     "tatsu-lab/alpaca": "CC BY-NC 4.0",
@@ -42,7 +42,7 @@ def load_records(source: str) -> RecordSet:
     no known form.
     """
     if check_source(source):
-        return from_dicts(read_file(Path(source).expanduser()), name=source)
+        return from_dicts(read_file(expanded(source)), name=source)
     rows, revision = read_hub(source)
     return from_dicts(rows, name=source, revision=revision)
 
@@ -91,7 +91,7 @@ def check_source(source: str) -> bool:
 
     Reads nothing. Raises DataError for a file that is missing, empty or of another kind.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         raise DataError(f"{source} is a folder; name one {ENDINGS} file in it.")
     looks_local = path.suffix.lower() in READERS or source.count("/") != 1 or source.startswith((".", "/", "~"))

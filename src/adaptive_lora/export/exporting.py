@@ -59,7 +59,8 @@ def export_adapter(
     """
     check_free(folder)
     adapter = fitted_weights(adapter, facts.modules, story.name)
-    partial = folder.with_name(f".{folder.name}.partial")
+    place = folder.resolve()  # a link to an empty folder stays a link
+    partial = place.with_name(f".{place.name[:40]}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
     partial.mkdir(parents=True)
     try:
@@ -76,7 +77,7 @@ def export_adapter(
     except UsageError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    if folder.is_dir():
-        folder.rmdir()  # empty, as was checked
-    partial.replace(folder)
+    if place.is_dir():
+        place.rmdir()  # empty, as was checked
+    partial.replace(place)
     return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import UsageError, nearest_hint
-from adaptive_lora.foreign.lines import json_lines, number
+from adaptive_lora.foreign.lines import json_lines, number, shortened, text_of
 from adaptive_lora.foreign.metrics import higher_is_better
 from adaptive_lora.foreign.scores import Item, Question, Run
+from adaptive_lora.study.seeds import LARGEST_SEED
 
 COLUMNS = ("arm", "seed", "record", "value", "weight", "cluster", "task", "metric")
 """`value` is needed; without `arm` a file is one arm; without `record` a row is a run's mean."""
@@ -63,11 +66,17 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         if empty:
             _check(path, row)
         empty = False
-        yield where, {str(key): "" if cell is None else str(cell).strip() for key, cell in row.items()}
         if "value" not in row:
             raise UsageError(f"{where}: no `value`.")
+        yield where, {str(key): _cell(where, cell) for key, cell in row.items()}
     if empty:
         raise UsageError(f"{path} has no rows; its columns may be {', '.join(COLUMNS)}.")
+
+
+def _cell(where: str, cell: Any) -> str:
+    if isinstance(cell, list | dict):
+        raise UsageError(f"{where}: a cell holds {shortened(cell)}; a text or a number is needed.")
+    return "" if cell is None else str(cell).strip()
 
 
 def _check(path: Path, row: Mapping[str, Any]) -> None:
@@ -84,15 +93,15 @@ def _check(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", restval=None)
-        try:
-            for row in reader:
-                if None in row:
-                    raise UsageError(f"{path}, line {reader.line_num}: more cells than the first line has names.")
-                yield f"{path}, line {reader.line_num}", row
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(f"{path}, line {reader.line_num + 1}: no readable CSV: {error}.") from None
+    text = io.StringIO(text_of(path), newline="")
+    reader = csv.DictReader(text, delimiter="\t" if path.suffix == ".tsv" else ",", restval=None)
+    try:
+        for row in reader:
+            if None in row:
+                raise UsageError(f"{path}, line {reader.line_num}: more cells than the first line has names.")
+            yield f"{path}, line {reader.line_num}", row
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num + 1}: no readable CSV: {error}.") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -109,7 +118,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _seed(where: str, text: str | None) -> int | None:
     if not text:
         return None
-    found = number(text, f"{where}: `seed`")
-    if found != int(found):
-        raise UsageError(f"{where}: `seed` is {text!r}; a seed is a whole number.")
+    # Beyond 2^53 a float is not exact.
+    found = int(text) if re.fullmatch("-?[0-9]{1,19}", text) else number(text, f"{where}: `seed`")
+    if found != int(found) or abs(found) > LARGEST_SEED:
+        raise UsageError(f"{where}: `seed` is {text[:40]!r}; a seed is a whole number below 2^63.")
     return int(found)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import UsageError
-from adaptive_lora.foreign.lines import json_lines, number, parsed
+from adaptive_lora.foreign.lines import json_lines, number, parsed, part, shortened
 from adaptive_lora.foreign.metrics import higher_is_better
 from adaptive_lora.foreign.scores import Item, Question, Run
 
@@ -35,8 +35,10 @@ def is_samples(path: Path) -> bool:
         return False
     if path.name.startswith("samples_"):
         return True
+    if not path.is_file():
+        return False
     with path.open(encoding="utf-8", errors="replace") as file:
-        return '"doc_id"' in file.readline()
+        return '"doc_id"' in file.readline(10_000_000)
 
 
 def read_lm_eval(path: Path, cluster: str | None = None, better: str | None = None, wanted: str | None = None) -> Run:
@@ -53,13 +55,13 @@ def read_lm_eval(path: Path, cluster: str | None = None, better: str | None = No
     for file in files:
         found = _FILE.fullmatch(file.name)
         task = found["task"] if found else file.stem.removeprefix("samples_")
-        higher = told.get("higher_is_better", {}).get(task, {})
+        higher = part(part(told, "higher_is_better", path), task, path)
         _add(items, unusable, _Task(task, file, higher, cluster, better, wanted))
     if not items:
         why = f" ({', '.join(sorted(unusable))}: no means over items, or nothing says which way is better)"
         why = why if unusable else ""
         raise UsageError(f"{path} has no metric that can be judged item by item{why}.")
-    config = told.get("config", {})
+    config = part(told, "config", path)
     settings = {key: str(config[key]) for key in _SETTINGS if key in config}
     return Run(_name(told) or files[0].parent.name, None, str(path), items, settings=settings, named=False)
 
@@ -88,6 +90,8 @@ class _Task:
         if metric in _SUMMED or metric == "perplexity":
             return Question(self.name, label, False, _SUMMED.get(metric, "nats per item"))
         known = self.higher.get(metric)
+        if known is not None and not isinstance(known, bool):
+            raise UsageError(f"{self.file}: `higher_is_better` of {metric} is {shortened(known)}, not true or false.")
         try:
             return Question(self.name, label, higher_is_better(metric, self.better) if known is None else known)
         except UsageError:
@@ -109,7 +113,10 @@ class _Task:
 def _add(items: dict[Question, dict[str, Item]], unusable: set[str], task: _Task) -> None:
     for where, line in task.lines():
         filtered = str(line.get("filter", "none"))
-        for metric in line.get("metrics") or [key for key in line if key not in _FIELDS]:
+        metrics = line.get("metrics") or [key for key in line if key not in _FIELDS]
+        if not isinstance(metrics, list) or not all(isinstance(metric, str) for metric in metrics):
+            raise UsageError(f"{where}: `metrics` is {shortened(metrics)}; a list of names is needed.")
+        for metric in metrics:
             label = metric if filtered == "none" else f"{metric},{filtered}"
             scored, question = _score(where, metric, line.get(metric)), task.question(metric, label)
             if scored is None or question is None:
@@ -167,7 +174,9 @@ def _results(samples: Path) -> Mapping[str, Any]:
 
 def _name(told: Mapping[str, Any]) -> str | None:
     """Of the adapter, else of the model."""
-    arguments = told.get("config", {}).get("model_args") or {}
+    arguments = part(told, "config", "results").get("model_args") or {}
+    if not isinstance(arguments, str | Mapping):
+        return None
     if isinstance(arguments, str):
         arguments = dict(part.partition("=")[::2] for part in arguments.split(","))
     chosen = arguments.get("peft") or arguments.get("pretrained") or told.get("model_name")

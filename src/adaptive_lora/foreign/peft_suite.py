@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import UsageError
-from adaptive_lora.foreign.lines import number
+from adaptive_lora.foreign.lines import number, part, shortened
 from adaptive_lora.foreign.metrics import higher_is_better
 from adaptive_lora.foreign.scores import Question, Run
+from adaptive_lora.study.seeds import check_seed
 
 _NO_METRIC = ("step", "train loss", "train samples", "train total tokens", "train time", "eval time")
 _CHOSEN = ("optimizer_kwargs", "seed")
@@ -27,21 +28,23 @@ def is_peft_result(told: Mapping[str, Any]) -> bool:
 
 def read_peft(path: Path, told: Mapping[str, Any], better: str | None = None) -> Run:
     """One run, with the metrics of its last evaluation: the test."""
-    info, train = told["run_info"], told["train_info"]
+    info, train = part(told, "run_info", path), part(told, "train_info", path)
     name = str(info.get("experiment_name") or path.stem)
-    if train.get("status") != "success" or not train.get("metrics"):
+    metrics = train.get("metrics")
+    if train.get("status") != "success" or not metrics:
         raise UsageError(f"{path}: the run of {name} ended as {train.get('status')!r}, and has no result to judge.")
-    last = train["metrics"][-1]
+    if not isinstance(metrics, list) or not isinstance(last := metrics[-1], Mapping):
+        raise UsageError(f"{path}: `metrics` is {shortened(metrics)}; a list of objects is needed.")
     known = {key: value for key, value in last.items() if key not in _NO_METRIC and isinstance(value, int | float)}
     first = [key for key in known if key.startswith("test ")]
     if not first:
         raise UsageError(f"{path}: its last evaluation has no `test ...` metric; it has: {', '.join(last)}.")
-    task = "+".join(told.get("meta_info", {}).get("dataset_info", {}))
+    task = "+".join(part(part(told, "meta_info", path), "dataset_info", path))
     means = {
         Question(task, key, higher_is_better(key, better)): number(known[key], f"{path}: `{key}`")
         for key in [*first, *(key for key in ("forgetting", "drift") if key in known)]
     }
-    config = info.get("train_config", {})
+    config = part(info, "train_config", path)
     settings = {key: str(value) for key, value in config.items() if key not in _CHOSEN}
     seed = config.get("seed")
-    return Run(name, None if seed is None else int(seed), str(path), means=means, settings=settings)
+    return Run(name, None if seed is None else check_seed(seed), str(path), means=means, settings=settings)

@@ -14,6 +14,7 @@ from adaptive_lora.foreign.lm_eval import is_samples, read_lm_eval
 from adaptive_lora.foreign.peft_suite import is_peft_result, read_peft
 from adaptive_lora.foreign.scores import Run
 from adaptive_lora.foreign.studies import is_study, read_study
+from adaptive_lora.study.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def split_source(text: str) -> tuple[str | None, int | None, Path]:
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, None, Path(text)
-    found = re.fullmatch(r"(.+):(\d+)", name)
+    found = re.fullmatch(r"(.+):([0-9]{1,4300})", name)
     if not name or not path:
         raise UsageError(f"{text!r} is not NAME=PATH.")
-    return (found[1], int(found[2]), Path(path)) if found else (name, None, Path(path))
+    return (found[1], check_seed(int(found[2])), Path(path)) if found else (name, None, Path(path))

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from adaptive_lora.errors import ModelError
-from adaptive_lora.files import user_cache
+from adaptive_lora.files import parse_json, user_cache
 
 PROVENANCE = "provenance.json"
 """The file in a converted folder that says where its weights came from."""
@@ -63,7 +63,7 @@ def cache_folder() -> Path:
 def provenance_of(folder: Path) -> Provenance | None:
     """Where a converted folder's weights came from; None for folders that were never converted by us."""
     try:
-        return Provenance(**json.loads((folder / PROVENANCE).read_text(encoding="utf-8")))
+        return Provenance(**parse_json((folder / PROVENANCE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from adaptive_lora import demo
 from adaptive_lora.errors import ModelError
+from adaptive_lora.files import expanded, parse_json
 from adaptive_lora.models.cache import provenance_of
 from adaptive_lora.models.gguf import gguf_folder
 from adaptive_lora.models.known import KNOWN
@@ -39,7 +39,7 @@ def locate_model(name: str, revision: str | None = None) -> str | Path:
 def _locate(name: str) -> str | Path:
     if name == demo.MODEL:
         return demo.model_folder()
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in KNOWN:
         model = KNOWN[name]
         if not model.is_fetched:
@@ -75,14 +75,14 @@ def portable_name(name: str) -> str:
     """
     if name in KNOWN:
         return KNOWN[name].hub or name
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     config = folder / "config.json"
     if name == demo.MODEL or not config.is_file():
         return name
     if (origin := provenance_of(folder)) is not None:
         return origin.source
     try:
-        said = json.loads(config.read_text(encoding="utf-8")).get("_name_or_path")
+        said = parse_json(config.read_text(encoding="utf-8")).get("_name_or_path")
     except (OSError, ValueError, AttributeError):
         return name
     is_hub_name = isinstance(said, str) and _HUB_NAME.fullmatch(said) and not Path(said).exists()

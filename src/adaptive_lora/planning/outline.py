@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from adaptive_lora.files import parse_json
 from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
 
 DType = Literal["float32", "bfloat16", "float16", "float64"]
@@ -72,11 +72,11 @@ def outline_from_config(name: str, folder: Path) -> ModelOutline | None:
     The rest is for `training.base.outline_of`, which asks transformers.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         if "quantization_config" in config:
             return None
         modules, others = _FAMILIES[config["model_type"]](config)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError):
         return None
     total = sum(m.d_in * m.d_out for m in modules) + others
     rows = int(config["vocab_size"])

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from adaptive_lora.errors import PlanError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.planning.modules import ModuleShape, to_dicts, total_cost
+from adaptive_lora.planning.plan_file import FORMAT, check_plan_data, read_json
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 ScalingRule = Literal["constant", "rslora", "alpha-over-r"]
 EXPONENTS: Mapping[str, float] = {"constant": 0.0, "rslora": 0.5, "alpha-over-r": 1.0}
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class RankPlan:
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values; `from_json` reads it back."""
         return {
-            "format": _FORMAT,
+            "format": FORMAT,
             "strategy": self.strategy,
             "options": dict(self.options),
             "budget": self.budget,
@@ -118,34 +118,32 @@ class RankPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> RankPlan:
-        """A plan from `to_json`; PlanError where something is missing or of another format."""
-        try:
-            if data["format"] != _FORMAT:
-                raise PlanError(f"The plan has format {data['format']!r}; this version reads format {_FORMAT}.")
-            return cls(
-                strategy=data["strategy"],
-                budget=int(data["budget"]),
-                modules=tuple(ModuleShape(**m) for m in data["modules"]),
-                ranks={str(name): int(rank) for name, rank in data["ranks"].items()},
-                scaling=Scaling(**data["scaling"]),
-                options=data["options"],
-                scores=data["scores"],
-                provenance=data["provenance"],
-                left_out=tuple(ModuleShape(**m) for m in data.get("left_out", ())),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise PlanError(
-                f"Not a rank plan: {type(error).__name__}: {error}. Make one with `adaptive-lora plan`."
-            ) from None
+        """A plan from `to_json`; PlanError where something is missing, is no such value, or is of another format."""
+        check_plan_data(data)
+        return cls(
+            strategy=data["strategy"],
+            budget=int(data["budget"]),
+            modules=tuple(ModuleShape(**m) for m in data["modules"]),
+            ranks={name: int(rank) for name, rank in data["ranks"].items()},
+            scaling=Scaling(**data["scaling"]),
+            options=data["options"],
+            scores=data["scores"],
+            provenance=data["provenance"],
+            left_out=tuple(ModuleShape(**m) for m in data.get("left_out", ())),
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the plan as JSON, whole or not at all."""
-        write_atomically(Path(path), json.dumps(self.to_json(), indent=2) + "\n")
+        write_atomically(Path(path), json.dumps(self.to_json(), indent=2) + "\n", named=True)
 
     @classmethod
     def load(cls, path: str | Path) -> RankPlan:
-        """Reads a saved plan; PlanError where the file is missing or cut short."""
-        return cls.from_json(read_json(Path(path)))
+        """Reads a saved plan; PlanError where the file is missing, cut short or no plan."""
+        data = read_json(Path(path))
+        try:
+            return cls.from_json(data)
+        except PlanError as error:
+            raise PlanError(f"{path}: {error}") from None
 
     def to_lora_config(self, dropout: float = 0.0) -> LoraConfig:
         """The plan as PEFT's configuration; the only place that makes one.
@@ -168,19 +166,6 @@ class RankPlan:
             bias="none",
             task_type="CAUSAL_LM",
         )
-
-
-def read_json(path: Path) -> Any:
-    """Parsed JSON of a plan or rank file; PlanError with the file and line where it cannot be had."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PlanError(f"{path} does not exist. Make a plan with `adaptive-lora plan --out {path}`.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        line = getattr(error, "lineno", None)
-        raise PlanError(
-            f"{path}{f', line {line}' if line else ''}: not valid JSON; the file may be cut short."
-        ) from None
 
 
 def fixed_ranks(pattern: Mapping[str, Any], modules: tuple[ModuleShape, ...], name: str) -> dict[str, int]:

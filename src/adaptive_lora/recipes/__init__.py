@@ -33,5 +33,5 @@ def write_recipe(name: str, to: Path) -> list[Path]:
     if existing := [path for path in files if path.exists()]:
         raise StudyFileError(str(existing[0]), ["the file exists already; name another with --out, or remove it"])
     for path, content in files.items():
-        write_atomically(path, content)
+        write_atomically(path, content, named=path == to)
     return list(files)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import StudyFolderError
-from adaptive_lora.files import write_atomically
+from adaptive_lora.files import parse_json, write_atomically
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.recommend.advice import UNIFORM, Advice, advise
 from adaptive_lora.recommend.material import Material, look_at
@@ -230,7 +230,7 @@ def _kept(question: Question, out: Path) -> tuple[Size, Speed, float] | None:
     """What the folder began with; None where it is new, StudyFolderError where it is about something else."""
     path = out / KEPT
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         before, size, speed = Question(**found["question"]), Size(**found["size"]), Speed(**found["speed"])
         rate = float(found["rate"])
     except FileNotFoundError:

@@ -31,7 +31,7 @@ from adaptive_lora.study.results import (
     export,
     exported_table,
     read_export,
-    whole_export,
+    whole,
 )
 
 RECORD_COLUMNS = ("arm", "budget", "difference", "low", "high", "records", "level", "tokens")
@@ -68,11 +68,10 @@ def export_all(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]
 def open_findings(folder: Path) -> Iterator[Findings]:
     """Of a study folder, or of one that `export_study` wrote; StudyFolderError where it is neither."""
     if (ledger := open_recorded(folder)) is None:
-        with whole_export(folder):
-            found = findings_of(*read_export(folder), folder, FindingsOfText)
-        yield found
+        with whole(folder):
+            yield findings_of(*read_export(folder), folder, FindingsOfText)
         return
-    with contextlib.closing(ledger):
+    with contextlib.closing(ledger), whole(folder):
         yield read_findings(ledger)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from adaptive_lora.errors import StudyFolderError
-from adaptive_lora.files import write_atomically
+from adaptive_lora.errors import AdaptiveLoraError, StudyFolderError
+from adaptive_lora.files import parse_json, read_bounded, write_atomically
 from adaptive_lora.stats.estimators import perplexity
 from adaptive_lora.stats.metrics import metric_of
 from adaptive_lora.stats.run_table import RUN_COLUMNS, Phase, Status
@@ -41,6 +41,8 @@ ANSWERS = "answers"
 _APART = ("text", "splits", ANSWERS)
 """Facts that an export has as files of their own."""
 ANSWERS_FILE = "answers.json"
+_LARGEST_FACTS = 2**30
+"""Bytes of the facts of a study, and of the answers on its page."""
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
@@ -48,16 +50,18 @@ def load_results(folder: Path) -> pd.DataFrame:
     """The runs of a study folder, or of an export, with `RUN_COLUMNS`; StudyFolderError where the folder is neither."""
     if (ledger := open_recorded(folder)) is None:
         return read_export(folder)[1]
-    with contextlib.closing(ledger):
+    with contextlib.closing(ledger), whole(folder):
         return runs_table(ledger)
 
 
 def read_export(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
     """Facts and runs by an export's text; StudyFolderError where it is not whole."""
     with whole_export(folder):
-        facts = json.loads(StudyPaths(folder).facts.read_text(encoding="utf-8"))
+        facts = parse_json(read_bounded(StudyPaths(folder).facts, _LARGEST_FACTS))
+        if not isinstance(facts, dict):
+            raise TypeError(f"`{StudyPaths(folder).facts.name}` is no object")
         if (said := folder / ANSWERS_FILE).is_file():
-            facts[ANSWERS] = json.loads(said.read_text(encoding="utf-8"))
+            facts[ANSWERS] = parse_json(read_bounded(said, _LARGEST_FACTS))
         runs = exported_table(folder, "runs", RUN_COLUMNS).astype(_WHOLE_NUMBERS)
         done = runs["status"] == Status.COMPLETED
         for phase, loss in ((Phase.EVALUATION, "test_loss"), (Phase.TUNING, "validation_loss")):
@@ -67,16 +71,29 @@ def read_export(folder: Path) -> tuple[dict[str, Any], pd.DataFrame]:
 
 
 @contextlib.contextmanager
-def whole_export(folder: Path) -> Iterator[None]:
-    """Turns what goes wrong while an export is read into a StudyFolderError."""
+def whole_export(folder: Path, let_pass: type[Exception] = AdaptiveLoraError) -> Iterator[None]:
+    """Turns what goes wrong while an export is read into a StudyFolderError, but for errors to `let_pass`."""
     try:
         yield
-    except StudyFolderError:
+    except (AdaptiveLoraError, AssertionError, ImportError, let_pass):
         raise
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # whatever a value that is not there, or another than it was, does to what reads it
         raise StudyFolderError(
-            f"{folder} holds no whole export: {error}. Export it again with `results --out`."
-        ) from None
+            f"{folder} holds no whole export: {_in_short(error)}. Export it again with `results --out`."
+        ) from error
+
+
+def whole(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """`whole_export` for what is made of an export, which may come from anyone; files may then fail for other reasons.
+
+    Nothing for a study folder.
+    """
+    return whole_export(folder, OSError) if StudyPaths(folder).is_export else contextlib.nullcontext()
+
+
+def _in_short(error: Exception) -> str:
+    said = " ".join(f"{type(error).__name__} {error}".split())
+    return said if len(said) <= 300 else f"{said[:300]} ..."
 
 
 def exported_table(folder: Path, name: str, columns: Sequence[str]) -> pd.DataFrame:

@@ -14,6 +14,10 @@ from adaptive_lora.planning.budget_text import BUDGET, parse_budget
 
 
 def _with_known_variables(text: str) -> str:
+    if len(text.encode(errors="replace")) > 4096 or any(
+        len(part.encode(errors="replace")) > 255 for part in text.split("/")
+    ):
+        raise ValueError("a path or a name of at most 4,096 bytes, and 255 between two slashes")
     unset = [name for name in re.findall(r"\$\{(\w+)\}", text) if name not in os.environ]
     if unset:
         raise ValueError(

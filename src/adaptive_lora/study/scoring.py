@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adaptive_lora.errors import ScoringError, StudyFileError
+from adaptive_lora.files import expanded
 from adaptive_lora.stats.metrics import Metric, metric_of
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.ledger import Ledger
@@ -49,7 +50,7 @@ def check_command(study: Study) -> None:
     if not metric.command:
         return
     program, folder = metric.command[0], study.path.parent
-    place = folder / Path(program).expanduser() if os.sep in program else program
+    place = folder / expanded(program) if os.sep in program else program
     if shutil.which(place) is None:
         why = f"there is no program {str(place)!r} that can be run; name one that is on PATH, or by its path"
         raise StudyFileError(str(study.path), [study.complaint(("analysis", "metric", "command"), why)])

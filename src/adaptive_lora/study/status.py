@@ -15,7 +15,7 @@ from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths, is_in_use
 from adaptive_lora.study.ledger import Ledger
-from adaptive_lora.study.results import read_export
+from adaptive_lora.study.results import read_export, whole
 from adaptive_lora.study.scoring import unscored
 
 _FINISHED = (Status.COMPLETED, Status.DIVERGED)
@@ -113,11 +113,12 @@ def study_status(folder: Path) -> StudyStatus:
     """Reads a study folder or an export; StudyFolderError where the folder is neither."""
     in_use = is_in_use(folder)
     if (ledger := open_recorded(folder)) is not None:
-        with contextlib.closing(ledger):
+        with contextlib.closing(ledger), whole(folder):
             found = ledger_status(ledger, in_use)
     else:
         facts, table = read_export(folder)
-        found = status_of(facts, json.loads(table.to_json(orient="records", double_precision=15)))
+        with whole(folder):
+            found = status_of(facts, json.loads(table.to_json(orient="records", double_precision=15)))
     return replace(found, exported=StudyPaths(folder).is_export)
 
 

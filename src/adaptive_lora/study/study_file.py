@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.files import expanded, parse_json, read_bounded
 from adaptive_lora.models.locate import is_named
 from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
@@ -21,7 +22,7 @@ from adaptive_lora.study.schema import StudySpec
 from adaptive_lora.study.settings import warmup_complaints
 from adaptive_lora.study.strategy_files import portable_strategies, with_located_strategies
 from adaptive_lora.study.validation import complaints_of, cross_complaints
-from adaptive_lora.study.yaml import Location, line_of, placed, read_yaml, with_values
+from adaptive_lora.study.yaml import LARGEST, Location, line_of, placed, read_yaml, with_values
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def portable_text(study: Study) -> str:
     found = portable_strategies(data)
     for at, text in paths.items():
         located = Path(study.locate(text))
-        fixed = is_named(text) or "${" in text or Path(text).expanduser().is_absolute()  # is the same everywhere
+        fixed = is_named(text) or "${" in text or expanded(text).is_absolute()  # is the same everywhere
         if not fixed and located.exists():
             found[at] = str(located.resolve())
     return with_values(study.text, found)
@@ -101,11 +102,13 @@ def exported_text(study: Study) -> str:
 def load_study(path: Path) -> Study:
     """Reads and validates a study file; StudyFileError with everything that is wrong with it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, 4 * LARGEST).decode("utf-8")
     except FileNotFoundError:
         raise StudyFileError(str(path), ["the file does not exist; `adaptive-lora init` writes one"]) from None
-    except (IsADirectoryError, UnicodeDecodeError, PermissionError) as error:
-        raise StudyFileError(str(path), [f"cannot be read as text: {type(error).__name__}"]) from None
+    except UnicodeDecodeError as error:
+        raise StudyFileError(str(path), [f"cannot be read as text: no UTF-8 at byte {error.start}"]) from None
+    except OSError as error:
+        raise StudyFileError(str(path), [f"cannot be read: {error.strerror}"]) from None
     return parse_study(text, path)
 
 
@@ -122,7 +125,10 @@ def study_of_mapping(data: Mapping[str, Any]) -> Study:
             return str(value)
         raise StudyFileError("the study", [f"a {type(value).__name__} cannot stand in a study: {value!r}"])
 
-    text = json.dumps(data, indent=2, ensure_ascii=False, default=plain)  # JSON is YAML
+    try:
+        text = json.dumps(data, indent=2, ensure_ascii=False, default=plain)  # JSON is YAML
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, a mapping that holds itself
+        raise StudyFileError("the study", [f"cannot be written as a study file: {error}"]) from None
     return parse_study(text, Path("study"), with_lines=False)
 
 
@@ -137,7 +143,7 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
     data = with_located_strategies(data, functools.partial(locate, folder=path.parent))
     found += cross_complaints(data)
     try:
-        spec = StudySpec(**data)
+        spec = StudySpec.model_validate(data)
         found += warmup_complaints(spec).items()
         found += [] if found else rule_complaints(spec).items()  # of a study whose names are known to exist
     except ValueError as error:
@@ -151,10 +157,9 @@ def parse_study(text: str, path: Path, with_lines: bool = True) -> Study:
 
 def locate(text: str, folder: Path) -> str:
     """See `Study.locate`."""
-    filled = fill_in(text)
-    expanded = Path(filled).expanduser()
-    beside = folder / expanded
-    return str(beside if beside.exists() else expanded)
+    path = expanded(fill_in(text))
+    beside = folder / path
+    return str(beside if os.path.exists(beside) else path)  # False, too, for what is too long to be a path
 
 
 def fill_in(text: str) -> str:
@@ -177,7 +182,7 @@ def shown(text: str) -> str:
     if ":-" not in text:
         return text
     filled = fill_in(text)
-    return Path(filled).name if Path(filled).expanduser().exists() else filled
+    return Path(filled).name if expanded(filled).exists() else filled
 
 
 def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[Location, str]]) -> dict[str, Any]:
@@ -189,7 +194,7 @@ def _with_rank_files(data: dict[str, Any], folder: Path, complaints: list[tuple[
     for index, arm in enumerate(arms):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):
             try:
-                content = json.loads(Path(locate(arm["ranks"], folder)).read_text())
+                content = parse_json(read_bounded(Path(locate(arm["ranks"], folder)), LARGEST).decode("utf-8"))
                 arm = {"name": Path(arm["ranks"]).stem, **arm, "ranks": content.get("ranks", content)}
             except (OSError, ValueError, AttributeError) as error:
                 at = ("arms", index, "ranks")

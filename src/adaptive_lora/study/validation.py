@@ -148,7 +148,7 @@ def _without_types(loc: tuple[Any, ...], data: Any) -> Location:
     at: list[str | int] = []
     here = data
     for part in loc:
-        if isinstance(part, str) and part.startswith("~"):
+        if isinstance(part, str) and part.startswith("~") and not (isinstance(here, dict) and part in here):
             continue
         if isinstance(here, dict):
             at.append(part)

@@ -176,7 +176,7 @@ def save_adapter(
     config.revision = base.revision if re.fullmatch("[0-9a-f]{40}", base.revision) else None
     config.inference_mode = True
     save_config(config, folder)
-    (folder / WEIGHTS_FILE).write_bytes(tensors_of(weights))
+    write_atomically(folder / WEIGHTS_FILE, tensors_of(weights))
 
 
 def tensors_of(weights: Mapping[str, tuple[Tensor, Tensor]]) -> bytes:

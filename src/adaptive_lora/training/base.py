@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from adaptive_lora.errors import ModelError, UsageError
+from adaptive_lora.files import expanded
 from adaptive_lora.models.cache import revision_of
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
@@ -261,7 +262,7 @@ def _expert_stacks(model: Any) -> tuple[ExpertStack, ...]:
 @contextlib.contextmanager
 def _explained(name: str, location: str | Path) -> Iterator[None]:
     """Turns errors of the hub libraries into one ModelError with a remedy."""
-    folder = Path(location).expanduser()
+    folder = expanded(str(location))
     if not folder.exists():
         if str(location).startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(str(location)):
             raise ModelError(

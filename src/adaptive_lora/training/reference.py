@@ -48,6 +48,8 @@ class CheckpointConfig:
     every_seconds: float = 30.0
     on_checkpoint: Callable[[int], None] = lambda steps_done: None
     """Called after each checkpoint."""
+    say: Callable[[str], None] = lambda text: None
+    """Told of a damaged checkpoint."""
 
 
 def train(
@@ -76,7 +78,7 @@ def train(
     )
     progress = Progress()
     if checkpoints:
-        progress = load_checkpoint(checkpoints.path, checkpoints.run_id, parameters, optimizer)
+        progress = load_checkpoint(checkpoints.path, checkpoints.run_id, parameters, optimizer, checkpoints.say)
     order = DataOrder(seed, len(examples), options.batch_size)
     set_training(model, True)
     started = saved = time.monotonic()

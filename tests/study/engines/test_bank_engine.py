@@ -48,6 +48,40 @@ class InterruptAt(Silent):
             signal.raise_signal(signal.SIGINT)
 
 
+class Telling(InterruptAt):
+    """Keeps what it is told."""
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__(*steps)
+        self.said: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_bank_goes_on_from_the_last_sound_generation(study_file: WriteStudy, tmp_path: Path, both: bool) -> None:
+    """One flipped bit in one file of many: the bank goes back as a whole, and ends in the bits it would have had."""
+    study, cut = load_study(study_file(TWO_ARMS)), tmp_path / "cut"
+    run_study(study, tmp_path / "whole")
+    listener = Telling(2, 5)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_study(study, cut, listener)
+    for folder in ("bank-5", "bank-2") if both else ("bank-5",):
+        path = sorted((cut / "checkpoints" / folder).iterdir())[1]
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 4
+        path.write_bytes(content)
+    assert run_study(study, cut, listener).finished
+    told = [text for text in listener.said if "damaged" in text]
+    assert "update 5 is damaged" in told[0] and "going on from the one before, of update 2" in told[0]
+    assert ("starting these runs over" in told[-1]) == both
+    assert listener.seen == 5 + (6 if both else 4)
+    pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(cut))
+    assert not list((cut / "checkpoints").iterdir())
+
+
 def test_both_engines_end_in_the_same_losses(study_file: WriteStudy, tmp_path: Path) -> None:
     run_study(load_study(study_file()), tmp_path / "bank")
     run_study(load_study(study_file(REFERENCE)), tmp_path / "reference")
@@ -63,14 +97,14 @@ def test_an_interrupted_bank_goes_on_and_ends_in_the_same_bits(study_file: Write
     study, cut = load_study(study_file()), tmp_path / "cut"
     run_study(study, tmp_path / "whole")
     listener = InterruptAt(2, 5)
-    for steps in (2, 5):
+    for generations, steps in ((1, 2), (2, 5)):
         with pytest.raises(KeyboardInterrupt):
             run_study(study, cut, listener)
         [composition] = read_compositions(StudyPaths(cut).bank)
         assert composition.folder == f"bank-{steps}" and len(composition.members) == 8
         kept = sorted(path.stem for path in (cut / "checkpoints" / composition.folder).iterdir())
         assert kept == sorted(composition.members)
-        assert len(list((cut / "checkpoints").glob("bank-*"))) == 1
+        assert len(list((cut / "checkpoints").glob("bank-*"))) == generations
     assert run_study(study, cut, listener).finished
     assert listener.seen == 6  # no update was lost or repeated
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(cut))
@@ -103,8 +137,13 @@ def test_a_torn_composition_costs_work_and_nothing_else(study_file: WriteStudy, 
     study, cut = load_study(study_file(TWO_ARMS)), tmp_path / "cut"
     with pytest.raises(KeyboardInterrupt):
         run_study(study, cut, InterruptAt(3))
-    StudyPaths(cut).bank.write_text('{"members": [')
-    assert run_study(study, cut).finished
+    bank = StudyPaths(cut).bank
+    bank.write_bytes(bank.read_bytes().replace(b"bank-3", b"bank-2"))
+    assert [c.folder for c in read_compositions(bank)] == ["bank-3"]  # by its copy
+    bank.with_name("bank.json.copy").write_text('{"members": [')
+    listener = Telling()
+    assert run_study(study, cut, listener).finished
+    assert [text for text in listener.said if "bank.json, which says what is in training, is damaged" in text]
     run_study(study, tmp_path / "whole")
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(cut))
 

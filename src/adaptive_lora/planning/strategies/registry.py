@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from adaptive_lora.errors import AdaptiveLoraError, StrategyError, nearest_hint
+from adaptive_lora.files import expanded
 from adaptive_lora.planning.strategies.base import MEASURES, Effort, Strategy
 
 GROUP = "adaptive_lora.strategies"
@@ -134,7 +135,7 @@ def pinned(text: str, folder: Path | None = None) -> str:
     elif file is None:
         strategy = find_strategy(name)
     else:
-        strategies = load_strategies((folder or Path()) / Path(file).expanduser())
+        strategies = load_strategies((folder or Path()) / expanded(file))
         if name not in strategies and (name or len(strategies) > 1):
             raise StrategyError(
                 f"{file} has no strategy {name!r}{nearest_hint(name, strategies)}; it has: {', '.join(strategies)}."

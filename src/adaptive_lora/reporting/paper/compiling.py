@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 WIDEST_PT = 2.0
 """Boxes may stick out so far before they count."""
 PATIENCE_SECONDS = 300
+_PARANOID = {"openin_any": "p", "openout_any": "p"}
+"""TeX reads and writes nothing above its folder, whatever stands in a manuscript."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ def compile_pdf(files: Mapping[str, bytes]) -> Compiled:
             (folder / path).write_bytes(content)
         try:
             done = subprocess.run(
-                command, cwd=folder, capture_output=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL
+                command, cwd=folder, env={**os.environ, **_PARANOID}, capture_output=True, timeout=PATIENCE_SECONDS,
+                stdin=subprocess.DEVNULL,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Compiled(None, (f"{command[0]} took more than {PATIENCE_SECONDS} s",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 
 from adaptive_lora.planning.plan import RankPlan
@@ -64,7 +64,7 @@ class BankEngine(Engine):
 
     def train(self, pending: Mapping[str, Run]) -> None:
         waiting, most = dict(pending), min(LARGEST_BANK, self.largest_bank or LARGEST_BANK)
-        for before in read_compositions(self.paths.bank):
+        for before in read_compositions(self.paths.bank, self.listener.stage):
             again = {run_id: waiting.pop(run_id) for run_id in before.members if run_id in waiting}
             if again:
                 self._train_bank(self._bank_runs(again), before)
@@ -91,7 +91,8 @@ class BankEngine(Engine):
 
     def _train_bank(self, runs: Sequence[BankRun], composition: Composition) -> None:
         """Trains, evaluates and records a bank; again in two halves where memory is not enough."""
-        checkpoints = BankCheckpoints(self.paths.bank, composition, self.checkpoint_seconds)
+        ids = [run.run_id for run in runs]
+        checkpoints = BankCheckpoints(self.paths.bank, composition, self.checkpoint_seconds, ids, self.listener.stage)
         try:
             self._train(runs, checkpoints)
             return
@@ -107,7 +108,8 @@ class BankEngine(Engine):
         newest, left = checkpoints.composition, self._unfinished(runs)
         parts = [part for part in (left[: len(left) // 2], left[len(left) // 2 :]) if part]
         self.listener.stage(f"out of memory with {len(runs)} adapters; retrying with {max(map(len, parts), default=0)}")
-        halves = [Composition(tuple(run.run_id for run in part), None, newest.folder) for part in parts]
+        smaller = replace(newest, chunk_tokens=None, before_chunk_tokens=None)
+        halves = [replace(smaller, members=tuple(run.run_id for run in part)) for part in parts]
         replace_composition(self.paths.bank, newest, *halves)
         for part, half in zip(parts, halves, strict=True):
             self._train_bank(part, half)

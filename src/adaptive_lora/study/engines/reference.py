@@ -8,6 +8,7 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.training.adapter import attached, weights_of
+from adaptive_lora.training.checkpoint import remove_checkpoints
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import rate_factors
 from adaptive_lora.training.reference import CheckpointConfig, Diverged, train
@@ -27,7 +28,7 @@ class ReferenceEngine(Engine):
                 self._train(run_id, run, self.plan_of(run_id))
             except Diverged as error:
                 self.diverged(run_id, run, error)
-                self.paths.checkpoint(run_id).unlink(missing_ok=True)
+                remove_checkpoints(self.paths.checkpoint(run_id))
             except Exception as error:
                 # One bad run must not take the others with it; the ledger has the reason.
                 self.failed(run_id, run, error)
@@ -43,7 +44,7 @@ class ReferenceEngine(Engine):
         def on_checkpoint(steps_done: int) -> None:
             self.ledger.record_step(run_id, steps_done)
 
-        saving = CheckpointConfig(checkpoint, run_id, self.checkpoint_seconds, on_checkpoint)
+        saving = CheckpointConfig(checkpoint, run_id, self.checkpoint_seconds, on_checkpoint, self.listener.stage)
         factors = rate_factors(plan, options)
         base = self.prepared.base
         checkpointing = self.prepared.study.spec.train.activation_checkpointing
@@ -54,4 +55,4 @@ class ReferenceEngine(Engine):
                 for split, records in self.splits_of(run.phase).items()
             }
             self.record(run_id, run, planned, weights_of(model), progress, results)
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoints(checkpoint)
