@@ -3,7 +3,7 @@
 # make pages  the report of every committed study, into runs/pages
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
 # make docs   the documentation, into build/site
-# make interop   exports through the tools that the package index has, in an environment of their own
+# make interop   exports through the tools that the package index has   make compat   all of them: results/bench/compat.json
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -13,10 +13,9 @@ STUDY  ?= results/alpaca-babyllama-full
 BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
           results/bench/recovery-babyllama.json
 
-INTEROP := build/interop
-COMPAT  ?= results/bench/compat.json
+COMPAT ?= results/bench/compat.json
 
-.PHONY: setup demo studies pages paper docs test check bench interop clean
+.PHONY: setup demo studies pages paper docs test check bench interop interop-tools compat clean
 
 setup: $(READY)
 
@@ -59,19 +58,16 @@ bench: $(READY)
 		echo "$$script"; $(BIN)/python $$script || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
-# Some of these tools pin what others do not want. llama.cpp's converter comes with the source of its Python package.
-interop: $(INTEROP)/.ready
-	LLAMA_CPP=$$(echo $(CURDIR)/$(INTEROP)/llama_cpp_python-*/vendor/llama.cpp) \
-		$(INTEROP)/bin/python bench/compat.py --out $(COMPAT)
+# The tools are kept outside of the checkout, so that they are installed once: scripts/interop.py says where.
+interop-tools: $(READY)
+	$(BIN)/python scripts/interop.py
 
-$(INTEROP)/.ready: bench/interop.txt pyproject.toml constraints.txt
-	@test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
-	$(INTEROP)/bin/python -m pip install --quiet --upgrade pip
-	$(INTEROP)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[train]' \
-		--requirement bench/interop.txt
-	$(INTEROP)/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest $(INTEROP) llama-cpp-python==0.3.36
-	tar -xzf $(INTEROP)/llama_cpp_python-0.3.36.tar.gz -C $(INTEROP)
-	@touch $@
+interop: interop-tools
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/interop.py -m pytest --numprocesses auto --dist worksteal -rs \
+		tests/export/test_through_tools.py tests/export/test_in_tools.py
+
+compat: interop-tools
+	$(BIN)/python scripts/interop.py bench/compat.py --out $(COMPAT)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

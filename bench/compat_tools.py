@@ -125,3 +125,28 @@ def logits_by_onnxruntime(built: Path, texts: Sequence[Sequence[int]]) -> list[T
                 given[entry.name] = np.zeros((1, heads["num_key_value_heads"], 0, heads["head_size"]), dtype=np.float32)
         found.append(torch.from_numpy(session.run(["logits"], given)[0][0]))
     return found
+
+
+def logits_by_ctranslate2(folder: Path, to: Path, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Logits of every text by the model of a folder, converted into another, (tokens, vocabulary)."""
+    import ctranslate2
+    import ctranslate2.converters
+    import numpy as np
+    import transformers
+
+    class Converter(ctranslate2.converters.TransformersConverter):  # type: ignore[misc]
+        """As it is, for a tokenizer with the special tokens that it wants to note; no weight depends on them."""
+
+        def load_tokenizer(self, kind: Any, name: str, **given: Any) -> Any:
+            tokenizer = super().load_tokenizer(kind, name, **given)
+            first = tokenizer.convert_ids_to_tokens(0)
+            for role in ("bos_token", "eos_token", "unk_token"):
+                if getattr(tokenizer, role) is None:
+                    setattr(tokenizer, role, first)
+            return tokenizer
+
+    Converter(str(folder)).convert(str(to))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    engine = ctranslate2.Generator(str(to), device="cpu", compute_type="float32", intra_threads=1)
+    found = [np.array(engine.forward_batch([tokenizer.convert_ids_to_tokens(list(ids))]))[0] for ids in texts]
+    return [torch.from_numpy(own) for own in found]

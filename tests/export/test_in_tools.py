@@ -16,18 +16,18 @@ from adaptive_lora.export.snippets.fragment import Snippet, snippet
 from adaptive_lora.export.snippets.trainers import TRAINERS
 from adaptive_lora.training.base import load_base
 from tests.export.conftest import pasted_plan
+from tests.export.interop import ROOT, absent
 
 MODULES = {"llama-factory": "llamafactory", "ms-swift": "swift", "mlx-lm": "mlx_lm"}
 """Names to import, where they are not those of the tools."""
 TOOLS = [name for name in TRAINERS if name not in ("peft", "trl")]  # of which others tests build and train
-ROOT = Path(__file__).parent.parent.parent
 
 
 def built(made: Snippet, folder: Path, tmp_path: Path) -> dict[str, list[float]] | int:
     """What the tool makes of a text; the test is skipped, with the reason, where the tool is not here."""
     name = MODULES.get(made.trainer.name, made.trainer.name)
     if importlib.util.find_spec(name) is None:
-        pytest.skip(f"{made.trainer.title} is not installed")
+        absent(made.trainer.package, f"{made.trainer.title} is not installed")
     (tmp_path / "text").write_text(made.text, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "tests.export.in_tools", made.trainer.name, tmp_path / "text", folder],
@@ -36,7 +36,7 @@ def built(made: Snippet, folder: Path, tmp_path: Path) -> dict[str, list[float]]
     )  # fmt: skip
     last = (done.stderr.strip().splitlines() or [""])[-1]
     if done.returncode and last.startswith(("ImportError", "ModuleNotFoundError")):
-        pytest.skip(f"{made.trainer.title} cannot be imported here: {last}")
+        absent(made.trainer.package, f"{made.trainer.title} cannot be imported here: {last}")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("built ")]
     found: dict[str, list[float]] | int = json.loads(line.removeprefix("built "))

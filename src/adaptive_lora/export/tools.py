@@ -132,6 +132,7 @@ TOOLS: tuple[Tool, ...] = (
         {"peft": "silently wrong with its default alpha of 1; right with alpha = the scale where that is one for all",
          "single-alpha": "silently wrong: no alpha of the file is read"},
         remarks=("the argument alpha is the multiplier itself: pass 1.0",),
+        conv1d=True,
     ),
     Tool(
         "onnxruntime", "ONNX Runtime GenAI", "0.18", "run",
