@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.errors import LedgerDamaged, StudyFolderError
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.plan_store import PLAN_TABLES
 from adaptive_lora.study.score_store import SCORE_TABLE
+from adaptive_lora.study.sealed import DIGEST_TABLE, is_damage, seal
 
 _SCHEMA = f"""
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -34,7 +35,9 @@ CREATE TABLE curves (run_id TEXT PRIMARY KEY, columns TEXT NOT NULL, points BLOB
 {PLAN_TABLES}
 PRAGMA user_version = 2;
 """
-_VERSION = 2
+_VERSION = 3
+"""With digests; `in_memory` and versions before have none."""
+_READ = (2, 3)
 
 
 def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
@@ -78,26 +81,53 @@ def open_to_read(folder: Path, begun: bool = True) -> Ledger:
 def create_or_open(folder: Path) -> Ledger:
     """The ledger of a study folder, to write; call under `exclusive`."""
     path = StudyPaths(folder).ledger
-    ledger = _connect(path, path.resolve().as_uri())
-    db = ledger._db
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-        db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-    return ledger
+    db = _connection(path, path.resolve().as_uri())
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        _seal(db, path)
+    except sqlite3.DatabaseError as error:
+        db.close()
+        if not is_damage(error):
+            raise
+        raise LedgerDamaged(str(path), str(error)) from None
+    except LedgerDamaged:
+        db.close()
+        raise
+    return Ledger(db)
+
+
+def _seal(db: sqlite3.Connection, path: Path) -> None:
+    """Makes the tables of a new ledger; gives one of a version before its digests, where it is sound as it stands."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != _VERSION:
+        if version and (wrong := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise LedgerDamaged(str(path), str(wrong).replace("\n", " "))
+        db.executescript(f"BEGIN; {'' if version else _SCHEMA} {DIGEST_TABLE};")
+        seal(db, every=True)
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.commit()
+    seal(db)
 
 
 def _connect(path: Path, uri: str) -> Ledger:
+    return Ledger(_connection(path, uri))
+
+
+def _connection(path: Path, uri: str) -> sqlite3.Connection:
     try:
         connection = sqlite3.connect(uri, uri=True, timeout=30)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     except sqlite3.DatabaseError as error:
-        raise StudyFolderError(f"{path} cannot be read as a ledger: {error}.") from None
-    if (version, bool(tables)) not in ((0, False), (_VERSION, True)):
+        if is_damage(error):
+            raise LedgerDamaged(str(path), f"it cannot be read as a ledger: {error}") from None
+        raise StudyFolderError(f"{path} cannot be opened: {error}.") from None
+    if (version, bool(tables)) not in ((0, False), *((version, True) for version in _READ)):
         connection.close()
         raise StudyFolderError(
-            f"{path}: unsupported ledger version {version}; this adaptive-lora reads version {_VERSION}. Open it "
-            "with the version that made it, or name a new folder."
+            f"{path}: unsupported ledger version {version}; this adaptive-lora reads versions {_READ[0]} and {_READ[1]}. Open it "
+            "with the version that made it, or name a new folder; if this one made it, its first page is damaged: "
+            f"`adaptive-lora recover {path.parent}`."
         )
-    return Ledger(connection)
+    return connection
