@@ -14,7 +14,7 @@ from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.plan_store import PLAN_TABLES
 from adaptive_lora.study.score_store import SCORE_TABLE
-from adaptive_lora.study.sealed import DIGEST_TABLE, is_damage, seal
+from adaptive_lora.study.sealed import DIGEST_TABLE, Rows, is_damage, seal
 
 _SCHEMA = f"""
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -45,15 +45,35 @@ def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
         db.executescript(_SCHEMA)
-        if "scores" in tables:
-            db.execute(SCORE_TABLE)
+        _fill(db, tables)
+        stack.pop_all()
+        return Ledger(db)
+
+
+def write_ledger(folder: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A new ledger of these `rows` in a folder that has none, with digests."""
+    with contextlib.closing(create_or_open(folder)) as ledger:
+        _fill(ledger._db, tables)
+
+
+def columns_of() -> dict[str, dict[str, str]]:
+    """Table -> column -> type, of all tables that a ledger may have, in their order."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(f"{_SCHEMA}; {SCORE_TABLE}; {DIGEST_TABLE}")
+        names = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        return {name: {row[1]: row[2] for row in db.execute(f"PRAGMA table_info({name})")} for name in names}
+
+
+def _fill(db: sqlite3.Connection, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    if "scores" in tables:
+        db.execute(SCORE_TABLE)
+        if Rows(db).sealed:
+            seal(db)
+    with db:
         for table, rows in tables.items():
             for row in rows:
                 columns = ", ".join(f":{column}" for column in row)
                 db.execute(f"INSERT INTO {table} ({columns.replace(':', '')}) VALUES ({columns})", dict(row))
-        db.commit()
-        stack.pop_all()
-        return Ledger(db)
 
 
 def open_to_read(folder: Path, begun: bool = True) -> Ledger:
@@ -71,30 +91,31 @@ def open_to_read(folder: Path, begun: bool = True) -> Ledger:
             f"{folder} cannot be written, and its last results are still in {log.name}; copy it first."
         )
     # A folder that cannot be written (a mounted archive) cannot hold WAL's side files either.
-    ledger = _connect(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
-    if begun and not ledger.facts():
-        ledger.close()
-        raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
-    return ledger
+    with contextlib.ExitStack() as stack:
+        connection = _connection(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
+        ledger = Ledger(stack.enter_context(contextlib.closing(connection)))
+        if begun and not ledger.facts():
+            raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
+        stack.pop_all()
+        return ledger
 
 
 def create_or_open(folder: Path) -> Ledger:
     """The ledger of a study folder, to write; call under `exclusive`."""
     path = StudyPaths(folder).ledger
-    db = _connection(path, path.resolve().as_uri())
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        _seal(db, path)
-    except sqlite3.DatabaseError as error:
-        db.close()
-        if not is_damage(error):
-            raise
-        raise LedgerDamaged(str(path), str(error)) from None
-    except LedgerDamaged:
-        db.close()
-        raise
-    return Ledger(db)
+    with contextlib.ExitStack() as stack:
+        db = stack.enter_context(contextlib.closing(_connection(path, path.resolve().as_uri())))
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            _seal(db, path)
+        except sqlite3.DatabaseError as error:
+            if not is_damage(error):
+                raise
+            raise LedgerDamaged(str(path), str(error)) from None
+        ledger = Ledger(db)
+        stack.pop_all()
+        return ledger
 
 
 def _seal(db: sqlite3.Connection, path: Path) -> None:
@@ -108,10 +129,6 @@ def _seal(db: sqlite3.Connection, path: Path) -> None:
         db.execute(f"PRAGMA user_version = {_VERSION}")
         db.commit()
     seal(db)
-
-
-def _connect(path: Path, uri: str) -> Ledger:
-    return Ledger(_connection(path, uri))
 
 
 def _connection(path: Path, uri: str) -> sqlite3.Connection:

@@ -134,12 +134,16 @@ class Rows:
         table = TABLES[name]
         columns = table.columns if packed else (*table.key, *table.says)
         with self.explained(name), self._moment():
-            rows = self._db.execute(f"SELECT rowid AS place, {', '.join(columns)} FROM {name} ORDER BY rowid").fetchall()
+            rows = self._db.execute(
+                f"SELECT rowid AS place, {', '.join(columns)} FROM {name} ORDER BY rowid"
+            ).fetchall()
             if self.sealed:
                 query = "SELECT key, facts, content FROM digests WHERE name = ?"
                 digests = {key: (facts, content) for key, facts, content in self._db.execute(query, (name,))}
                 for row in rows:
-                    self._check(name, row, digests.pop("/".join(str(row[column]) for column in table.key), None), packed)
+                    self._check(
+                        name, row, digests.pop("/".join(str(row[column]) for column in table.key), None), packed
+                    )
                 if digests:
                     raise self._damaged(name, next(iter(digests)), "is gone")
         return rows
@@ -223,6 +227,5 @@ def is_damage(error: sqlite3.Error) -> bool:
     """Whether SQLite says that the file itself is not sound: no full disk, no lock, no broken constraint."""
     text = str(error)
     known = ("malformed", "not a database", "no such column", "no such table", "UTF-8", "unsupported file format")
-    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or any(
-        words in text for words in known
-    )
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the details that the higher bits hold
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or any(words in text for words in known)
