@@ -1,4 +1,4 @@
-"""What is sound of a damaged ledger comes back; the damaged one stays; `run` trains what is missing and nothing else."""
+"""What is sound of a damaged ledger comes back, the damaged one stays, and `run` trains what is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from adaptive_lora.cli.main import app
 from adaptive_lora.errors import LedgerDamaged, StudyFolderError
-from adaptive_lora.recovery import keeping
 from adaptive_lora.recovery.recovering import KNOWN_BY, recover
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study.folder import StudyPaths, exclusive
@@ -36,7 +35,11 @@ def known(folder: Path) -> Path:
     path = fill(folder)
     with contextlib.closing(create_or_open(folder)) as ledger:
         lock = {"locked": "then", "hypotheses": [], "primary": [], "controls": {}, "deviations": []}
-        facts = {name: {} for name in KNOWN_BY} | {"name": "s", "expected_runs": {"evaluation": 8}, "lock": lock}
+        facts: dict[str, Any] = {name: {} for name in KNOWN_BY} | {
+            "name": "s",
+            "expected_runs": {"evaluation": 8},
+            "lock": lock,
+        }
         ledger.set_facts({**facts, "chosen_rates": []})
     return path
 
@@ -172,7 +175,7 @@ def test_no_links_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     def none(*arguments: Any) -> None:
         raise OSError("no links here")
 
-    monkeypatch.setattr(keeping.os, "link", none)
+    monkeypatch.setattr(os, "link", none)
     assert recover(tmp_path).runs == 6 and (tmp_path / "study.db.damaged").exists()
 
 
@@ -181,7 +184,7 @@ def test_what_cannot_be_recovered_is_refused(tmp_path: Path) -> None:
         recover(tmp_path)
     path = StudyPaths(tmp_path).ledger
     path.write_bytes(b"\1" * 20_000)
-    with pytest.raises(StudyFolderError, match="Nothing of .* can be read any more"):
+    with pytest.raises(StudyFolderError, match=r"Nothing of .* can be read any more"):
         recover(tmp_path)
     assert path.read_bytes() == b"\1" * 20_000
     with exclusive(tmp_path), pytest.raises(StudyFolderError, match="in use"):

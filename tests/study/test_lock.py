@@ -122,7 +122,7 @@ def test_no_lock_is_nothing_and_a_torn_one_is_refused(tmp_path: Path) -> None:
     assert read_lock(tmp_path) is None
     for text in ("{", "[]", json.dumps({"identity": "x"})):
         StudyPaths(tmp_path).decisions.write_text(text)
-        with pytest.raises(StudyFolderError, match=r"file is corrupt.*cannot be made again"):
+        with pytest.raises(StudyFolderError, match=r"file is corrupt.*`adaptive-lora recover .* writes it again"):
             read_lock(tmp_path)
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.study.folder import StudyPaths

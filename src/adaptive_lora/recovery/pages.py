@@ -130,7 +130,8 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _values(payload: bytes) -> tuple[Any, ...]:
     header, at = _varint(payload, 0)
-    body, found = header, []
+    body = header
+    found: list[Any] = []
     while at < header:
         kind, at = _varint(payload, at)
         if kind >= 12:

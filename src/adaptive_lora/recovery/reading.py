@@ -1,8 +1,8 @@
 """Collects the rows of a damaged ledger that are what was written, and the names of those that are not.
 
 First what SQLite still reads, from either end of every table; then, where something is missing, every page by itself.
-A row is sound where a digest of the ledger says so. A ledger of before has no digests: there SQLite's word is taken, and
-that its packed numbers can be unpacked and add up.
+A row is sound where a digest of the ledger says so. A ledger of before has no digests: there SQLite's word is taken,
+and that its packed numbers can be unpacked and add up.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Writes a new ledger of what is sound of a damaged one, which is kept; `run` then trains what is missing.
 
 A run counts as finished where all of it is sound: its row, its plan, its curve, its losses by record. Of what is not
-whole, the plan is kept where that is sound, and the rest is lost. Facts of the study are kept where all that it is known
-by are sound; else none is, and `run` writes them again.
+whole, the plan is kept where that is sound, and the rest is lost. Facts of the study are kept where all those are sound
+that it is known by; else none is, and `run` writes them again.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def recover(folder: Path, out: Path | None = None, say: Callable[[str], None] = 
             return _with_lock(found, folder, facts)
         if not any(tables.values()):
             raise StudyFolderError(
-                f"Nothing of {paths.ledger} can be read any more. Bring it back from a copy, or begin anew in a new folder "
-                "with `run --out`."
+                f"Nothing of {paths.ledger} can be read any more. Bring it back from a copy, or begin anew in a new "
+                "folder with `run --out`."
             )
         say("writing what is sound")
         return _with_lock(_write(found, folder, out, tables), out or folder, facts)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.matrix import Run
-from adaptive_lora.study.plan_store import PlanStore, unpacked
+from adaptive_lora.study.plan_store import PlanStore
 from adaptive_lora.study.score_store import ScoreStore
 from adaptive_lora.study.sealed import Rows
 from adaptive_lora.study.tuning import TuningResult

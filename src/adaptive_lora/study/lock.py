@@ -108,14 +108,14 @@ def read_lock(folder: Path) -> dict[str, Any] | None:
     path = StudyPaths(folder).decisions
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _ = found["identity"], found["spec"], found["deviations"]
+        _ = found["identity"], identity_of(found["spec"]), [own["reason"] for own in found["deviations"]]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise StudyFolderError(
-            f"{path}: file is corrupt. It says what was decided before the study began. `adaptive-lora recover {folder}` "
-            "writes it again from the ledger, where that has it; else bring it back from a copy, or name a new folder "
-            "with --out."
+            f"{path}: file is corrupt. It says what was decided before the study began. `adaptive-lora recover "
+            f"{folder}` writes it again, where the ledger has all of it; else bring it back from a copy, or name a new "
+            "folder with --out."
         ) from None
     return found
 
@@ -157,7 +157,12 @@ def check_lock(folder: Path, lock: Mapping[str, Any], facts: Mapping[str, Any]) 
         named = [name for name in DECIDED if name in known or (name in lock and name not in ("exploratory", "seeds"))]
         found = "; ".join(
             [text for name in named for text in differences(lock.get(name), known.get(name), sides, name)]
-            + [text for name in _SHARED if name in facts for text in differences(lock[name], facts[name], sides, name)]
+            + [
+                text
+                for name in _SHARED
+                if name in facts
+                for text in differences(lock.get(name), facts[name], sides, name)
+            ]
         )
     if found:
         raise StudyFolderError(

@@ -143,8 +143,8 @@ def _connection(path: Path, uri: str) -> sqlite3.Connection:
     if (version, bool(tables)) not in ((0, False), *((version, True) for version in _READ)):
         connection.close()
         raise StudyFolderError(
-            f"{path}: unsupported ledger version {version}; this adaptive-lora reads versions {_READ[0]} and {_READ[1]}. Open it "
-            "with the version that made it, or name a new folder; if this one made it, its first page is damaged: "
-            f"`adaptive-lora recover {path.parent}`."
+            f"{path}: unsupported ledger version {version}; this adaptive-lora reads versions {_READ[0]} and "
+            f"{_READ[1]}. Open it with the version that made it, or name a new folder; if this one made it, it is "
+            f"damaged: `adaptive-lora recover {path.parent}`."
         )
     return connection
