@@ -7,6 +7,7 @@ that the lock records and the report prints on top.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -126,8 +127,12 @@ def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
 
 
 def decided(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """What the ledger keeps of a lock."""
-    return {name: lock[name] for name in DECIDED if name in lock}
+    """What the ledger keeps of a lock, and a digest of all of it."""
+    return {**{name: lock[name] for name in DECIDED if name in lock}, "digest": _digest(lock)}
+
+
+def _digest(lock: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(lock, sort_keys=True).encode()).hexdigest()
 
 
 def lock_of_ledger(facts: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -164,6 +169,8 @@ def check_lock(folder: Path, lock: Mapping[str, Any], facts: Mapping[str, Any]) 
                 for text in differences(lock.get(name), facts[name], sides, name)
             ]
         )
+        if not found and known.get("digest", own := _digest(lock)) != own:
+            found = "its digest, which the ledger has, is another"
     if found:
         raise StudyFolderError(
             f"{path} is not the lock that this study was begun with: {found}. One of the two was changed after the "
