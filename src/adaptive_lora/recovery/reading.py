@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from adaptive_lora.recovery.pages import Pages, views_of
+from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.open_ledger import columns_of
 from adaptive_lora.study.sealed import TABLES, content_digest, facts_digest
 
@@ -162,6 +163,8 @@ def _plausible(name: str, rows: list[tuple[int, dict[str, Any]]]) -> tuple[int, 
                 own = {c: np.frombuffer(zlib.decompress(row[f"{c}_by_record"]), kind) for c, kind in kinds.items()}
                 if not all(len(v) == row["records"] and v.sum() == row[c] for c, v in own.items()):
                     continue
+            elif name == "runs":
+                _ = Status(row["status"]), Phase(row["phase"])
             elif name == "study":
                 json.loads(row["value"])
             elif name in ("plans", "measurements"):

@@ -62,9 +62,9 @@ class Ledger:
 
     def facts(self) -> dict[str, Any]:
         """What is known of the study as a whole: identity, spec, versions, model, data."""
-        if not self._db.execute("PRAGMA user_version").fetchone()[0]:
-            return {}
         with self._rows.explained("study"):
+            if not self._db.execute("PRAGMA user_version").fetchone()[0]:
+                return {}
             return {row["key"]: json.loads(row["value"]) for row in self._rows.all("study")}
 
     def rows(self, table: str) -> list[dict[str, Any]]:
@@ -190,7 +190,8 @@ class Ledger:
 
     def statuses(self, every: bool = False) -> dict[str, Status]:
         """run_id -> status, likewise."""
-        return {run["run_id"]: Status(run["status"]) for run in self.runs(every)}
+        with self._rows.explained("runs"):
+            return {run["run_id"]: Status(run["status"]) for run in self.runs(every)}
 
     def counts(self) -> dict[tuple[str, str], int]:
         """(phase, status) -> runs, of those that are not set aside."""

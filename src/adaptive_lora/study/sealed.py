@@ -180,13 +180,15 @@ class Rows:
         if name in ("study", "measurements"):
             return LedgerDamaged(str(self._path), f"{key!r} in its table `{name}` {what}")
         run_id, *part = key.split("/")
-        told = "" if name == "runs" else f", its row in `{name}`{f' ({part[0]})' if part else ''}"
-        return LedgerDamaged(str(self._path), f"run {run_id}{self._label(run_id)}{told} {what}")
+        if name == "runs":
+            return LedgerDamaged(str(self._path), f"run {run_id} {what}")
+        row = f"its row in `{name}`{f' ({part[0]})' if part else ''}"
+        return LedgerDamaged(str(self._path), f"run {run_id}{self._label(run_id)}, {row} {what}")
 
     def _label(self, run_id: str) -> str:
-        with contextlib.suppress(sqlite3.Error, UnicodeError):
-            query = "SELECT arm, budget, seed FROM runs WHERE run_id = ?"
-            if (found := self._db.execute(query, (run_id,)).fetchone()) is not None:
+        """What people call the run, where that is known to be so."""
+        with contextlib.suppress(sqlite3.Error, LedgerDamaged):
+            if (found := self.one("runs", run_id)) is not None:
                 return f" ({found['arm']} at {found['budget']}, seed {found['seed']})"
         return ""
 
