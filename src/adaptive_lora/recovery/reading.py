@@ -8,22 +8,17 @@ and that its packed numbers can be unpacked and add up.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import sqlite3
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adaptive_lora.recovery.pages import Pages, views_of
-from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.open_ledger import columns_of
-from adaptive_lora.study.sealed import TABLES, content_digest, facts_digest
+from adaptive_lora.study.sealed import TABLES, adds_up, content_digest, facts_digest
 
 Key = tuple[str, str]
 """A table and what finds a row in it."""
@@ -140,7 +135,7 @@ def _by_sqlite(path: Path, found: _Found) -> bool:
 def _until_error(db: sqlite3.Connection, query: str, then: tuple[Any, ...] | None = None) -> Iterator[tuple[Any, ...]]:
     try:
         yield from db.execute(query)
-    except sqlite3.DatabaseError:
+    except (sqlite3.DatabaseError, UnicodeError):
         if then is not None:
             yield then
 
@@ -155,21 +150,5 @@ def _by_pages(view: Pages, found: _Found) -> None:
 
 
 def _plausible(name: str, rows: list[tuple[int, dict[str, Any]]]) -> tuple[int, dict[str, Any]] | None:
-    """The first that can be unpacked, and whose sums are those of its records."""
-    for place, row in rows:
-        with contextlib.suppress(ValueError, KeyError, TypeError, zlib.error):
-            if name == "evaluations":
-                kinds = {"nll": "<f8", "tokens": "<i8", "exact": "u1"}
-                own = {c: np.frombuffer(zlib.decompress(row[f"{c}_by_record"]), kind) for c, kind in kinds.items()}
-                if not all(len(v) == row["records"] and v.sum() == row[c] for c, v in own.items()):
-                    continue
-            elif name == "runs":
-                _ = Status(row["status"]), Phase(row["phase"])
-            elif name == "study":
-                json.loads(row["value"])
-            elif name in ("plans", "measurements"):
-                json.loads(zlib.decompress(row["plan" if name == "plans" else "content"]))
-            elif name in ("curves", "scores"):
-                zlib.decompress(row["points" if name == "curves" else "value_by_record"])
-            return place, row
-    return None
+    """The first that adds up."""
+    return next(((place, row) for place, row in rows if adds_up(name, row)), None)

@@ -48,7 +48,6 @@ class Ledger:
     """The open record of one study; use `create_or_open` to write and `open_to_read` to read."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        connection.row_factory = sqlite3.Row
         self._db = connection
         self._rows = Rows(connection)
         self.planning = PlanStore(connection, self._rows)

@@ -109,7 +109,7 @@ def create_or_open(folder: Path) -> Ledger:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             _seal(db, path)
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeError) as error:
             if not is_damage(error):
                 raise
             raise LedgerDamaged(str(path), str(error)) from None
@@ -120,12 +120,15 @@ def create_or_open(folder: Path) -> Ledger:
 
 def _seal(db: sqlite3.Connection, path: Path) -> None:
     """Makes the tables of a new ledger; gives one of a version before its digests, where it is sound as it stands."""
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != _VERSION:
+    version, rows = db.execute("PRAGMA user_version").fetchone()[0], Rows(db)
+    if version != _VERSION and not rows.sealed:  # else it is the version alone that is damaged
         if version and (wrong := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
             raise LedgerDamaged(str(path), str(wrong).replace("\n", " "))
+        if version:
+            rows.check_unsealed()
         db.executescript(f"BEGIN; {'' if version else _SCHEMA} {DIGEST_TABLE};")
         seal(db, every=True)
+    if version != _VERSION:
         db.execute(f"PRAGMA user_version = {_VERSION}")
         db.commit()
     seal(db)
@@ -133,10 +136,12 @@ def _seal(db: sqlite3.Connection, path: Path) -> None:
 
 def _connection(path: Path, uri: str) -> sqlite3.Connection:
     try:
-        connection = sqlite3.connect(uri, uri=True, timeout=30)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    except sqlite3.DatabaseError as error:
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)))
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+            stack.pop_all()
+    except (sqlite3.DatabaseError, UnicodeError) as error:
         if is_damage(error):
             raise LedgerDamaged(str(path), f"it cannot be read as a ledger: {error}") from None
         raise StudyFolderError(f"{path} cannot be opened: {error}.") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adaptive_lora.errors import LedgerDamaged
+from adaptive_lora.stats.run_table import Phase, Status
 
 DIGEST_TABLE = """
 CREATE TABLE digests (
@@ -108,6 +112,25 @@ def _tables_of(db: sqlite3.Connection) -> set[str]:
     return {name for (name,) in db.execute("SELECT name FROM main.sqlite_schema WHERE type = 'table'")}
 
 
+def adds_up(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether what a row holds can be unpacked, and is what its sums say: all that a row without a digest can show."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, zlib.error):
+        if name == "runs":
+            _ = Status(row["status"]), Phase(row["phase"])
+        elif name == "study":
+            json.loads(row["value"])
+        elif name in ("plans", "measurements"):
+            json.loads(zlib.decompress(row["plan" if name == "plans" else "content"]))
+        elif name in ("curves", "scores"):
+            zlib.decompress(row["points" if name == "curves" else "value_by_record"])
+        else:
+            kinds = {"nll": "<f8", "tokens": "<i8", "exact": "u1"}
+            own = {column: np.frombuffer(zlib.decompress(row[f"{column}_by_record"]), t) for column, t in kinds.items()}
+            return all(len(values) == row["records"] and values.sum() == row[c] for c, values in own.items())
+        return True
+    return False
+
+
 class Rows:
     """The rows of an open ledger, each held against its digest where the ledger has digests.
 
@@ -115,6 +138,7 @@ class Rows:
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
+        db.row_factory = sqlite3.Row
         self._db = db
         with self.explained():
             self.sealed = "digests" in _tables_of(db)
@@ -192,6 +216,13 @@ class Rows:
                 return f" ({found['arm']} at {found['budget']}, seed {found['seed']})"
         return ""
 
+    def check_unsealed(self) -> None:
+        """LedgerDamaged where a row does not add up; before the rows of a ledger of before get digests."""
+        for name in TABLES:
+            for row in self.all(name, packed=True) if self.has(name) else ():
+                if not adds_up(name, dict(row)):
+                    raise self._damaged(name, "/".join(str(row[c]) for c in TABLES[name].key), "does not add up")
+
     @property
     def _path(self) -> Path:
         with contextlib.suppress(sqlite3.Error):
@@ -225,8 +256,13 @@ class Rows:
             raise LedgerDamaged(str(self._path), f"{at}: {error}") from None
 
 
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether SQLite says that the file itself is not sound: no full disk, no lock, no broken constraint."""
+def is_damage(error: Exception) -> bool:
+    """Whether SQLite says that the file itself is not sound: no full disk, no lock, no broken constraint.
+
+    Where it says so with words from the file, they may be none, and Python cannot read its message.
+    """
+    if isinstance(error, UnicodeError):
+        return True
     text = str(error)
     known = ("malformed", "not a database", "no such column", "no such table", "UTF-8", "unsupported file format")
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the details that the higher bits hold
