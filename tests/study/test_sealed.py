@@ -187,6 +187,14 @@ def test_a_torn_ledger_of_before_gets_no_digests_and_says_what_it_is(tmp_path: P
         create_or_open(tmp_path)
 
 
+def test_a_column_in_the_other_case_is_the_same_column(tmp_path: Path) -> None:
+    """A flipped bit of the schema; SQLite gives the name as it stands in the file."""
+    path = fill(tmp_path)
+    told = read_all(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"started REAL, finished REAL", b"started REAL, finisHed REAL"))
+    assert read_all(tmp_path) == told
+
+
 def test_every_column_of_every_table_is_covered() -> None:
     own = {name: set(columns) for name, columns in columns_of().items() if name != "digests"}
     assert own == {name: set(table.columns) for name, table in TABLES.items()}

@@ -13,7 +13,7 @@ import hashlib
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,11 @@ def adds_up(name: str, row: Mapping[str, Any]) -> bool:
     return False
 
 
+def _named(columns: Sequence[str]) -> str:
+    """Columns under their own names, whatever the schema in the file makes of them (a letter in the other case)."""
+    return ", ".join(f"{column} AS {column}" for column in columns)
+
+
 class Rows:
     """The rows of an open ledger, each held against its digest where the ledger has digests.
 
@@ -158,9 +163,7 @@ class Rows:
         table = TABLES[name]
         columns = table.columns if packed else (*table.key, *table.says)
         with self.explained(name), self._moment():
-            rows = self._db.execute(
-                f"SELECT rowid AS place, {', '.join(columns)} FROM {name} ORDER BY rowid"
-            ).fetchall()
+            rows = self._db.execute(f"SELECT rowid AS place, {_named(columns)} FROM {name} ORDER BY rowid").fetchall()
             if self.sealed:
                 query = "SELECT key, facts, content FROM digests WHERE name = ?"
                 digests = {key: (facts, content) for key, facts, content in self._db.execute(query, (name,))}
@@ -177,7 +180,7 @@ class Rows:
         table = TABLES[name]
         where = " AND ".join(f"{column} = ?" for column in table.key)
         with self.explained(name, "/".join(key)), self._moment():
-            query = f"SELECT rowid AS place, {', '.join(table.columns)} FROM {name} WHERE {where}"
+            query = f"SELECT rowid AS place, {_named(table.columns)} FROM {name} WHERE {where}"
             row: sqlite3.Row | None = self._db.execute(query, key).fetchone()
             if self.sealed:
                 found = self._db.execute(
