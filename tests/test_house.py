@@ -25,7 +25,7 @@ FLOORS = [
     {"study"},
     {"foreign"},
     {"export"},
-    {"reporting", "groundtruth"},
+    {"reporting", "groundtruth", "recovery"},
     {"recommend"},
     {"api", "doctor"},
     {"cli"},
@@ -34,7 +34,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "transformers", "peft", "accelerate", "datasets"}
 # What people call from Python has flat keywords, as all libraries of the field do; a mapping would hide their types.
 MANY_KEYWORDS = {"api.py": {"plan", "train"}}
-WITHOUT_TORCH = {"errors", "streams", "files", "planning", "data", "stats", "reporting", "recipes", "models", "foreign"}
+WITHOUT_TORCH = {"errors", "streams", "files", "planning", "data", "stats", "reporting", "recipes", "models", "foreign",
+                 "recovery"}  # fmt: skip
 
 
 def module_name(path: Path) -> str:

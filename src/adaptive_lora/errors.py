@@ -9,6 +9,7 @@ AdaptiveLoraError
 │   ├── StrategyError      an unknown strategy or option
 │   ├── PlanError          a plan file that is corrupt or does not fit the model
 │   ├── StudyFolderError   a folder that is in use, missing, or another study's
+│   │   └── LedgerDamaged    a ledger that is not what was written
 │   └── PaperError         a paper that cannot be written or submitted: a fact is missing, or a rule is broken
 ├── TrainingError        a run that failed while it trained (exit code 1)
 ├── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
@@ -18,6 +19,7 @@ AdaptiveLoraError
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -94,6 +96,20 @@ class AdapterError(UsageError):
 
 class StudyFolderError(UsageError):
     """A study folder that is missing, in use, or belongs to another study."""
+
+
+class LedgerDamaged(StudyFolderError):
+    """A ledger that is not what was written; `what` names the run or the table."""
+
+    def __init__(self, path: str, what: str) -> None:
+        self.path, self.what = path, what
+        super().__init__(
+            f"{path} is damaged: {what}. `adaptive-lora recover {os.path.dirname(path) or '.'}` writes a new ledger of "
+            "what is sound and keeps the damaged one; `run` then trains what is missing."
+        )
+
+    def __reduce__(self) -> tuple[type[LedgerDamaged], tuple[str, str]]:
+        return type(self), (self.path, self.what)
 
 
 class PaperError(UsageError):

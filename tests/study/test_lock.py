@@ -14,8 +14,11 @@ from adaptive_lora.recipes import list_recipes, recipe
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.lock import (
     check_decidable,
+    check_lock,
+    decided,
     differences,
     lock_of,
+    lock_of_ledger,
     read_lock,
     verdicts_rest_on,
     with_deviation,
@@ -122,7 +125,7 @@ def test_no_lock_is_nothing_and_a_torn_one_is_refused(tmp_path: Path) -> None:
     assert read_lock(tmp_path) is None
     for text in ("{", "[]", json.dumps({"identity": "x"})):
         StudyPaths(tmp_path).decisions.write_text(text)
-        with pytest.raises(StudyFolderError, match=r"file is corrupt.*cannot be made again"):
+        with pytest.raises(StudyFolderError, match=r"file is corrupt.*`adaptive-lora recover .* writes it again"):
             read_lock(tmp_path)
 
 
@@ -132,3 +135,40 @@ def test_differences_name_every_value_that_differs() -> None:
         "a.b: 1 there, 2 here", "a.c[1]: 2 there, 3 here", "d: 1 there, None here", "f: None there, 'x' here",
     ]  # fmt: skip
     assert not list(differences(old, old, ("there", "here")))
+
+
+def test_lock_and_ledger_are_held_against_each_other(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(study_file(JUDGED, ("evaluation: 2", "evaluation: 4")))
+    lock = json.loads(json.dumps(lock_of(study, FACTS)))
+    ledger = {**FACTS, "identity": study.identity, "spec": lock["spec"], "lock": decided(lock)}
+    check_lock(tmp_path, lock, ledger)
+    assert lock_of_ledger(ledger) == lock
+    of_before = {key: value for key, value in decided(lock).items() if key not in ("digest", "exploratory", "seeds")}
+    check_lock(tmp_path, lock, {**ledger, "lock": of_before})
+    assert lock_of_ledger({**ledger, "lock": of_before}) is None  # it does not have all of it
+
+    named = lock["hypotheses"][1]
+    rewritten = {
+        "locked: '1999' in the lock, ": {"locked": "1999"},
+        "hypotheses.* in the ledger": {"hypotheses": [named]},
+        "first: .*None in the ledger": {"first": {"seeds": [1]}},
+        "its `spec` is not the one": {"spec": {**lock["spec"], "budgets": ["rank:9"]}},
+        "data.fingerprint: 'e' in the lock, 'd' in the ledger": {"data": {"fingerprint": "e"}},
+        "its digest, which the ledger has, is another": {"versions": {"torch": "1"}},
+    }
+    for match, change in rewritten.items():
+        with pytest.raises(StudyFolderError, match=f"{match}.*adaptive-lora recover .* --deviation REASON"):
+            check_lock(tmp_path, {**lock, **change}, ledger)
+
+
+def test_a_lock_is_one_deviation_ahead_of_the_ledger_and_never_another_study(
+    study_file: WriteStudy, tmp_path: Path
+) -> None:
+    study, other = (
+        load_study(study_file(JUDGED, ("evaluation: 2", f"evaluation: {n}"), name=f"{n}.yaml")) for n in (4, 5)
+    )
+    lock, now = lock_of(study, FACTS), lock_of(other, FACTS)
+    ledger = {**FACTS, "identity": study.identity, "spec": lock["spec"], "lock": decided(lock)}
+    check_lock(tmp_path, with_deviation(lock, now, "more seeds", 3), ledger)  # killed before the ledger was written
+    with pytest.raises(StudyFolderError, match=r"identity: .* in the lock, .* in the ledger; spec\.seeds"):
+        check_lock(tmp_path, now, ledger)  # rewritten with all that belongs to it, as if it had been so from the start

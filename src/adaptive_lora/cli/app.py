@@ -59,7 +59,7 @@ def explained(function: F) -> F:
             err.print(f"failed: {error}", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except sqlite3.Error as error:
-            err.print(f"failed: the ledger could not be written: {error}; is the disk full?", markup=False)
+            err.print(f"failed: {_of_sqlite(error)}", markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt as error:
             err.print("interrupted; run the same command again to continue")
@@ -84,6 +84,20 @@ def explained(function: F) -> F:
             raise typer.Exit(2) from None
 
     return verb  # type: ignore[return-value]
+
+
+def _of_sqlite(error: sqlite3.Error) -> str:
+    """What SQLite means, and what to do."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the details that the higher bits hold
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return f"the ledger could not be written: {error}; is the disk full?"
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return f"the ledger is damaged: {error}. `adaptive-lora recover STUDY` writes a new one of what is sound."
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return f"the ledger is in use: {error}. Wait for the process that has it, and run the same command again."
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
+        return f"the ledger cannot be written where it is: {error}. Copy the study folder to where it can be."
+    return f"the ledger: {error}"
 
 
 def print_json(value: Any) -> None:

@@ -18,6 +18,7 @@ from adaptive_lora.cli import (
     plan,
     reading,
     recommend,
+    recover,
     run,
     strategies,
 )
@@ -25,7 +26,7 @@ from adaptive_lora.cli.app import app
 
 __all__ = [
     "adapter", "app", "data", "doctor", "export", "fetch", "init", "judge", "main", "plan", "reading", "recommend",
-    "run", "strategies",
+    "recover", "run", "strategies",
 ]  # fmt: skip
 
 

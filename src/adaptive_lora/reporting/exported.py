@@ -23,6 +23,7 @@ from adaptive_lora.stats.stability import STABILITY_COLUMNS, with_outcomes
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
+from adaptive_lora.study.lock import check_lock, read_lock
 from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import (
     COST_COLUMNS,
@@ -41,8 +42,10 @@ their completion tokens, or of another metric than test loss their number."""
 
 def export_study(folder: Path, to: Path, answers: bool = True) -> list[Path]:
     """All of a study folder that is to be kept: `export_all`, the lock, the memory bank with what people wrote."""
-    lock = StudyPaths(folder).decisions
+    lock, decided = StudyPaths(folder).decisions, read_lock(folder)
     with contextlib.closing(open_to_read(folder)) as ledger:
+        if decided is not None:
+            check_lock(folder, decided, ledger.facts())
         written = export_all(ledger, to, answers)
     if lock.is_file():
         written.append(StudyPaths(to).decisions)

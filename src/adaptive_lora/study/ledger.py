@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adaptive_lora.stats.metrics import TEST_LOSS, Metric
-from adaptive_lora.stats.run_table import Status
+from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.matrix import Run
-from adaptive_lora.study.plan_store import PlanStore, unpacked
+from adaptive_lora.study.plan_store import PlanStore
 from adaptive_lora.study.score_store import ScoreStore
+from adaptive_lora.study.sealed import Rows
 from adaptive_lora.study.tuning import TuningResult
 
 BASE = "base"
@@ -46,11 +48,11 @@ class Ledger:
     """The open record of one study; use `create_or_open` to write and `open_to_read` to read."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        connection.row_factory = sqlite3.Row
         self._db = connection
-        self.planning = PlanStore(connection)
+        self._rows = Rows(connection)
+        self.planning = PlanStore(connection, self._rows)
         """Plans and measurements, kept as soon as they are made."""
-        self.scores = ScoreStore(connection)
+        self.scores = ScoreStore(connection, self._rows)
         """What a command of the study's own gave every adapter."""
 
     def close(self) -> None:
@@ -59,13 +61,14 @@ class Ledger:
 
     def facts(self) -> dict[str, Any]:
         """What is known of the study as a whole: identity, spec, versions, model, data."""
-        if not self._db.execute("PRAGMA user_version").fetchone()[0]:
-            return {}
-        return {row["key"]: json.loads(row["value"]) for row in self._db.execute("SELECT * FROM study")}
+        with self._rows.explained("study"):
+            if not self._db.execute("PRAGMA user_version").fetchone()[0]:
+                return {}
+            return {row["key"]: json.loads(row["value"]) for row in self._rows.all("study")}
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         """A table as it is stored, in the order it was written."""
-        return [dict(row) for row in self._db.execute(f"SELECT * FROM {table} ORDER BY rowid")]
+        return [_plain(row) for row in self._rows.all(table, packed=True)]
 
     def copy_to(self, path: Path) -> None:
         """Writes the ledger into a file that is not there yet."""
@@ -103,12 +106,12 @@ class Ledger:
             self.set_facts({"set_aside": sorted(aside - runs.keys())})
 
     def _set_aside(self) -> set[str]:
-        kept = self._db.execute("SELECT value FROM study WHERE key = 'set_aside'").fetchone()
+        kept = self._rows.one("study", "set_aside")
         return set(json.loads(kept["value"])) if kept else set()
 
     def status_of(self, run_id: str) -> Status:
         """PENDING for a run that is not there."""
-        row = self._db.execute("SELECT status FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        row = self._rows.one("runs", run_id)
         return Status(row["status"]) if row else Status.PENDING
 
     def begin(self, run_id: str, engine: str, device: str, steps: int, kernels: str | None = None) -> None:
@@ -181,57 +184,46 @@ class Ledger:
     def runs(self, every: bool = False, status: Sequence[Status] = tuple(Status)) -> list[dict[str, Any]]:
         """The runs in the order they were registered; `every`: those set aside by a deviation too."""
         aside = set() if every else self._set_aside()
-        among = ", ".join("?" * len(status))
-        rows = self._db.execute(f"SELECT * FROM runs WHERE status IN ({among}) ORDER BY rowid", tuple(status))
-        return [dict(row) for row in rows if row["run_id"] not in aside]
+        rows = self._rows.all("runs")
+        return [_plain(row) for row in rows if row["status"] in status and row["run_id"] not in aside]
 
     def statuses(self, every: bool = False) -> dict[str, Status]:
         """run_id -> status, likewise."""
-        aside = set() if every else self._set_aside()
-        rows = self._db.execute("SELECT run_id, status FROM runs ORDER BY rowid")
-        return {row["run_id"]: Status(row["status"]) for row in rows if row["run_id"] not in aside}
+        with self._rows.explained("runs"):
+            return {run["run_id"]: Status(run["status"]) for run in self.runs(every)}
 
     def counts(self) -> dict[tuple[str, str], int]:
         """(phase, status) -> runs, of those that are not set aside."""
-        query = "SELECT phase, status, count(*) AS runs FROM runs WHERE run_id NOT IN (SELECT value FROM json_each(?))"
-        rows = self._db.execute(f"{query} GROUP BY phase, status", (json.dumps(sorted(self._set_aside())),))
-        return {(row["phase"], row["status"]): row["runs"] for row in rows}
+        return Counter((run["phase"], run["status"]) for run in self.runs())
 
     def tuning_results(self) -> list[TuningResult]:
         """Of every finished tuning run."""
-        aside = self._set_aside()
-        rows = self._db.execute(
-            "SELECT runs.run_id, arm, budget, learning_rate, seed, nll, evaluations.tokens AS tokens FROM runs"
-            " LEFT JOIN evaluations ON evaluations.run_id = runs.run_id AND split = 'validation'"
-            " WHERE phase = 'tuning' AND status IN ('completed', 'diverged') ORDER BY runs.rowid"
-        )
-        return [
-            (
-                (row["arm"], row["budget"]),
-                row["learning_rate"],
-                row["seed"],
-                row["nll"] / row["tokens"] if row["tokens"] else None,
-            )
-            for row in rows
-            if row["run_id"] not in aside
-        ]
+        totals, done = self.totals(), self.runs(status=(Status.COMPLETED, Status.DIVERGED))
+        found: list[TuningResult] = []
+        for run in done:
+            if run["phase"] == Phase.TUNING:
+                own = totals.get((run["run_id"], "validation"))
+                loss = own["nll"] / own["tokens"] if own and own["tokens"] else None
+                found.append(((run["arm"], run["budget"]), run["learning_rate"], run["seed"], loss))
+        return found
 
     def totals(self) -> dict[tuple[str, str], dict[str, Any]]:
         """(run_id or `base`, split) -> summed nll, tokens, exact answers and records."""
-        query = "SELECT run_id, split, nll, tokens, exact, records FROM evaluations"
-        return {(row["run_id"], row["split"]): dict(row) for row in self._db.execute(query)}
+        return {(row["run_id"], row["split"]): _plain(row) for row in self._rows.all("evaluations")}
 
     def by_record(self, run_id: str, split: str, metric: Metric = TEST_LOSS) -> SplitResult | None:
         """Per-record results, with the scores of a `metric` that has a command; None where there are none."""
-        row = self._db.execute("SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)).fetchone()
+        row = self._rows.one("evaluations", run_id, split)
         if row is None:
             return None
-        return SplitResult(
-            np.frombuffer(zlib.decompress(row["nll_by_record"]), dtype="<f8"),
-            np.frombuffer(zlib.decompress(row["tokens_by_record"]), dtype="<i8"),
-            np.frombuffer(zlib.decompress(row["exact_by_record"]), dtype="u1").astype(np.bool_),
-            self.scores.values(run_id, metric.key) if metric.command and split == "test" else None,
-        )
+        scores = self.scores.values(run_id, metric.key) if metric.command and split == "test" else None
+        with self._rows.explained("evaluations", run_id):
+            return SplitResult(
+                np.frombuffer(zlib.decompress(row["nll_by_record"]), dtype="<f8"),
+                np.frombuffer(zlib.decompress(row["tokens_by_record"]), dtype="<i8"),
+                np.frombuffer(zlib.decompress(row["exact_by_record"]), dtype="u1").astype(np.bool_),
+                scores,
+            )
 
     def plan(self, run_id: str) -> dict[str, Any] | None:
         """The plan of a finished run, as JSON values."""
@@ -240,23 +232,33 @@ class Ledger:
 
     def plans(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(run_id, plan) of every finished run, in the order they were registered, one at a time."""
-        query = "SELECT run_id, plan FROM plans JOIN runs USING (run_id) WHERE status = ? ORDER BY runs.rowid"
-        for row in self._db.execute(query, (Status.COMPLETED.value,)):
-            yield row["run_id"], unpacked(row["plan"])
+        for run in self.runs(every=True, status=(Status.COMPLETED,)):
+            if (found := self.planning.plan(run["run_id"])) is not None:
+                yield run["run_id"], found[0]
 
     def curve(self, run_id: str) -> dict[str, list[float]] | None:
         """Column -> value per step of a finished run."""
-        row = self._db.execute("SELECT * FROM curves WHERE run_id = ?", (run_id,)).fetchone()
-        return {name: values.tolist() for name, values in _points(row).items()} if row else None
+        found = self._points(run_id)
+        return {name: values.tolist() for name, values in found.items()} if found is not None else None
 
     def curves(self, phase: str) -> Iterator[tuple[str, dict[str, NDArray[np.float64]]]]:
         """(run_id, column -> value per step) of a phase's finished runs, as registered, one at a time."""
-        query = "SELECT curves.* FROM curves JOIN runs USING (run_id) WHERE phase = ? ORDER BY runs.rowid"
-        for row in self._db.execute(query, (phase,)):
-            yield row["run_id"], _points(row)
+        for run in self.runs(every=True):
+            if run["phase"] == phase and (found := self._points(run["run_id"])) is not None:
+                yield run["run_id"], found
+
+    def _points(self, run_id: str) -> dict[str, NDArray[np.float64]] | None:
+        row = self._rows.one("curves", run_id)
+        if row is None:
+            return None
+        with self._rows.explained("curves", run_id):
+            columns = json.loads(row["columns"])
+            points = np.frombuffer(zlib.decompress(row["points"]), dtype=np.float64).reshape(len(columns), -1)
+            return dict(zip(columns, points, strict=True))
 
 
-def _points(row: sqlite3.Row) -> dict[str, NDArray[np.float64]]:
-    columns = json.loads(row["columns"])
-    points = np.frombuffer(zlib.decompress(row["points"]), dtype=np.float64).reshape(len(columns), -1)
-    return dict(zip(columns, points, strict=True))
+def _plain(row: sqlite3.Row) -> dict[str, Any]:
+    """Without the place of the row in its table."""
+    found = dict(row)
+    del found["place"]
+    return found

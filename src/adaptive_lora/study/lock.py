@@ -7,6 +7,7 @@ that the lock records and the report prints on top.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,13 @@ from adaptive_lora.stats.metrics import Metric, metric_of
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.matrix import Role
 from adaptive_lora.study.protocol import MOST_PRIMARY
-from adaptive_lora.study.study_file import Study
+from adaptive_lora.study.study_file import Study, identity_of
 from adaptive_lora.study.yaml import Location
 
 FORM = 1
+DECIDED = ("locked", "hypotheses", "primary", "controls", "deviations", "first", "exploratory", "seeds")
+"""What the ledger keeps of a lock, beside the facts that both have."""
+_SHARED = ("identity", "spec", "model", "data")
 LEAST_SEEDS = 4
 """Evaluation seeds of a study that gives verdicts: with fewer, a spread over seeds is hardly known."""
 LEAST_AT_A_LOOK = 3
@@ -105,13 +109,14 @@ def read_lock(folder: Path) -> dict[str, Any] | None:
     path = StudyPaths(folder).decisions
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        _ = found["identity"], found["spec"], found["deviations"]
+        _ = found["identity"], identity_of(found["spec"]), [own["reason"] for own in found["deviations"]]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
         raise StudyFolderError(
-            f"{path}: file is corrupt. It says what was decided before the study began and cannot be made again; "
-            "bring it back from a copy, or name a new folder with --out."
+            f"{path}: file is corrupt. It says what was decided before the study began. `adaptive-lora recover "
+            f"{folder}` writes it again, where the ledger has all of it; else bring it back from a copy, or name a new "
+            "folder with --out."
         ) from None
     return found
 
@@ -119,6 +124,67 @@ def read_lock(folder: Path) -> dict[str, Any] | None:
 def write_lock(folder: Path, lock: Mapping[str, Any]) -> None:
     """Replaces the lock as a whole."""
     write_atomically(StudyPaths(folder).decisions, json.dumps(lock, indent=2) + "\n")
+
+
+def decided(lock: Mapping[str, Any]) -> dict[str, Any]:
+    """What the ledger keeps of a lock, and a digest of all of it."""
+    return {**{name: lock[name] for name in DECIDED if name in lock}, "digest": _digest(lock)}
+
+
+def _digest(lock: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(lock, sort_keys=True).encode()).hexdigest()
+
+
+def lock_of_ledger(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The lock as the ledger has it; None where it does not have all of it (ledgers of versions before)."""
+    kept: Mapping[str, Any] = facts.get("lock", {})
+    shared = ("identity", "spec", "versions", "model", "data")
+    if not ({*DECIDED} - {"first"} <= kept.keys() and {*shared} <= facts.keys()):
+        return None
+    order = ("locked", "identity", "hypotheses", "primary", "exploratory", "controls", "seeds", *shared[1:])
+    every = {**facts, **kept}
+    return {"form": FORM, **{name: every[name] for name in (*order, "deviations", "first") if name in every}}
+
+
+def check_lock(folder: Path, lock: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """StudyFolderError where lock and ledger, or the lock and its own identity, say different things.
+
+    What was decided is written before the first result; where one of the two was changed since, nobody can tell by the
+    results what was decided before them. A ledger that is one deviation behind is what a kill leaves.
+    """
+    path, known = StudyPaths(folder).decisions, facts.get("lock")
+    if identity_of(lock["spec"]) != lock["identity"]:
+        found = "its `spec` is not the one that its `identity` was made of"
+    elif known is None or _is_behind(known, facts, lock):
+        return
+    else:
+        sides = ("in the lock", "in the ledger")
+        named = [name for name in DECIDED if name in known or (name in lock and name not in ("exploratory", "seeds"))]
+        found = "; ".join(
+            [text for name in named for text in differences(lock.get(name), known.get(name), sides, name)]
+            + [
+                text
+                for name in _SHARED
+                if name in facts
+                for text in differences(lock.get(name), facts[name], sides, name)
+            ]
+        )
+        if not found and known.get("digest", own := _digest(lock)) != own:
+            found = "its digest, which the ledger has, is another"
+    if found:
+        raise StudyFolderError(
+            f"{path} is not the lock that this study was begun with: {found}. One of the two was changed after the "
+            f"study began. Bring {path.name} back from a copy, or let `adaptive-lora recover {folder}` write it again "
+            "from the ledger. A change that is meant goes into the study file, with its reason: `run --deviation "
+            "REASON`; the report will show it."
+        )
+
+
+def _is_behind(known: Mapping[str, Any], facts: Mapping[str, Any], lock: Mapping[str, Any]) -> bool:
+    """Whether the ledger was written before the last deviation of the lock."""
+    own, older = lock["deviations"], known["deviations"]
+    same = own[:-1] == older and lock.get("locked") == known.get("locked")
+    return bool(facts.get("identity") != lock["identity"] and len(own) == len(older) + 1 and same)
 
 
 def with_deviation(lock: Mapping[str, Any], now: Mapping[str, Any], reason: str, results: int) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import StudyFolderError
+from adaptive_lora.errors import LedgerDamaged, StudyFolderError
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.plan_store import PLAN_TABLES
 from adaptive_lora.study.score_store import SCORE_TABLE
+from adaptive_lora.study.sealed import DIGEST_TABLE, Rows, is_damage, seal
 
 _SCHEMA = f"""
 CREATE TABLE study (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -34,7 +35,9 @@ CREATE TABLE curves (run_id TEXT PRIMARY KEY, columns TEXT NOT NULL, points BLOB
 {PLAN_TABLES}
 PRAGMA user_version = 2;
 """
-_VERSION = 2
+_VERSION = 3
+"""With digests; `in_memory` and versions before have none."""
+_READ = (2, 3)
 
 
 def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
@@ -42,15 +45,35 @@ def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
         db.executescript(_SCHEMA)
-        if "scores" in tables:
-            db.execute(SCORE_TABLE)
+        _fill(db, tables)
+        stack.pop_all()
+        return Ledger(db)
+
+
+def write_ledger(folder: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """A new ledger of these `rows` in a folder that has none, with digests."""
+    with contextlib.closing(create_or_open(folder)) as ledger:
+        _fill(ledger._db, tables)
+
+
+def columns_of() -> dict[str, dict[str, str]]:
+    """Table -> column -> type, of all tables that a ledger may have, in their order."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(f"{_SCHEMA}; {SCORE_TABLE}; {DIGEST_TABLE}")
+        names = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        return {name: {row[1]: row[2] for row in db.execute(f"PRAGMA table_info({name})")} for name in names}
+
+
+def _fill(db: sqlite3.Connection, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    if "scores" in tables:
+        db.execute(SCORE_TABLE)
+        if Rows(db).sealed:
+            seal(db)
+    with db:
         for table, rows in tables.items():
             for row in rows:
                 columns = ", ".join(f":{column}" for column in row)
                 db.execute(f"INSERT INTO {table} ({columns.replace(':', '')}) VALUES ({columns})", dict(row))
-        db.commit()
-        stack.pop_all()
-        return Ledger(db)
 
 
 def open_to_read(folder: Path, begun: bool = True) -> Ledger:
@@ -68,36 +91,65 @@ def open_to_read(folder: Path, begun: bool = True) -> Ledger:
             f"{folder} cannot be written, and its last results are still in {log.name}; copy it first."
         )
     # A folder that cannot be written (a mounted archive) cannot hold WAL's side files either.
-    ledger = _connect(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
-    if begun and not ledger.facts():
-        ledger.close()
-        raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
-    return ledger
+    with contextlib.ExitStack() as stack:
+        connection = _connection(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
+        ledger = Ledger(stack.enter_context(contextlib.closing(connection)))
+        if begun and not ledger.facts():
+            raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
+        stack.pop_all()
+        return ledger
 
 
 def create_or_open(folder: Path) -> Ledger:
     """The ledger of a study folder, to write; call under `exclusive`."""
     path = StudyPaths(folder).ledger
-    ledger = _connect(path, path.resolve().as_uri())
-    db = ledger._db
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-        db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-    return ledger
+    with contextlib.ExitStack() as stack:
+        db = stack.enter_context(contextlib.closing(_connection(path, path.resolve().as_uri())))
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            _seal(db, path)
+        except (sqlite3.DatabaseError, UnicodeError) as error:
+            if not is_damage(error):
+                raise
+            raise LedgerDamaged(str(path), str(error)) from None
+        ledger = Ledger(db)
+        stack.pop_all()
+        return ledger
 
 
-def _connect(path: Path, uri: str) -> Ledger:
+def _seal(db: sqlite3.Connection, path: Path) -> None:
+    """Makes the tables of a new ledger; gives one of a version before its digests, where it is sound as it stands."""
+    version, rows = db.execute("PRAGMA user_version").fetchone()[0], Rows(db)
+    if version != _VERSION and not rows.sealed:  # else it is the version alone that is damaged
+        if version and (wrong := db.execute("PRAGMA integrity_check(1)").fetchone()[0]) != "ok":
+            raise LedgerDamaged(str(path), str(wrong).replace("\n", " "))
+        if version:
+            rows.check_unsealed()
+        db.executescript(f"BEGIN; {'' if version else _SCHEMA} {DIGEST_TABLE};")
+        seal(db, every=True)
+    if version != _VERSION:
+        db.execute(f"PRAGMA user_version = {_VERSION}")
+        db.commit()
+    seal(db)
+
+
+def _connection(path: Path, uri: str) -> sqlite3.Connection:
     try:
-        connection = sqlite3.connect(uri, uri=True, timeout=30)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        raise StudyFolderError(f"{path} cannot be read as a ledger: {error}.") from None
-    if (version, bool(tables)) not in ((0, False), (_VERSION, True)):
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)))
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+            stack.pop_all()
+    except (sqlite3.DatabaseError, UnicodeError) as error:
+        if is_damage(error):
+            raise LedgerDamaged(str(path), f"it cannot be read as a ledger: {error}") from None
+        raise StudyFolderError(f"{path} cannot be opened: {error}.") from None
+    if (version, bool(tables)) not in ((0, False), *((version, True) for version in _READ)):
         connection.close()
         raise StudyFolderError(
-            f"{path}: unsupported ledger version {version}; this adaptive-lora reads version {_VERSION}. Open it "
-            "with the version that made it, or name a new folder."
+            f"{path}: unsupported ledger version {version}; this adaptive-lora reads versions {_READ[0]} and "
+            f"{_READ[1]}. Open it with the version that made it, or name a new folder; if this one made it, it is "
+            f"damaged: `adaptive-lora recover {path.parent}`."
         )
-    return Ledger(connection)
+    return connection

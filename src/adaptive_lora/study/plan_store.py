@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+from adaptive_lora.study.sealed import Rows
+
 PLAN_TABLES = """\
 CREATE TABLE plans (run_id TEXT PRIMARY KEY, plan BLOB NOT NULL, seconds REAL NOT NULL);
 CREATE TABLE measurements (key TEXT PRIMARY KEY, description TEXT NOT NULL, content BLOB NOT NULL, taken REAL NOT NULL);
@@ -22,8 +24,8 @@ CREATE TABLE measurements (key TEXT PRIMARY KEY, description TEXT NOT NULL, cont
 class PlanStore:
     """Plans and measurements in an open ledger."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    def __init__(self, connection: sqlite3.Connection, rows: Rows) -> None:
+        self._db, self._rows = connection, rows
 
     def store_plan(self, run_id: str, plan: Mapping[str, Any], seconds: float) -> None:
         """Keeps the plan of a run; `seconds` is what making it took."""
@@ -36,12 +38,13 @@ class PlanStore:
 
     def plan(self, run_id: str) -> tuple[dict[str, Any], float] | None:
         """(plan, seconds that it took) of a run, finished or not; None before it is planned."""
-        row = self._db.execute("SELECT plan, seconds FROM plans WHERE run_id = ?", (run_id,)).fetchone()
-        return (unpacked(row["plan"]), row["seconds"]) if row else None
+        row = self._rows.one("plans", run_id)
+        with self._rows.explained("plans", run_id):
+            return (unpacked(row["plan"]), row["seconds"]) if row else None
 
     def planned(self) -> set[str]:
         """The ids of all runs that have a plan."""
-        return {row["run_id"] for row in self._db.execute("SELECT run_id FROM plans")}
+        return {row["run_id"] for row in self._rows.all("plans")}
 
     def store_measurement(self, key: str, description: Mapping[str, Any], content: Mapping[str, Any]) -> None:
         """Keeps a measurement under the hash of all that it depends on; `description` spells that out."""
@@ -53,12 +56,13 @@ class PlanStore:
 
     def measurement(self, key: str) -> dict[str, Any] | None:
         """The content that was stored under a key; None where there is none."""
-        row = self._db.execute("SELECT content FROM measurements WHERE key = ?", (key,)).fetchone()
-        return unpacked(row["content"]) if row else None
+        row = self._rows.one("measurements", key)
+        with self._rows.explained("measurements", key):
+            return unpacked(row["content"]) if row else None
 
     def measurements(self) -> list[dict[str, Any]]:
         """The descriptions of all measurements, in the order they were taken."""
-        return [json.loads(row["description"]) for row in self._db.execute("SELECT * FROM measurements ORDER BY rowid")]
+        return [json.loads(row["description"]) for row in self._rows.all("measurements")]
 
 
 def packed(value: Mapping[str, Any]) -> bytes:

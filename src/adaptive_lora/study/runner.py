@@ -28,7 +28,16 @@ from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.learning_rate_search import Search, search_of
 from adaptive_lora.study.ledger import Ledger
-from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
+from adaptive_lora.study.lock import (
+    check_decidable,
+    check_lock,
+    decided,
+    differences,
+    lock_of,
+    read_lock,
+    with_deviation,
+    write_lock,
+)
 from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
@@ -159,6 +168,8 @@ def _evaluate(engine: Engine, search: Search) -> None:
 def _lock(study: Study, prepared: PreparedStudy, out: Path, ledger: Ledger, deviation: str | None) -> None:
     """Writes the lock and the ledger's facts, or what has changed since."""
     before, facts, known = read_lock(out), {**study_facts(study), **prepared.facts()}, ledger.facts()
+    if before is not None:
+        check_lock(out, before, known)
     lock = lock_of(study, facts)
     if before is not None and before["identity"] == study.identity:
         # A kill between lock and ledger leaves the facts of the study before the deviation.
@@ -179,8 +190,7 @@ def _lock(study: Study, prepared: PreparedStudy, out: Path, ledger: Ledger, devi
         )
     if lock is not before:
         write_lock(out, lock)
-    kept = ("locked", "hypotheses", "primary", "controls", "deviations", "first")
-    ledger.set_facts({**facts, "lock": {name: lock[name] for name in kept if name in lock}})
+    ledger.set_facts({**facts, "lock": decided(lock)})
 
 
 def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None, deviation: str | None = None) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptive_lora.study.sealed import Rows, seal
+
 SCORE_TABLE = """
 CREATE TABLE IF NOT EXISTS scores (
     run_id TEXT NOT NULL, metric TEXT NOT NULL, mean REAL NOT NULL, records INTEGER NOT NULL,
@@ -26,13 +28,13 @@ RECORDS = "scored_records"
 class ScoreStore:
     """Scores by run and by `Metric.key`; part of a `Ledger`."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._db = connection
+    def __init__(self, connection: sqlite3.Connection, rows: Rows) -> None:
+        self._db, self._rows = connection, rows
 
     @property
     def there(self) -> bool:
         """Whether anything was ever scored."""
-        return self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'scores'").fetchone() is not None
+        return self._rows.has("scores")
 
     def records(self, key: str) -> list[str] | None:
         """The names of the records that a metric scores; None before the first score."""
@@ -40,13 +42,15 @@ class ScoreStore:
         return found
 
     def _records(self) -> dict[str, list[str]]:
-        row = self._db.execute("SELECT value FROM study WHERE key = ?", (RECORDS,)).fetchone()
+        row = self._rows.one("study", RECORDS)
         return dict(json.loads(row["value"])) if row else {}
 
     def store(self, run_id: str, key: str, records: Sequence[str], values: NDArray[np.float64]) -> None:
         """Keeps a run's values, whole, with the names of its records where they are the first."""
         names = {key: list(records), **self._records()}
         self._db.execute(SCORE_TABLE)
+        if self._rows.sealed:
+            seal(self._db)
         with self._db:
             self._db.execute(
                 "INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?, ?)",
@@ -58,12 +62,12 @@ class ScoreStore:
         """By record, in the order of `records`; None where the run was not scored."""
         if not self.there:
             return None
-        query = "SELECT value_by_record FROM scores WHERE run_id = ? AND metric = ?"
-        row = self._db.execute(query, (run_id, key)).fetchone()
-        return np.frombuffer(zlib.decompress(row["value_by_record"]), dtype="<f8") if row else None
+        row = self._rows.one("scores", run_id, key)
+        with self._rows.explained("scores", run_id):
+            return np.frombuffer(zlib.decompress(row["value_by_record"]), dtype="<f8") if row else None
 
     def means(self, key: str) -> dict[str, float]:
         """run_id -> its mean, of every run that was scored."""
         if not self.there:
             return {}
-        return dict(tuple(row) for row in self._db.execute("SELECT run_id, mean FROM scores WHERE metric = ?", (key,)))
+        return {row["run_id"]: row["mean"] for row in self._rows.all("scores") if row["metric"] == key}

@@ -42,7 +42,7 @@ class Study:
     @property
     def identity(self) -> str:
         """Hash of the content, whatever the order of keys."""
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+        return identity_of(self.spec.model_dump(mode="json"))
 
     @functools.cached_property
     def matrix(self) -> StudyMatrix:
@@ -71,6 +71,11 @@ def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
         "model": {**model, "name": Path(model["name"]).name},
         "data": {**data, **{key: Path(data[key]).name for key in ("source", "general") if key in data}},
     }
+
+
+def identity_of(spec: Mapping[str, Any]) -> str:
+    """Hash of what a spec says, `content_of`."""
+    return hashlib.sha256(json.dumps(content_of(spec), sort_keys=True).encode()).hexdigest()
 
 
 def portable_text(study: Study) -> str:

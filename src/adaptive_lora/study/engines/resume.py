@@ -66,6 +66,8 @@ class BankCheckpoints:
     def _sound(self, newest: Composition, run_ids: Sequence[str], say: Callable[[str], None]) -> Composition:
         """The newest generation of which every file is what was written; none of a folder where there is none."""
         found = newest
+        if found.folder and run_ids:
+            say(f"checking {len(run_ids)} checkpoints of update {found.folder.removeprefix('bank-')}")
         while found.folder and (wrong := self._damage(found.folder, run_ids)):
             at, older = found.folder.removeprefix("bank-"), found.before.removeprefix("bank-")
             then = f"going on from the one before, of update {older}" if older else "starting these runs over"
@@ -77,7 +79,10 @@ class BankCheckpoints:
         return found
 
     def _damage(self, folder: str, run_ids: Sequence[str]) -> str | None:
-        """What is wrong with the first file that is not sound; a file that is not there is damage too."""
+        """What is wrong with the first file that is not sound; a file that is not there is damage too.
+
+        Reads every file, one at a time.
+        """
         for run_id in run_ids:
             path = self._path.parent / folder / f"{run_id}.safetensors"
             try:
