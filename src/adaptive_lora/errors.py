@@ -18,6 +18,7 @@ AdaptiveLoraError
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -103,7 +104,13 @@ class ExportError(AdaptiveLoraError, RuntimeError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: a scheduler wants the machine back. What was under way is saved, as after Ctrl-C."""
+    """SIGTERM or SIGHUP came: a scheduler wants the machine back, or the terminal is gone. What was under way is saved,
+    as after Ctrl-C.
+    """
+
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
+        super().__init__(signum)
+        self.signum = signal.Signals(signum)
 
 
 def nearest_hint(word: str, known: Iterable[str]) -> str:

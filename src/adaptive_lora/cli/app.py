@@ -41,43 +41,47 @@ _WRONG_PLACE = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirec
 
 
 def explained(function: F) -> F:
-    """Ends a verb that cannot do what was asked with a message and a code: 2 usage, 1 failed, 130 interrupted, 143
-    terminated by a signal.
+    """Ends a verb that cannot do what was asked with a message and a code: 2 usage, 1 failed, 130 interrupted by
+    Ctrl-C, 143 and 129 stopped by SIGTERM and SIGHUP.
     """
 
     @functools.wraps(function)
     def verb(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except UsageError as error:
-            err.print(f"error: {error}", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except AdaptiveLoraError as error:
-            err.print(f"failed: {error}", markup=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-        except sqlite3.Error as error:
-            err.print(f"failed: the ledger could not be written: {error}; is the disk full?", markup=False)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt as error:
-            err.print("interrupted; run the same command again to continue")
-            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
-        except OSError as error:  # a full disk, a read-only one, a folder that cannot be
-            usage = isinstance(error, _WRONG_PLACE)
-            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            err.print(f"{'error' if usage else 'failed'}: {reason}.", markup=False, soft_wrap=True)
-            raise typer.Exit(2 if usage else 1) from None
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _TRAIN:
+        except (AdaptiveLoraError, sqlite3.Error, KeyboardInterrupt, OSError, ModuleNotFoundError) as error:
+            said = _last_words(error, function.__name__.replace("_", " "))
+            if said is None:
                 raise
-            name = function.__name__.replace("_", " ")
-            remedy = "pip install 'adaptive-lora[train]'"
-            err.print(f"error: `{name}` needs torch and its family: {remedy}", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
+            with contextlib.suppress(OSError):  # a terminal that hung up
+                err.print(said[1], markup=False, soft_wrap=True)
+            raise typer.Exit(said[0]) from None
 
     return verb  # type: ignore[return-value]
+
+
+def _last_words(error: BaseException, verb: str) -> tuple[int, str] | None:
+    """The exit code and the message that an error ends a verb with; None for one that is a fault of ours."""
+    match error:
+        case UsageError():
+            return 2, f"error: {error}"
+        case AdaptiveLoraError():
+            return 1, f"failed: {error}"
+        case sqlite3.Error():
+            return 1, f"failed: the ledger could not be written: {error}; is the disk full?"
+        case Terminated():
+            return 128 + error.signum, f"stopped by {error.signum.name}; run the same command again to continue"
+        case KeyboardInterrupt():
+            return 130, "interrupted; run the same command again to continue"
+        case OSError():  # a full disk, a read-only one, a folder that cannot be
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            return (2, f"error: {reason}.") if isinstance(error, _WRONG_PLACE) else (1, f"failed: {reason}.")
+        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _TRAIN:
+            return 2, f"error: `{verb}` needs torch and its family: pip install 'adaptive-lora[train]'"
+    return None
 
 
 def print_json(value: Any) -> None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import StudyFolderError, Terminated
+from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.data_facts import splits_csv
@@ -26,13 +24,14 @@ from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
+from adaptive_lora.study.interrupts import interruptible
 from adaptive_lora.study.learning_rate_search import Search, search_of
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
 from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
-from adaptive_lora.study.progress import ProgressListener, Silent
+from adaptive_lora.study.progress import ProgressListener, Silent, Sturdy
 from adaptive_lora.study.scoring import check_command, score_missing
 from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
@@ -42,7 +41,7 @@ from adaptive_lora.study.study_file import Study, exported_text, portable_text
 from adaptive_lora.study.tuning import added_rates
 from adaptive_lora.study.twins import check_twins
 
-__all__ = ["Limits", "ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
+__all__ = ["Limits", "ProgressListener", "Silent", "check_folder", "run_study", "study_facts"]
 
 _SIDES = ("there", "here")
 
@@ -79,7 +78,7 @@ def run_study(
     KeyboardInterrupt after saving a checkpoint; ScoringError where a command of the study's own gives no scores. Runs
     that fail are recorded and tried again by the next call; the others go on.
     """
-    listener, limits = listener or Silent(), limits or Limits()
+    listener, limits = Sturdy(listener or Silent()), limits or Limits()
     check_decidable(study)
     check_trackers(study)
     check_command(study)
@@ -229,33 +228,3 @@ def study_facts(study: Study) -> dict[str, Any]:
         },
         "expected_runs": {phase.value: count for phase, count in counts.items()},
     }
-
-
-@contextlib.contextmanager
-def interruptible(listener: ProgressListener) -> Iterator[Callable[[], bool]]:
-    """A question "stop now?" that the first Ctrl-C or SIGTERM answers with yes; the second stops at once.
-
-    Raises Terminated instead of KeyboardInterrupt where it was SIGTERM.
-    """
-    asked: list[int] = []
-
-    def ask(signum: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(signum)
-        again = "press Ctrl-C again to quit now" if signum == signal.SIGINT else "a second signal quits now"
-        listener.stage(f"saving a checkpoint; {again}")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    except KeyboardInterrupt as error:
-        if signal.SIGTERM in asked:
-            raise Terminated from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
