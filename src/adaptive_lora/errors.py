@@ -11,6 +11,7 @@ AdaptiveLoraError
 │   ├── StudyFolderError   a folder that is in use, missing, or another study's
 │   └── PaperError         a paper that cannot be written or submitted: a fact is missing, or a rule is broken
 ├── TrainingError        a run that failed while it trained (exit code 1)
+├── FolderLostError      a study folder that was removed, moved or replaced while its study ran (exit code 1)
 ├── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
 └── ExportError          a file that was written and is not what was asked for (exit code 1)
 """
@@ -93,6 +94,10 @@ class PaperError(UsageError):
 
 class TrainingError(AdaptiveLoraError, RuntimeError):
     """A run that failed while it trained."""
+
+
+class FolderLostError(AdaptiveLoraError, RuntimeError):
+    """A study folder that was removed, moved or replaced while its study ran."""
 
 
 class ScoringError(AdaptiveLoraError, RuntimeError):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Status
+from adaptive_lora.study.ledger_place import PlacedConnection
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_store import PlanStore, unpacked
 from adaptive_lora.study.score_store import ScoreStore
@@ -45,7 +46,7 @@ class SplitResult:
 class Ledger:
     """The open record of one study; use `create_or_open` to write and `open_to_read` to read."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: PlacedConnection) -> None:
         connection.row_factory = sqlite3.Row
         self._db = connection
         self.planning = PlanStore(connection)
@@ -56,6 +57,10 @@ class Ledger:
     def close(self) -> None:
         """Closes; the last writer folds its log into the one file."""
         self._db.close()
+
+    def check_place(self) -> None:
+        """FolderLostError where the ledger is not the file at its path any more; every transaction asks it too."""
+        self._db.check_place()
 
     def facts(self) -> dict[str, Any]:
         """What is known of the study as a whole: identity, spec, versions, model, data."""

@@ -12,6 +12,7 @@ from typing import Any
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
+from adaptive_lora.study.ledger_place import PlacedConnection
 from adaptive_lora.study.plan_store import PLAN_TABLES
 from adaptive_lora.study.score_store import SCORE_TABLE
 
@@ -40,7 +41,7 @@ _VERSION = 2
 def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
     """A ledger of these `rows` that no file holds."""
     with contextlib.ExitStack() as stack:
-        db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
+        db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", factory=PlacedConnection)))
         db.executescript(_SCHEMA)
         if "scores" in tables:
             db.execute(SCORE_TABLE)
@@ -80,6 +81,7 @@ def create_or_open(folder: Path) -> Ledger:
     path = StudyPaths(folder).ledger
     ledger = _connect(path, path.resolve().as_uri())
     db = ledger._db
+    db.placed_at(path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     if db.execute("PRAGMA user_version").fetchone()[0] == 0:
@@ -89,7 +91,7 @@ def create_or_open(folder: Path) -> Ledger:
 
 def _connect(path: Path, uri: str) -> Ledger:
     try:
-        connection = sqlite3.connect(uri, uri=True, timeout=30)
+        connection = sqlite3.connect(uri, uri=True, timeout=30, factory=PlacedConnection)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
     except sqlite3.DatabaseError as error:

@@ -75,8 +75,9 @@ def run_study(
     accelerator where there is one, else the CPU.
 
     Raises UsageError before anything is written if the study cannot work or the folder is not its own;
-    KeyboardInterrupt after saving a checkpoint; ScoringError where a command of the study's own gives no scores. Runs
-    that fail are recorded and tried again by the next call; the others go on.
+    KeyboardInterrupt after saving a checkpoint (Terminated where it was not Ctrl-C that asked for it); ScoringError
+    where a command of the study's own gives no scores; FolderLostError where `out` was removed, moved or replaced
+    meanwhile. Runs that fail are recorded and tried again by the next call; the others go on.
     """
     listener, limits = Sturdy(listener or Silent()), limits or Limits()
     check_decidable(study)
@@ -102,9 +103,13 @@ def run_study(
         for name, text in kept_files(study.spec).items():
             write_atomically(out / name, text)
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)
+
+        def should_stop() -> bool:
+            ledger.check_place()
+            return stop() or limits.should_stop()
+
         engine = _ENGINES[study.spec.engine](
-            prepared, ledger, StudyPaths(out), listener, lambda: stop() or limits.should_stop(), checkpoint_seconds,
-            trackers, limits.largest_bank,
+            prepared, ledger, StudyPaths(out), listener, should_stop, checkpoint_seconds, trackers, limits.largest_bank,
         )  # fmt: skip
         engine.evaluate_base()
         search = _tune(engine)
@@ -112,7 +117,9 @@ def run_study(
         _evaluate(engine, search)
         check_twins(ledger)
         answer_records(engine)
-        return ledger_status(ledger)
+        status = ledger_status(ledger)
+        ledger.check_place()  # last, so that no study is called complete of which there is nothing
+        return status
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:
