@@ -30,6 +30,7 @@ BASE = "base"
 """The frozen model's place among the evaluations."""
 GENERAL = "general"
 """The split of a general text, in a study that names one; nothing rests on it."""
+_THEN = "; then "
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,15 @@ class Ledger:
         return Status(row["status"]) if row else Status.PENDING
 
     def begin(self, run_id: str, engine: str, device: str, steps: int, kernels: str | None = None) -> None:
-        """Marks a run as running; `kernels` says what computes attention and adapters."""
+        """Marks a run as running; `kernels` says what computes attention and adapters.
+
+        Of a run that goes on with others than it began with, the ledger has both: `A; then B`.
+        """
         with self._db:
+            before = self._db.execute("SELECT kernels FROM runs WHERE run_id = ? AND step > 0", (run_id,)).fetchone()
+            if before and before["kernels"] and kernels:
+                same = before["kernels"].split(_THEN)[-1] == kernels
+                kernels = before["kernels"] if same else f"{before['kernels']}{_THEN}{kernels}"
             self._db.execute(
                 "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, kernels = ?, error = NULL, started = ?"
                 " WHERE run_id = ?",
