@@ -25,6 +25,7 @@ from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.interrupts import interruptible
+from adaptive_lora.study.kept_adapters import drop_adapters
 from adaptive_lora.study.learning_rate_search import Search, search_of
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import check_decidable, differences, lock_of, read_lock, with_deviation, write_lock
@@ -117,6 +118,7 @@ def run_study(
         _evaluate(engine, search)
         check_twins(ledger)
         answer_records(engine)
+        drop_adapters(study, ledger, StudyPaths(out), at_end=True)
         status = ledger_status(ledger)
         ledger.check_place()  # last, so that no study is called complete of which there is nothing
         return status
