@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from adaptive_lora.data.grouping import group_records, without_duplicates
 from adaptive_lora.data.notices import TextCounts, count_texts, source_notices, text_notices
 from adaptive_lora.data.records import Reading, RecordSet
 from adaptive_lora.errors import DataError
+from adaptive_lora.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,9 @@ def save_histogram(profile: DataProfile, path: Path) -> None:
     ax.set_ylabel("records")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=200)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix[1:], dpi=200)
+    write_atomically(path, drawn.getvalue())
 
 
 def _sample(encoder: Encoder, source: RecordSet, index: int) -> Sample:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adaptive_lora.files import write_atomically
 from adaptive_lora.planning.plan import RankPlan
 
 
@@ -25,4 +26,4 @@ def save(plan: RankPlan, folder: Path, model: str | None = None, seed: int = 0) 
     for m in plan.modules:
         rank = plan.ranks[m.name]
         weights[m.name] = torch.from_numpy(initial_a(seed, m.name, rank, m.d_in)), torch.zeros(m.d_out, rank)
-    (folder / WEIGHTS_FILE).write_bytes(tensors_of(weights))
+    write_atomically(folder / WEIGHTS_FILE, tensors_of(weights))
