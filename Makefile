@@ -4,6 +4,7 @@
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
 # make docs   the documentation, into build/site
 # make interop   exports through the tools that the package index has   make compat   all of them: results/bench/compat.json
+# make soak   long runs against faults and wear, outside the suite; JSON into build/soak
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -15,7 +16,7 @@ BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-or
 
 COMPAT ?= results/bench/compat.json
 
-.PHONY: setup demo studies pages paper docs test check bench interop interop-tools compat clean
+.PHONY: setup demo studies pages paper docs test soak check bench interop interop-tools compat clean
 
 setup: $(READY)
 
@@ -57,6 +58,17 @@ bench: $(READY)
 	@failed=; for script in $(filter-out %_figure.py,$(sort $(wildcard bench/*.py))); do \
 		echo "$$script"; $(BIN)/python $$script || failed="$$failed $$script"; \
 	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+# Scripts print JSON; what pytest collects there is run as well. `make test` runs none of it.
+soak: $(READY)
+	@mkdir -p build/soak; failed=; for script in $(filter-out %/__init__.py %/conftest.py $(wildcard tests/soak/test_*.py),\
+			$(sort $(wildcard tests/soak/*.py))); do \
+		echo "$$script"; \
+		PYTHONPATH=. $(BIN)/python $$script --out build/soak/$$(basename $$script .py).json || failed="$$failed $$script"; \
+	done; \
+	tests="$(wildcard tests/soak/test_*.py)"; if test -n "$$tests"; then \
+		$(BIN)/python -m pytest --override-ini=addopts=-q $$tests || failed="$$failed $$tests"; \
+	fi; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 # The tools are kept outside of the checkout, so that they are installed once: scripts/interop.py says where.
 interop-tools: $(READY)

@@ -101,11 +101,12 @@ def _bank() -> tuple[State, str]:
 
 
 def _kernels() -> tuple[State, str]:
-    from adaptive_lora.training.kernels import kernel_status
+    from adaptive_lora.training.kernels import kernel_places, kernel_status
 
-    status = kernel_status()
+    status, places = kernel_status(), kernel_places()
     compiled = all(text == "compiled" for text in status.values())
-    return ("ok" if compiled else "note"), ", ".join(f"{name}: {text}" for name, text in status.items())
+    found = ", ".join(f"{name}: {text}" for name, text in status.items())
+    return ("ok" if compiled and not places else "note"), "; ".join([found, *places])
 
 
 def _rank_pattern() -> tuple[State, str]:
@@ -222,7 +223,11 @@ CHECKS: dict[str, tuple[Callable[[], tuple[State, str]], str]] = {
     ),
     "forward and backward": (_forward_and_backward, "Reinstall torch for this machine; see pytorch.org."),
     "bank": (_bank, "Set `engine: reference` in study files, and report this with the versions above."),
-    "kernels": (_kernels, "Install a C compiler, or name one in CC; without it, training on the CPU is slower."),
+    "kernels": (
+        _kernels,
+        "Install a C compiler, or name one in CC: without it, training on the CPU is slower. Where "
+        "they are not kept in the cache, point XDG_CACHE_HOME to a folder of your own.",
+    ),
     "PEFT rank pattern": (_rank_pattern, "`pip install -U peft transformers`, then run this again."),
     "ledger": (_ledger, "Use a folder on a local disk; some network drives do not keep SQLite's promises."),
     "hub": (_hub, "Without the hub, name local folders and files; `adaptive-lora demo` needs nothing."),

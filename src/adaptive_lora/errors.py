@@ -12,6 +12,7 @@ AdaptiveLoraError
 │   │   └── LedgerDamaged    a ledger that is not what was written
 │   └── PaperError         a paper that cannot be written or submitted: a fact is missing, or a rule is broken
 ├── TrainingError        a run that failed while it trained (exit code 1)
+├── FolderLostError      a study folder that was removed, moved or replaced while its study ran (exit code 1)
 ├── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
 └── ExportError          a file that was written and is not what was asked for (exit code 1)
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import signal
 from collections.abc import Iterable
 
 _LONGEST_LINE, _MOST_LINES = 1500, 100
@@ -120,6 +122,10 @@ class TrainingError(AdaptiveLoraError, RuntimeError):
     """A run that failed while it trained."""
 
 
+class FolderLostError(AdaptiveLoraError, RuntimeError):
+    """A study folder that was removed, moved or replaced while its study ran."""
+
+
 class ScoringError(AdaptiveLoraError, RuntimeError):
     """A command of the study's own that gave an adapter no score."""
 
@@ -129,7 +135,13 @@ class ExportError(AdaptiveLoraError, RuntimeError):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: a scheduler wants the machine back. What was under way is saved, as after Ctrl-C."""
+    """SIGTERM or SIGHUP came: a scheduler wants the machine back, or the terminal is gone. What was under way is saved,
+    as after Ctrl-C.
+    """
+
+    def __init__(self, signum: int = signal.SIGTERM) -> None:
+        super().__init__(signum)
+        self.signum = signal.Signals(signum)
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from adaptive_lora import models
 from adaptive_lora.cli.main import app
 from adaptive_lora.errors import ModelError, UsageError
-from adaptive_lora.models.cache import file_sha256, provenance_of
+from adaptive_lora.models.cache import _MAKING, _lock, file_sha256, provenance_of
 from adaptive_lora.models.fetch import fetch
 from adaptive_lora.models.gguf import gguf_folder
 from adaptive_lora.models.known import KNOWN, KnownModel
@@ -186,10 +186,15 @@ def test_a_quantisation_that_nobody_knows_keeps_its_model(tmp_path: Path) -> Non
 
 
 def test_what_a_kill_left_is_removed(tiny: tuple[Path, Mapping[str, np.ndarray]], cache: Path) -> None:
+    """What another process is making stays, whatever the clock says."""
     sha256 = file_sha256(tiny[0])
-    left = [cache / f".gguf-{sha256[:16]}.{name}" for name in ("old", "new")]
+    left = [cache / f".gguf-{sha256[:16]}.{name}" for name in ("killed", "made", "begun", "older")]
     for folder in left:
         folder.mkdir(parents=True)
-    os.utime(left[0], (0, 0))
-    gguf_folder(tiny[0])
-    assert [folder.exists() for folder in left] == [False, True]  # the new one may be another process's
+        os.utime(folder, (0, 0))
+    (left[0] / _MAKING).touch()
+    (left[3] / "model.safetensors").touch()  # as versions left it that locked nothing
+    with (left[1] / _MAKING).open("w") as held:
+        assert _lock(held)
+        gguf_folder(tiny[0])
+    assert [folder.exists() for folder in left] == [False, True, True, False]

@@ -1,4 +1,4 @@
-"""What stops a study and what it costs: SIGTERM, checkpoints by the clock and by their price."""
+"""What stops a study and what it costs: signals, checkpoints by the clock and by their price."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ import typer
 
 from adaptive_lora.cli.app import explained
 from adaptive_lora.errors import Terminated
+from adaptive_lora.study import interrupts
+from adaptive_lora.study import progress as study_progress
 from adaptive_lora.study.engines import resume
 from adaptive_lora.study.engines.resume import BankCheckpoints, Composition
-from adaptive_lora.study.runner import Silent, run_study
+from adaptive_lora.study.interrupts import interruptible
+from adaptive_lora.study.progress import Silent, Sturdy
+from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.training.checkpoint import Progress, StepRecord
 from tests.conftest import REFERENCE
@@ -24,30 +28,102 @@ WriteStudy = Callable[..., Path]
 TWO_ARMS = ("[uniform, linear-decay, empirical, random]", "[uniform, random]")
 
 
-class Preempted(Silent):
-    """SIGTERM at the third update."""
+class Stopped(Silent):
+    """A signal at the third update, twice: `timeout` signals its child, and then the child's group."""
 
-    seen = 0
+    def __init__(self, signum: int) -> None:
+        self.signum, self.seen, self.said = signum, 0, list[str]()
+
+    def stage(self, text: str) -> None:
+        self.said.append(text)
 
     def step(self, record: StepRecord) -> None:
         self.seen += 1
         if self.seen == 3:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(self.signum)
+            signal.raise_signal(self.signum)
 
 
-@pytest.mark.parametrize("engine", [(), (REFERENCE,)], ids=["bank", "reference"])
-def test_sigterm_saves_a_checkpoint_as_ctrl_c_does(
-    study_file: WriteStudy, tmp_path: Path, engine: tuple[tuple[str, str], ...]
+SIGNALS = [(signal.SIGTERM, ()), (signal.SIGTERM, (REFERENCE,)), (signal.SIGHUP, ())]
+
+
+@pytest.mark.parametrize(("signum", "engine"), SIGNALS, ids=["SIGTERM", "SIGTERM-reference", "SIGHUP"])
+def test_a_signal_saves_a_checkpoint_as_ctrl_c_does(
+    study_file: WriteStudy, tmp_path: Path, signum: signal.Signals, engine: tuple[tuple[str, str], ...]
 ) -> None:
-    study, listener = load_study(study_file(TWO_ARMS, *engine)), Preempted()
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Terminated):
+    study, listener = load_study(study_file(TWO_ARMS, *engine)), Stopped(signum)
+    before = signal.getsignal(signum)
+    with pytest.raises(Terminated) as stopped:
         run_study(study, tmp_path / "out", listener)
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.signum == signum and signal.getsignal(signum) is before
+    assert f"{signum.name}: saving a checkpoint; a second signal quits now" in listener.said
     assert list((tmp_path / "out" / "checkpoints").iterdir())
     assert run_study(study, tmp_path / "out", listener).finished
     updates = 4 * 6 if engine else 6  # one after another, or all at once
     assert listener.seen == updates  # none was lost or repeated
+
+
+class Second(Exception):
+    """What the handler that was there before raises."""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_does_what_it_did_before(monkeypatch: pytest.MonkeyPatch, signum: signal.Signals) -> None:
+    def plain(signum: int, frame: Any) -> None:
+        raise Second
+
+    before, clock = signal.signal(signum, plain), Clock()
+    monkeypatch.setattr(interrupts, "time", clock)
+    try:
+        with pytest.raises(Second), interruptible(Sturdy(Silent())) as stop:
+            assert not stop()
+            signal.raise_signal(signum)
+            assert stop()
+            clock.now = 1.0
+            signal.raise_signal(signum)
+    finally:
+        assert signal.signal(signum, before) is plain
+
+
+def test_a_hangup_that_nohup_ignores_stops_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible(Sturdy(Silent())) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_study_goes_on_when_no_one_can_be_told_any_more() -> None:
+    class Gone(Silent):
+        told = 0
+
+        def stage(self, text: str) -> None:
+            self.told += 1
+            raise BrokenPipeError
+
+    gone = Gone()
+    sturdy = Sturdy(gone)
+    for text in ("one", "two"):
+        sturdy.stage(text)
+    sturdy.result("run", "done")
+    assert gone.told == 1
+
+
+def test_how_long_a_checkpoint_waits_is_said_where_an_update_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, record = Clock(), StepRecord(0, 1.0, 1.0, 1e-3, 5)
+    monkeypatch.setattr(study_progress, "time", clock)
+    sturdy = Sturdy(Silent())
+    sturdy.begin("4 runs", 6)
+    assert sturdy.update_seconds is None
+    clock.now = 12.34
+    sturdy.step(record)
+    assert interrupts._answer(signal.SIGINT, sturdy.update_seconds).startswith(
+        "saving a checkpoint after this update (the last took 12.3 s); press Ctrl-C"
+    )
+    sturdy.close()
+    assert sturdy.update_seconds is None
 
 
 class Clock:
@@ -111,8 +187,10 @@ def test_a_short_study_is_saved_once_and_not_at_every_update(
     assert saved == [6]
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
-def test_the_exit_code_says_what_stopped_a_verb(error: type[KeyboardInterrupt], code: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (Terminated(), 143), (Terminated(signal.SIGHUP), 129)]
+)
+def test_the_exit_code_says_what_stopped_a_verb(error: KeyboardInterrupt, code: int) -> None:
     @explained
     def verb() -> None:
         raise error

@@ -33,6 +33,9 @@ OUT = [
     MemoryError("out of memory: attention's workspace"),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("could not create a primitive"),
+    RuntimeError("could not create a memory object"),
+    RuntimeError("std::bad_alloc"),
     RuntimeError("CUDA error: out of memory"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
@@ -52,7 +55,7 @@ class Tight:
         return found
 
 
-HOWS: list[tuple[BaseException, dict[str, Any]]] = [(OUT[0], {}), (OUT[1], {"workers": 2}), (OUT[2], {"stacked": True})]
+HOWS: list[tuple[BaseException, dict[str, Any]]] = [(OUT[0], {}), (OUT[1], {"workers": 2}), (OUT[3], {"stacked": True})]
 
 
 @pytest.mark.parametrize(("error", "how"), HOWS, ids=["one worker", "two workers", "stacked"])

@@ -41,49 +41,82 @@ _LONGEST_PATH = 300
 _WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EROFS,
                 errno.ENAMETOOLONG, errno.ELOOP, errno.E2BIG}  # fmt: skip
 """What the system says of a path that cannot be what was asked of it; other failures are not the user's."""
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def explained(function: F) -> F:
-    """Ends a verb that cannot do what was asked with a message and a code: 2 usage, 1 failed, 130 interrupted, 143
-    terminated by a signal.
+    """Ends a verb that cannot do what was asked with a message and a code: 2 usage, 1 failed, 130 interrupted by
+    Ctrl-C, 143 and 129 stopped by SIGTERM and SIGHUP.
     """
 
     @functools.wraps(function)
     def verb(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
-        except UsageError as error:
-            err.print(f"error: {error}", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except AdaptiveLoraError as error:
-            err.print(f"failed: {error}", markup=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-        except sqlite3.Error as error:
-            err.print(f"failed: {_of_sqlite(error)}", markup=False, soft_wrap=True)
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt as error:
-            err.print("interrupted; run the same command again to continue")
-            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+            found = function(*args, **kwargs)
+            sys.stdout.flush()
+            return found
         except BrokenPipeError:  # the reader of our output has seen enough
             sys.stderr.close()
             raise typer.Exit(0) from None
-        except UnicodeEncodeError as error:  # of a path that is no UTF-8, most of all
-            err.print(f"error: a name or a text is no valid Unicode: {error}.", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
-        except OSError as error:  # a full disk, a read-only one, a folder that cannot be
-            usage = error.errno in _WRONG_PLACE
-            reason = f"{str(error.filename)[:_LONGEST_PATH]}: {error.strerror}" if error.filename else str(error)
-            err.print(printable(f"{'error' if usage else 'failed'}: {reason}."), markup=False, soft_wrap=True)
-            raise typer.Exit(2 if usage else 1) from None
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _TRAIN:
+        except (Exception, KeyboardInterrupt) as error:
+            said = _last_words(error, function.__name__.replace("_", " "))
+            if said is None:
                 raise
-            name = function.__name__.replace("_", " ")
-            remedy = "pip install 'adaptive-lora[train]'"
-            err.print(f"error: `{name}` needs torch and its family: {remedy}", markup=False, soft_wrap=True)
-            raise typer.Exit(2) from None
+            _drain_stdout()
+            with contextlib.suppress(OSError):  # a terminal that hung up
+                err.print(said[1], markup=False, soft_wrap=True)
+            raise typer.Exit(said[0]) from None
 
     return verb  # type: ignore[return-value]
+
+
+def _drain_stdout() -> None:
+    """What could not be printed is given up: at its end Python would try again and put its own exit code for ours."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _last_words(error: BaseException, verb: str) -> tuple[int, str] | None:
+    """The exit code and the message that an error ends a verb with; None for one that is a fault of ours."""
+    match error:
+        case UsageError():
+            return 2, f"error: {error}"
+        case AdaptiveLoraError():
+            return 1, f"failed: {error}"
+        case sqlite3.Error():
+            return 1, f"failed: {_of_sqlite(error)}"
+        case Terminated():
+            return 128 + error.signum, f"stopped by {error.signum.name}; run the same command again to continue"
+        case KeyboardInterrupt():
+            return 130, "interrupted; run the same command again to continue"
+        case UnicodeEncodeError():  # of a path that is no UTF-8, most of all
+            return 2, f"error: a name or a text is no valid Unicode: {error}."
+        case OSError():  # a full disk, a read-only one, a folder that cannot be
+            return (2 if error.errno in _WRONG_PLACE else 1), _of_system(error)
+        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _TRAIN:
+            return 2, f"error: `{verb}` needs torch and its family: pip install 'adaptive-lora[train]'"
+        case _ if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+            return 1, f"failed: {str(error).partition('I/O error: ')[2]}. {_NOTHING_HALF}"
+    return None
+
+
+_NOTHING_HALF = (
+    "No file was left half-written. Free some space there, or name another place with --out, and run the same command "
+    "again."
+)
+
+
+def _of_system(error: OSError) -> str:
+    """What the system says of a file, and of a full disk what to do."""
+    reason = (
+        f"{str(error.filename)[:_LONGEST_PATH]}: {error.strerror}" if error.filename else error.strerror or str(error)
+    )
+    if error.errno in _FULL:
+        return printable(f"failed: {reason}. {_NOTHING_HALF}")
+    return printable(f"{'error' if error.errno in _WRONG_PLACE else 'failed'}: {reason}.")
 
 
 def _of_sqlite(error: sqlite3.Error) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import time
 
@@ -94,7 +95,8 @@ class BarProgress(PlainProgress):
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bars.stop()
+        with contextlib.suppress(OSError):  # a terminal that hung up
+            self._bars.stop()
 
     def planning(self, text: str, done: int, total: int) -> None:
         if self._now is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
-from adaptive_lora.cli.shared import remember, tell_report, tell_status
+from adaptive_lora.cli.shared import ctrl_c_quits, remember, tell_report, tell_status
 from adaptive_lora.errors import AdaptiveLoraError, ScoringError, StudyFolderError, TrainingError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Train what is missing of a study. Ctrl-C saves a checkpoint; the same command goes on."""
+    """Train what is missing of a study. Ctrl-C, SIGTERM and SIGHUP save a checkpoint; the same command goes on."""
     if dry_run:
         _dry_run(study, to, device, pilot, as_json)
         return
@@ -148,7 +148,8 @@ def _run(
     listener = progress_for(err)
     with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
-            status = run_study(study, folder, listener, device, checkpoint_seconds, deviation)
+            with ctrl_c_quits():
+                status = run_study(study, folder, listener, device, checkpoint_seconds, deviation)
         except (KeyboardInterrupt, ScoringError, TrainingError):
             remember(folder)
             raise

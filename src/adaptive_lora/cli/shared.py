@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adaptive_lora.cli.app import err, out, print_json, working
 from adaptive_lora.errors import UsageError
@@ -60,4 +64,28 @@ def remember(folder: Path, found: Findings | None = None) -> None:
         with contextlib.nullcontext(found) if found else open_findings(folder) as own:
             write_memory_bank(memory_texts(own, is_in_use(folder)), folder)
     except (UsageError, OSError) as error:
-        err.print(f"warning: the memory bank is not up to date: {error}", markup=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # a terminal that hung up
+            err.print(f"warning: the memory bank is not up to date: {error}", markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def ctrl_c_quits() -> Iterator[None]:
+    """Ctrl-C ends the process at once with code 130, wherever no one saves a checkpoint first.
+
+    Unwinding would wait for passes that other threads compute. Nothing is lost that a kill would not lose.
+    """
+
+    def quit_now(signum: int, frame: Any) -> None:
+        with contextlib.suppress(OSError):
+            err.show_cursor(True)
+            err.print("interrupted; run the same command again to continue")
+        os._exit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, quit_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -74,7 +74,7 @@ def export_adapter(
         found = Exported(order.form, str(folder), story, adapter, facts, check, tuple(asked))
         write_atomically(partial / CARD_FILE, card(found, order.tool))
         write_atomically(partial / COMPAT_FILE, compat_json(found))
-    except UsageError:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if place.is_dir():

@@ -90,8 +90,9 @@ def runs_of(folder: Path, arm: str | None, budget: str | None, which: Which = "b
         picked, why = done.iloc[[(len(done) - 1) // 2]], "the median validation loss of {n} runs"
     found = [_run(row, folder, facts, why.format(n=len(done))) for row in picked.to_dict("records")]
     if gone := [run for run in found if not (run.folder / "adapter_config.json").is_file()]:
-        raise StudyFolderError(f"{gone[0].folder} is not there: the adapter of {_named(own)}, seed {gone[0].seed}, was "
-                               "moved or deleted.")  # fmt: skip
+        raise StudyFolderError(
+            f"{gone[0].folder} is not there: the adapter of {_named(own)}, seed {gone[0].seed}, {_why_gone(facts)}."
+        )
     return found
 
 
@@ -113,6 +114,15 @@ def _of_cell(table: pd.DataFrame, arm: str | None, budget: str | None, folder: P
         raise UsageError(f"{folder} trains {arm} at other budgets only: "
                          f"{', '.join(dict.fromkeys(table[table['arm'] == arm]['budget']))}.")  # fmt: skip
     return own
+
+
+def _why_gone(facts: Mapping[str, Any]) -> str:
+    kept = facts["spec"].get("report", {}).get("keep_adapters", "all")
+    if kept == "best":
+        return "was not kept, as the study says `keep_adapters: best`: take `--run best`"
+    if kept == "none":
+        return "was not kept, as the study says `keep_adapters: none`. Its plan is in the ledger: train it anew"
+    return "was moved or deleted"
 
 
 def _named(runs: pd.DataFrame) -> str:

@@ -6,10 +6,10 @@ import hashlib
 import json
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from adaptive_lora.errors import ModelError
 from adaptive_lora.files import parse_json, user_cache
@@ -18,8 +18,8 @@ PROVENANCE = "provenance.json"
 """The file in a converted folder that says where its weights came from."""
 
 
-_ABANDONED = 3600.0
-"""Seconds after which a folder in the making is one that a kill has left."""
+_MAKING = ".making"
+"""A file in a folder in the making, locked by the process that makes it."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,13 @@ def build_in_cache(folder: Path, fill: Callable[[Path], Provenance]) -> Path:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.*"):
-        if time.time() - left.stat().st_mtime > _ABANDONED:
+        if _is_abandoned(left):
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as private:
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as private,
+        (Path(private) / _MAKING).open("w") as held,
+    ):
+        _lock(held)
         made = Path(private) / folder.name
         made.mkdir()
         found = replace(fill(made), content=content_hash(made))
@@ -87,6 +91,28 @@ def build_in_cache(folder: Path, fill: Callable[[Path], Provenance]) -> Path:
         if not folder.exists():
             made.replace(folder)
     return folder
+
+
+def _is_abandoned(left: Path) -> bool:
+    """Whether a folder in the making is one that a kill has left: no process holds it. Clocks tell nothing of that."""
+    try:
+        with (left / _MAKING).open("r") as held:
+            return _lock(held)
+    except FileNotFoundError:  # just begun and empty, gone by now, or left by a version that held none
+        return left.is_dir() and any(left.iterdir())
+    except OSError:
+        return False
+
+
+def _lock(file: IO[str]) -> bool:
+    """Locks a file until it is closed; False where another process has it, or the system has no such locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def content_hash(folder: Path) -> str:

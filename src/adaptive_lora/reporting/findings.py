@@ -127,10 +127,10 @@ class Findings:
 
     @property
     def period(self) -> tuple[float, float] | None:
-        """Start of the first and end of the last run, seconds since 1970; None where not recorded."""
-        runs = self.source.runs()
-        begun, ended = ([run[key] for run in runs if run[key]] for key in ("started", "finished"))
-        return (min(begun), max(ended)) if begun and ended else None
+        """From the first to the last moment at which a run began or ended, seconds since 1970 by the clock of that
+        machine, which may have been set meanwhile; None where not recorded."""
+        begun, ended = ([run[key] for run in self.source.runs() if run[key]] for key in ("started", "finished"))
+        return (min(begun + ended), max(begun + ended)) if begun and ended else None
 
     @property
     def analysis(self) -> Mapping[str, Any]:

@@ -104,9 +104,11 @@ def exclusive(folder: Path) -> Iterator[None]:
                 f"{folder} is in use: process {file.read().strip() or 'unknown'} is running this study. "
                 "Wait for it, or stop it first; nothing is lost."
             )
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), str(os.getpid()).encode())  # of a full disk closing would complain again
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
         yield
 
 

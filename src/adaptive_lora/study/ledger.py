@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Phase, Status
+from adaptive_lora.study.ledger_place import PlacedConnection
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_store import PlanStore
 from adaptive_lora.study.score_store import ScoreStore
@@ -31,6 +32,7 @@ BASE = "base"
 """The frozen model's place among the evaluations."""
 GENERAL = "general"
 """The split of a general text, in a study that names one; nothing rests on it."""
+_THEN = "; then "
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class SplitResult:
 class Ledger:
     """The open record of one study; use `create_or_open` to write and `open_to_read` to read."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: PlacedConnection) -> None:
         self._db = connection
         self._rows = Rows(connection)
         self.planning = PlanStore(connection, self._rows)
@@ -58,6 +60,10 @@ class Ledger:
     def close(self) -> None:
         """Closes; the last writer folds its log into the one file."""
         self._db.close()
+
+    def check_place(self) -> None:
+        """FolderLostError where the ledger is not the file at its path any more; every transaction asks it too."""
+        self._db.check_place()
 
     def facts(self) -> dict[str, Any]:
         """What is known of the study as a whole: identity, spec, versions, model, data."""
@@ -115,8 +121,15 @@ class Ledger:
         return Status(row["status"]) if row else Status.PENDING
 
     def begin(self, run_id: str, engine: str, device: str, steps: int, kernels: str | None = None) -> None:
-        """Marks a run as running; `kernels` says what computes attention and adapters."""
+        """Marks a run as running; `kernels` says what computes attention and adapters.
+
+        Of a run that goes on with others than it began with, the ledger has both: `A; then B`.
+        """
         with self._db:
+            before = self._db.execute("SELECT kernels FROM runs WHERE run_id = ? AND step > 0", (run_id,)).fetchone()
+            if before and before["kernels"] and kernels:
+                same = before["kernels"].split(_THEN)[-1] == kernels
+                kernels = before["kernels"] if same else f"{before['kernels']}{_THEN}{kernels}"
             self._db.execute(
                 "UPDATE runs SET status = ?, engine = ?, device = ?, steps = ?, kernels = ?, error = NULL, started = ?"
                 " WHERE run_id = ?",

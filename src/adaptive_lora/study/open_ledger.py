@@ -12,6 +12,7 @@ from typing import Any
 from adaptive_lora.errors import LedgerDamaged, StudyFolderError
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
+from adaptive_lora.study.ledger_place import PlacedConnection
 from adaptive_lora.study.plan_store import PLAN_TABLES
 from adaptive_lora.study.score_store import SCORE_TABLE
 from adaptive_lora.study.sealed import DIGEST_TABLE, Rows, is_damage, seal
@@ -43,7 +44,7 @@ _READ = (2, 3)
 def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
     """A ledger of these `rows` that no file holds."""
     with contextlib.ExitStack() as stack:
-        db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:")))
+        db = stack.enter_context(contextlib.closing(sqlite3.connect(":memory:", factory=PlacedConnection)))
         db.executescript(_SCHEMA)
         _fill(db, tables)
         stack.pop_all()
@@ -105,6 +106,7 @@ def create_or_open(folder: Path) -> Ledger:
     path = StudyPaths(folder).ledger
     with contextlib.ExitStack() as stack:
         db = stack.enter_context(contextlib.closing(_connection(path, path.resolve().as_uri())))
+        db.placed_at(path)
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -134,10 +136,11 @@ def _seal(db: sqlite3.Connection, path: Path) -> None:
     seal(db)
 
 
-def _connection(path: Path, uri: str) -> sqlite3.Connection:
+def _connection(path: Path, uri: str) -> PlacedConnection:
     try:
         with contextlib.ExitStack() as stack:
-            connection = stack.enter_context(contextlib.closing(sqlite3.connect(uri, uri=True, timeout=30)))
+            connection = sqlite3.connect(uri, uri=True, timeout=30, factory=PlacedConnection)
+            stack.enter_context(contextlib.closing(connection))
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
             stack.pop_all()

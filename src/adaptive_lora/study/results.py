@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -252,14 +253,19 @@ def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
         files[StudyPaths(folder).splits.name] = splits_csv(facts["splits"])
     if ANSWERS in facts:
         files[ANSWERS_FILE] = json.dumps(facts[ANSWERS], indent=2) + "\n"
-    else:  # of an export before
-        (folder / ANSWERS_FILE).unlink(missing_ok=True)
     files |= {Path(name).name: text for name, text in facts.get("strategy_files", {}).items()}
-    for name, text in files.items():
-        write_atomically(folder / name, text)
-    archive = StudyPaths(folder).archive
-    write_archive(ledger, archive, withheld)
-    return [*(folder / name for name in files), archive]
+    folder.mkdir(parents=True, exist_ok=True)
+    # All are written before one of an export before is replaced, so that a full disk leaves that one whole.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as staged:
+        for name, text in files.items():
+            write_atomically(Path(staged) / name, text)
+        write_archive(ledger, StudyPaths(Path(staged)).archive, withheld)
+        names = [*files, StudyPaths(folder).archive.name]
+        for name in names:
+            (Path(staged) / name).replace(folder / name)
+    if ANSWERS not in facts:
+        (folder / ANSWERS_FILE).unlink(missing_ok=True)
+    return [folder / name for name in names]
 
 
 def _loss(total: dict[str, Any] | None) -> float | None:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import StudyFolderError, Terminated
+from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.study.data_facts import splits_csv
@@ -26,6 +24,8 @@ from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
+from adaptive_lora.study.interrupts import interruptible
+from adaptive_lora.study.kept_adapters import drop_adapters
 from adaptive_lora.study.learning_rate_search import Search, search_of
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import (
@@ -41,7 +41,7 @@ from adaptive_lora.study.lock import (
 from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
-from adaptive_lora.study.progress import ProgressListener, Silent
+from adaptive_lora.study.progress import ProgressListener, Silent, Sturdy
 from adaptive_lora.study.scoring import check_command, score_missing
 from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
@@ -51,7 +51,7 @@ from adaptive_lora.study.study_file import Study, exported_text, portable_text
 from adaptive_lora.study.tuning import added_rates
 from adaptive_lora.study.twins import check_twins
 
-__all__ = ["Limits", "ProgressListener", "Silent", "check_folder", "interruptible", "run_study", "study_facts"]
+__all__ = ["Limits", "ProgressListener", "Silent", "check_folder", "run_study", "study_facts"]
 
 _SIDES = ("there", "here")
 
@@ -85,10 +85,11 @@ def run_study(
     accelerator where there is one, else the CPU.
 
     Raises UsageError before anything is written if the study cannot work or the folder is not its own;
-    KeyboardInterrupt after saving a checkpoint; ScoringError where a command of the study's own gives no scores. Runs
-    that fail are recorded and tried again by the next call; the others go on.
+    KeyboardInterrupt after saving a checkpoint (Terminated where it was not Ctrl-C that asked for it); ScoringError
+    where a command of the study's own gives no scores; FolderLostError where `out` was removed, moved or replaced
+    meanwhile. Runs that fail are recorded and tried again by the next call; the others go on.
     """
-    listener, limits = listener or Silent(), limits or Limits()
+    listener, limits = Sturdy(listener or Silent()), limits or Limits()
     check_decidable(study)
     check_trackers(study)
     check_command(study)
@@ -112,9 +113,13 @@ def run_study(
         for name, text in kept_files(study.spec).items():
             write_atomically(out / name, text)
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)
+
+        def should_stop() -> bool:
+            ledger.check_place()
+            return stop() or limits.should_stop()
+
         engine = _ENGINES[study.spec.engine](
-            prepared, ledger, StudyPaths(out), listener, lambda: stop() or limits.should_stop(), checkpoint_seconds,
-            trackers, limits.largest_bank,
+            prepared, ledger, StudyPaths(out), listener, should_stop, checkpoint_seconds, trackers, limits.largest_bank,
         )  # fmt: skip
         engine.evaluate_base()
         search = _tune(engine)
@@ -122,7 +127,10 @@ def run_study(
         _evaluate(engine, search)
         check_twins(ledger)
         answer_records(engine)
-        return ledger_status(ledger)
+        drop_adapters(study, ledger, StudyPaths(out), at_end=True)
+        status = ledger_status(ledger)
+        ledger.check_place()  # last, so that no study is called complete of which there is nothing
+        return status
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:
@@ -239,33 +247,3 @@ def study_facts(study: Study) -> dict[str, Any]:
         },
         "expected_runs": {phase.value: count for phase, count in counts.items()},
     }
-
-
-@contextlib.contextmanager
-def interruptible(listener: ProgressListener) -> Iterator[Callable[[], bool]]:
-    """A question "stop now?" that the first Ctrl-C or SIGTERM answers with yes; the second stops at once.
-
-    Raises Terminated instead of KeyboardInterrupt where it was SIGTERM.
-    """
-    asked: list[int] = []
-
-    def ask(signum: int, frame: Any) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(signum)
-        again = "press Ctrl-C again to quit now" if signum == signal.SIGINT else "a second signal quits now"
-        listener.stage(f"saving a checkpoint; {again}")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    except KeyboardInterrupt as error:
-        if signal.SIGTERM in asked:
-            raise Terminated from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,8 +193,9 @@ def tensors_of(weights: Mapping[str, tuple[Tensor, Tensor]]) -> bytes:
 def save_config(config: LoraConfig, folder: Path) -> None:
     """Writes `adapter_config.json`; the same bytes whatever the hash seed, which decides the order of PEFT's sets."""
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
     path = folder / CONFIG_FILE
-    written = json.loads(path.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".config-") as private:  # a kill leaves no half configuration
+        config.save_pretrained(private)
+        written = json.loads((Path(private) / CONFIG_FILE).read_text(encoding="utf-8"))
     written["target_modules"] = sorted(written["target_modules"])
     write_atomically(path, json.dumps(written, indent=2, sort_keys=True) + "\n")

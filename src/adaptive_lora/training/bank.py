@@ -30,7 +30,7 @@ from adaptive_lora.training.current_batch import BankBatch, current_batch
 from adaptive_lora.training.evaluate import Evaluation, LossArrays, batches_by_length, empty_evaluation, in_halves
 from adaptive_lora.training.head import TokenLosses
 from adaptive_lora.training.lora_layer import MultiLoraLinear
-from adaptive_lora.training.memory import is_out_of_memory, positions_at_once, saved_bytes
+from adaptive_lora.training.memory import give_back, is_out_of_memory, positions_at_once, saved_bytes
 from adaptive_lora.training.optimizer import checked_updates
 from adaptive_lora.training.packing import BLOCK, Pack, chunks_of, pack, positions_of, size_class, sum_by
 from adaptive_lora.training.reference import Diverged
@@ -251,8 +251,7 @@ class Bank:
         """Halves the passes after one of `tried` positions ran out of memory."""
         with self._lock:
             self.chunk_tokens = max(1, min(self.chunk_tokens, tried // 2))
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back()
 
     @torch.no_grad()
     def logits(self, member: int, examples: Sequence[Example]) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.training.batches import collate, sequence_losses
-from adaptive_lora.training.memory import is_out_of_memory
+from adaptive_lora.training.memory import give_back, is_out_of_memory
 
 PASS_TOKENS = 4096
 """Positions of a pass that evaluates."""
@@ -92,6 +92,7 @@ def in_halves(
     else:
         yield members, examples, found
         return
+    give_back()
     k, n = (len(members) + 1) // 2, len(examples)
     if len(members) == 1:
         n = (n + 1) // 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -11,14 +10,13 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from adaptive_lora.files import user_cache
+from adaptive_lora.training.kernel_cache import load_or_compile
 
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
@@ -86,6 +84,8 @@ class _Kernel:
 
     library: ctypes.CDLL | None
     reason: str = ""
+    place: str = ""
+    """Why it is not kept in the user's cache."""
 
 
 def attention_kernel() -> ctypes.CDLL | None:
@@ -109,12 +109,21 @@ def pointwise_kernel() -> ctypes.CDLL | None:
 
 def kernel_status() -> dict[str, str]:
     """By kernel, `compiled`, or `torch (REASON)` where torch's own operations stand in for it."""
-    kernels = {
+    kernels = _kernels().items()
+    return {name: "compiled" if kernel.library else f"torch ({kernel.reason})" for name, kernel in kernels}
+
+
+def kernel_places() -> tuple[str, ...]:
+    """Why kernels are not kept in the user's cache, each reason once; none where they are."""
+    return tuple(dict.fromkeys(kernel.place for kernel in _kernels().values() if kernel.place))
+
+
+def _kernels() -> dict[str, _Kernel]:
+    return {
         "attention": _loaded("attention", AttentionArgs),
         "lora": _loaded("lora", LoraArgs, "-DREAL=float"),
         "pointwise": _loaded("pointwise", PointwiseArgs),
     }
-    return {name: "compiled" if kernel.library else f"torch ({kernel.reason})" for name, kernel in kernels.items()}
 
 
 def forget_kernels() -> None:
@@ -130,7 +139,7 @@ def _loaded(name: str, arguments: type[ctypes.Structure], *flags: str) -> _Kerne
         compiler = _compiler()
         if not compiler or os.name != "posix":
             return _Kernel(None, "no C compiler: install cc, gcc or clang, or set CC")
-        library = _opened(name, compiler, flags)
+        library, place = _opened(name, compiler, flags)
     except subprocess.CalledProcessError as error:
         first = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[0]
         return _Kernel(None, f"{shlex.join(compiler)} failed: {first}")
@@ -140,37 +149,26 @@ def _loaded(name: str, arguments: type[ctypes.Structure], *flags: str) -> _Kerne
         found = getattr(library, f"{name}_{function}")
         of_costs = function == "costs"
         found.argtypes, found.restype = [ctypes.POINTER(CostArgs if of_costs else arguments)], ctypes.c_int
-    return _Kernel(library)
+    return _Kernel(library, place=place)
 
 
 def _compiler() -> list[str]:
-    """The compiler's command, which may have arguments (CC="ccache gcc"); empty where there is none."""
+    """The compiler's command, which may have arguments (CC="ccache gcc") or a path with blanks; empty where there is
+    none."""
     if named := os.environ.get("CC"):
-        return shlex.split(named)
+        return [named] if Path(named).is_file() else shlex.split(named)
     found = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     return [found] if found else []
 
 
-def _opened(name: str, compiler: list[str], flags: tuple[str, ...]) -> ctypes.CDLL:
-    """The shared library, from the user's cache if this source was compiled for this processor before."""
-    folder = user_cache()
-    cached = folder / f"{name}-{_cache_key(name, compiler, flags)}.so"
-    if cached.exists():
-        with contextlib.suppress(OSError):  # a corrupt file is compiled again
-            return ctypes.CDLL(str(cached))
-    with tempfile.TemporaryDirectory(prefix="adaptive-lora-") as private:
-        built = Path(private) / cached.name
+def _opened(name: str, compiler: list[str], flags: tuple[str, ...]) -> tuple[ctypes.CDLL, str]:
+    """The library, if it was compiled for this processor before from where it was kept, and what is odd about that."""
+
+    def compile_to(built: Path) -> None:
         command = [*compiler, *_FLAGS, *flags, "-o", str(built), str(_SOURCES / f"{name}.c"), "-lm"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Renamed once complete: another process may be looking for it.
-            partial = folder / f".{os.getpid()}-{cached.name}"
-            shutil.copyfile(built, partial)
-            partial.replace(cached)
-        except OSError:
-            return ctypes.CDLL(str(built))  # the cache is not writable; an open library outlives its file
-    return ctypes.CDLL(str(cached))
+
+    return load_or_compile(f"{name}-{_cache_key(name, compiler, flags)}", compile_to)
 
 
 def _cache_key(name: str, compiler: list[str], flags: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,8 +19,18 @@ _STATES, _ACTIVATIONS = 0.4, 0.4
 _VECTORS = 4
 """Per trainable parameter: itself, its gradient and two moments."""
 
-_OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-"""In messages of torch's CPU allocator, of CUDA outside torch's allocator, of CUDA's libraries."""
+_OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch's CPU allocator
+    "not enough memory",  # the same on Windows
+    "could not create a primitive",  # oneDNN, which multiplies matrices
+    "could not create a memory",
+    "std::bad_alloc",  # any library in C++, by its compiler
+    "bad allocation",
+    "CUDA error: out of memory",  # CUDA outside torch's allocator
+    "_STATUS_ALLOC_FAILED",  # CUDA's libraries
+    "MPS backend out of memory",
+)
+"""In messages of those that have no exception of their own for it."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -43,6 +54,17 @@ def free_bytes(device: torch.device) -> int:
     except (OSError, KeyError, ValueError):
         pass
     return max(0, min(found))
+
+
+def give_back() -> None:
+    """Returns what is free within torch and the C library to the system: oneDNN and others have allocators of their own
+    and find nothing otherwise, however small the next pass is.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library that is not glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def saved_bytes(model: torch.nn.Module, run: Callable[[], object]) -> int:

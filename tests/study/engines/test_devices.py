@@ -1,4 +1,4 @@
-"""Runs of one study on two kinds of device: told where dropout makes it matter."""
+"""Runs of one study on two kinds of device, told where dropout makes it matter; and with other kernels."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.training.checkpoint import StepRecord
+from adaptive_lora.training.kernels import forget_kernels
 
 WriteStudy = Callable[..., Path]
 TWO_ARMS = ("[uniform, linear-decay, empirical, random]", "[uniform, linear-decay]")
@@ -25,7 +27,7 @@ class Told(Silent):
         self.left, self.warnings = stop_at, []
 
     def stage(self, text: str) -> None:
-        if text.startswith("warning: "):
+        if text.startswith("warning: ") and "no compiled" not in text:
             self.warnings.append(text)
 
     def step(self, record: StepRecord) -> None:
@@ -73,3 +75,31 @@ def test_nothing_is_said_of_a_finished_study(study_file: WriteStudy, tmp_path: P
     moved(tmp_path / "out", "cuda")
     told = Told()
     assert run_study(study, tmp_path / "out", told).finished and not told.warnings
+
+
+def test_kernels_that_are_missing_at_a_resume_are_told_and_recorded(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, out = load_study(study_file(TWO_ARMS)), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, out, Told(3), checkpoint_seconds=0.0)
+    began = kernels_of(out)
+    if began != {"compiled attention, compiled lora"}:
+        pytest.skip("no C compiler here: the kernels are not built")
+    monkeypatch.setenv("ADAPTIVE_LORA_KERNEL", "off")
+    forget_kernels()
+    told = Told()
+    try:
+        assert run_study(study, out, told).finished
+    finally:
+        monkeypatch.undo()
+        forget_kernels()
+    [warning] = told.warnings
+    assert warning.startswith("warning: 4 of these runs were trained with the compiled kernels for attention and lora")
+    assert "differ in the 7th digit" in warning and "ADAPTIVE_LORA_KERNEL=off" in warning
+    assert kernels_of(out) == {"compiled attention, compiled lora; then torch attention, torch lora"}
+
+
+def kernels_of(folder: Path) -> set[str]:
+    with closing(open_to_read(folder)) as ledger:
+        return {run["kernels"] for run in ledger.runs()}

@@ -16,6 +16,7 @@ from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.engines.devices import warn_of_other_devices
 from adaptive_lora.study.engines.trackers import Trackers
 from adaptive_lora.study.folder import StudyPaths
+from adaptive_lora.study.kept_adapters import drop_adapters
 from adaptive_lora.study.ledger import BASE, GENERAL, Ledger, SplitResult
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.planning_phase import plan_runs
@@ -27,6 +28,9 @@ from adaptive_lora.training.evaluate import Evaluation, evaluate
 from adaptive_lora.training.fidelity import check_alone, check_causal
 from adaptive_lora.training.peft_check import read_back
 from adaptive_lora.training.reference import Diverged
+
+_DROPPED_EVERY = 64
+"""Runs after which adapters that are not to be kept are deleted."""
 
 
 @dataclass
@@ -65,6 +69,7 @@ class Engine:
         for run_id, error in plan_runs(self.prepared, self.ledger, pending, self.listener, self.should_stop).items():
             self.failed(run_id, pending.pop(run_id), error)
         self.train(pending)
+        drop_adapters(self.prepared.study, self.ledger, self.paths)
 
     def train(self, pending: Mapping[str, Run]) -> None:
         """Trains planned runs by id."""
@@ -148,6 +153,8 @@ class Engine:
         self.tally.done += 1
         self.listener.result(run.label, outcome)
         self.listener.runs(self.tally.done, self.tally.total)
+        if not self.tally.done % _DROPPED_EVERY:
+            drop_adapters(self.prepared.study, self.ledger, self.paths)
 
     def _save_adapter(self, run_id: str, plan: RankPlan, weights: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         folder = self.paths.adapter(run_id)
