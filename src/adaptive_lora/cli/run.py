@@ -15,6 +15,10 @@ from adaptive_lora.errors import AdaptiveLoraError, ScoringError, StudyFolderErr
 
 if TYPE_CHECKING:
     from adaptive_lora.stats.spreads import Pilot
+    from adaptive_lora.study.executors.door import Workers
+    from adaptive_lora.study.runner import Limits
+    from adaptive_lora.study.shards import Shard
+    from adaptive_lora.study.status import StudyStatus
     from adaptive_lora.study.study_file import Study
 
 
@@ -58,6 +62,26 @@ def run(
         Path | None,
         typer.Option(help="A folder that `results --out` wrote: its finished runs are taken over into a new --out."),
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Who trains the banks: local (this process), processes, ray or slurm.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="How many banks at a time; by default one an accelerator, or one a core.")
+    ] = None,
+    resource: Annotated[
+        list[str] | None,
+        typer.Option(help="What a bank needs of ray or slurm, as NAME=VALUE; more than once for several."),
+    ] = None,
+    lease_seconds: Annotated[
+        float, typer.Option(help="A worker without a sign of life for so long is given up.")
+    ] = 60.0,
+    bank_size: Annotated[int | None, typer.Option(help="Most runs trained together; at most 64.", min=1)] = None,
+    shard: Annotated[
+        str | None, typer.Option(help="i/n: train every n-th bank alone, without a driver; `merge` joins the folders.")
+    ] = None,
+    merged: Annotated[
+        Path | None, typer.Option(help="With --shard: a folder of `merge`, whose results this shard goes on from.")
+    ] = None,
     pilot: Annotated[
         Path | None,
         typer.Option(
@@ -79,7 +103,12 @@ def run(
 
         taken = take_over(continue_from, load_study(study), to, deviation)
         err.print(f"{taken} finished runs taken over from {continue_from}", markup=False, soft_wrap=True)
-    _run(study, to, device, checkpoint_seconds, deviation)
+    from adaptive_lora.cli.workers import limits_of, workers_of
+
+    limits, others = limits_of(bank_size, shard), workers_of(executor, workers, resource, lease_seconds)
+    if merged is not None:
+        _go_on_from(merged, to, shard)
+    _run(study, to, device, checkpoint_seconds, deviation, limits, others)
     if as_json:
         tell_status(to, as_json=True)
 
@@ -130,7 +159,13 @@ def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
 
 
 def _run(
-    study_file: Path, folder: Path, device: str | None, checkpoint_seconds: float, deviation: str | None = None
+    study_file: Path,
+    folder: Path,
+    device: str | None,
+    checkpoint_seconds: float,
+    deviation: str | None = None,
+    limits: Limits | None = None,
+    workers: Workers | None = None,
 ) -> None:
     from adaptive_lora.study.lock import check_decidable
     from adaptive_lora.study.study_file import load_study
@@ -143,11 +178,14 @@ def _run(
     listener = progress_for(err)
     with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
-            status = run_study(study, folder, listener, device, checkpoint_seconds, deviation)
+            status = run_study(study, folder, listener, device, checkpoint_seconds, deviation, limits, workers)
         except (KeyboardInterrupt, ScoringError, TrainingError):
             remember(folder)
             raise
     remember(folder)
+    if limits is not None and limits.shard is not None and not status.finished:
+        _tell_shard(limits.shard, study_file, folder, status)
+        return
     diverged = f", {status.diverged} diverged" if status.diverged else ""
     err.print(
         f"{status.completed} of {status.expected} runs completed{diverged}; next: adaptive-lora report {folder}",
@@ -158,3 +196,30 @@ def _run(
             f"{status.left} runs gave no result; `adaptive-lora status "
             f"{folder}` says why, and the same command tries them again."
         )
+
+
+def _go_on_from(merged: Path, folder: Path, shard: str | None) -> None:
+    """Brings the results of all shards into the folder of one."""
+    from adaptive_lora.study.merge import go_on_from
+    from adaptive_lora.study.shards import Shard
+
+    if shard is None:
+        raise UsageError(f"--merged is for shards; to go on with all of {merged} give --out {merged}")
+    taken = go_on_from(merged, folder, Shard.parse(shard))
+    err.print(f"{taken} finished runs taken over from {merged}", markup=False, soft_wrap=True)
+
+
+def _tell_shard(shard: Shard, study: Path, folder: Path, status: StudyStatus) -> None:
+    """What comes next for a shard that can do no more by itself, or failed."""
+    if status.failed:
+        raise AdaptiveLoraError(
+            f"{status.failed} runs of shard {shard} gave no result; `adaptive-lora status {folder}` says why, and the "
+            "same command tries them again."
+        )
+    err.print(
+        f"shard {shard}: {status.done} of {status.expected} runs are here. When all {shard.of} shards have ended: "
+        f"adaptive-lora merge FOLDERS... --out MERGED, then go on with one process, adaptive-lora run {study} --out "
+        f"MERGED, or with all shards, --shard {shard} --merged MERGED",
+        markup=False,
+        soft_wrap=True,
+    )
