@@ -45,7 +45,7 @@ analysis: {margin: 0.01, primary: []}
 controls: [twin]
 report: {answers: 0}
 """
-BANK_SIZE, LEASE_SECONDS = 2, 8.0
+BANK_SIZE, LEASE_SECONDS = 2, 20.0
 
 
 class Fault(Silent):

@@ -188,8 +188,8 @@ class Silenced(Here):
 
 @pytest.fixture
 def hours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A driver's clock on which 20 seconds pass whenever it is read."""
-    clock = iter(range(0, 10**6, 20))
+    """A driver's clock on which 4 seconds pass whenever it is read."""
+    clock = iter(range(0, 10**6, 4))
     monkeypatch.setattr(dispatch.time, "monotonic", lambda: float(next(clock)))
     with contextlib.nullcontext():
         yield

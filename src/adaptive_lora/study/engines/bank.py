@@ -78,6 +78,7 @@ class BankEngine(Engine):
         while waiting:
             some = [(run_id, waiting.pop(run_id)) for run_id in list(waiting)[:most]]
             size = members_at_once(self.prepared.base, [self.task_of(*own).plan for own in some])
+            size = max(1, size // (self.door.sharing if self.door else 1))
             for chosen in banks_of(some, size):
                 composition = Composition(tuple(run_id for run_id, _ in chosen))
                 yield self._task([self.task_of(*own) for own in chosen], composition, self.paths.bank)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ BEGIN_LEASES = 10
 STUCK_LEASES = 30
 """Leases that a process which lives may be without any sign of work."""
 _POLL_SECONDS = 0.1
+_LISTEN_SECONDS = 0.5
+"""Between two looks for a worker's messages: a hundred workers are a hundred files."""
 
 
 class Driver(Protocol):
@@ -81,6 +84,7 @@ class _Lease:
     offset: int = 0
     heard: float | None = None
     """When the newest message was seen."""
+    listened: float = -math.inf
     work: int = -1
     worked: float = field(default_factory=time.monotonic)
     """When there was a sign of work, and not of life alone."""
@@ -106,6 +110,7 @@ class Dispatcher:
         self._waiting: deque[_Waiting] = deque()
         self._leases: list[_Lease] = []
         self._board = Board(driver.listener)
+        self._turned = time.monotonic()
 
     def train(self, tasks: Sequence[BankTask]) -> None:
         """Trains banks and records what becomes of them; KeyboardInterrupt after their checkpoints on a stop."""
@@ -114,11 +119,10 @@ class Dispatcher:
         stopping: float | None = None
         try:
             while self._leases or (self._waiting and stopping is None):
+                self._forgive_a_pause()
                 if stopping is None and self._driver.should_stop():
                     stopping = time.monotonic()
-                    for lease in self._leases:
-                        lease.future.cancel()
-                        lease.folder.ask_to_stop()
+                    self._ask_to_stop()
                 if stopping is None:
                     self._begin()
                 concurrent.futures.wait([lease.future for lease in self._leases], _POLL_SECONDS, "FIRST_COMPLETED")
@@ -130,6 +134,24 @@ class Dispatcher:
             for lease in self._leases:  # only where something was raised
                 self._door.abandon(lease.future)
             self._driver.listener.close()
+
+    def _ask_to_stop(self) -> None:
+        """Those that have begun save a checkpoint first; others need not begin."""
+        for lease in list(self._leases):
+            if lease.heard is None:
+                self._leases.remove(lease)
+                self._door.abandon(lease.future)
+            else:
+                lease.folder.ask_to_stop()
+
+    def _forgive_a_pause(self) -> None:
+        """Where the driver itself stood still (a machine that slept, a stopped process), workers may have too."""
+        now = time.monotonic()
+        pause, self._turned = now - self._turned, now
+        if pause > self._door.lease_seconds / 2:
+            for lease in self._leases:
+                lease.begun, lease.worked = lease.begun + pause, lease.worked + pause
+                lease.heard = None if lease.heard is None else lease.heard + pause
 
     def _begin(self) -> None:
         """Hands out banks while there are workers for them."""
@@ -147,9 +169,7 @@ class Dispatcher:
 
     def _look_after(self, lease: _Lease, stopping: float | None) -> None:
         self._hear(lease)
-        if lease.future.cancelled():
-            self._leases.remove(lease)
-        elif lease.future.done():
+        if lease.future.done():
             self._leases.remove(lease)
             self._settle(lease, stopping is not None)
         elif stopping is not None and time.monotonic() - stopping > self._door.lease_seconds:
@@ -162,6 +182,9 @@ class Dispatcher:
 
     def _hear(self, lease: _Lease) -> None:
         """Takes the new messages of a worker."""
+        if not lease.future.done() and time.monotonic() - lease.listened < _LISTEN_SECONDS:
+            return
+        lease.listened = time.monotonic()
         messages, lease.offset = lease.folder.read(lease.offset)
         if messages:
             lease.heard = time.monotonic()

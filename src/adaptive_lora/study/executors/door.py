@@ -74,6 +74,8 @@ class Door:
     lease_seconds: float = LEASE_SECONDS
     queues: bool = True
     """Whether a task may wait for a machine for any time before it begins."""
+    sharing: int = 1
+    """Workers that share the memory of one device of this machine."""
 
     def abandon(self, future: concurrent.futures.Future[Any]) -> None:
         """Gives a task up; where the executor cannot end it, its late answer is ignored."""
@@ -89,26 +91,28 @@ def opened(workers: Workers | None, device: str | None) -> Iterator[Door | None]
     elif not isinstance(workers.executor, str):  # the caller's own, who closes it
         yield Door(workers.executor, workers.count, workers.lease_seconds)
     else:
-        executor, count, queues = _made(workers, device)
+        door = _made(workers, device)
         try:
-            yield Door(executor, count, workers.lease_seconds, queues)
+            yield door
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            door.executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _made(workers: Workers, device: str | None) -> tuple[concurrent.futures.Executor, int | None, bool]:
+def _made(workers: Workers, device: str | None) -> Door:
     if workers.executor == "processes":
         from adaptive_lora.study.executors.processes import ProcessesExecutor, devices_of
 
         devices = devices_of(device, workers.count)
-        return ProcessesExecutor(devices), len(devices), False
+        sharing = max(map(devices.count, devices))
+        return Door(ProcessesExecutor(devices), len(devices), workers.lease_seconds, queues=False, sharing=sharing)
     if workers.executor == "ray":
         from adaptive_lora.study.executors.ray_cluster import RayExecutor
 
-        return RayExecutor(**_known(workers, ("cpus", "gpus", "memory_gb", "address"))), workers.count, True
+        asked = _known(workers, ("cpus", "gpus", "memory_gb", "address"))
+        return Door(RayExecutor(**asked), workers.count, workers.lease_seconds)
     from adaptive_lora.study.executors.slurm import SlurmExecutor
 
-    return SlurmExecutor(workers.resources), workers.count, True
+    return Door(SlurmExecutor(workers.resources), workers.count, workers.lease_seconds)
 
 
 def _known(workers: Workers, names: Sequence[str]) -> dict[str, Any]:

@@ -97,7 +97,8 @@ def new_lease(paths: StudyPaths, composition: Composition, source: Path | None) 
     """A folder for an attempt at a bank, with the checkpoints that it goes on from; `source` is the file that names
     them, and goes on to do so."""
     lease = LeaseFolder(paths.bank.parent / f"{_PREFIX}{uuid.uuid4().hex[:12]}")
-    lease.folder.mkdir(parents=True)
+    lease.folder.parent.mkdir(exist_ok=True)  # in a study folder that is there, and not in one that was removed
+    lease.folder.mkdir()
     if composition.folder and source is not None:
         copy_bank(source, composition, lease.bank)
     return lease

@@ -7,6 +7,7 @@ can be killed alone; a pool of several would end them all.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from typing import Any, ParamSpec, TypeVar
@@ -44,6 +45,8 @@ class ProcessesExecutor(Executor):
         self._pools: list[ProcessPoolExecutor | None] = [None] * len(devices)
         self._tasks: list[Future[Any] | None] = [None] * len(devices)
         self._closed = False
+        for at in range(len(devices)):  # they load libraries while the driver still evaluates and plans
+            self._pool(at).submit(os.getpid)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """To an idle worker, else to the first; where its process has died to a new one."""

@@ -40,6 +40,7 @@ class RayExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """One task; its future is done when its answer is here, or its node is known to be lost."""
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # so that it is given up by `abandon`, which ends what it stands for
         ref = self._ray.remote(fn).options(**self._options).remote(*args, **kwargs)
         self._refs[future] = ref
         # Not `ref.future()`: where the task cannot be run, that one is silent.
@@ -59,18 +60,8 @@ class RayExecutor(Executor):
 
     def _wait(self, future: Future[Any], ref: Any) -> None:
         try:
-            answer = self._ray.get(ref)
+            future.set_result(self._ray.get(ref))
         except BaseException as error:
-            _settle(future, error=error)
-        else:
-            _settle(future, answer)
-
-
-def _settle(future: Future[Any], answer: Any = None, error: BaseException | None = None) -> None:
-    """Sets a future that nobody has cancelled."""
-    if not future.set_running_or_notify_cancel():
-        return
-    if error is not None:
-        future.set_exception(error)
-    else:
-        future.set_result(answer)
+            future.set_exception(error)
+        finally:
+            self._refs.pop(future, None)

@@ -44,6 +44,7 @@ class SlurmExecutor(Executor):
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """One job; its future is done when its answer is there, or the scheduler says that it ended without one."""
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # so that it is given up by `abandon`, which ends what it stands for
         job = self._executor.submit(fn, *args, **kwargs)
         self._jobs[future] = job
         threading.Thread(target=self._wait, args=(future, job), daemon=True).start()
@@ -63,9 +64,9 @@ class SlurmExecutor(Executor):
     def _wait(self, future: Future[Any], job: Any) -> None:
         while not job.done():
             time.sleep(self._seconds)
-        if not future.set_running_or_notify_cancel():
-            return
         try:
             future.set_result(job.result())
         except BaseException as error:
             future.set_exception(error)
+        finally:
+            self._jobs.pop(future, None)

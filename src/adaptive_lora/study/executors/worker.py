@@ -40,6 +40,8 @@ class _Process:
 
 
 _PROCESS = _Process()
+_ONE_BANK = threading.Lock()
+"""An open bank is the process's: which one a backward pass belongs to is not known in autograd's own threads."""
 _OWN = threading.local()
 """The model and data that a thread has loaded: kept from one bank to the next."""
 
@@ -54,7 +56,7 @@ def work(task: BankTask) -> BankOutcome:
         )  # fmt: skip
     messages = _Messages(lease)
     ended, error = Ended.FINISHED, ""
-    with _busy(), _beating(messages, task.beat_seconds):
+    with _ONE_BANK, _busy(), _beating(messages, task.beat_seconds):
         try:
             train_bank(_prepared(task), task, messages, messages.should_stop)
         except KeyboardInterrupt:
