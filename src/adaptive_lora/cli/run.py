@@ -11,12 +11,22 @@ import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.shared import remember, tell_report, tell_status
+from adaptive_lora.cli.workers import (
+    BankSizeOption,
+    ExecutorOption,
+    LeaseOption,
+    MergedOption,
+    ResourceOption,
+    ShardOption,
+    WorkersOption,
+    shard_of,
+    workers_of,
+)
 from adaptive_lora.errors import AdaptiveLoraError, ScoringError, StudyFolderError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from adaptive_lora.stats.spreads import Pilot
     from adaptive_lora.study.executors.door import Workers
-    from adaptive_lora.study.runner import Limits
     from adaptive_lora.study.shards import Shard
     from adaptive_lora.study.status import StudyStatus
     from adaptive_lora.study.study_file import Study
@@ -62,26 +72,13 @@ def run(
         Path | None,
         typer.Option(help="A folder that `results --out` wrote: its finished runs are taken over into a new --out."),
     ] = None,
-    executor: Annotated[
-        str, typer.Option(help="Who trains the banks: local (this process), processes, ray or slurm.")
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(help="How many banks at a time; by default one an accelerator, or one a core.")
-    ] = None,
-    resource: Annotated[
-        list[str] | None,
-        typer.Option(help="What a bank needs of ray or slurm, as NAME=VALUE; more than once for several."),
-    ] = None,
-    lease_seconds: Annotated[
-        float, typer.Option(help="A worker without a sign of life for so long is given up.")
-    ] = 60.0,
-    bank_size: Annotated[int | None, typer.Option(help="Most runs trained together; at most 64.", min=1)] = None,
-    shard: Annotated[
-        str | None, typer.Option(help="i/n: train every n-th bank alone, without a driver; `merge` joins the folders.")
-    ] = None,
-    merged: Annotated[
-        Path | None, typer.Option(help="With --shard: a folder of `merge`, whose results this shard goes on from.")
-    ] = None,
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    resource: ResourceOption = None,
+    lease_seconds: LeaseOption = 60.0,
+    bank_size: BankSizeOption = None,
+    shard: ShardOption = None,
+    merged: MergedOption = None,
     pilot: Annotated[
         Path | None,
         typer.Option(
@@ -97,18 +94,16 @@ def run(
         return
     if to is None:
         raise UsageError(f"`run` needs a folder for the results: adaptive-lora run {study} --out runs/{study.stem}")
+    share, others = shard_of(shard), workers_of(executor, workers, resource, lease_seconds)
     if continue_from is not None:
         from adaptive_lora.study.archive import continue_from as take_over
         from adaptive_lora.study.study_file import load_study
 
         taken = take_over(continue_from, load_study(study), to, deviation)
         err.print(f"{taken} finished runs taken over from {continue_from}", markup=False, soft_wrap=True)
-    from adaptive_lora.cli.workers import limits_of, workers_of
-
-    limits, others = limits_of(bank_size, shard), workers_of(executor, workers, resource, lease_seconds)
     if merged is not None:
-        _go_on_from(merged, to, shard)
-    _run(study, to, device, checkpoint_seconds, deviation, limits, others)
+        _go_on_from(merged, to, share)
+    _run(study, to, device, checkpoint_seconds, deviation, bank_size, share, others)
     if as_json:
         tell_status(to, as_json=True)
 
@@ -164,7 +159,8 @@ def _run(
     device: str | None,
     checkpoint_seconds: float,
     deviation: str | None = None,
-    limits: Limits | None = None,
+    bank_size: int | None = None,
+    shard: Shard | None = None,
     workers: Workers | None = None,
 ) -> None:
     from adaptive_lora.study.lock import check_decidable
@@ -173,8 +169,9 @@ def _run(
     study = load_study(study_file)  # before torch is imported: what is wrong with the file is said at once
     check_decidable(study)
     from adaptive_lora.cli.progress import BarProgress, progress_for
-    from adaptive_lora.study.runner import run_study
+    from adaptive_lora.study.runner import Limits, run_study
 
+    limits = Limits(largest_bank=bank_size, shard=shard)
     listener = progress_for(err)
     with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
@@ -183,8 +180,8 @@ def _run(
             remember(folder)
             raise
     remember(folder)
-    if limits is not None and limits.shard is not None and not status.finished:
-        _tell_shard(limits.shard, study_file, folder, status)
+    if shard is not None and not status.finished:
+        _tell_shard(shard, study_file, folder, status)
         return
     diverged = f", {status.diverged} diverged" if status.diverged else ""
     err.print(
@@ -198,14 +195,13 @@ def _run(
         )
 
 
-def _go_on_from(merged: Path, folder: Path, shard: str | None) -> None:
+def _go_on_from(merged: Path, folder: Path, shard: Shard | None) -> None:
     """Brings the results of all shards into the folder of one."""
     from adaptive_lora.study.merge import go_on_from
-    from adaptive_lora.study.shards import Shard
 
     if shard is None:
         raise UsageError(f"--merged is for shards; to go on with all of {merged} give --out {merged}")
-    taken = go_on_from(merged, folder, Shard.parse(shard))
+    taken = go_on_from(merged, folder, shard)
     err.print(f"{taken} finished runs taken over from {merged}", markup=False, soft_wrap=True)
 
 
