@@ -29,9 +29,12 @@ from adaptive_lora.study.targets import encoder_of, targets_of, warnings_of
 from adaptive_lora.training.options import TrainingOptions, rate_factors
 
 if TYPE_CHECKING:  # plans by shape need no torch
+    from concurrent.futures import Executor
+
     from transformers import PreTrainedModel
 
     from adaptive_lora.planning.outline import DType, Quantise
+    from adaptive_lora.study.executors.door import Workers
     from adaptive_lora.study.progress import ProgressListener
     from adaptive_lora.training.base import FrozenBase
 
@@ -175,14 +178,21 @@ class Study:
         listener: ProgressListener | None = None,
         checkpoint_seconds: float = 30.0,
         deviation: str | None = None,
+        executor: str | Executor | Workers = "local",
+        bank_size: int | None = None,
     ) -> StudyStatus:
         """`study.runner.run_study`: trains what is missing in the folder `out`; read it with `load_results(out)`.
 
-        `device`: by default the accelerator where there is one.
+        `device`: by default the accelerator where there is one. `executor`: who trains the banks, each of at most
+        `bank_size` runs: `local`, `processes`, `ray`, `slurm`, any `concurrent.futures.Executor`, or `Workers` that say
+        more (how many, how long a lease, which resources).
         """
-        from adaptive_lora.study.runner import run_study
+        from adaptive_lora.study.executors.door import Workers
+        from adaptive_lora.study.runner import Limits, run_study
 
-        return run_study(self.parsed, Path(out), listener, device, checkpoint_seconds, deviation)
+        workers = executor if isinstance(executor, Workers) else Workers(executor)
+        limits = Limits(largest_bank=bank_size)
+        return run_study(self.parsed, Path(out), listener, device, checkpoint_seconds, deviation, limits, workers)
 
 
 def load_study(source: str | Path | Mapping[str, Any]) -> Study:

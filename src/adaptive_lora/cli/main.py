@@ -15,6 +15,7 @@ from adaptive_lora.cli import (
     fetch,
     init,
     judge,
+    merge,
     plan,
     reading,
     recommend,
@@ -25,8 +26,8 @@ from adaptive_lora.cli import (
 from adaptive_lora.cli.app import app
 
 __all__ = [
-    "adapter", "app", "data", "doctor", "export", "fetch", "init", "judge", "main", "plan", "reading", "recommend",
-    "recover", "run", "strategies",
+    "adapter", "app", "data", "doctor", "export", "fetch", "init", "judge", "main", "merge", "plan", "reading",
+    "recommend", "recover", "run", "strategies",
 ]  # fmt: skip
 
 

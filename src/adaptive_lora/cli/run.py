@@ -11,10 +11,24 @@ import typer
 
 from adaptive_lora.cli.app import JsonFlag, app, err, explained, out, print_json
 from adaptive_lora.cli.shared import ctrl_c_quits, remember, tell_report, tell_status
+from adaptive_lora.cli.workers import (
+    BankSizeOption,
+    ExecutorOption,
+    LeaseOption,
+    MergedOption,
+    ResourceOption,
+    ShardOption,
+    WorkersOption,
+    shard_of,
+    workers_of,
+)
 from adaptive_lora.errors import AdaptiveLoraError, ScoringError, StudyFolderError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from adaptive_lora.stats.spreads import Pilot
+    from adaptive_lora.study.executors.door import Workers
+    from adaptive_lora.study.shards import Shard
+    from adaptive_lora.study.status import StudyStatus
     from adaptive_lora.study.study_file import Study
 
 
@@ -60,6 +74,13 @@ def run(
         Path | None,
         typer.Option(help="A folder that `results --out` wrote: its finished runs are taken over into a new --out."),
     ] = None,
+    executor: ExecutorOption = "local",
+    workers: WorkersOption = None,
+    resource: ResourceOption = None,
+    lease_seconds: LeaseOption = 60.0,
+    bank_size: BankSizeOption = None,
+    shard: ShardOption = None,
+    merged: MergedOption = None,
     pilot: Annotated[
         Path | None,
         typer.Option(
@@ -78,13 +99,16 @@ def run(
     from adaptive_lora.cli.checks import check_place
 
     check_place(to, "folder")
+    share, others = shard_of(shard), workers_of(executor, workers, resource, lease_seconds)
     if continue_from is not None:
         from adaptive_lora.study.archive import continue_from as take_over
         from adaptive_lora.study.study_file import load_study
 
         taken = take_over(continue_from, load_study(study), to, deviation)
         err.print(f"{taken} finished runs taken over from {continue_from}", markup=False, soft_wrap=True)
-    _run(study, to, device, checkpoint_seconds, deviation)
+    if merged is not None:
+        _go_on_from(merged, to, share)
+    _run(study, to, device, checkpoint_seconds, deviation, bank_size, share, others)
     if as_json:
         tell_status(to, as_json=True)
 
@@ -135,7 +159,14 @@ def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
 
 
 def _run(
-    study_file: Path, folder: Path, device: str | None, checkpoint_seconds: float, deviation: str | None = None
+    study_file: Path,
+    folder: Path,
+    device: str | None,
+    checkpoint_seconds: float,
+    deviation: str | None = None,
+    bank_size: int | None = None,
+    shard: Shard | None = None,
+    workers: Workers | None = None,
 ) -> None:
     from adaptive_lora.study.lock import check_decidable
     from adaptive_lora.study.study_file import load_study
@@ -143,17 +174,21 @@ def _run(
     study = load_study(study_file)  # before torch is imported: what is wrong with the file is said at once
     check_decidable(study)
     from adaptive_lora.cli.progress import BarProgress, progress_for
-    from adaptive_lora.study.runner import run_study
+    from adaptive_lora.study.runner import Limits, run_study
 
+    limits = Limits(largest_bank=bank_size, shard=shard)
     listener = progress_for(err)
     with listener if isinstance(listener, BarProgress) else contextlib.nullcontext():
         try:
             with ctrl_c_quits():
-                status = run_study(study, folder, listener, device, checkpoint_seconds, deviation)
+                status = run_study(study, folder, listener, device, checkpoint_seconds, deviation, limits, workers)
         except (KeyboardInterrupt, ScoringError, TrainingError):
             remember(folder)
             raise
     remember(folder)
+    if shard is not None and not status.finished:
+        _tell_shard(shard, study_file, folder, status)
+        return
     diverged = f", {status.diverged} diverged" if status.diverged else ""
     err.print(
         f"{status.completed} of {status.expected} runs completed{diverged}; next: adaptive-lora report {folder}",
@@ -164,3 +199,29 @@ def _run(
             f"{status.left} runs gave no result; `adaptive-lora status "
             f"{folder}` says why, and the same command tries them again."
         )
+
+
+def _go_on_from(merged: Path, folder: Path, shard: Shard | None) -> None:
+    """Brings the results of all shards into the folder of one."""
+    from adaptive_lora.study.merge import go_on_from
+
+    if shard is None:
+        raise UsageError(f"--merged is for shards; to go on with all of {merged} give --out {merged}")
+    taken = go_on_from(merged, folder, shard)
+    err.print(f"{taken} finished runs taken over from {merged}", markup=False, soft_wrap=True)
+
+
+def _tell_shard(shard: Shard, study: Path, folder: Path, status: StudyStatus) -> None:
+    """What comes next for a shard that can do no more by itself, or failed."""
+    if status.failed:
+        raise AdaptiveLoraError(
+            f"{status.failed} runs of shard {shard} gave no result; `adaptive-lora status {folder}` says why, and the "
+            "same command tries them again."
+        )
+    err.print(
+        f"shard {shard}: {status.done} of {status.expected} runs are here. When all {shard.of} shards have ended: "
+        f"adaptive-lora merge FOLDERS... --out MERGED, then go on with one process, adaptive-lora run {study} --out "
+        f"MERGED, or with all shards, --shard {shard} --merged MERGED",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -240,10 +240,11 @@ class PreparedStudy:
         return plan_task(self.base, self.modules, run.arm, budget, run.cell.scaling, run.seed, examples, training)
 
 
-def prepare(study: Study, device: str | None = None) -> PreparedStudy:
+def prepare(study: Study, device: str | None = None, checked: bool = False) -> PreparedStudy:
     """Loads and checks everything that a study needs before anything is written.
 
-    `device`: by default the accelerator where there is one, else the CPU.
+    `device`: by default the accelerator where there is one, else the CPU. `checked`: what has to be held against the
+    study file was, by the process that this one works for; there are no budgets then.
 
     Raises UsageError with the remedy for whatever cannot work.
     """
@@ -257,8 +258,9 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     location = spec.model.name if is_named(spec.model.name) else study.locate(spec.model.name)
     outline = open_outline(location, spec.model.revision)
     modules = targets_of(outline, spec.targets)
-    budgets = checked_budgets(study, modules)
-    check_equal_cost(study, modules, budgets)
+    budgets = {} if checked else checked_budgets(study, modules)
+    if not checked:
+        check_equal_cost(study, modules, budgets)
     try:
         check_multipliers(spec.train.multipliers.modules, modules)
     except UsageError as error:
@@ -266,7 +268,8 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
             str(study.path), [study.complaint(("train", "multipliers", "modules"), str(error))]
         ) from None
     source = open_records(study.locate(spec.data.source))
-    check_metric(study, source.exact_answers)
+    if not checked:
+        check_metric(study, source.exact_answers)
     base = open_base(location, spec.model.revision, spec.model.dtype, device, spec.model.quantise)
     check_called(base.outline, modules)
     encoder = encoder_of(base.outline, base.tokenizer, spec.data.max_length, spec.data.template, spec.data.learn)
@@ -276,9 +279,10 @@ def prepare(study: Study, device: str | None = None) -> PreparedStudy:
     prepared = PreparedStudy(
         study, base, modules, budgets, source, splits, weight_norms(base, modules), general=general
     )
-    prepared.check_plan(uniform_plan(modules))
-    prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
-    check_distinct(study, prepared.context)
+    if not checked:
+        prepared.check_plan(uniform_plan(modules))
+        prepared.training_examples(spec.seeds.evaluation[0])  # too few usable records should show now
+        check_distinct(study, prepared.context)
     return replace(prepared, seconds=time.monotonic() - began)
 
 

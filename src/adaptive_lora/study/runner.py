@@ -23,6 +23,7 @@ from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
+from adaptive_lora.study.executors.door import Workers, check_engine, opened
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.interrupts import interruptible
 from adaptive_lora.study.kept_adapters import drop_adapters
@@ -45,6 +46,7 @@ from adaptive_lora.study.progress import ProgressListener, Silent, Sturdy
 from adaptive_lora.study.scoring import check_command, score_missing
 from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
+from adaptive_lora.study.shards import Shard, ShardWaits
 from adaptive_lora.study.status import StudyStatus, ledger_status
 from adaptive_lora.study.strategy_files import kept_files
 from adaptive_lora.study.study_file import Study, exported_text, portable_text
@@ -64,6 +66,8 @@ class Limits:
     """Asked after every update: where it says yes, the study saves a checkpoint and ends as by Ctrl-C."""
     largest_bank: int | None = None
     """Most runs trained together. Results appear when a bank ends, so that small ones leave more behind at a stop."""
+    shard: Shard | None = None
+    """The share of the banks that is trained here, of a study that several processes share without a driver."""
 
 
 _ENGINES: Mapping[str, type[Engine]] = {"bank": BankEngine, "reference": ReferenceEngine}
@@ -77,8 +81,10 @@ def run_study(
     checkpoint_seconds: float = 30.0,
     deviation: str | None = None,
     limits: Limits | None = None,
+    workers: Workers | None = None,
 ) -> StudyStatus:
-    """Trains what is missing of `study` in the folder `out`, and returns its status.
+    """Trains what is missing of `study` in the folder `out`, and returns its status; `workers` train it, by default
+    this process.
 
     What is decided is locked before the first step (`study.lock`). A study file that has changed since is refused,
     unless `deviation` says why: then the lock records what changed, and the report says so. `device`: by default the
@@ -93,6 +99,7 @@ def run_study(
     check_decidable(study)
     check_trackers(study)
     check_command(study)
+    check_engine(study, workers)
     check_folder(study, out, deviation=deviation)
     listener.stage("loading model and data")
     prepared = prepare(study, device)
@@ -119,14 +126,21 @@ def run_study(
             return stop() or limits.should_stop()
 
         engine = _ENGINES[study.spec.engine](
-            prepared, ledger, StudyPaths(out), listener, should_stop, checkpoint_seconds, trackers, limits.largest_bank,
+            prepared, ledger, StudyPaths(out), listener, should_stop, checkpoint_seconds,
+            trackers, limits.largest_bank, door=stack.enter_context(opened(workers, device)), shard=limits.shard,
         )  # fmt: skip
         engine.evaluate_base()
-        search = _tune(engine)
-        _set_aside(prepared, ledger)  # by the rates that are chosen now
-        _evaluate(engine, search)
+        try:
+            search = _tune(engine)
+            _set_aside(prepared, ledger)  # by the rates that are chosen now
+            _evaluate(engine, search)
+        except ShardWaits as rest:
+            score_missing(engine)
+            listener.stage(f"shard {limits.shard} has done its share; {rest.missing:,} runs are with the others")
+            return ledger_status(ledger)
         check_twins(ledger)
-        answer_records(engine)
+        if limits.shard is None:  # a shard has not the adapters of the others
+            answer_records(engine)
         drop_adapters(study, ledger, StudyPaths(out), at_end=True)
         status = ledger_status(ledger)
         ledger.check_place()  # last, so that no study is called complete of which there is nothing

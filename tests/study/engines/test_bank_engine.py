@@ -13,6 +13,7 @@ import pytest
 
 from adaptive_lora.errors import ModelError, StudyFileError
 from adaptive_lora.study.engines import bank as worker
+from adaptive_lora.study.engines import bank_training
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.resume import read_compositions
 from adaptive_lora.study.folder import StudyPaths
@@ -162,7 +163,7 @@ def test_without_room_the_bank_is_halved_and_nothing_is_lost(
                 raise MemoryError
             super().__init__(base, members, **options)
 
-    monkeypatch.setattr(worker, "Bank", Small)
+    monkeypatch.setattr(bank_training, "Bank", Small)
     assert run_study(study, tmp_path / "small").finished
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "small"), rtol=1e-5)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.engines.engine import Engine
+from adaptive_lora.study.engines.finish import finished_run, splits_of
+from adaptive_lora.study.executors.task import RunTask
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.training.adapter import attached, weights_of
 from adaptive_lora.training.checkpoint import remove_checkpoints
@@ -25,7 +26,7 @@ class ReferenceEngine(Engine):
             self.ledger.begin(run_id, "reference", str(self.prepared.base.device), steps, "torch")
             self.listener.begin(run.label, steps)
             try:
-                self._train(run_id, run, self.plan_of(run_id))
+                self._train(self.task_of(run_id, run))
             except Diverged as error:
                 self.diverged(run_id, run, error)
                 remove_checkpoints(self.paths.checkpoint(run_id))
@@ -35,8 +36,8 @@ class ReferenceEngine(Engine):
             finally:
                 self.listener.close()
 
-    def _train(self, run_id: str, run: Run, planned: tuple[RankPlan, float]) -> None:
-        plan, _ = planned
+    def _train(self, task: RunTask) -> None:
+        run_id, run, plan = task.run_id, task.run, task.plan
         examples = self.prepared.training_examples(run.seed)
         options = self.prepared.training_options(run)
         checkpoint = self.paths.checkpoint(run_id)
@@ -46,13 +47,14 @@ class ReferenceEngine(Engine):
 
         saving = CheckpointConfig(checkpoint, run_id, self.checkpoint_seconds, on_checkpoint, self.listener.stage)
         factors = rate_factors(plan, options)
-        base = self.prepared.base
+        base, made = self.prepared.base, self.paths.adapter(f".{run_id}")
         checkpointing = self.prepared.study.spec.train.activation_checkpointing
         with attached(base, plan, run.seed, options.dropout, checkpointing) as model:
             progress = train(model, examples, options, run.seed, saving, self.listener.step, self.should_stop, factors)
             results = {
                 split: evaluate(model, records, base.device, self.should_stop)
-                for split, records in self.splits_of(run.phase).items()
+                for split, records in splits_of(self.prepared, run.phase).items()
             }
-            self.record(run_id, run, planned, weights_of(model), progress, results)
+            result = finished_run(self.prepared, run_id, plan, weights_of(model), progress, results, made)
+            self.record(task, result, made)
         remove_checkpoints(checkpoint)

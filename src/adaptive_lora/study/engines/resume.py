@@ -43,6 +43,10 @@ class Composition:
     """Where those of the generation before are; empty before the second."""
     before_chunk_tokens: int | None = None
 
+    def half(self, members: Sequence[str]) -> Composition:
+        """A bank of some of the members, with the checkpoints of the whole; its chunks are its own to find."""
+        return replace(self, members=tuple(members), chunk_tokens=None, before_chunk_tokens=None)
+
 
 class BankCheckpoints:
     """Writes the checkpoints of one bank: all runs of one moment, or those of the moment before.
