@@ -39,7 +39,7 @@ class SplitResult:
     tokens: NDArray[np.int64]
     exact: NDArray[np.bool_]
     score: NDArray[np.float64] | None = None
-    """By a command of the study's own, whose records need not be these; None where it has none."""
+    """By a metric that is made after training, whose records need not be these; None where it has none."""
 
 
 class Ledger:
@@ -51,7 +51,7 @@ class Ledger:
         self.planning = PlanStore(connection)
         """Plans and measurements, kept as soon as they are made."""
         self.scores = ScoreStore(connection)
-        """What a command of the study's own gave every adapter."""
+        """What every adapter was given by a metric that is made after training."""
 
     def close(self) -> None:
         """Closes; the last writer folds its log into the one file."""
@@ -222,7 +222,7 @@ class Ledger:
         return {(row["run_id"], row["split"]): dict(row) for row in self._db.execute(query)}
 
     def by_record(self, run_id: str, split: str, metric: Metric = TEST_LOSS) -> SplitResult | None:
-        """Per-record results, with the scores of a `metric` that has a command; None where there are none."""
+        """Per-record results, with the scores by a `metric` that is made after training; None where there are none."""
         row = self._db.execute("SELECT * FROM evaluations WHERE run_id = ? AND split = ?", (run_id, split)).fetchone()
         if row is None:
             return None
@@ -230,7 +230,7 @@ class Ledger:
             np.frombuffer(zlib.decompress(row["nll_by_record"]), dtype="<f8"),
             np.frombuffer(zlib.decompress(row["tokens_by_record"]), dtype="<i8"),
             np.frombuffer(zlib.decompress(row["exact_by_record"]), dtype="u1").astype(np.bool_),
-            self.scores.values(run_id, metric.key) if metric.command and split == "test" else None,
+            self.scores.values(run_id, metric.key) if metric.is_scored and split == "test" else None,
         )
 
     def plan(self, run_id: str) -> dict[str, Any] | None:

@@ -111,13 +111,13 @@ def _runs(ledger: Ledger) -> list[dict[str, Any]]:
 def runs_table(ledger: Ledger) -> pd.DataFrame:
     """Every run with `RUN_COLUMNS`, in order of registration.
 
-    Where there are such, what a command of the study's own gave it, and the losses of a general text: `general_loss`
-    and the frozen model's, `base_general_loss`.
+    Where there are such, the mean by a metric that is made after training and the frozen model's, `base_` and its name;
+    and the losses of a general text: `general_loss` and the frozen model's, `base_general_loss`.
     """
     totals, facts = ledger.totals(), ledger.facts()
     exact_answers = bool(facts.get("data", {}).get("exact_answers"))
     metric = metric_of(facts.get("spec", {}).get("analysis", {}))
-    scores = ledger.scores.means(metric.key) if metric.command else {}
+    scores = ledger.scores.means(metric.key) if metric.is_scored else {}
     rows = []
     for run in _runs(ledger):
         own = "validation" if run["phase"] == Phase.TUNING else "test"
@@ -133,8 +133,10 @@ def runs_table(ledger: Ledger) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
-    if metric.command:
-        table[metric.column] = table["run_id"].map(scores).astype(float)
+    if metric.is_scored:
+        table[metric.column] = metric.scale * table["run_id"].map(scores).astype(float)
+        if BASE in scores:
+            table[f"base_{metric.name}"] = metric.scale * scores[BASE]
     if (BASE, GENERAL) in totals:
         own_losses = {run: _loss(total) for (run, split), total in totals.items() if split == GENERAL}
         table["general_loss"] = table["run_id"].map(own_losses).astype(float)

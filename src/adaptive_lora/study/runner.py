@@ -24,6 +24,7 @@ from adaptive_lora.study.engines.answers import answer_records
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
+from adaptive_lora.study.engines.scores import record_basis, score_missing, scorer_of
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.learning_rate_search import Search, search_of
@@ -33,7 +34,7 @@ from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
-from adaptive_lora.study.scoring import check_command, score_missing
+from adaptive_lora.study.scoring import check_command
 from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.status import StudyStatus, ledger_status
@@ -76,7 +77,7 @@ def run_study(
     accelerator where there is one, else the CPU.
 
     Raises UsageError before anything is written if the study cannot work or the folder is not its own;
-    KeyboardInterrupt after saving a checkpoint; ScoringError where a command of the study's own gives no scores. Runs
+    KeyboardInterrupt after saving a checkpoint; ScoringError where the study's metric gives an adapter no value. Runs
     that fail are recorded and tried again by the next call; the others go on.
     """
     listener, limits = listener or Silent(), limits or Limits()
@@ -86,6 +87,7 @@ def run_study(
     check_folder(study, out, deviation=deviation)
     listener.stage("loading model and data")
     prepared = prepare(study, device)
+    scorer = scorer_of(prepared)
     listener.stage(f"on {prepared.base.device}")
     for note in prepared.notes():
         listener.stage(note)
@@ -97,6 +99,7 @@ def run_study(
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
         # The lock comes first: it must be on disk before there is anything that it could have been fitted to.
         _lock(study, prepared, out, ledger, deviation)
+        record_basis(ledger, prepared, scorer)
         _set_aside(prepared, ledger, listener)
         write_atomically(StudyPaths(out).study_file, portable_text(study))
         write_atomically(StudyPaths(out).splits, splits_csv(ledger.facts()["splits"]))
@@ -105,7 +108,7 @@ def run_study(
         trackers = Trackers(study.spec.tracking, study.spec.name, out / "tracking", listener.stage)
         engine = _ENGINES[study.spec.engine](
             prepared, ledger, StudyPaths(out), listener, lambda: stop() or limits.should_stop(), checkpoint_seconds,
-            trackers, limits.largest_bank,
+            trackers, limits.largest_bank, scorer=scorer,
         )  # fmt: skip
         engine.evaluate_base()
         search = _tune(engine)

@@ -1,6 +1,6 @@
-"""In study.db: what a command of the study's own gave every adapter, record by record.
+"""In study.db: what a metric that is made after training gave every adapter, record by record.
 
-The table is made with the first score, so that ledgers of studies without such a command are what they always were.
+Tables are made with the first score, so that ledgers of studies without such a metric are what they always were.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,13 @@ CREATE TABLE IF NOT EXISTS scores (
     value_by_record BLOB NOT NULL, PRIMARY KEY (run_id, metric)
 )
 """
+PARTS_TABLE = """
+CREATE TABLE IF NOT EXISTS score_parts (
+    run_id TEXT NOT NULL, metric TEXT NOT NULL, part TEXT NOT NULL, found TEXT NOT NULL,
+    PRIMARY KEY (run_id, metric, part)
+)
+"""
+"""What is known of a run whose scoring is under way: it stands nowhere else, and is gone when the score is whole."""
 RECORDS = "scored_records"
 """The fact with the names of the records, by metric; values stand in their order."""
 
@@ -32,7 +40,10 @@ class ScoreStore:
     @property
     def there(self) -> bool:
         """Whether anything was ever scored."""
-        return self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'scores'").fetchone() is not None
+        return self._has("scores")
+
+    def _has(self, table: str) -> bool:
+        return self._db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone() is not None
 
     def records(self, key: str) -> list[str] | None:
         """The names of the records that a metric scores; None before the first score."""
@@ -53,6 +64,22 @@ class ScoreStore:
                 (run_id, key, float(values.mean()), len(values), zlib.compress(values.astype("<f8").tobytes())),
             )
             self._db.execute("INSERT OR REPLACE INTO study VALUES (?, ?)", (RECORDS, json.dumps(names)))
+            if self._has("score_parts"):
+                self._db.execute("DELETE FROM score_parts WHERE run_id = ? AND metric = ?", (run_id, key))
+
+    def keep_part(self, run_id: str, key: str, part: str, found: Any) -> None:
+        """Keeps what was found of a part of a run's records, JSON values, until its score is whole."""
+        self._db.execute(PARTS_TABLE)
+        with self._db:
+            row = (run_id, key, part, json.dumps(found))
+            self._db.execute("INSERT OR REPLACE INTO score_parts VALUES (?, ?, ?, ?)", row)
+
+    def parts(self, run_id: str, key: str) -> dict[str, Any]:
+        """Part -> what was found of it, of a run whose scoring was cut."""
+        if not self._has("score_parts"):
+            return {}
+        query = "SELECT part, found FROM score_parts WHERE run_id = ? AND metric = ?"
+        return {row["part"]: json.loads(row["found"]) for row in self._db.execute(query, (run_id, key))}
 
     def values(self, run_id: str, key: str) -> NDArray[np.float64] | None:
         """By record, in the order of `records`; None where the run was not scored."""

@@ -14,6 +14,7 @@ from adaptive_lora.errors import TrainingError
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.engines.devices import warn_of_other_devices
+from adaptive_lora.study.engines.scorer import Scorer
 from adaptive_lora.study.engines.trackers import Trackers
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import BASE, GENERAL, Ledger, SplitResult
@@ -51,6 +52,8 @@ class Engine:
     largest_bank: int | None = None
     """Most runs trained together; None leaves it to the engine."""
     tally: Tally = field(default_factory=Tally)
+    scorer: Scorer | None = None
+    """What makes the values of the study's metric, where its own evaluation does not."""
 
     def run_all(self, runs: Sequence[Run], expected: int) -> None:
         """Plans and trains what is not finished among `runs`, all of one phase of a study of `expected` runs."""
