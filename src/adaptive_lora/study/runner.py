@@ -34,7 +34,7 @@ from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent
-from adaptive_lora.study.scoring import check_command
+from adaptive_lora.study.scoring import check_command, metric_of_study
 from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.status import StudyStatus, ledger_status
@@ -87,6 +87,8 @@ def run_study(
     check_folder(study, out, deviation=deviation)
     listener.stage("loading model and data")
     prepared = prepare(study, device)
+    if metric_of_study(study).is_scored:
+        listener.stage(f"opening {metric_of_study(study).title}")
     scorer = scorer_of(prepared)
     listener.stage(f"on {prepared.base.device}")
     for note in prepared.notes():

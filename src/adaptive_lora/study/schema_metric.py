@@ -39,8 +39,8 @@ class AnswersPart(Part):
 
     answers: Literal["auto", "marked", "number", "text"]
     """What of an answer counts: the number behind the last `####` (`marked`, as GSM8K has it), the last `number`, or
-    the whole `text` but for case, white space and closing punctuation. `auto` goes by each record's own answer: `marked`
-    where it has such a number, `number` where it is a number, else `text`."""
+    the whole `text` but for case, white space and closing punctuation. `auto` goes by each record's own answer:
+    `marked` where it has such a number, `number` where it is a number, else `text`."""
     tokens: Annotated[int, Field(ge=1, le=8192)] | None = None
     """Longest answer in tokens; by default that of the longest reference answer among the test records."""
     arms: Arms = None

@@ -78,6 +78,10 @@ class AnswerScorer:
             for begin in range(0, len(own), TOGETHER):
                 yield limit, own[begin : begin + TOGETHER]
 
+    def expected_tokens(self) -> list[int]:
+        """Of each batch: it goes on until the longest of its answers is there, which the references tell of."""
+        return [min(limit, max(len(self._questions[p].reference) for p in places)) for limit, places in self.batches]
+
     def prompts(self, places: Sequence[int]) -> list[tuple[int, ...]]:
         """Of these test records."""
         return [self._questions[place].prompt for place in places]

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import ScoringError, StudyFileError
+from adaptive_lora.errors import ScoringError, StudyFileError, nearest_hint
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.study.engines.scorer import Scoring
 from adaptive_lora.study.prepare import PreparedStudy
@@ -55,9 +55,10 @@ class TaskScorer:
                 if part.fewshot is not None:
                     self._task.set_config(key="num_fewshot", value=part.fewshot)
             self._check()
+        self._name = str(self._task.get_config("task") or part.task)
         items = len(self._task.eval_docs)
         self.facts: Mapping[str, Any] = {
-            "lm_eval": metadata.version("lm_eval"), "task": self._task.config.task, "version": str(self._task.VERSION),
+            "lm_eval": metadata.version("lm_eval"), "task": self._name, "version": str(self._task.VERSION),
             "digest": self._file.digest if self._file else _digest(self._task),
             "items": min(items, part.limit or items),
         }  # fmt: skip
@@ -65,15 +66,17 @@ class TaskScorer:
     @contextlib.contextmanager
     def _harness(self) -> Iterator[None]:
         """The harness without its chatter, and with the templates of a task file of the user's own in a sandbox."""
+        import datasets
         import lm_eval.api.task as tasks
         import lm_eval.utils as utils
         from jinja2 import BaseLoader, StrictUndefined
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         logger, bar = logging.getLogger("lm_eval"), tasks.tqdm
-        level, environment = logger.level, utils.env
+        level, environment, bars = logger.level, utils.env, not datasets.are_progress_bars_disabled()
         logger.setLevel(logging.ERROR)
         tasks.tqdm = functools.partial(bar, disable=True)
+        datasets.disable_progress_bars()
         if self._file is not None:
             utils.env = ImmutableSandboxedEnvironment(
                 loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
@@ -85,6 +88,8 @@ class TaskScorer:
         finally:
             tasks.tqdm, utils.env = bar, environment
             logger.setLevel(level)
+            if bars:
+                datasets.enable_progress_bars()
 
     def _opened(self) -> Any:
         """The harness's task, with its data."""
@@ -111,9 +116,7 @@ class TaskScorer:
             raise ValueError(f"the task says that {'a higher' if not higher else 'a lower'} {part.metric} is better")
         filters = [str(own.name) for own in getattr(task, "_filters", [])]
         if filters and part.filter not in filters:
-            raise ValueError(
-                f"the task has no filter {part.filter!r}; it has {', '.join(filters)}; name one: `filter:`"
-            )
+            raise ValueError(f"the task has no filter {part.filter!r}; write one of these: {', '.join(filters)}")
         if getattr(task, "UNSAFE_CODE", False):
             raise ValueError("the task runs code that the model writes, which is not done here")
         asked = task.get_config("generation_kwargs") or {}
@@ -127,11 +130,11 @@ class TaskScorer:
         with scoring.attached(), self._harness(), _stopping(self._base.model, scoring.engine.should_stop):
             self._task.set_fewshot_seed(seed=_FEWSHOT_SEED)
             found = evaluate(
-                lm=_model(self._base, scoring, told), task_dict={self._task.config.task: self._task},
+                lm=_model(self._base, scoring, told), task_dict={self._name: self._task},
                 limit=self._part.limit, bootstrap_iters=0, log_samples=True, apply_chat_template=self._part.chat,
                 confirm_run_unsafe_code=False,
             )  # fmt: skip
-        return self._read(found["samples"][self._task.config.task])
+        return self._read(found["samples"][self._name])
 
     def _read(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         metric, own = self._part.metric, [s for s in samples if s["filter"] == self._part.filter]
@@ -140,7 +143,7 @@ class TaskScorer:
             value = sample.get(metric)
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ScoringError(
-                    f"{metric} of {self._part.task} has no number for item {sample['doc_id']}, got {str(value)[:60]!r}. "
+                    f"{metric} of {self._part.task} is no number on item {sample['doc_id']}: {str(value)[:60]!r}. "
                     "Choose a metric with a number for every item, such as acc or exact_match."
                 )
             hashes = "".join(str(sample.get(f"{of}_hash")) for of in ("doc", "prompt", "target"))
@@ -221,11 +224,10 @@ def _explained(prepared: PreparedStudy, part: TaskPart) -> Iterator[None]:
 
 
 def _unknown(name: str, manager: Any) -> str:
-    from adaptive_lora.errors import nearest_hint
-
     if name in manager.all_tasks:
         return "a group of several tasks; one metric is of one task, name one of them"
-    return f"lm-evaluation-harness has no such task{nearest_hint(name, manager.all_subtasks)}; `lm-eval ls tasks` lists them"
+    hint = nearest_hint(name, manager.all_subtasks)
+    return f"lm-evaluation-harness has no such task{hint}; `lm-eval ls tasks` lists them"
 
 
 def _digest(task: Any) -> str:
