@@ -81,6 +81,11 @@ class Metric:
         return self.name == "test_loss"
 
     @property
+    def places(self) -> int:
+        """Decimals of a value without an interval."""
+        return 2 if self.unit == POINTS else 4
+
+    @property
     def is_scored(self) -> bool:
         """Whether its values are made after training, once a run, and kept beside its losses."""
         return self.origin is not Origin.EVALUATION

@@ -40,7 +40,7 @@ ANSWERS = "answers"
 """The fact that has what models answered to a few test records, whose texts it holds."""
 _APART = ("text", "splits", ANSWERS)
 """Facts that an export has as files of their own."""
-ANSWERS_FILE = "answers.json"
+ANSWERS_FILE, SCORES_FILE = "answers.json", "scores.csv"
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
 
 
@@ -214,6 +214,28 @@ def costs_table(ledger: Ledger) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"measure_seconds": float, "score_bytes": float})
 
 
+def scores_table(ledger: Ledger) -> pd.DataFrame | None:
+    """What the study's metric, where it is made after training, gave each run, one row a record: `judge` reads it.
+
+    The frozen model is an arm called `frozen`, without a seed. None where nothing was scored.
+    """
+    facts = ledger.facts()
+    metric = metric_of(facts.get("spec", {}).get("analysis", {}))
+    records = ledger.scores.records(metric.key) if metric.is_scored else None
+    if records is None:
+        return None
+    labels = [{"run_id": BASE, "arm": "frozen", "budget": "", "seed": None}, *_runs(ledger)]
+    parts = [
+        pd.DataFrame(
+            {"arm": run["arm"], "task": run["budget"], "seed": run["seed"], "record": records, "value": values}
+        )
+        for run in labels
+        if (values := ledger.scores.values(run["run_id"], metric.key)) is not None
+    ]
+    table = pd.concat(parts, ignore_index=True).assign(metric=metric.name)
+    return table.astype({"seed": "Int64"})
+
+
 def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
     """Writes the study as files that can be committed: runs, ranks, curves and facts as text, and its ledger's archive.
 
@@ -233,6 +255,8 @@ def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
         "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
         "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
     }
+    if (scores := scores_table(ledger)) is not None:
+        files[SCORES_FILE] = scores.to_csv(index=False)
     if "splits" in facts:  # studies of before did not record it
         files[StudyPaths(folder).splits.name] = splits_csv(facts["splits"])
     if ANSWERS in facts:
