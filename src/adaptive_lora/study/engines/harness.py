@@ -93,16 +93,16 @@ class TaskScorer:
 
     def _opened(self) -> Any:
         """The harness's task, with its data."""
+        if self._file is not None:
+            from lm_eval.api.task import ConfigurableTask
+
+            return ConfigurableTask(config=copy.deepcopy(dict(self._file.config)))
         from lm_eval.tasks import TaskManager
 
-        if self._file is not None:
-            found = TaskManager(include_defaults=False).load([copy.deepcopy(dict(self._file.config))])["tasks"]
-        else:
-            manager = TaskManager()
-            if self._part.task not in manager.all_subtasks:
-                raise ValueError(_unknown(self._part.task, manager))
-            found = manager.load([self._part.task])["tasks"]
-        (task,) = found.values()
+        manager, name = TaskManager(), self._part.task
+        if name not in manager.all_subtasks:
+            raise ValueError(_unknown(name, manager))
+        (task,) = manager.load([name])["tasks"].values()
         return task
 
     def _check(self) -> None:
