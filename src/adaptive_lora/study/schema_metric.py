@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
@@ -31,6 +33,15 @@ class MetricPart(Part):
     """Which values are better."""
 
 
+_PLAIN = r"^[A-Za-z0-9._:@-]{1,64}$"
+
+
+def _task_name(text: str) -> str:
+    if not re.fullmatch(_PLAIN, PurePath(text).name):
+        raise ValueError("a task, or the file that has it, is called by letters, digits, `.`, `_`, `:`, `@` and `-`")
+    return text
+
+
 Arms = Annotated[list[str], Field(min_length=1)] | None
 
 
@@ -50,11 +61,11 @@ class AnswersPart(Part):
 class TaskPart(Part):
     """A task of lm-evaluation-harness (the extra `eval`), run on every adapter that is compared."""
 
-    task: PathText
+    task: Annotated[PathText, AfterValidator(_task_name)]
     """Name of a task that comes with the harness, such as `arc_easy`, or a task file of yours (.yaml) without code."""
-    metric: str = "acc"
+    metric: Annotated[str, Field(pattern=_PLAIN)] = "acc"
     """One of the task's metrics, such as `acc_norm` or `exact_match`."""
-    filter: str = "none"
+    filter: Annotated[str, Field(pattern=_PLAIN)] = "none"
     """One of the task's filters, such as `strict-match`."""
     better: Literal["higher", "lower"] | None = None
     """Which values are better, for a metric whose name does not say it."""
