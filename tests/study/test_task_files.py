@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.study.study_file import parse_study
 from adaptive_lora.study.task_files import is_task_file, read_task_file
+from tests.study.test_spec import GOOD as GOOD_STUDY
 
 GOOD: dict[str, Any] = {
     "task": "colours",
@@ -101,3 +104,19 @@ def test_what_is_no_task_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "task.yaml").write_text("- a list")
     assert "expected keys and values" in complaints(tmp_path / "task.yaml")
     assert "cannot be read" in complaints(tmp_path / "gone.yaml")
+
+
+def test_the_task_file_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r'^```yaml title="colours.yaml"\n(.*?)^```$', page, flags=re.S | re.M)
+    (tmp_path / "colours.json").write_text("[]")
+    (tmp_path / "colours.yaml").write_text(text)
+    assert read_task_file(tmp_path / "colours.yaml").name == "colours"
+    analyses = re.findall(r"^```yaml\n(?:data: [^\n]*\n)?(analysis:.*?)^```$", page, flags=re.S | re.M)
+    assert len(analyses) == 4
+    for analysis in analyses:
+        study = parse_study(
+            GOOD_STUDY.replace("  - uniform\n", "  - uniform\n  - linear-decay\n  - eva\n") + analysis,
+            tmp_path / "study.yaml",
+        )
+        assert study.spec.analysis.margin == 2.0

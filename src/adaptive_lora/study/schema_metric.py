@@ -70,7 +70,7 @@ class TaskPart(Part):
     better: Literal["higher", "lower"] | None = None
     """Which values are better, for a metric whose name does not say it."""
     fewshot: Annotated[int, Field(ge=0)] | None = None
-    """Worked examples before each question; by default as many as the task says."""
+    """Worked examples before each question, in place of what the task says, or of none where it says nothing."""
     limit: Annotated[int, Field(ge=2)] | None = None
     """Only so many items, the first; by default all."""
     chat: bool = False

@@ -52,9 +52,9 @@ class TaskScorer:
                 self._file = read_task_file(Path(prepared.study.locate(part.task)))
             with self._harness():
                 self._task = self._opened()
-                if part.fewshot is not None:
-                    self._task.set_config(key="num_fewshot", value=part.fewshot)
             self._check()
+            if part.fewshot is not None:
+                self._task.set_config(key="num_fewshot", value=part.fewshot)
         self._name = str(self._task.get_config("task") or part.task)
         items = len(self._task.eval_docs)
         self.facts: Mapping[str, Any] = {
@@ -117,6 +117,8 @@ class TaskScorer:
         filters = [str(own.name) for own in getattr(task, "_filters", [])]
         if filters and part.filter not in filters:
             raise ValueError(f"the task has no filter {part.filter!r}; write one of these: {', '.join(filters)}")
+        if part.fewshot and task.get_config("num_fewshot") == 0:
+            raise ValueError("the task has no worked examples by its own word, `num_fewshot: 0`; leave `fewshot` out")
         if getattr(task, "UNSAFE_CODE", False):
             raise ValueError("the task runs code that the model writes, which is not done here")
         asked = task.get_config("generation_kwargs") or {}
@@ -132,6 +134,7 @@ class TaskScorer:
             found = evaluate(
                 lm=_model(self._base, scoring, told), task_dict={self._name: self._task},
                 limit=self._part.limit, bootstrap_iters=0, log_samples=True, apply_chat_template=self._part.chat,
+                fewshot_as_multiturn=self._part.chat,
                 confirm_run_unsafe_code=False,
             )  # fmt: skip
         return self._read(found["samples"][self._name])
