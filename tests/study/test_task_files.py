@@ -116,7 +116,7 @@ def test_the_task_file_of_the_documentation_is_one(tmp_path: Path) -> None:
     assert len(analyses) == 4
     for analysis in analyses:
         study = parse_study(
-            GOOD_STUDY.replace("  - uniform\n", "  - uniform\n  - linear-decay\n  - eva\n") + analysis,
+            re.sub("arms:.*?seeds", "arms: [uniform, linear-decay, eva]\nseeds", GOOD_STUDY, flags=re.S) + analysis,
             tmp_path / "study.yaml",
         )
         assert study.spec.analysis.margin == 2.0
