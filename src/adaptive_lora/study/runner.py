@@ -87,9 +87,10 @@ def run_study(
     check_folder(study, out, deviation=deviation)
     listener.stage("loading model and data")
     prepared = prepare(study, device)
-    if metric_of_study(study).is_scored:
+    scorer = None
+    if metric_of_study(study).is_scored and not _is_finished(out):
         listener.stage(f"opening {metric_of_study(study).title}")
-    scorer = scorer_of(prepared)
+        scorer = scorer_of(prepared)
     listener.stage(f"on {prepared.base.device}")
     for note in prepared.notes():
         listener.stage(note)
@@ -119,6 +120,14 @@ def run_study(
         check_twins(ledger)
         answer_records(engine)
         return ledger_status(ledger)
+
+
+def _is_finished(out: Path) -> bool:
+    """Whether a study has all of its values: what makes them need not be there any more."""
+    if not StudyPaths(out).ledger.is_file():
+        return False
+    with contextlib.closing(open_to_read(out)) as ledger:
+        return ledger_status(ledger).finished
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:

@@ -74,12 +74,13 @@ class ScoreStore:
             row = (run_id, key, part, json.dumps(found))
             self._db.execute("INSERT OR REPLACE INTO score_parts VALUES (?, ?, ?, ?)", row)
 
-    def parts(self, run_id: str, key: str) -> dict[str, Any]:
-        """Part -> what was found of it, of a run whose scoring was cut."""
+    def part(self, run_id: str, key: str, part: str) -> Any:
+        """What was found of a part, of a run whose scoring was cut; None where it is still to be made."""
         if not self._has("score_parts"):
-            return {}
-        query = "SELECT part, found FROM score_parts WHERE run_id = ? AND metric = ?"
-        return {row["part"]: json.loads(row["found"]) for row in self._db.execute(query, (run_id, key))}
+            return None
+        query = "SELECT found FROM score_parts WHERE run_id = ? AND metric = ? AND part = ?"
+        row = self._db.execute(query, (run_id, key, part)).fetchone()
+        return json.loads(row["found"]) if row else None
 
     def values(self, run_id: str, key: str) -> NDArray[np.float64] | None:
         """By record, in the order of `records`; None where the run was not scored."""

@@ -18,7 +18,7 @@ from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.templating import render, render_all
 from adaptive_lora.study.engines import harness as module
 from adaptive_lora.study.ledger import BASE
-from adaptive_lora.study.open_ledger import open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.runner import Limits, run_study
 from adaptive_lora.study.status import study_status
 from adaptive_lora.study.study_file import load_study
@@ -186,6 +186,10 @@ def test_another_task_under_the_same_name_is_refused(evaluated: tuple[Path, list
     task, items = folder / "colours.yaml", folder / "items.json"
     before = items.read_text()
     items.write_text(before.replace("sand", "sands"))
+    assert run_study(load_study(folder / "study.yaml"), folder / "out").finished  # nothing is scored any more
+    with contextlib.closing(create_or_open(folder / "out")) as ledger:
+        ledger._db.execute("DELETE FROM scores WHERE run_id = ?", (ledger.runs()[0]["run_id"],))
+        ledger._db.commit()
     with pytest.raises(StudyFolderError, match=r"acc_norm of colours rest on something else .*: digest: '.*' there"):
         run_study(load_study(folder / "study.yaml"), folder / "out")
     items.write_text(before)

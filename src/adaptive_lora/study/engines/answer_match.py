@@ -97,7 +97,7 @@ class AnswerScorer:
                 right |= dict(zip(places, found, strict=True))
                 told(len(right), whole)
         rows = engine.prepared.splits.records["test"]
-        return {f"{place}:{rows[place].row}": right[place] for place in sorted(right)}
+        return {_name(place, rows[place].row): right[place] for place in sorted(right)}
 
     def _answered(self, places: Sequence[int], limit: int, should_stop: Callable[[], bool]) -> list[float]:
         """Whether each is right, 1 or 0."""
@@ -114,6 +114,11 @@ class AnswerScorer:
         order = sorted(self._questions, key=lambda place: len(self._questions[place].prompt))
         some = {order[round(i * (len(order) - 1) / (_TRIED - 1))] for i in range(_TRIED)}
         return can_answer_together(self.base, self.prompts(sorted(some)), self.stops)
+
+
+def _name(place: int, row: int | None) -> str:
+    """Of a test record: its place in the split, and its row in the source where that is known."""
+    return str(place) if row is None else f"{place}:{row}"
 
 
 def _is_cut(example: Example) -> bool:

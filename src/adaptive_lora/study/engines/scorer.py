@@ -32,15 +32,15 @@ class Scoring:
         return contextlib.nullcontext() if self.adapter is None else attached_from(base, self.adapter)
 
     def part(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` gives for a part of the records, JSON values; where a call before this one made it, that."""
+        """What `make` gives for a part of the records, a list of JSON values; where an earlier call made it, that."""
         key, scores = metric_of_study(self.engine.prepared.study).key, self.engine.ledger.scores
-        known = scores.parts(self.run_id, key)
-        if name not in known:
-            if self.engine.should_stop():
-                raise KeyboardInterrupt
-            scores.keep_part(self.run_id, key, name, make())
-            known = scores.parts(self.run_id, key)
-        return known[name]
+        if (known := scores.part(self.run_id, key, name)) is not None:
+            return known
+        if self.engine.should_stop():
+            raise KeyboardInterrupt
+        found = make()
+        scores.keep_part(self.run_id, key, name, found)
+        return found
 
 
 class Scorer(Protocol):

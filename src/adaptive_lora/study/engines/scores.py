@@ -111,7 +111,7 @@ def _teller(engine: Engine, head: str) -> Callable[[int, int], None]:
     def tell(done: int, of: int) -> None:
         nonlocal last
         if time.monotonic() - last > _PATIENCE:
-            engine.listener.stage(f"{head}: {done:,} of {of:,} records")
+            engine.listener.stage(f"{head}: {done:,} of {of:,}")
             last = time.monotonic()
 
     return tell
