@@ -209,15 +209,15 @@ def test_words_behind_worked_examples_are_as_the_harness_has_them(
 ) -> None:
     task = write_task(tmp_path, {**WRITTEN, "fewshot_config": {"sampler": "default"}})
     metric = "{task: written.yaml, metric: exact_match, filter: letters, arms: [linear-decay]}"
-    file = study_file(
-        *judged_by(metric), ("evaluation: 4", "evaluation: 1"), ("margin: 5.0", "margin: 5.0, primary: []")
-    )
+    model = model_folders["llama"]
+    changes = ((str(model_folders["gpt2"]), str(model)), ("evaluation: 4", "evaluation: 1"))
+    file = study_file(*judged_by(metric), *changes, ("margin: 5.0", "margin: 5.0, primary: []"))
     run_study(load_study(file), tmp_path / "out")
     found, _ = values_in(tmp_path / "out")
     assert len(found) == 3
     for run_id, own in found.items():
         adapter = None if run_id == BASE else tmp_path / "out" / "adapters" / run_id
-        assert own == by_the_harness(model_folders["gpt2"], adapter, task, "exact_match")
+        assert own == by_the_harness(model, adapter, task, "exact_match")
 
 
 @needs_harness
