@@ -204,11 +204,13 @@ def study_file_reference(schema: Schema) -> str:
 def _parts(schema: Schema, at: str = "", part: Schema | None = None) -> Iterator[tuple[str, Schema]]:
     """(dotted key, its part) of every key that has keys of its own, in the order of the file."""
     for key, value in (part or schema)["properties"].items():
-        for reference in re.findall(r"'#/\$defs/(\w+)'", repr(value)):
+        references = re.findall(r"'#/\$defs/(\w+)'", repr(value))
+        for reference in references:
             inner = schema["$defs"][reference]
             here = f"{at}.{key}" if at else key
             if not (at and reference == "ScalingPart") and here != "arms.train.multipliers":  # those of the study
-                yield here + ("[]" if value.get("type") == "array" else ""), inner
+                form = f": {{{inner['required'][0]}: ...}}" if len(references) > 1 else ""
+                yield here + form + ("[]" if value.get("type") == "array" else ""), inner
                 yield from _parts(schema, here, inner)
 
 

@@ -290,7 +290,7 @@ def test_exact_match_is_refused_where_answers_are_not_single(study_file: WriteSt
 @pytest.mark.parametrize(
     ("metric", "why"),
     [
-        ("exact", "analysis.metric: expected 'test_loss' or 'exact_match', got 'exact' .did you mean 'exact_match'"),
+        ("exact", "expected 'test_loss', 'exact_match' or 'answer_match', got 'exact' .did you mean 'exact_match'"),
         ("{name: f1, command: [true]}", "analysis.metric.better: this key is missing"),
         ("{name: f1, better: up, command: [x]}", "analysis.metric.better: expected 'higher' or 'lower', got 'up'"),
         (

@@ -142,12 +142,12 @@ def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
     from adaptive_lora.study.folder import StudyPaths
 
     metric = metric_of(study.spec.analysis.model_dump(mode="json"))
-    if folder is not None and metric.command:
+    if folder is not None and metric.has_own_records:
         raise UsageError(
-            "--pilot tells what a study's own test records can show, and this study is judged by a command, "
-            f"{metric.name}, which scores records of its own. Leave --pilot out."
+            "--pilot tells what a study's own test records can show, and this study is judged by "
+            f"{metric.title}, which has records of its own. Leave --pilot out."
         )
-    if metric.command:
+    if metric.has_own_records:
         return None
     if folder is None and own is not None and StudyPaths(own).ledger.is_file():
         folder = own

@@ -134,8 +134,9 @@ def arms_table(
         name = arm.arm + "".join(f" ({count} {what})" for count, what in ends if count)
         found, verdict = arm.difference, judged.get(Comparison(arm.arm, arm.budget))
         level = arm.loss if metric.is_loss else arm.score
-        difference = (signed(found.mean), interval_ends(found, "+.4f")) if found else ("", "")
-        table.add_row(Text(f"{name}, {arm.budget}" if several else name), f"{level.mean:.4f}" if level else "",
+        places = metric.places
+        difference = (signed(found.mean, places), interval_ends(found, f"+.{places}f")) if found else ("", "")
+        table.add_row(Text(f"{name}, {arm.budget}" if several else name), f"{level.mean:.{places}f}" if level else "",
                       *difference, str(verdict.verdict) if verdict else "")  # fmt: skip
     return table
 

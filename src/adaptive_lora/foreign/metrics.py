@@ -8,7 +8,7 @@ from adaptive_lora.errors import UsageError
 
 _LOWER = "loss nll perplexity ppl bits_per_byte bpb brier_score error err wer cer ter forgetting drift".split()
 _HIGHER = """acc accuracy acc_norm acc_mutual_info exact_match em f1 bleu chrf rouge rouge1 rouge2 rougeL pass mcc score
-             dino_similarity correct""".split()
+             answer_match dino_similarity correct""".split()
 
 
 def higher_is_better(metric: str, asked: str | None = None) -> bool:

@@ -1,8 +1,9 @@
 """A study of this package, or its export, as one source more: its arms by another metric or beside other results.
 
 Its budgets are tasks. `test_loss` is in nats per token; `exact_match`, where the data have one right answer each, is
-the share of records whose whole completion the model would have chosen; a study's own metric goes by its name. Without
-a word it is the one that the study was judged by. Verdicts that a study locked are those of its report.
+the share of records whose whole completion the model would have chosen; a study's own metric goes by its name, and
+shares of right answers are shares here, as other tools have them. Without a word it is the one that the study was
+judged by. Verdicts that a study locked are those of its report.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def _runs(folder: Path, table: pd.DataFrame, by_record: Callable[[str], Any], me
         elif row["status"] == Status.COMPLETED and pd.notna(mean):
             records = by_record(str(row["run_id"]))
             if records is None:
-                run.means[question] = float(mean)
+                run.means[question] = float(mean) / metric.scale
             else:
                 run.items[question] = _items(records, metric)
     if not any(run.questions for run in found.values()):
@@ -75,7 +76,7 @@ def _runs(folder: Path, table: pd.DataFrame, by_record: Callable[[str], Any], me
 
 def _items(records: Any, metric: Metric) -> dict[str, Item]:
     if not metric.is_loss:
-        values = records.score if metric.command else records.exact
+        values = records.score if metric.is_scored else records.exact
         return {str(i): Item(float(value)) for i, value in enumerate(values)}
     # In single precision, as `stats.evidence` and archives have them, so that a study's report says the same.
     losses = records.nll.astype(np.float32).tolist()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import PurePath
 from typing import Any
 
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import plain_name
+
+_NAMES = ("name", "task", "metric", "filter")
+"""What a metric of a study is called by."""
 
 
 def completed(facts: dict[str, Any]) -> dict[str, Any]:
@@ -18,7 +22,7 @@ def completed(facts: dict[str, Any]) -> dict[str, Any]:
     for analysis in (spec["analysis"], lock["first"]["analysis"]):
         analysis["baseline"] = plain_name(analysis["baseline"])
         if isinstance(own := analysis.get("metric"), dict):
-            own["name"] = plain_name(str(own["name"]))
+            own |= {key: plain_name(PurePath(str(own[key])).name) for key in _NAMES if key in own}
     for part in (*lock["primary"], *lock["first"]["primary"]):
         part["arm"], part["budget"] = plain_name(part["arm"]), plain_name(part["budget"])
     for arm in spec["arms"]:

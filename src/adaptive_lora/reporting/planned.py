@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def planned(found: Findings) -> Design:
-    """By the study file; a command of the study's own has as many records as it scored."""
+    """By the study file; a metric that is made after training has as many records as it scored."""
     spec, rule, metric = found.facts["spec"], rule_of(found.facts["spec"]), found.metric
-    scored = next((own.test_records for own in found.differences.values() if metric.command), None)
+    scored = next((own.test_records for own in found.differences.values() if metric.is_scored), None)
     return Design(
         seeds=len(spec["seeds"]["evaluation"]),
         alpha=rule.alpha,
@@ -24,5 +24,5 @@ def planned(found: Findings) -> Design:
         looks=rule.looks,
         correlation=found.pilot.correlation,
         unit=metric.unit,
-        by_command=bool(metric.command),
+        own_records=metric.has_own_records,
     )

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from adaptive_lora.reporting.formatting import FILTERS
+from adaptive_lora.stats.arms import frozen_score
 from adaptive_lora.stats.assays import untested_budgets
 from adaptive_lora.stats.cost_equivalents import baseline_curve
 from adaptive_lora.stats.looks import decided_at
@@ -59,5 +60,5 @@ def _expanded(name: str, *values: Any, **named: Any) -> str:
 def _sentences() -> jinja2.Environment:
     made = environment("templates", autoescape=False)
     made.globals.update(MOST_SEEDS=MOST, POWER=POWER, width_with=width_with, look_levels=decided_at)
-    made.globals.update(untested_budgets=untested_budgets, baseline_curve=baseline_curve)
+    made.globals.update(untested_budgets=untested_budgets, baseline_curve=baseline_curve, frozen_score=frozen_score)
     return made

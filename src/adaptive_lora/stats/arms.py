@@ -86,6 +86,12 @@ def frozen_loss(runs: pd.DataFrame) -> float | None:
     return None if found.empty else float(found.iloc[0])
 
 
+def frozen_score(runs: pd.DataFrame, metric: Metric) -> float | None:
+    """The frozen model's mean by a metric that is made after training, in its unit; None where it was not scored."""
+    found = runs[name].dropna() if (name := f"base_{metric.name}") in runs and metric.is_scored else runs["run_id"][:0]
+    return None if found.empty else float(found.iloc[0])
+
+
 def _summary(runs: pd.DataFrame, cell: tuple[str, str], baseline: str, metric: Metric) -> ArmSummary:
     arm, budget = cell
     mine = runs[(runs["arm"] == arm) & (runs["budget"] == budget)]

@@ -74,12 +74,12 @@ def of_seed_means(differences: Mapping[int, float]) -> PairedTable:
     return PairedTable(values, np.ones(1), tuple(differences))
 
 
-def with_two_more(table: PairedTable) -> PairedTable:
-    """With two records more, one that each arm alone got right (Bonett and Price 2012).
+def with_two_more(table: PairedTable, right: float = 1.0) -> PairedTable:
+    """With two records more, one that each arm alone got right (Bonett and Price 2012); `right`: what that counts.
 
     For scores that are right or wrong: few records answered differently, or none, do not look like certainty then.
     """
-    differences = np.hstack([table.differences, np.tile([1.0, -1.0], (len(table.seeds), 1))])
+    differences = np.hstack([table.differences, np.tile([right, -right], (len(table.seeds), 1))])
     return PairedTable(differences, np.append(table.tokens, [1.0, 1.0]), table.seeds, added=2)
 
 

@@ -56,7 +56,7 @@ class StudyTables:
         return frozenset(set.intersection(*found)) if found else frozenset()
 
     def _done(self, cell: Cell) -> pd.DataFrame:
-        """Its runs that have a value; one that a command has still to score has none."""
+        """Its runs that have a value; one that is still to be scored, or never is, has none."""
         own = self.of(cell)
         done = own[own["status"] == Status.COMPLETED]
         return done if self.metric.is_loss else done[done[self._column].notna()]
@@ -77,7 +77,7 @@ class StudyTables:
             return of_seed_means({s: float(by_seed[0][s]) - float(by_seed[1][s]) for s in seeds})
         costs = np.stack([found for found, _ in known])
         table = PairedTable(costs[::2] - costs[1::2], known[0][1], tuple(seeds))
-        return with_two_more(table) if self._right_or_wrong else table
+        return with_two_more(table, self.metric.scale) if self._right_or_wrong else table
 
     def _costs(self, run_id: str) -> tuple[Floats, Floats] | None:
         if run_id not in self._read:
@@ -88,10 +88,14 @@ class StudyTables:
     @functools.cached_property
     def _right_or_wrong(self) -> bool:
         """Whether all values of all runs are 0 or 1; of all, so that a study's tables have the same records."""
-        if self.metric.is_loss or not self.metric.command:
+        if not self.metric.is_scored:
             return not self.metric.is_loss
         ids = [str(run_id) for cell in self.cells for run_id in self._done(cell)["run_id"]]
-        return all(np.isin(abs(found[0]), (0.0, 1.0)).all() for found in map(self._costs, ids) if found is not None)
+        return all(
+            np.isin(abs(found[0]), (0.0, self.metric.scale)).all()
+            for found in map(self._costs, ids)
+            if found is not None
+        )
 
 
 def tables_of(runs: pd.DataFrame, source: Any, metric: Metric) -> StudyTables:
@@ -100,7 +104,7 @@ def tables_of(runs: pd.DataFrame, source: Any, metric: Metric) -> StudyTables:
     known: Any = getattr(source, "by_record", None)
     if known is None:
         return StudyTables(runs, lambda run_id, split: None, metric=metric)
-    return StudyTables(runs, functools.partial(known, metric=metric) if metric.command else known, metric=metric)
+    return StudyTables(runs, functools.partial(known, metric=metric) if metric.is_scored else known, metric=metric)
 
 
 def rule_of(spec: Mapping[str, Any]) -> Rule:

@@ -52,8 +52,8 @@ class Design:
     """Between two comparisons, which share a baseline."""
     unit: str = TEST_LOSS.unit
     """Of differences and the margin."""
-    by_command: bool = False
-    """Whether the records are those of a study's own command, of which its test split says nothing."""
+    own_records: bool = False
+    """Whether the records are a command's or a task's, of which the study's test split says nothing."""
 
     @property
     def final_alpha(self) -> float:

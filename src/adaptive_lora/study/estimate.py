@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adaptive_lora.measures.measuring import in_goes
 from adaptive_lora.planning.budget import spend
@@ -13,7 +13,14 @@ from adaptive_lora.stats.design import Costs
 from adaptive_lora.stats.power import Design
 from adaptive_lora.stats.run_table import Phase
 from adaptive_lora.stats.spreads import Pilot
-from adaptive_lora.study.estimated_cost import answer_seconds, cost_by_bank, cost_by_reference, frozen_seconds
+from adaptive_lora.study.engines.scores import scorer_of
+from adaptive_lora.study.estimated_cost import (
+    answer_seconds,
+    answering_seconds,
+    cost_by_bank,
+    cost_by_reference,
+    frozen_seconds,
+)  # fmt: skip
 from adaptive_lora.study.lock import undecidable
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.outlook import Outlook, StudyCosts, design_of, outlook
@@ -68,7 +75,7 @@ def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: Prog
     listener = listener or Silent()
     forget_peak(prepared.base.device)
     listener.stage("timing the frozen model")
-    frozen = frozen_seconds(prepared)
+    frozen, scorer = frozen_seconds(prepared), scorer_of(prepared)
     answers = answer_seconds(prepared)
     plans, planning_seconds = _plan_all(prepared, first, listener)
     listener.stage("timing a few steps")
@@ -89,7 +96,9 @@ def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: Prog
     cost = cost_by_bank(prepared, members, total) if by_bank else cost_by_reference(prepared, members[0])
     steps = [cell.steps for cell in matrix.cells]
     each = Costs(sum(steps) / len(steps) * cost.update + spec.data.validation * cost.record, cost.record)
-    once = prepared.seconds + planning_seconds + frozen + cost.check + answers
+    answering = answering_seconds(prepared, scorer, plans[0])
+    each = replace(each, record=each.record + answering * _share_scored(prepared) / spec.data.test)
+    once = prepared.seconds + planning_seconds + frozen + cost.check + answers + answering
     costs, design = StudyCosts(each, once, matrix), design_of(spec, matrix, pilot)
     return Estimate(
         runs={phase.value: count for phase, count in counts.items()},
@@ -131,6 +140,12 @@ def _plan_all(
     return plans, sum(price[key.measure] for key in keys)
 
 
+def _share_scored(prepared: PreparedStudy) -> float:
+    """Of the cells, those whose runs the study's metric covers."""
+    metric, cells = metric_of_study(prepared.study), prepared.study.matrix.cells
+    return sum(metric.covers(cell.arm.name) for cell in cells) / len(cells)
+
+
 def _like_uniform(task: PlanTask) -> RankPlan:
     """Ranks as equal as the budget allows."""
     ranks = spend(task.modules, {m.name: 1.0 for m in task.modules}, task.budget.parameters)
@@ -151,8 +166,10 @@ def _warnings(prepared: PreparedStudy, parameters: dict[str, int]) -> list[str]:
         found.append("no primary comparison: the study describes and gives no verdict.")
     elif refused := undecidable(prepared.study):
         found.append(f"`run` will refuse this study: {refused[1]}.")
-    if command := metric_of_study(prepared.study).command:
-        found.append(f"the time that `{shlex.join(command)}` takes, once an evaluation run, is not counted.")
+    metric = metric_of_study(prepared.study)
+    if metric.has_own_records:
+        by = f"`{shlex.join(metric.command)}`" if metric.command else f"the task of {metric.title}"
+        found.append(f"the time that {by} takes, once an evaluation run, is not counted.")
     if prepared.study.matrix.fixed_rates and len(spec.arms) > 1:
         found.append("one learning rate for all arms: a difference may be the rate's; give a grid and tuning seeds.")
     found += prepared.notes() + prepared.warnings()

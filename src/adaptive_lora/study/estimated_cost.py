@@ -11,8 +11,11 @@ from dataclasses import dataclass
 import torch
 
 from adaptive_lora.data.encoding import Example
+from adaptive_lora.planning.plan import RankPlan
+from adaptive_lora.study.engines.answer_match import AnswerScorer
 from adaptive_lora.study.engines.answers import MOST_TOKENS as MOST_ANSWER_TOKENS
 from adaptive_lora.study.engines.answers import places_of
+from adaptive_lora.study.engines.scorer import Scorer
 from adaptive_lora.study.estimated_memory import bank_bytes, block_bytes, frozen_bytes
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.pricing import PATIENCE, seconds_per_record, seconds_per_token, timed_update, typical
@@ -20,7 +23,7 @@ from adaptive_lora.training.adapter import attached, set_training, trainable
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.fidelity import MOST_TOKENS
-from adaptive_lora.training.generation import greedy, question_of
+from adaptive_lora.training.generation import greedy, greedy_together, question_of
 from adaptive_lora.training.memory import peak_bytes, resident_bytes
 from adaptive_lora.training.reference import update
 
@@ -73,6 +76,24 @@ def answer_seconds(prepared: PreparedStudy) -> float:
     except Exception:  # of a model that cannot generate, as `answers` takes it
         return 0.0
     return _SPEAKERS * len(places) * (first + max(0.0, more - first) / _TRIED_TOKENS * (tokens - 1))
+
+
+def answering_seconds(prepared: PreparedStudy, scorer: Scorer | None, plan: RankPlan) -> float:
+    """Of answering all test records by one adapter, where the study is judged by right answers; else 0.
+
+    By a few tokens of a batch of middle length, with an adapter of `plan`.
+    """
+    if not isinstance(scorer, AnswerScorer):
+        return 0.0
+    _, places = scorer.batches[len(scorer.batches) // 2]
+    prompts, base = scorer.prompts(places), prepared.base
+    with attached(base, plan, seed=0):
+        first, more = (
+            _seconds(lambda some=some: greedy_together(base, prompts, some, (), lambda: False))  # type: ignore[misc]
+            for some in (1, 1 + _TRIED_TOKENS)
+        )
+    token = max(0.0, more - first) / _TRIED_TOKENS
+    return sum(first + token * (tokens - 1) for tokens in scorer.expected_tokens())
 
 
 def all_records(prepared: PreparedStudy) -> list[Example]:

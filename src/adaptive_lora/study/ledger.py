@@ -25,7 +25,7 @@ from adaptive_lora.study.ledger_place import PlacedConnection
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.plan_store import PlanStore
 from adaptive_lora.study.score_store import ScoreStore
-from adaptive_lora.study.sealed import Rows
+from adaptive_lora.study.sealed import TABLES, Rows
 from adaptive_lora.study.tuning import TuningResult
 
 BASE = "base"
@@ -43,7 +43,7 @@ class SplitResult:
     tokens: NDArray[np.int64]
     exact: NDArray[np.bool_]
     score: NDArray[np.float64] | None = None
-    """By a command of the study's own, whose records need not be these; None where it has none."""
+    """By a metric that is made after training, whose records need not be these; None where it has none."""
 
 
 class Ledger:
@@ -55,7 +55,7 @@ class Ledger:
         self.planning = PlanStore(connection, self._rows)
         """Plans and measurements, kept as soon as they are made."""
         self.scores = ScoreStore(connection, self._rows)
-        """What a command of the study's own gave every adapter."""
+        """What every adapter was given by a metric that is made after training."""
 
     def close(self) -> None:
         """Closes; the last writer folds its log into the one file."""
@@ -75,6 +75,12 @@ class Ledger:
     def rows(self, table: str) -> list[dict[str, Any]]:
         """A table as it is stored, in the order it was written."""
         return [_plain(row) for row in self._rows.all(table, packed=True)]
+
+    def check(self) -> None:
+        """LedgerDamaged unless every row is what was written, with all that it holds."""
+        for table in TABLES:
+            if self._rows.has(table):
+                self._rows.all(table, packed=True)
 
     def copy_to(self, path: Path) -> None:
         """Writes the ledger into a file that is not there yet."""
@@ -225,11 +231,11 @@ class Ledger:
         return {(row["run_id"], row["split"]): _plain(row) for row in self._rows.all("evaluations")}
 
     def by_record(self, run_id: str, split: str, metric: Metric = TEST_LOSS) -> SplitResult | None:
-        """Per-record results, with the scores of a `metric` that has a command; None where there are none."""
+        """Per-record results, with the scores by a `metric` that is made after training; None where there are none."""
         row = self._rows.one("evaluations", run_id, split)
         if row is None:
             return None
-        scores = self.scores.values(run_id, metric.key) if metric.command and split == "test" else None
+        scores = self.scores.values(run_id, metric.key) if metric.is_scored and split == "test" else None
         with self._rows.explained("evaluations", run_id):
             return SplitResult(
                 np.frombuffer(zlib.decompress(row["nll_by_record"]), dtype="<f8"),

@@ -61,6 +61,8 @@ def merge(folders: Sequence[Path], out: Path, adapters: bool = True) -> Merged:
         ledgers = {place: stack.enter_context(contextlib.closing(open_to_read(place))) for place in places}
         if not ledgers:
             raise StudyFolderError("`merge` needs at least one study folder.")
+        for ledger in ledgers.values():
+            ledger.check()  # what is copied gets a digest of its own
         _check_same(ledgers)
         _check_agree(ledgers)
         furthest = max(ledgers, key=lambda place: len(ledgers[place].statuses(every=True)))

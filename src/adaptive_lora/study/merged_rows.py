@@ -60,7 +60,7 @@ def take_base(target: Ledger, source: Ledger, base: str) -> None:
 def take_scores(target: Ledger, source: Ledger) -> None:
     """What a command of the study's own gave, where it has one."""
     metric = metric_of(source.facts().get("spec", {}).get("analysis", {}))
-    if not metric.command:
+    if not metric.is_scored:
         return
     names, known = source.scores.records(metric.key) or [], target.scores.means(metric.key)
     ordered = target.scores.records(metric.key) or names

@@ -14,7 +14,7 @@ from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.ledger_place import PlacedConnection
 from adaptive_lora.study.plan_store import PLAN_TABLES
-from adaptive_lora.study.score_store import SCORE_TABLE
+from adaptive_lora.study.score_store import PARTS_TABLE, SCORE_TABLE
 from adaptive_lora.study.sealed import DIGEST_TABLE, Rows, is_damage, seal
 
 _SCHEMA = f"""
@@ -60,7 +60,7 @@ def write_ledger(folder: Path, tables: Mapping[str, Sequence[Mapping[str, Any]]]
 def columns_of() -> dict[str, dict[str, str]]:
     """Table -> column -> type, of all tables that a ledger may have, in their order."""
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript(f"{_SCHEMA}; {SCORE_TABLE}; {DIGEST_TABLE}")
+        db.executescript(f"{_SCHEMA}; {SCORE_TABLE}; {PARTS_TABLE}; {DIGEST_TABLE}")
         names = [name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
         return {name: {row[1]: row[2] for row in db.execute(f"PRAGMA table_info({name})")} for name in names}
 

@@ -100,7 +100,7 @@ def design_of(spec: StudySpec, matrix: StudyMatrix, pilot: Pilot | None = None) 
         looks=tuple(spec.seeds.looks),
         correlation=pilot.correlation if pilot else 0.0,
         unit=metric.unit,
-        by_command=bool(metric.command),
+        own_records=metric.has_own_records,
     )
 
 

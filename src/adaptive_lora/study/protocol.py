@@ -19,9 +19,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from adaptive_lora.errors import nearest_hint
 from adaptive_lora.planning.budget_text import doubled, halved, parse_budget
 from adaptive_lora.planning.strategies import StrategyOptions, check_options, find_strategy
 from adaptive_lora.planning.strategies.transforms import why_no_source
+from adaptive_lora.stats.metrics import POINTS, metric_of
 from adaptive_lora.stats.run_table import Comparison
 from adaptive_lora.study.schema import ArmPart, StudySpec
 from adaptive_lora.study.schema_training import ArmTrainPart
@@ -32,6 +34,8 @@ MOST_PRIMARY = 10
 """More hypotheses than this are no hypotheses."""
 HALF_BUDGET = "half-budget"
 """`analysis.margin` of a study that measures it."""
+LEAST_POINTS = 0.1
+"""The smallest margin in percentage points: one record in a thousand."""
 
 
 def control_arms(spec: StudySpec, budget: str | None = None) -> tuple[ArmPart, ...]:
@@ -202,6 +206,27 @@ def rule_complaints(spec: StudySpec) -> dict[Location, str]:
         found["analysis", "margin"] = (
             f"`{HALF_BUDGET}`, the default, is measured by the baseline at half the budget, and {why}; give a number "
             "in the metric's unit (of `test_loss` nats per token), such as `margin: 0.01`"
+        )
+    return found | _metric_complaints(spec, comparisons)
+
+
+def _metric_complaints(spec: StudySpec, comparisons: Sequence[Comparison]) -> dict[Location, str]:
+    """A margin that was meant as a share, and arms that the metric leaves without values."""
+    found: dict[Location, str] = {}
+    metric, margin = metric_of(spec.analysis.model_dump(mode="json")), spec.analysis.margin
+    if metric.unit == POINTS and isinstance(margin, float) and margin < LEAST_POINTS:
+        found["analysis", "margin"] = (
+            f"the margin of {metric.title} is in percentage points, and {margin:g} of one is less than any test shows; "
+            f"write {100 * margin:g} if {margin:g} was meant as a share, else {LEAST_POINTS:g} or more"
+        )
+    known = {arm.name for arm in (*spec.arms, *control_arms(spec))}
+    if unknown := [arm for arm in metric.arms if arm not in known]:
+        hint = nearest_hint(unknown[0], known)
+        found["analysis", "metric", "arms"] = f"no arm is called {unknown[0]!r}{hint}; arms: {', '.join(sorted(known))}"
+    elif without := sorted({c.arm for c in comparisons if not metric.covers(c.arm)}):
+        found["analysis", "metric", "arms"] = (
+            f"{', '.join(without)} would get no verdict: a primary comparison needs values of {metric.title}; add "
+            f"{'it' if len(without) == 1 else 'them'} here, or name others under `analysis.primary`"
         )
     return found
 

@@ -41,7 +41,7 @@ ANSWERS = "answers"
 """The fact that has what models answered to a few test records, whose texts it holds."""
 _APART = ("text", "splits", ANSWERS)
 """Facts that an export has as files of their own."""
-ANSWERS_FILE = "answers.json"
+ANSWERS_FILE, SCORES_FILE = "answers.json", "scores.csv"
 _LARGEST_FACTS = 2**30
 """Bytes of the facts of a study, and of the answers on its page."""
 _NAME = re.compile(r"[A-Za-z0-9._:@-]{1,80}")
@@ -129,13 +129,13 @@ def _runs(ledger: Ledger) -> list[dict[str, Any]]:
 def runs_table(ledger: Ledger) -> pd.DataFrame:
     """Every run with `RUN_COLUMNS`, in order of registration.
 
-    Where there are such, what a command of the study's own gave it, and the losses of a general text: `general_loss`
-    and the frozen model's, `base_general_loss`.
+    Where there are such, the mean by a metric that is made after training and the frozen model's, `base_` and its name;
+    and the losses of a general text: `general_loss` and the frozen model's, `base_general_loss`.
     """
     totals, facts = ledger.totals(), ledger.facts()
     exact_answers = bool(facts.get("data", {}).get("exact_answers"))
     metric = metric_of(facts.get("spec", {}).get("analysis", {}))
-    scores = ledger.scores.means(metric.key) if metric.command else {}
+    scores = ledger.scores.means(metric.key) if metric.is_scored else {}
     rows = []
     for run in _runs(ledger):
         own = "validation" if run["phase"] == Phase.TUNING else "test"
@@ -151,8 +151,10 @@ def runs_table(ledger: Ledger) -> pd.DataFrame:
             }
         )
     table = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
-    if metric.command:
-        table[metric.column] = table["run_id"].map(scores).astype(float)
+    if metric.is_scored:
+        table[metric.column] = metric.scale * table["run_id"].map(scores).astype(float)
+        if BASE in scores:
+            table[f"base_{metric.name}"] = metric.scale * scores[BASE]
     if (BASE, GENERAL) in totals:
         own_losses = {run: _loss(total) for (run, split), total in totals.items() if split == GENERAL}
         table["general_loss"] = table["run_id"].map(own_losses).astype(float)
@@ -230,6 +232,28 @@ def costs_table(ledger: Ledger) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COST_COLUMNS)).astype({"measure_seconds": float, "score_bytes": float})
 
 
+def scores_table(ledger: Ledger) -> pd.DataFrame | None:
+    """What the study's metric, where it is made after training, gave each run, one row a record: `judge` reads it.
+
+    The frozen model is an arm called `frozen`, without a seed. None where nothing was scored.
+    """
+    facts = ledger.facts()
+    metric = metric_of(facts.get("spec", {}).get("analysis", {}))
+    records = ledger.scores.records(metric.key) if metric.is_scored else None
+    if records is None:
+        return None
+    labels = [{"run_id": BASE, "arm": "frozen", "budget": "", "seed": None}, *_runs(ledger)]
+    parts = [
+        pd.DataFrame(
+            {"arm": run["arm"], "task": run["budget"], "seed": run["seed"], "record": records, "value": values}
+        )
+        for run in labels
+        if (values := ledger.scores.values(run["run_id"], metric.key)) is not None
+    ]
+    table = pd.concat(parts, ignore_index=True).assign(metric=metric.name)
+    return table.astype({"seed": "Int64"})
+
+
 def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
     """Writes the study as files that can be committed: runs, ranks, curves and facts as text, and its ledger's archive.
 
@@ -249,6 +273,8 @@ def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
         "ranks.csv": ranks_table(ledger).drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
         "curves.csv": thinned.drop(columns="run_id").to_csv(index=False, float_format="%.6g"),
     }
+    if (scores := scores_table(ledger)) is not None:
+        files[SCORES_FILE] = scores.to_csv(index=False)
     if "splits" in facts:  # studies of before did not record it
         files[StudyPaths(folder).splits.name] = splits_csv(facts["splits"])
     if ANSWERS in facts:

@@ -22,6 +22,7 @@ from adaptive_lora.study.engines.answers import answer_records
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
+from adaptive_lora.study.engines.scores import record_basis, score_missing, scorer_of
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.executors.door import Workers, check_engine, opened
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
@@ -43,7 +44,7 @@ from adaptive_lora.study.matrix import CellKey
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.progress import ProgressListener, Silent, Sturdy
-from adaptive_lora.study.scoring import check_command, score_missing
+from adaptive_lora.study.scoring import check_command, metric_of_study
 from adaptive_lora.study.sequential import evaluate_by_looks
 from adaptive_lora.study.set_aside import set_aside
 from adaptive_lora.study.shards import Shard, ShardWaits
@@ -92,7 +93,7 @@ def run_study(
 
     Raises UsageError before anything is written if the study cannot work or the folder is not its own;
     KeyboardInterrupt after saving a checkpoint (Terminated where it was not Ctrl-C that asked for it); ScoringError
-    where a command of the study's own gives no scores; FolderLostError where `out` was removed, moved or replaced
+    where the study's metric gives an adapter no value; FolderLostError where `out` was removed, moved or replaced
     meanwhile. Runs that fail are recorded and tried again by the next call; the others go on.
     """
     listener, limits = Sturdy(listener or Silent()), limits or Limits()
@@ -103,6 +104,10 @@ def run_study(
     check_folder(study, out, deviation=deviation)
     listener.stage("loading model and data")
     prepared = prepare(study, device)
+    scorer = None
+    if metric_of_study(study).is_scored and not _is_finished(out):
+        listener.stage(f"opening {metric_of_study(study).title}")
+        scorer = scorer_of(prepared)
     listener.stage(f"on {prepared.base.device}")
     for note in prepared.notes():
         listener.stage(note)
@@ -114,6 +119,7 @@ def run_study(
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
         # The lock comes first: it must be on disk before there is anything that it could have been fitted to.
         _lock(study, prepared, out, ledger, deviation)
+        record_basis(ledger, prepared, scorer)
         _set_aside(prepared, ledger, listener)
         write_atomically(StudyPaths(out).study_file, portable_text(study))
         write_atomically(StudyPaths(out).splits, splits_csv(ledger.facts()["splits"]))
@@ -126,8 +132,8 @@ def run_study(
             return stop() or limits.should_stop()
 
         engine = _ENGINES[study.spec.engine](
-            prepared, ledger, StudyPaths(out), listener, should_stop, checkpoint_seconds,
-            trackers, limits.largest_bank, door=stack.enter_context(opened(workers, device)), shard=limits.shard,
+            prepared, ledger, StudyPaths(out), listener, should_stop, checkpoint_seconds, trackers, limits.largest_bank,
+            door=stack.enter_context(opened(workers, device)), shard=limits.shard, scorer=scorer,
         )  # fmt: skip
         engine.evaluate_base()
         try:
@@ -141,10 +147,18 @@ def run_study(
         check_twins(ledger)
         if limits.shard is None:  # a shard has not the adapters of the others
             answer_records(engine)
-        drop_adapters(study, ledger, StudyPaths(out), at_end=True)
+            drop_adapters(study, ledger, StudyPaths(out), at_end=True)
         status = ledger_status(ledger)
         ledger.check_place()  # last, so that no study is called complete of which there is nothing
         return status
+
+
+def _is_finished(out: Path) -> bool:
+    """Whether a study has all of its values: what makes them need not be there any more."""
+    if not StudyPaths(out).ledger.is_file():
+        return False
+    with contextlib.closing(open_to_read(out)) as ledger:
+        return ledger_status(ledger).finished
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:

@@ -205,11 +205,12 @@ class AnalysisPart(Part):
     metric: MetricField = "test_loss"
     """What is compared. `test_loss`: mean negative log-likelihood per completion token of the test records, in nats.
     `exact_match`: the share of test records whose whole completion the model would have chosen, where the data have one
-    right answer each. Or a command of your own that scores adapters."""
+    right answer each. `answer_match`: the share whose greedy answer gives the record's own, as `answers: auto` has it.
+    Or with settings: answers, a task of lm-evaluation-harness, or a command of your own that scores adapters."""
     margin: Annotated[float, Field(gt=0)] | Literal["half-budget"] = "half-budget"
     """Differences within it do not matter. `half-budget` measures it: a quarter of what half the budget costs on this
     task, by the control `half`. Or a number in the metric's unit: nats per token of `test_loss`, where 0.01 is about
-    1 % of perplexity, a share of the records of `exact_match`."""
+    1 % of perplexity, a share of the records of `exact_match`, percentage points of other shares of right answers."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance of any false difference over all primary comparisons and looks, and of any false equivalence."""
 

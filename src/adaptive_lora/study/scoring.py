@@ -17,9 +17,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from adaptive_lora.errors import ScoringError, StudyFileError
 from adaptive_lora.files import expanded
@@ -28,11 +26,9 @@ from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.study_file import Study
 
-if TYPE_CHECKING:  # which reading does not need
-    from adaptive_lora.study.engines.engine import Engine
-
 TAIL = 20
 """Lines of a command's output that an error shows."""
+NOTHING_LOST = "Nothing that was trained or scored is lost: the same command goes on with what has no score yet."
 _NOTHING_LOST = (
     "Nothing that was trained or scored is lost: mend what the command needs and run the study again, which scores the "
     "adapters that have no score yet. The command's own text is locked; to change it, say why with --deviation."
@@ -56,41 +52,21 @@ def check_command(study: Study) -> None:
         raise StudyFileError(str(study.path), [study.complaint(("analysis", "metric", "command"), why)])
 
 
+def is_to_be_scored(run: Mapping[str, Any], metric: Metric) -> bool:
+    """Whether a completed run is to have a score; twins are a check and are not compared."""
+    return metric.is_scored and run["phase"] == Phase.EVALUATION and not run["replica"] and metric.covers(run["arm"])
+
+
 def unscored(ledger: Ledger, metric: Metric) -> list[dict[str, Any]]:
-    """The evaluation runs that a command has still to score; twins are a check and are not compared."""
-    if not metric.command:
+    """The evaluation runs that have still to be scored."""
+    if not metric.is_scored:
         return []
-    done = ledger.scores.means(metric.key)
-    runs = ledger.runs(status=(Status.COMPLETED,))
-    return [r for r in runs if r["phase"] == Phase.EVALUATION and not r["replica"] and r["run_id"] not in done]
-
-
-def score_missing(engine: Engine) -> None:
-    """Scores what has no score, and keeps each as soon as it is there; ScoringError where that cannot be."""
-    study, ledger = engine.prepared.study, engine.ledger
-    metric = metric_of_study(study)
-    waiting = unscored(ledger, metric)
-    for done, run in enumerate(waiting):
-        if engine.should_stop():
-            raise KeyboardInterrupt
-        label = f"{run['arm']} at {run['budget']}, seed {run['seed']}"
-        engine.listener.stage(f"scoring by {metric.name}: {label} ({done + 1} of {len(waiting)})")
-        adapter = engine.paths.adapter(run["run_id"]).resolve()
-        if not adapter.is_dir():
-            raise ScoringError(
-                f"{label} has no {metric.name}, and its adapter is not in {adapter}: exports have none. Run the study "
-                "in a new folder, where it is trained again, or bring the adapter back."
-            )
-        base = Path(engine.prepared.base.location)
-        model = str(base.resolve()) if base.exists() else engine.prepared.base.location
-        values = scores_of((*metric.command, str(adapter), model), study.path.parent, label, engine.should_stop)
-        records = ledger.scores.records(metric.key) or list(values)
-        _check_same(records, values, label)
-        ledger.scores.store(run["run_id"], metric.key, records, np.array([values[name] for name in records]))
+    done, runs = ledger.scores.means(metric.key), ledger.runs(status=(Status.COMPLETED,))
+    return [run for run in runs if is_to_be_scored(run, metric) and run["run_id"] not in done]
 
 
 def scores_of(command: Sequence[str], folder: Path, label: str, should_stop: Callable[[], bool]) -> dict[str, float]:
-    """Record -> value, as the command writes them into the file that is its last argument."""
+    """Record -> value, as a command writes them into the file that is its last argument."""
     with tempfile.TemporaryDirectory(prefix="adaptive-lora-") as temporary:
         file = Path(temporary) / "scores.csv"
         whole = [*command, str(file)]
@@ -186,14 +162,14 @@ def _json_lines(text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, row
 
 
-def _check_same(records: Sequence[str], values: Mapping[str, float], label: str) -> None:
-    """ScoringError where a run was scored on other records than the ones before it."""
+def check_same(records: Sequence[str], values: Mapping[str, float], label: str, by: str) -> None:
+    """ScoringError where a run was scored on other records than the ones before it; `by` says what scored it."""
     missing, new = [r for r in records if r not in values], [r for r in values if r not in set(records)]
     if missing or new:
         parts = [f"{len(some)} {what} ({', '.join(some[:3])}{' ...' if len(some) > 3 else ''})"
                  for what, some in (("missing", missing), ("new", new)) if some]  # fmt: skip
         raise ScoringError(
-            f"The command of `analysis.metric` scored {label} on other records than the runs before it, which had "
-            f"{len(records)}: {', '.join(parts)}. Runs are compared record by record, so that each needs the same ones "
-            f"under the same names. {_NOTHING_LOST}"
+            f"{by} scored {label} on other records than the runs before it, which had {len(records)}: "
+            f"{', '.join(parts)}. Runs are compared record by record, so that each needs the same ones under the same "
+            f"names. {NOTHING_LOST}"
         )

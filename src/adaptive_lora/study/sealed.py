@@ -65,8 +65,9 @@ TABLES: Mapping[str, Table] = {
     "plans": Table(("run_id",), ("seconds",), ("plan",)),
     "measurements": Table(("key",), ("description", "taken"), ("content",)),
     "scores": Table(("run_id", "metric"), ("mean", "records"), ("value_by_record",)),
+    "score_parts": Table(("run_id", "metric", "part"), ("found",)),
 }  # fmt: skip
-"""Every table of a ledger; `scores` is there from the first score on."""
+"""Every table of a ledger; `scores` is there from the first score on, `score_parts` from the first in parts."""
 
 
 def facts_digest(*values: Any) -> bytes:
@@ -117,8 +118,8 @@ def adds_up(name: str, row: Mapping[str, Any]) -> bool:
     with contextlib.suppress(ValueError, KeyError, TypeError, zlib.error):
         if name == "runs":
             _ = Status(row["status"]), Phase(row["phase"])
-        elif name == "study":
-            json.loads(row["value"])
+        elif name in ("study", "score_parts"):
+            json.loads(row["value" if name == "study" else "found"])
         elif name in ("plans", "measurements"):
             json.loads(zlib.decompress(row["plan" if name == "plans" else "content"]))
         elif name in ("curves", "scores"):

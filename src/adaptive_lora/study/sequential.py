@@ -15,10 +15,10 @@ from adaptive_lora.stats.metrics import metric_of
 from adaptive_lora.stats.run_table import Comparison, Phase, Status
 from adaptive_lora.stats.verdicts import Judgement, Verdict
 from adaptive_lora.study.engines.engine import Engine
+from adaptive_lora.study.engines.scores import score_missing
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.matrix import Cell, CellKey, Rates, Role, StudyMatrix
 from adaptive_lora.study.results import runs_table
-from adaptive_lora.study.scoring import score_missing
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths, is_in_use
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.results import read_export, whole
-from adaptive_lora.study.scoring import unscored
+from adaptive_lora.study.scoring import is_to_be_scored, unscored
 
 _FINISHED = (Status.COMPLETED, Status.DIVERGED)
 _SHOWN = ("run_id", "phase", "arm", "budget", "seed", "learning_rate", "status", "step", "steps", "error")
@@ -46,7 +46,7 @@ class StudyStatus:
     looks: int = 0
     """How many looks the study file plans; a study that is decided before the last of them is finished by then."""
     unscored: int = 0
-    """Runs that a command of the study's own has still to score."""
+    """Runs that have still to be scored."""
 
     @property
     def completed(self) -> int:
@@ -135,7 +135,7 @@ def status_of(facts: Mapping[str, Any], runs: Sequence[Mapping[str, Any]], in_us
     found = _status(facts, Counter((run["phase"], run["status"]) for run in runs), runs, in_use)
     metric = metric_of(facts.get("spec", {}).get("analysis", {}))
     done = [run for run in runs if run["phase"] == Phase.EVALUATION and run["status"] == Status.COMPLETED]
-    open_ = [run for run in done if metric.command and not run["replica"] and _missing(run.get(metric.column))]
+    open_ = [run for run in done if is_to_be_scored(run, metric) and _missing(run.get(metric.column))]
     return replace(found, unscored=len(open_))
 
 

@@ -19,8 +19,10 @@ from adaptive_lora.planning.strategies import Strategy
 from adaptive_lora.study.matrix import StudyMatrix, matrix_of
 from adaptive_lora.study.protocol import rule_complaints
 from adaptive_lora.study.schema import StudySpec
+from adaptive_lora.study.schema_metric import TaskPart
 from adaptive_lora.study.settings import warmup_complaints
 from adaptive_lora.study.strategy_files import portable_strategies, with_located_strategies
+from adaptive_lora.study.task_files import is_task_file
 from adaptive_lora.study.validation import complaints_of, cross_complaints
 from adaptive_lora.study.yaml import LARGEST, Location, line_of, placed, read_yaml, with_values
 
@@ -59,15 +61,19 @@ class Study:
 
 
 def content_of(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What a spec says, but for trackers and reports, which change no result, and for where model and data lie: they
-    may move, and have hashes of their own.
+    """What a spec says, but for trackers and reports, which change no result, and for where model, data and task files
+    lie: they may move, and have hashes of their own.
 
     >>> content_of({"model": {"name": "../models/small"}, "data": {"source": "a.json"}, "tracking": []})
     {'model': {'name': 'small'}, 'data': {'source': 'a.json'}}
     """
-    model, data = spec["model"], spec["data"]
+    model, data, analysis = spec["model"], spec["data"], spec.get("analysis", {})
+    metric = analysis.get("metric")
+    if isinstance(metric, Mapping) and "task" in metric:
+        analysis = {**analysis, "metric": {**metric, "task": Path(metric["task"]).name}}
     return {
         **{key: value for key, value in spec.items() if key not in ("tracking", "report")},
+        **({"analysis": analysis} if "analysis" in spec else {}),
         "model": {**model, "name": Path(model["name"]).name},
         "data": {**data, **{key: Path(data[key]).name for key in ("source", "general") if key in data}},
     }
@@ -86,6 +92,8 @@ def portable_text(study: Study) -> str:
     paths: dict[Location, str] = {("model", "name"): study.spec.model.name, ("data", "source"): study.spec.data.source}
     if study.spec.data.general is not None:
         paths["data", "general"] = study.spec.data.general
+    if isinstance(study.spec.analysis.metric, TaskPart) and is_task_file(study.spec.analysis.metric.task):
+        paths["analysis", "metric", "task"] = study.spec.analysis.metric.task
     data = read_yaml(study.text, study.path)[0]
     for index, arm in enumerate(data["arms"]):
         if isinstance(arm, dict) and isinstance(arm.get("ranks"), str):

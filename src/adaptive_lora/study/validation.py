@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import typing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Tag, ValidationError
 
 from adaptive_lora.errors import nearest_hint
 from adaptive_lora.study.seeds import SEEDS_FROM, expand_seeds
@@ -162,7 +162,8 @@ def _without_types(loc: tuple[Any, ...], data: Any) -> Location:
 def _in_words(problem: Any, at: Location, model: type[BaseModel]) -> str:
     kind, value = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
-        known = _keys_at(model, at[:-1])
+        forms = [Tag(part) for part in problem["loc"] if isinstance(part, str) and part.startswith("~")]
+        known = _keys_at(model, at[:-1], forms)
         return f"unknown key{nearest_hint(str(at[-1]), known)}; keys here: {', '.join(known)}"
     if kind == "missing":
         return "this key is missing"
@@ -178,13 +179,14 @@ def _in_words(problem: Any, at: Location, model: type[BaseModel]) -> str:
     return f"expected {message}, got {value!r}"
 
 
-def _keys_at(model: type[BaseModel], at: Location) -> list[str]:
-    """The keys allowed at a location, by walking the types."""
+def _keys_at(model: type[BaseModel], at: Location, forms: Sequence[Tag] = ()) -> list[str]:
+    """The keys allowed at a location, by walking the types; `forms` says which of a union's was meant."""
     here: Any = model
     for part in at:
         if isinstance(part, str):
             here = here.model_fields[part].annotation if _is_model(here) and part in here.model_fields else None
-        found = [t for t in _types_in(here) if _is_model(t)]
+        meant = next((t for t in _types_in(here) if any(own in forms for own in typing.get_args(t))), here)
+        found = [t for t in _types_in(meant) if _is_model(t)]
         here = found[0] if found else None
     return list(here.model_fields) if _is_model(here) else []
 

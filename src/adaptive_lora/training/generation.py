@@ -19,6 +19,9 @@ from adaptive_lora.training.adapter import ADAPTER, WEIGHTS_FILE, attached, lora
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.positions import depends_on_length
 
+_TRIED = 4
+"""Tokens of an answer that show whether a batch changes it."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -71,17 +74,50 @@ def greedy(
 
     `should_stop` is asked before every token; True raises KeyboardInterrupt.
     """
-    ids = torch.tensor([list(prompt)], device=base.device)
+    return greedy_together(base, [prompt], limit, stops, should_stop)[0]
+
+
+def greedy_together(
+    base: FrozenBase,
+    prompts: Sequence[Sequence[int]],
+    limit: int,
+    stops: Sequence[int],
+    should_stop: Callable[[], bool],
+) -> list[Answer]:
+    """`greedy` for several prompts in one batch, padded on the left: up to rounding what each is answered alone.
+
+    Models that cannot be batched so (`can_answer_together`) are asked one prompt at a time.
+    """
+    longest, fill = max(map(len, prompts)), stops[0] if stops else 0
+    ids = torch.tensor([[fill] * (longest - len(p)) + list(p) for p in prompts], device=base.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=base.device)
     with quiet_libraries(), _settings(base, limit, stops) as settings:
         found = base.model.generate(
             input_ids=ids,
-            attention_mask=torch.ones_like(ids),
+            attention_mask=mask,
             generation_config=settings,
             stopping_criteria=_interrupting(should_stop),
         )
-    new = found[0, len(prompt) :].tolist()
-    ended = bool(new) and new[-1] in stops
-    return Answer(tuple(new[:-1] if ended else new), ended)
+    return [_answer(new, stops) for new in found[:, longest:].tolist()]
+
+
+def _answer(new: Sequence[int], stops: Sequence[int]) -> Answer:
+    """Up to the first token that ends it: behind it there is filling, as long as others go on."""
+    end = next((i for i, token in enumerate(new) if token in stops), None)
+    return Answer(tuple(new[:end]), end is not None)
+
+
+def can_answer_together(base: FrozenBase, prompts: Sequence[Sequence[int]], stops: Sequence[int]) -> bool:
+    """Whether these prompts begin their answers in a batch as they do alone.
+
+    Some models reckon with a text's length, some remember what stands before it, padding too.
+    """
+    if any(depends_on_length(module) for module in base.model.modules()):
+        return False
+    together = greedy_together(base, prompts, _TRIED, stops, lambda: False)
+    return all(
+        greedy(base, prompt, _TRIED, stops, lambda: False) == own for prompt, own in zip(prompts, together, strict=True)
+    )
 
 
 @contextlib.contextmanager

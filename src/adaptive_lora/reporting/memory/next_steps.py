@@ -70,7 +70,7 @@ def _seeds(found: Findings) -> Iterator[Step]:
 
 def _records(found: Findings) -> Iterator[Step]:
     """Seeds cannot make up for test records that vary more than the margin."""
-    if found.metric.command:  # whose records are its own
+    if found.metric.has_own_records:  # whose records are its own
         return
     margins, records = found.margins, found.facts["spec"]["data"]["test"]
     asked = [s for s in found.sizes if not found.judged or Comparison(s.arm, s.budget) in found.judged]

@@ -12,6 +12,7 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.engines.devices import warn_of_other_devices
 from adaptive_lora.study.engines.finish import splits_of
+from adaptive_lora.study.engines.scorer import Scorer
 from adaptive_lora.study.engines.trackers import Trackers
 from adaptive_lora.study.executors.door import Door
 from adaptive_lora.study.executors.task import RunResult, RunTask
@@ -57,6 +58,8 @@ class Engine:
     """To other workers; None trains in this process."""
     shard: Shard | None = None
     """Which share of the banks is trained here; None is all of them."""
+    scorer: Scorer | None = None
+    """What makes the values of the study's metric, where its own evaluation does not."""
 
     def run_all(self, runs: Sequence[Run], expected: int) -> None:
         """Plans and trains what is not finished among `runs`, all of one phase of a study of `expected` runs."""
