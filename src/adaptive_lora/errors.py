@@ -12,7 +12,8 @@ AdaptiveLoraError
 │   └── PaperError         a paper that cannot be written or submitted: a fact is missing, or a rule is broken
 ├── TrainingError        a run that failed while it trained (exit code 1)
 ├── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
-└── ExportError          a file that was written and is not what was asked for (exit code 1)
+├── ExportError          a file that was written and is not what was asked for (exit code 1)
+└── HubError             the hub refused something, or could not be reached (exit code 1)
 """
 
 from __future__ import annotations
@@ -100,6 +101,10 @@ class ScoringError(AdaptiveLoraError, RuntimeError):
 
 class ExportError(AdaptiveLoraError, RuntimeError):
     """A file that was written and is not what was asked for, or that a converter did not write."""
+
+
+class HubError(AdaptiveLoraError, RuntimeError):
+    """The Hugging Face hub refused something, or could not be reached; the message has no token in it."""
 
 
 class Terminated(KeyboardInterrupt):
