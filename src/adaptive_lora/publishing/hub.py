@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from adaptive_lora.errors import AdaptiveLoraError, HubError, UsageError
+from adaptive_lora.errors import HubError, UsageError
 from adaptive_lora.export.checked_folder import CheckedFolder, checked_folder
 from adaptive_lora.redaction import has_token, redacted
 
@@ -142,7 +144,7 @@ def push(target: Target, found: CheckedFolder, say: Callable[[str], None] = lamb
             api.create_repo(target.repo, private=not target.public, repo_type="model", exist_ok=False)
     say(f"uploading {len(found.files)} files, {size_of(found.size)}")
     operations = [CommitOperationAdd(name, str(found.folder / name)) for name in found.files]
-    with _explained(target, "uploading to"):
+    with _explained(target, "uploading to"), _bars_on_terminals():
         done = api.create_commit(
             target.repo, operations, commit_message="Upload an export of adaptive-lora", repo_type="model"
         )
@@ -182,9 +184,9 @@ def _api() -> HfApi:
 def _explained(target: Target, doing: str) -> Iterator[None]:
     """Errors of the hub's client as HubError, with what they mean, and without what was sent."""
     try:
-        yield
-    except AdaptiveLoraError:
-        raise
+        with warnings.catch_warnings():  # the client's, of libraries of its own
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     except Exception as error:  # of a dozen unrelated classes, by version; none of ours runs in here
         status = _status(error)
         meaning = _MEANINGS.get(status or 0, "").format(
@@ -192,6 +194,21 @@ def _explained(target: Target, doing: str) -> Iterator[None]:
         )
         told = meaning or (f"the hub failed with {status}: try again later." if status else _unreached(error))
         raise HubError(redacted(f"{doing} {target.url}: {told}")) from None
+
+
+@contextlib.contextmanager
+def _bars_on_terminals() -> Iterator[None]:
+    """The client's progress bars only where somebody watches them."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if sys.stderr.isatty() or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def _status(error: BaseException | None) -> int | None:
@@ -204,6 +221,8 @@ def _status(error: BaseException | None) -> int | None:
     return None
 
 
-def _unreached(error: Any) -> str:
+def _unreached(error: BaseException) -> str:
+    while error.__cause__ is not None:  # the client's own words come last: "Error while uploading"
+        error = error.__cause__
     first = (str(error).strip().splitlines() or [""])[0]
     return f"it did not go through ({type(error).__name__}: {first}). Check the network, and try again."
