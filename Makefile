@@ -2,6 +2,7 @@
 # make paper  the manuscript from committed results           make studies  all its studies, from where they stopped
 # make pages  the report of every committed study, into runs/pages
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
+# make serving   the environment with mlx-lm in it, and a small real model (93 MB): for the README's first answer
 # make docs   the documentation, into build/site
 # make interop   exports through the tools that the package index has, in an environment of their own
 PYTHON ?= python3
@@ -16,7 +17,7 @@ BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-or
 INTEROP := build/interop
 COMPAT  ?= results/bench/compat.json
 
-.PHONY: setup demo studies pages paper docs test check bench interop clean
+.PHONY: setup demo serving studies pages paper docs test check bench interop clean
 
 setup: $(READY)
 
@@ -28,6 +29,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/adaptive-lora demo --out runs/demo
+
+serving: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement examples/mlx.txt
+	$(BIN)/adaptive-lora fetch smollm2
 
 studies: $(READY)
 	$(BIN)/python scripts/studies.py
