@@ -80,14 +80,15 @@ def test_exactly_the_folder_goes_into_a_new_private_repository(hub: Hub, served:
 def test_public_is_said_twice(hub: Hub, push: Push) -> None:
     done = push("--public", "--yes", "--json")
     assert done.exit_code == 0 and hub.private == {REPO: False} and "PUBLIC: everybody can read it" in done.stderr
-    told = json.loads(done.stdout)
-    assert told["public"] is True and told["repository"] == f"{hub.url}/{REPO}" and "README.md" in told["files"]
+    (told,) = json.loads(done.stdout)
+    assert told["public"] is True and told["repository"] == f"{hub.url}/{REPO}" and "README.md" in told["uploaded"]
 
 
 def test_an_empty_repository_of_that_kind_is_taken(hub: Hub, served: Path) -> None:
     hub.make(REPO, True)
     adaptive_lora.push_to_hub(served, REPO)
     assert hub.files[REPO].keys() - {".gitattributes"} == content(served).keys()
+    assert json.loads(hub.bodies[-1].splitlines()[0])["value"]["parentCommit"] == "0" * 40  # nobody was faster
     assert "POST /api/repos/create" not in hub.asked
 
 
@@ -172,8 +173,11 @@ def test_bad_calls_are_refused_before_anything_is_done(hub: Hub, served: Path, t
         assert done.exit_code == 2
         return done.stderr
 
-    assert "are about an upload" in told("--public") and "are about an upload" in told("--yes")
+    for alone in ("--public", "--yes"):
+        assert "are about an upload" in told("--form", "peft", alone)
+    assert "There is no form 'pded'" in told("--form", "pded", "--push", REPO, "--yes")
     assert "One repository holds one export" in told("--push", REPO, "--run", "all", "--yes")
+    assert "is uploaded as it is: leave all but --push out" in told("--push", REPO, "--yes", "--arm", "uniform")
     for name in ("linear-decay", "a/b/c", "a/b--c", "a/b.git", "/b", "a/..b"):
         assert "is no repository of the hub: write OWNER/NAME" in told("--push", name, "--yes"), name
     message = told("--push", f"{OWNER}/{TOKEN}", "--yes")
@@ -215,7 +219,9 @@ def test_a_card_may_be_edited(hub: Hub, served: Path) -> None:
 def test_a_plan_is_exported_and_uploaded_in_one_call(hub: Hub, tmp_path: Path) -> None:
     adaptive_lora.plan("demo", "uniform", "rank:1", targets=["attn.c_proj"]).save(tmp_path / "plan.json")
     asked = [str(tmp_path / "plan.json"), "--form", "peft", "--out", str(tmp_path / "out"), "--push", REPO, "--yes"]
-    done = CliRunner().invoke(app, ["export", *asked])
+    done = CliRunner().invoke(app, ["export", *asked, "--json"])
+    (told,) = json.loads(done.stdout)
+    assert told["form"] == "peft" and told["check"]["untrained"] and told["commit"].endswith("1" * 40)
     assert done.exit_code == 0 and hub.files[REPO].keys() - {".gitattributes"} == content(tmp_path / "out").keys()
     assert "untrained" in hub.files[REPO]["README.md"].decode()
     hub.refuse["look"] = 403

@@ -93,16 +93,19 @@ def export(
     if source is None:
         raise UsageError("Name a study folder, an adapter's folder or a plan: adaptive-lora export STUDY --arm ARM "
                          "--for vllm")  # fmt: skip
+    wanted = Request(source, to, form, tool, arm, budget, run, model, revision, dtype, tuple(prompt or ()), llama_cpp)
+    lies_there = push is not None and form is None and tool is None and is_checked_folder(source)
+    if not lies_there:
+        wanted.check()  # a mistype is answered before the hub is asked
+    elif arm or budget or to or model or revision or prompt:
+        raise UsageError(f"{source} is an export, which is uploaded as it is: leave all but --push out.")
     target = _target(push, public, yes, run)
-    if target is not None and form is None and tool is None and is_checked_folder(source):
-        _push(source, target, yes, as_json)
-        return
-    wanted = Request(
-        source, to, form, tool, arm, budget, run, model, revision, dtype, tuple(prompt or ()), llama_cpp
-    )  # fmt: skip
-    written = _exported(wanted, as_json and target is None)
+    told: list[dict[str, Any]] = []
+    folder = source if lies_there else _exported(wanted, told, as_json)
     if target is not None:
-        _push(Path(written[0].folder), target, yes, as_json)
+        told = [{**one, **_push(folder, target, yes, as_json)} for one in told or [{}]]
+    if as_json:
+        print_json(told)
 
 
 def _target(push: str | None, public: bool, yes: bool, run: Which) -> Target | None:
@@ -120,8 +123,11 @@ def _target(push: str | None, public: bool, yes: bool, run: Which) -> Target | N
     return open_target(push, public)
 
 
-def _exported(wanted: Request, as_json: bool) -> list[Exported]:
-    """What was written, shown; ExportError after all is said where one of them failed its check."""
+def _exported(wanted: Request, told: list[dict[str, Any]], as_json: bool) -> Path:
+    """The first folder that was written; what there is to say of all goes into `told`, or is shown.
+
+    ExportError, after all is said, where one of them failed its check.
+    """
     from adaptive_lora.publishing.exports import export as written_by
 
     def say(text: str) -> None:
@@ -131,18 +137,22 @@ def _exported(wanted: Request, as_json: bool) -> list[Exported]:
         err.print(f"note: {text}", markup=False, soft_wrap=True)
 
     written, tool = written_by(wanted, say, note), wanted.known_tool
-    if as_json:
-        print_json([_json(own, tool) for own in written])
-    else:
+    told += [_json(own, tool) for own in written]
+    if not as_json:
         for own in written:
             _show(own, tool, wanted.source)
+    elif not all(own.check.passed for own in written):
+        print_json(told)
     for own in written:
         own.check.require(own.folder)
-    return written
+    return Path(written[0].folder)
 
 
-def _push(folder: Path, target: Target, yes: bool, as_json: bool) -> None:
-    """Says what goes where, asks, and uploads; an export whose upload failed stays, and says how to go on."""
+def _push(folder: Path, target: Target, yes: bool, as_json: bool) -> dict[str, Any]:
+    """Says what goes where, asks, and uploads; an export whose upload failed stays, and says how to go on.
+
+    Returns what there is to say as JSON values.
+    """
     from adaptive_lora.errors import HubError
     from adaptive_lora.export.checked_folder import checked_folder
     from adaptive_lora.publishing import hub
@@ -158,11 +168,12 @@ def _push(folder: Path, target: Target, yes: bool, as_json: bool) -> None:
         commit = hub.push(target, found, lambda text: err.print(text, markup=False))
     except HubError as error:
         raise HubError(f"{error}\n{folder} stays as it was. To try again: {again}") from None
-    if as_json:
-        print_json({"folder": str(folder), "repository": target.url, "public": target.public, "commit": commit,
-                    "files": dict(found.files)})  # fmt: skip
-    else:
+    if not as_json:
         out.print(f"uploaded to {target.url}: {commit}", markup=False, soft_wrap=True)
+    sizes = dict(found.files)
+    return {
+        "folder": str(folder), "repository": target.url, "public": target.public, "commit": commit, "uploaded": sizes,
+    }  # fmt: skip
 
 
 def _json(found: Exported, tool: Tool | None) -> dict[str, Any]:

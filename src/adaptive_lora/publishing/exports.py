@@ -72,6 +72,10 @@ class Request:
             raise UsageError(f"{tool.title} does not read the form {form} ({why}). It takes {takes}.")
         return found
 
+    def check(self) -> None:
+        """UsageError where form and tool are not known, or do not fit."""
+        _ = self.known_form
+
     @property
     def place(self) -> Path:
         """`out`; UsageError where it has to be named and was not."""

@@ -34,6 +34,7 @@ _MEANINGS = {
     404: "the hub has no such repository, or the token may not see it.",
     409: "the hub reports a conflict: it was made or changed just now by somebody else, or exists where the token may "
     "not look. Look at {endpoint}/{repo}, or name another repository.",
+    412: "it was changed by somebody else just now. Look at {endpoint}/{repo}.",
     413: "it is too large for the hub.",
     429: "the hub asks for fewer requests: try again later.",
 }
@@ -50,6 +51,8 @@ class Target:
     endpoint: str
     exists: bool
     """There already, empty and as private or public as was asked for."""
+    commit: str | None = None
+    """Its newest commit, where it exists: an upload on top of another one is refused by the hub."""
 
     @property
     def url(self) -> str:
@@ -93,7 +96,7 @@ def open_target(repo: str, public: bool) -> Target:
             f"{new.url} has {len(there)} files already ({', '.join(there[:3])} ...), and an upload overwrites nothing: "
             "what lies there would no longer be one export that was checked. Name another repository."
         )
-    return Target(repo, public, api.endpoint, exists=True)
+    return Target(repo, public, api.endpoint, exists=True, commit=found.sha)
 
 
 def listing(target: Target, found: CheckedFolder) -> list[str]:
@@ -146,7 +149,7 @@ def push(target: Target, found: CheckedFolder, say: Callable[[str], None] = lamb
     operations = [CommitOperationAdd(name, str(found.folder / name)) for name in found.files]
     with _explained(target, "uploading to"), _bars_on_terminals():
         done = api.create_commit(
-            target.repo, operations, commit_message="Upload an export of adaptive-lora", repo_type="model"
+            target.repo, operations, commit_message="Upload an export of adaptive-lora", parent_commit=target.commit
         )
     return str(done.commit_url)
 
