@@ -2,6 +2,7 @@
 # make paper  the manuscript from committed results           make studies  all its studies, from where they stopped
 # make pages  the report of every committed study, into runs/pages
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
+# make serving   the environment with mlx-lm in it, and a small real model (93 MB): for the README's first answer
 # make docs   the documentation, into build/site
 # make interop   exports through the tools that the package index has   make compat   all of them: results/bench/compat.json
 # make soak   long runs against faults and wear, outside the suite; JSON into build/soak
@@ -16,7 +17,7 @@ BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-or
 
 COMPAT ?= results/bench/compat.json
 
-.PHONY: setup demo studies pages paper docs test soak check bench interop interop-tools compat clean
+.PHONY: setup demo serving studies pages paper docs test soak check bench interop interop-tools compat clean
 
 setup: $(READY)
 
@@ -28,6 +29,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/adaptive-lora demo --out runs/demo
+
+serving: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --requirement examples/mlx.txt
+	$(BIN)/adaptive-lora fetch smollm2
 
 studies: $(READY)
 	$(BIN)/python scripts/studies.py

@@ -96,11 +96,11 @@ def attempt(tool: str, case: Case, form: str, answer: Callable[[], Row]) -> Row:
 
 
 REMARKED = {
-    ("mlx", "gpt2", "merged"), ("onnxruntime", "gpt2", "onnx-adapter"), ("olive", "gpt2", "padded"),
+    ("mlx", "gpt2", "mlx"), ("onnxruntime", "gpt2", "onnx-adapter"), ("olive", "gpt2", "padded"),
     ("olive", "gpt2", "unit"),
 }  # fmt: skip
-"""Of the first the table has a remark: it is refused, and so no danger. The others are files that are right, for models
-that the builder does not make."""
+"""Right or refused, for a base model that is not: the first is read beside OpenAI's names alone, of the others the
+builder makes none."""
 
 
 def with_table(row: Row, case: Case) -> Row:
@@ -114,7 +114,7 @@ def with_table(row: Row, case: Case) -> Row:
 def agrees(row: Row) -> bool:
     """Whether what the table says came out: what it reads is right, and nothing that it does not is."""
     if (row.tool, row.family, row.form) in REMARKED:
-        return row.result != "wrong"
+        return row.result in ("right", "refused", "not here", "no base")
     return row.result in ("not here", "no base") or (row.result == "right") == (row.by_table == "reads")
 
 

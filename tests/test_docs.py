@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import shlex
 import subprocess
@@ -18,9 +19,10 @@ from typer.testing import CliRunner
 
 from adaptive_lora.cli.main import app
 from adaptive_lora.export.snippets.trainers import TRAINERS
+from adaptive_lora.export.tools import find_tool
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.study.json_schema import study_json_schema
-from adaptive_lora.study.study_file import parse_study
+from adaptive_lora.study.study_file import load_study, parse_study
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,7 +38,35 @@ def commands(page: str) -> list[list[str]]:
     lines = [line for text in blocks(page, "bash") for line in text.splitlines()]
     lines += re.findall(r"`(adaptive-lora [^`]+)`", re.sub(r"^```.*?^```$", "", TEXT[page], flags=re.S | re.M))
     words = [shlex.split(" ".join(line.split()), comments=True) for line in lines]
-    return [found[1:] for found in words if found[:1] == ["adaptive-lora"]]
+    return [found[1:] for found in words if found and found[0].removeprefix(".venv/bin/") == "adaptive-lora"]
+
+
+SERVING = [page for page in TEXT if ".venv/bin/mlx_lm" in TEXT[page]]
+"""Pages with the way from a clone to an answer that is served."""
+
+
+@pytest.mark.parametrize("page", SERVING)
+def test_the_way_to_a_served_answer_hangs_together(page: str) -> None:
+    """Six commands at most; each uses what the one before has made. What they do was tried by hand in a fresh clone."""
+    (text,) = [text for text in blocks(page, "bash") if ".venv/bin/mlx_lm" in text]
+    clone, enter, *steps = [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
+    assert len(steps) <= 4 and clone[:2] == ["git", "clone"] and enter == ["cd", clone[-1]]
+    made: set[str] = set()
+    for words in steps:
+        tool, named = words[0].removeprefix(".venv/bin/"), dict(itertools.pairwise(words))
+        if tool == "make":
+            assert re.search(rf"^{words[1]}: \$\(READY\)$", (ROOT / "Makefile").read_text(), flags=re.M)
+        elif tool == "mlx_lm.generate":
+            assert named["--model"] in made
+            told = find_tool("mlx").accepts["merged"]
+            assert {word for word in words if word.startswith("--")} <= set(told.split())
+        elif words[1] == "run":
+            load_study(ROOT / words[2])
+            made.add(named["--out"])
+        else:
+            assert words[1] == "export" and words[2] in made and named["--form"] in find_tool(named["--for"]).accepts
+            made.add(named["--out"])
+    assert steps[-1][0] == ".venv/bin/mlx_lm.generate" and "--prompt" in steps[-1]
 
 
 @pytest.mark.parametrize("page", [page for page in TEXT if commands(page)])
@@ -73,6 +103,8 @@ def test_python_that_plans_runs(page: str, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     code = "".join(text for text in blocks(page, "python") if "load_" not in text)
     assert "adaptive_lora.plan(" in code
+    if "export_adapter" in code:
+        code += "\nassert found.untrained and found.check.passed and found.check.modules == 24\n"
     code += "\nassert plan.trainable_parameters <= 98_304 and len(config.rank_pattern) == 24\n"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from adaptive_lora.planning.plan import RankPlan, Scaling
     from adaptive_lora.planning.strategies.base import StrategyOptions
     from adaptive_lora.planning.strategies.decorators import measure, strategy
+    from adaptive_lora.publishing.exports import export_adapter
+    from adaptive_lora.publishing.hub import push_to_hub
     from adaptive_lora.reporting.results import load_results, report
     from adaptive_lora.training.options import TrainingOptions
 
@@ -29,18 +31,20 @@ _PLACES = {
     "Scaling": "adaptive_lora.planning.plan",
     "StrategyOptions": "adaptive_lora.planning.strategies.base",
     "TrainingOptions": "adaptive_lora.training.options",
+    "export_adapter": "adaptive_lora.publishing.exports",
     "load_results": "adaptive_lora.reporting.results",
     "load_study": "adaptive_lora.api",
     "measure": "adaptive_lora.planning.strategies.decorators",
     "plan": "adaptive_lora.api",
+    "push_to_hub": "adaptive_lora.publishing.hub",
     "report": "adaptive_lora.reporting.results",
     "strategy": "adaptive_lora.planning.strategies.decorators",
     "train": "adaptive_lora.api",
 }
 
 __all__ = [
-    "RankPlan", "Scaling", "StrategyOptions", "TrainingOptions", "load_results", "load_study", "measure", "plan",
-    "report", "strategy", "train",
+    "RankPlan", "Scaling", "StrategyOptions", "TrainingOptions", "export_adapter", "load_results", "load_study",
+    "measure", "plan", "push_to_hub", "report", "strategy", "train",
 ]  # fmt: skip
 
 

@@ -14,19 +14,20 @@ AdaptiveLoraError
 ├── TrainingError        a run that failed while it trained (exit code 1)
 ├── FolderLostError      a study folder that was removed, moved or replaced while its study ran (exit code 1)
 ├── ScoringError         a command of the study's own that gave an adapter no score (exit code 1)
-└── ExportError          a file that was written and is not what was asked for (exit code 1)
+├── ExportError          a file that was written and is not what was asked for (exit code 1)
+└── HubError             the hub refused something, or could not be reached (exit code 1)
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 import signal
 from collections.abc import Iterable
 
+from adaptive_lora.redaction import redacted
+
 _LONGEST_LINE, _MOST_LINES = 1500, 100
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 class AdaptiveLoraError(Exception):
@@ -134,6 +135,10 @@ class ExportError(AdaptiveLoraError, RuntimeError):
     """A file that was written and is not what was asked for, or that a converter did not write."""
 
 
+class HubError(AdaptiveLoraError, RuntimeError):
+    """The Hugging Face hub refused something, or could not be reached; the message has no token in it."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP came: a scheduler wants the machine back, or the terminal is gone. What was under way is saved,
     as after Ctrl-C.
@@ -149,9 +154,9 @@ def printable(text: str) -> str:
     not for longer than someone reads.
 
     >>> printable("a\x1b[31m\u202e"), printable("hf_abcdefghijklmnopqrstuvwxyz is refused")
-    ('a\\x1b[31m\\u202e', 'hf_... is refused')
+    ('a\\x1b[31m\\u202e', 'hf_[redacted] is refused')
     """
-    lines = _TOKEN.sub("hf_...", text).split("\n")
+    lines = redacted(text).split("\n")
     if len(lines) > _MOST_LINES:
         lines[_MOST_LINES:] = [f"  ... and {len(lines) - _MOST_LINES:,} more lines"]
     return "\n".join(map(_printable_line, lines))

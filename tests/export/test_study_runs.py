@@ -139,7 +139,7 @@ Call = Callable[..., tuple[int, str]]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Name a study folder or an adapter's folder"),
+        ((), "Name a study folder, an adapter's folder or a plan"),
         (("x",), "Say which form with --form, or which tool it is for with --for"),
         (("x", "--form", "pded"), "There is no form 'pded' (did you mean 'padded'?)"),
         (("x", "--for", "vlm"), "There is no tool 'vlm' in the table (did you mean 'vllm'?)"),

@@ -25,7 +25,7 @@ def test_gpt2_is_merged_for_all_but_those_that_read_its_adapters_right() -> None
     merged = {tool.name for tool in TOOLS if tool.name != "olive" and form_for(tool, True, True) in MERGED}
     with pytest.raises(UsageError, match="Olive takes adapters alone"):
         form_for(find_tool("olive"), True, True)
-    assert merged >= {"vllm", "llama.cpp", "ollama", "sglang"} and not merged & {"peft", "lm-eval", "mlx"}
+    assert merged >= {"vllm", "llama.cpp", "ollama", "sglang", "mlx"} and not merged & {"peft", "lm-eval"}
     assert form_for(find_tool("llama.cpp"), True, True) == "gguf-merged"
 
 

@@ -49,6 +49,14 @@ CURVE = {
 }
 
 
+def test_a_reason_is_recorded_without_tokens(tmp_path: Path) -> None:
+    with contextlib.closing(create_or_open(tmp_path)) as ledger:
+        ledger.register({"a": RUN})
+        ledger.fail("a", Status.FAILED, f"401 with hf_{'aB3' * 11}")
+        (found,) = ledger.runs()
+    assert found["error"] == "401 with hf_[redacted]"
+
+
 def test_what_goes_in_comes_out(tmp_path: Path) -> None:
     with contextlib.closing(create_or_open(tmp_path)) as ledger:
         ledger.set_facts({"name": "s"})

@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from adaptive_lora.errors import AdaptiveLoraError, Terminated, UsageError, printable
+from adaptive_lora.redaction import redacted
 
 app = typer.Typer(
     name="adaptive-lora",
@@ -26,9 +27,17 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at data sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
+
+class _Redacted(Console):
+    """A console that prints no token, whatever a text was made of."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(redacted(item) if isinstance(item, str) else item for item in objects), **options)
+
+
 # Piped output is not cut to a guessed width.
-out = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
-err = Console(stderr=True, highlight=False)
+out = _Redacted(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
+err = _Redacted(stderr=True, highlight=False)
 
 _TRAIN = {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "tokenizers",
           "pyarrow"}  # fmt: skip
@@ -135,7 +144,7 @@ def _of_sqlite(error: sqlite3.Error) -> str:
 
 def print_json(value: Any) -> None:
     """JSON on stdout, unwrapped and uncoloured."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(redacted(json.dumps(value, indent=2, allow_nan=False)) + "\n")
 
 
 def working(text: str) -> contextlib.AbstractContextManager[Any]:

@@ -1,8 +1,8 @@
-"""`export`: an adapter in the form that a tool reads, checked."""
+"""`export`: an adapter in the form that a tool reads, checked; and onto the hub where that is asked for."""
 
 from __future__ import annotations
 
-import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,28 +13,19 @@ from adaptive_lora.errors import UsageError
 from adaptive_lora.planning.outline import DType
 
 if TYPE_CHECKING:
-    from adaptive_lora.export.card import Exported, Story
-    from adaptive_lora.export.exporting import Order
-    from adaptive_lora.export.low_rank import AdapterWeights
+    from adaptive_lora.export.card import Exported
     from adaptive_lora.export.tools import Tool
-    from adaptive_lora.training.base import FrozenBase
+    from adaptive_lora.publishing.exports import Request
+    from adaptive_lora.publishing.hub import Target
 
 Which = Literal["best", "median", "all"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Item:
-    """An adapter to export: what to call it, where it goes, and what a study knows of it."""
-
-    adapter: AdapterWeights
-    name: str
-    place: Path
-    story: Story | None = None
-    model: str | None = None
-    revision: str | None = None
-
-
-Source = Annotated[Path | None, typer.Argument(help="A study folder, or a folder with an adapter in PEFT's format.")]
+Source = Annotated[
+    Path | None,
+    typer.Argument(
+        help="A study folder, a folder with an adapter in PEFT's format, or a plan; with --push alone also a folder "
+        "that `export` wrote."
+    ),
+]
 RunOption = Annotated[
     Which, typer.Option(help="Of the arm's runs the one with the best or the median validation loss, or all.")
 ]
@@ -55,6 +46,14 @@ OutOption = Annotated[
 LlamaOption = Annotated[
     Path | None, typer.Option("--llama-cpp", help="A checkout of llama.cpp, for GGUF; default $LLAMA_CPP.")
 ]
+PushOption = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        help="Then upload the folder to the Hugging Face hub, as OWNER/NAME, after asking. The token is that of `hf "
+        "auth login` or HF_TOKEN.",
+    ),
+]
 
 
 @app.command()
@@ -72,6 +71,9 @@ def export(
     dtype: Annotated[DType, typer.Option(help="Of the base model, and so of merged weights.")] = "float32",
     prompt: Annotated[list[str] | None, typer.Option(help="Check with this prompt too; may be repeated.")] = None,
     llama_cpp: LlamaOption = None,
+    push: PushOption = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: for everybody; else it is private.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --push: upload without asking.")] = False,
     listing: Annotated[
         bool, typer.Option("--list", help="Print which tool reads which form, and nothing else.")
     ] = False,
@@ -79,101 +81,101 @@ def export(
 ) -> None:
     """Write an adapter in the form that a tool reads right, check it by its logits, and say how to start.
 
-    The same update in every form: many tools ignore ranks and alphas by module without a word.
+    The same update in every form: many tools ignore ranks and alphas by module without a word. Of a plan: its adapter
+    at step 0.
     """
     if listing:
         _list(as_json)
         return
     from adaptive_lora.cli.checks import check_place
-    from adaptive_lora.export.checking import PROMPTS
-    from adaptive_lora.export.exporting import Order, check_free
-    from adaptive_lora.export.tools import find_tool
+    from adaptive_lora.export.checked_folder import is_checked_folder
+    from adaptive_lora.publishing.exports import Request
 
     if source is None:
-        raise UsageError("Name a study folder or an adapter's folder: adaptive-lora export STUDY --arm ARM --for vllm")
-    known = find_tool(tool) if tool else None
-    wanted = _form(form, known)
+        raise UsageError("Name a study folder, an adapter's folder or a plan: adaptive-lora export STUDY --arm ARM "
+                         "--for vllm")  # fmt: skip
     check_place(to, "folder")
-    found = _sources(source, arm, budget, run, to, tool or form)
-    for item in found:
-        check_free(item.place)
-    from adaptive_lora.export.base_facts import open_base_of
-
-    first = found[0]
-    err.print("loading the base model", markup=False)
-    base = open_base_of(first.adapter, model or first.model, revision or first.revision, dtype)
-    order = Order(wanted or "peft", known, (*PROMPTS, *(prompt or ())), llama_cpp)
-    written = [_one(base, item, order, wanted, revision or first.revision) for item in found]
+    wanted = Request(source, to, form, tool, arm, budget, run, model, revision, dtype, tuple(prompt or ()), llama_cpp)
+    lies_there = push is not None and form is None and tool is None and is_checked_folder(source)
+    if not lies_there:
+        wanted.check()  # a mistype is answered before the hub is asked
+    elif arm or budget or to or model or revision or prompt:
+        raise UsageError(f"{source} is an export, which is uploaded as it is: leave all but --push out.")
+    target = _target(push, public, yes, run)
+    told: list[dict[str, Any]] = []
+    folder = source if lies_there else _exported(wanted, told, as_json)
+    if target is not None:
+        told = [{**one, **_push(folder, target, yes, as_json)} for one in told or [{}]]
     if as_json:
-        print_json([_json(own, known) for own in written])
-    else:
+        print_json(told)
+
+
+def _target(push: str | None, public: bool, yes: bool, run: Which) -> Target | None:
+    """Where to upload to, before anything is exported: what is wrong there is better known early."""
+    if push is None:
+        if public or yes:
+            raise UsageError("--public and --yes are about an upload: name its repository with --push OWNER/NAME.")
+        return None
+    if run == "all":
+        raise UsageError("One repository holds one export: leave --push or `--run all` out.")
+    if not yes and not sys.stdin.isatty():
+        raise UsageError("--push asks before it uploads, and nobody can answer here: say --yes.")
+    from adaptive_lora.publishing.hub import open_target
+
+    return open_target(push, public)
+
+
+def _exported(wanted: Request, told: list[dict[str, Any]], as_json: bool) -> Path:
+    """The first folder that was written; what there is to say of all goes into `told`, or is shown.
+
+    ExportError, after all is said, where one of them failed its check.
+    """
+    from adaptive_lora.publishing.exports import export as written_by
+
+    def say(text: str) -> None:
+        err.print(text, markup=False)
+
+    def note(text: str) -> None:
+        err.print(f"note: {text}", markup=False, soft_wrap=True)
+
+    written, tool = written_by(wanted, say, note), wanted.known_tool
+    told += [_json(own, tool) for own in written]
+    if not as_json:
         for own in written:
-            _show(own, known)
+            _show(own, tool, wanted.source)
+    elif not all(own.check.passed for own in written):
+        print_json(told)
     for own in written:
         own.check.require(own.folder)
+    return Path(written[0].folder)
 
 
-def _form(form: str | None, tool: Tool | None) -> Any:
-    """The form that was named; None where the tool is to choose it."""
-    from adaptive_lora.errors import nearest_hint
-    from adaptive_lora.export.forms import FORMS
-    from adaptive_lora.export.tools import not_read
+def _push(folder: Path, target: Target, yes: bool, as_json: bool) -> dict[str, Any]:
+    """Says what goes where, asks, and uploads; an export whose upload failed stays, and says how to go on.
 
-    if form is None and tool is None:
-        raise UsageError("Say which form with --form, or which tool it is for with --for; --list prints both.")
-    if form is not None and form not in FORMS:
-        raise UsageError(f"There is no form {form!r}{nearest_hint(form, FORMS)}. There is: {', '.join(FORMS)}.")
-    if form is not None and tool is not None and form not in tool.accepts:
-        why, takes = not_read(tool, form), ", ".join(tool.accepts)
-        raise UsageError(f"{tool.title} does not read the form {form} ({why}). It takes {takes}.")
-    return form
+    Returns what there is to say as JSON values.
+    """
+    from adaptive_lora.errors import HubError
+    from adaptive_lora.export.checked_folder import checked_folder
+    from adaptive_lora.publishing import hub
 
-
-def _sources(
-    source: Path, arm: str | None, budget: str | None, which: Which, to: Path | None, suffix: str | None
-) -> list[_Item]:
-    from adaptive_lora.export.reading import read_adapter
-    from adaptive_lora.export.study_runs import is_study, runs_of
-    from adaptive_lora.models.locate import portable_name
-
-    if not is_study(source):
-        if arm or budget:
-            raise UsageError(f"--arm and --budget are of a study, and {source} is none.")
-        if to is None:
-            raise UsageError("Name a folder for the export with --out.")
-        return [_Item(read_adapter(source), source.resolve().name, to)]
-    from adaptive_lora.reporting.arm_story import story_of
-
-    found = []
-    for run in runs_of(source, arm, budget, which):
-        name = run.name if suffix in (None, "peft") else f"{run.name}-{suffix}"
-        place = to or source / "adapters" / "best" / name
-        adapter = read_adapter(run.folder)
-        story = story_of(source, run, portable_name(run.model or adapter.base_name or "its base model"))
-        own = place / f"seed-{run.seed}" if which == "all" else place
-        found.append(_Item(adapter, run.name, own, story, run.model, run.revision))
-    return found
-
-
-def _one(base: FrozenBase, own: _Item, order: Order, wanted: Any, revision: str | None) -> Exported:
-    from adaptive_lora.export.base_facts import facts_of
-    from adaptive_lora.export.card import Story
-    from adaptive_lora.export.exporting import export_adapter
-    from adaptive_lora.export.fitting import fitted_weights
-    from adaptive_lora.export.gguf import find_converter
-    from adaptive_lora.export.tools import form_for
-
-    facts = facts_of(base, revision)
-    adapter = fitted_weights(own.adapter, facts.modules, own.name)
-    if wanted is None:
-        assert order.tool is not None  # else a form was named
-        transposed = bool(facts.transposed & adapter.modules.keys())
-        form = form_for(order.tool, transposed, find_converter(order.llama_cpp) is not None)
-        order = dataclasses.replace(order, form=form)
-    story = own.story or Story(own.name, f"{own.name}, on {facts.named}")
-    for note in adapter.notes:
-        err.print(f"note: {note}", markup=False, soft_wrap=True)
-    return export_adapter(adapter, base, facts, own.place, story, order, lambda text: err.print(text, markup=False))
+    found = checked_folder(folder)
+    for line in hub.listing(target, found):
+        err.print(line, markup=False, soft_wrap=True)
+    again = f"adaptive-lora export {folder} --push {target.repo}{' --public' if target.public else ''}"
+    if not yes and not typer.confirm("Upload this?", err=True):
+        err.print(f"nothing was uploaded; {folder} stays as it is. Later: {again}", markup=False, soft_wrap=True)
+        raise typer.Exit(1)
+    try:
+        commit = hub.push(target, found, lambda text: err.print(text, markup=False))
+    except HubError as error:
+        raise HubError(f"{error}\n{folder} stays as it was. To try again: {again}") from None
+    if not as_json:
+        out.print(f"uploaded to {target.url}: {commit}", markup=False, soft_wrap=True)
+    sizes = dict(found.files)
+    return {
+        "folder": str(folder), "repository": target.url, "public": target.public, "commit": commit, "uploaded": sizes,
+    }  # fmt: skip
 
 
 def _json(found: Exported, tool: Tool | None) -> dict[str, Any]:
@@ -181,23 +183,26 @@ def _json(found: Exported, tool: Tool | None) -> dict[str, Any]:
     return {"folder": found.folder, "form": found.form, "check": found.check.to_json(), **starts}
 
 
-def _show(found: Exported, tool: Tool | None) -> None:
+def _show(found: Exported, tool: Tool | None, source: object) -> None:
     """What was written, what it was checked with, and what to start."""
     from adaptive_lora.export.forms import DESCRIPTIONS, MERGED
+    from adaptive_lora.models.locate import is_named
 
-    check = found.check
     out.print(f"{found.folder}: {found.form} ({DESCRIPTIONS[found.form]})", markup=False, soft_wrap=True)
-    out.print(
-        f"read back by {check.by}: logits of {check.prompts} prompts differ by at most {check.largest:.2g}, where the "
-        f"adapter changes them by up to {check.effect:.2g}", markup=False, soft_wrap=True,
-    )  # fmt: skip
+    out.print(found.check.line, markup=False, soft_wrap=True)
+    if found.untrained:
+        base = found.base.named if is_named(found.base.named) else found.base.location
+        out.print(
+            f"to train it: adaptive-lora plan --model {base} --plan {source} --for TRAINER; where a trainer goes on "
+            f"from an adapter, {found.folder}", markup=False, soft_wrap=True,
+        )  # fmt: skip
     if tool is None:
         out.print(f"who reads it and how: {found.folder}/README.md", markup=False, soft_wrap=True)
         return
     if found.form in MERGED and found.transposed and not tool.conv1d:
-        reason = f"{tool.title} reads no adapters on the transposed weights of {found.base.family} right"
+        reason = f"{tool.title} {tool.conv1d_why.format(family=found.base.family)}"
         out.print(f"merged, as {reason}", markup=False, soft_wrap=True)
-    out.print(f"\n{tool.title} ({tool.version}):", markup=False)
+    out.print(f"\n{tool.title} ({tool.version}){', once it is trained' * found.untrained}:", markup=False)
     for line in found.starts(tool, here=True):
         out.print(f"  {line}", markup=False, soft_wrap=True)
     for remark in found.remarks(tool):

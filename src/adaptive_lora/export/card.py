@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.export.checking import Check, Probe
+from adaptive_lora.export.checking import Built, Check, Probe
 from adaptive_lora.export.forms import DESCRIPTIONS, MERGED, Form
 from adaptive_lora.export.low_rank import AdapterWeights
 from adaptive_lora.export.peft_folder import BaseFacts
@@ -40,8 +40,13 @@ class Exported:
     story: Story
     adapter: AdapterWeights
     base: BaseFacts
-    check: Check
+    check: Check | Built
     probes: tuple[Probe, ...]
+
+    @property
+    def untrained(self) -> bool:
+        """Whether this is a plan that nobody has trained."""
+        return isinstance(self.check, Built)
 
     @property
     def transposed(self) -> bool:
@@ -60,8 +65,11 @@ class Exported:
         return () if self.form in MERGED else tool.remarks
 
 
-def compat_json(found: Exported) -> str:
-    """Which tools take what was written and how, what it was checked with, and what a server should say."""
+def compat_json(found: Exported, hashes: Mapping[str, str]) -> str:
+    """Which tools take what was written and how, what it was checked with, and what a server should say.
+
+    `hashes` are those of its files.
+    """
     own = found.adapter.ranks.values()
     content = {
         "form": found.form,
@@ -71,6 +79,7 @@ def compat_json(found: Exported) -> str:
         "ranks": {"smallest": min(own), "largest": max(own)},
         "parameters": found.adapter.parameters,
         "check": found.check.to_json(),
+        "files": dict(hashes),
         "prompts": [{"text": p.text, "ids": p.ids, "next_tokens": p.next_tokens()} for p in found.probes],
         "tools": [_tool_row(found, tool, fits) for tool, fits in _tools(found)],
     }
@@ -91,7 +100,7 @@ def _tool_row(found: Exported, tool: Tool, fits: bool) -> Mapping[str, Any]:
 def why_not(found: Exported, tool: Tool) -> str:
     """Why a tool is not to be given this export."""
     if found.form in tool.accepts:
-        return f"adapters on the transposed weights of {found.base.family} are not read right; merged weights are"
+        return f"it {tool.conv1d_why.format(family=found.base.family)}; take merged weights"
     return not_read(tool, found.form)
 
 
@@ -106,10 +115,10 @@ def card(found: Exported, tool: Tool | None = None) -> str:
         "## Where the rank went",
         _ranks(found.adapter),
         *(["## Verdict", found.story.verdict] if found.story.verdict else []),
-        "## Load it",
+        "## Load it, once it is trained" if found.untrained else "## Load it",
         _loading(found, tool),
         "## Checked",
-        _checked(found),
+        found.check.paragraph,
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -128,9 +137,10 @@ def _what(found: Exported) -> str:
     base = found.base.named + (f" ({found.base.note})" if found.base.note else "")
     licence = f" Licence of the base model: {found.base.licence}." if found.base.licence else ""
     revision = f", revision {found.base.revision}" if found.base.revision else ""
+    state = "parameters, **untrained**" if found.untrained else "trained parameters"
     return (
-        f"An adapter of {base}{revision}: {len(found.adapter.modules)} modules, {found.adapter.parameters:,} trained "
-        f"parameters. Form `{found.form}`: {DESCRIPTIONS[found.form]}.{licence}"
+        f"An adapter of {base}{revision}: {len(found.adapter.modules)} modules, {found.adapter.parameters:,} {state}. "
+        f"Form `{found.form}`: {DESCRIPTIONS[found.form]}.{licence}"
     )
 
 
@@ -163,17 +173,6 @@ def _in_full(found: Exported, tool: Tool) -> str:
     command = "\n".join(found.starts(tool))
     remarks = "".join(f"\n- {remark}" for remark in found.remarks(tool))
     return f"{tool.title} ({tool.version}):\n\n```\n{command}\n```" + (f"\n{remarks}" if remarks else "")
-
-
-def _checked(found: Exported) -> str:
-    check = found.check
-    result = "within" if check.passed else "**not within**"
-    return (
-        f"Read back by {check.by}: logits of {check.prompts} prompts differ by at most {check.largest:.2g}, {result} "
-        f"{check.limit:.1g}; the adapter changes them by up to {check.effect:.2g}. `{COMPAT_FILE}` has the prompts and "
-        "the most probable next tokens: compare one after loading, as some servers fall back to the base model without "
-        "a word."
-    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -76,6 +76,25 @@ class Check:
     """Where there is one: what differs."""
 
     @property
+    def line(self) -> str:
+        """A sentence for a terminal."""
+        return (
+            f"read back by {self.by}: logits of {self.prompts} prompts differ by at most {self.largest:.2g}, where the "
+            f"adapter changes them by up to {self.effect:.2g}"
+        )
+
+    @property
+    def paragraph(self) -> str:
+        """The same for a model card."""
+        result = "within" if self.passed else "**not within**"
+        return (
+            f"Read back by {self.by}: logits of {self.prompts} prompts differ by at most {self.largest:.2g}, {result} "
+            f"{self.limit:.1g}; the adapter changes them by up to {self.effect:.2g}. `compat.json` has the prompts and "
+            "the most probable next tokens: compare one after loading, as some servers fall back to the base model "
+            "without a word."
+        )
+
+    @property
     def passed(self) -> bool:
         """Whether the difference is within the limit; one that is no number is not."""
         return self.largest <= self.limit
@@ -93,6 +112,43 @@ class Check:
                 f"{self.largest:.3g} (allowed: {self.limit:.1g}; the adapter itself changes them by "
                 f"{self.effect:.3g}). Do not serve it; the files stay for a look.{told}"
             )
+
+
+@dataclass(frozen=True)
+class Built:
+    """That an adapter at step 0 is its plan. Logits say nothing of it: they are the base model's."""
+
+    by: str
+    """What built it and read it back."""
+    modules: int
+    parameters: int
+
+    passed = True
+    """One that is not its plan is an error before its folder appears."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**asdict(self), "untrained": True, "passed": True}
+
+    def require(self, where: object) -> None:
+        """Nothing: see `passed`."""
+
+    @property
+    def line(self) -> str:
+        """A sentence for a terminal."""
+        return (
+            f"built and read back by {self.by}: {self.modules} modules with the plan's ranks and scalings; untrained: "
+            "B is zero, and the adapted model is the base model"
+        )
+
+    @property
+    def paragraph(self) -> str:
+        """The same for a model card."""
+        return (
+            f"Built and read back by {self.by}: {self.modules} modules with the ranks and scalings of the plan. A is "
+            "drawn, B is zero, so that the adapted model is the base model: there is nothing to serve before it was "
+            "trained."
+        )
 
 
 def probes(base: FrozenBase, adapter: AdapterWeights, prompts: Sequence[str] = PROMPTS) -> list[Probe]:

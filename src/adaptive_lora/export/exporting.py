@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adaptive_lora.errors import UsageError
 from adaptive_lora.export.card import CARD_FILE, COMPAT_FILE, Exported, Story, card, compat_json
+from adaptive_lora.export.checked_folder import hashes_of
 from adaptive_lora.export.checking import PROMPTS, probes
 from adaptive_lora.export.fitting import fitted_weights
 from adaptive_lora.export.forms import Form
@@ -18,6 +20,7 @@ from adaptive_lora.export.peft_folder import BaseFacts
 from adaptive_lora.export.tools import Tool
 from adaptive_lora.export.writing import Job, check_form, write_form
 from adaptive_lora.files import write_atomically
+from adaptive_lora.redaction import redacted
 
 if TYPE_CHECKING:
     from adaptive_lora.training.base import FrozenBase
@@ -59,11 +62,7 @@ def export_adapter(
     """
     check_free(folder)
     adapter = fitted_weights(adapter, facts.modules, story.name)
-    place = folder.resolve()  # a link to an empty folder stays a link
-    partial = place.with_name(f".{place.name[:40]}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-    try:
+    with appearing(folder) as partial:
         job = Job(adapter, base, facts, partial, order.llama_cpp)
         say("what the adapter says to the prompts")
         asked = probes(base, adapter, order.prompts)
@@ -72,12 +71,29 @@ def export_adapter(
         say("reading it back")
         check = check_form(order.form, job, asked)
         found = Exported(order.form, str(folder), story, adapter, facts, check, tuple(asked))
-        write_atomically(partial / CARD_FILE, card(found, order.tool))
-        write_atomically(partial / COMPAT_FILE, compat_json(found))
+        write_beside(partial, found, order.tool)
+    return found
+
+
+def write_beside(folder: Path, found: Exported, tool: Tool | None) -> None:
+    """Writes the card and `compat.json`, which holds the hashes of what lies there before."""
+    hashes = hashes_of(folder)
+    write_atomically(folder / CARD_FILE, redacted(card(found, tool)))
+    write_atomically(folder / COMPAT_FILE, redacted(compat_json(found, hashes)))
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A place beside `folder` to write to, which takes its name in the end; where that fails, nothing is left."""
+    place = folder.resolve()  # a link to an empty folder stays a link
+    partial = place.with_name(f".{place.name[:40]}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     if place.is_dir():
         place.rmdir()  # empty, as was checked
     partial.replace(place)
-    return found

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 def write_merged(modules: Mapping[str, LowRank], base: FrozenBase, folder: Path) -> None:
     """Writes weights, configuration and tokenizer; the base in memory is afterwards as it was.
 
+    A GPT-2 gets the names of OpenAI's own file, without `transformer.`: every reader knows them, mlx-lm no others.
     Raises ModelError where its weights are quantised: the update would be rounded away.
     """
     with merged(base.model, modules), quiet_libraries():
-        base.model.save_pretrained(str(folder))
+        base.model.save_pretrained(str(folder), state_dict=_named_as_published(base.model))
     with quiet_libraries():
         base.tokenizer.save_pretrained(str(folder))
     add_older_keys(folder)
@@ -55,6 +56,13 @@ def check_plain(model: Any, modules: Mapping[str, LowRank]) -> None:
             f"The weights of {odd[0] if odd else 'the base model'} are quantised, and a small update that is added to "
             "them is rounded away. Name the model that is not quantised with --model, or export an adapter instead."
         )
+
+
+def _named_as_published(model: Any) -> dict[str, Any] | None:
+    """The weights by other names than the model's own; None where these will do."""
+    if model.config.model_type != "gpt2":
+        return None
+    return {name.removeprefix("transformer."): weight for name, weight in model.state_dict().items()}
 
 
 def _transposed(model: Any, name: str) -> bool:

@@ -14,15 +14,32 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adaptive_lora.errors import UsageError
+from adaptive_lora.errors import ModelError, UsageError
 from adaptive_lora.export.low_rank import AdapterWeights, LowRank
 from adaptive_lora.files import write_atomically
+from adaptive_lora.models.cache import provenance_of
+from adaptive_lora.models.older_keys import lacking_keys
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapters.safetensors"
 _IN_BLOCK = re.compile(r"^(?P<path>.*?)\.(?P<block>\d+)\.(?P<key>.+)$")
+
+
+def check_base(folder: Path) -> None:
+    """ModelError where mlx-lm would read the base model in a folder otherwise than it is, without a word."""
+    if not (folder / "config.json").is_file() or not (lacking := lacking_keys(folder)):
+        return
+    if provenance_of(folder) is not None:
+        remedy = f"It was converted by an older version: remove that folder ({folder}), and fetch or convert it again."
+    else:
+        remedy = f"Add to its config.json what {' and '.join(lacking)} must be."
+    raise ModelError(
+        f"{folder}: config.json says {' and '.join(lacking)} under newer names only, which mlx-lm does not know: it "
+        f"would take its own defaults without a word, and the adapter would sit on another model. {remedy} Or take the "
+        "form merged, which has both names."
+    )
 
 
 def write_mlx(adapter: AdapterWeights, blocks: int, folder: Path) -> None:

@@ -34,6 +34,8 @@ class Tool:
     remarks: tuple[str, ...] = ()
     conv1d: bool = False
     """Whether adapters on GPT-2's transposed weights are read right; where not, merged weights are."""
+    conv1d_why: str = "reads no adapters on the transposed weights of {family} right"
+    """Where not: why."""
     needs: Mapping[Form, str] = field(default_factory=dict)
     """Form -> what the command needs besides, such as a conversion."""
 
@@ -122,9 +124,8 @@ TOOLS: tuple[Tool, ...] = (
         remarks=(
             "one rank for all; its `scale` is the multiplier itself",
             "a Llama that transformers 5 saved lacks `rope_theta`, and is read with 10,000: merged weights have it",
-            "a GPT-2 that transformers saved is refused, merged too: its names begin with `transformer.`",
         ),
-        conv1d=True,
+        conv1d_why="reads a {family} only where no name begins with `transformer.`, as in merged weights",
     ),
     Tool(
         "openvino", "OpenVINO GenAI", "2026.4.1", "run",

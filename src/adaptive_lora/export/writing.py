@@ -71,6 +71,11 @@ def _write_gguf_merged(job: Job) -> None:
     gguf.write_gguf_merged(job.adapter.modules, job.base, job.folder, converter)
 
 
+def _write_mlx(job: Job) -> None:
+    mlx.check_base(Path(job.base.location))
+    mlx.write_mlx(job.padded, job.blocks, job.folder)
+
+
 _WRITERS: Mapping[Form, Callable[[Job], None]] = {
     "peft": lambda job: write_peft(job.adapter, job.facts, job.folder),
     "padded": lambda job: write_peft(job.padded, job.facts, job.folder, short=True),
@@ -79,7 +84,7 @@ _WRITERS: Mapping[Form, Callable[[Job], None]] = {
     "merged": lambda job: write_merged(job.adapter.modules, job.base, job.folder),
     "gguf": _write_gguf,
     "gguf-merged": _write_gguf_merged,
-    "mlx": lambda job: mlx.write_mlx(job.padded, job.blocks, job.folder),
+    "mlx": _write_mlx,
     "onnx-adapter": lambda job: onnx.write_onnx_adapter(job.padded, job.folder),
 }
 
@@ -166,9 +171,8 @@ def _by_mlx(job: Job, asked: Sequence[Probe]) -> Found:
     noise = max(float((own - p.base).abs().max()) for own, p in zip(alone, asked, strict=True))
     found = mlx.logits_by_mlx(Path(job.base.location), job.folder, texts)
     told = (
-        f"without an adapter its logits differ by {noise:.2g} already, as it reads the base model's configuration "
-        "otherwise: take the form merged (of a model that was fetched or converted by an older version, removing its "
-        f"folder {job.base.location} and fetching it again will do)"
+        f"without an adapter its logits differ by {noise:.2g} already, as it reads the base model otherwise: take the "
+        "form merged"
     )
     return Found(f"mlx-lm {mlx.version()}", found, lambda: (told,), noise)
 

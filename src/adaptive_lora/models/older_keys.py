@@ -23,6 +23,15 @@ def add_older_keys(folder: Path) -> None:
     write_atomically(path, json.dumps({**older_keys(config), **config}, indent=2, sort_keys=True) + "\n")
 
 
+def lacking_keys(folder: Path) -> list[str]:
+    """The older names that readers of today count on and a model folder's config.json does not have; they guess.
+
+    `n_ctx` and `torch_dtype` are not among them: readers that want these stop, or need them for nothing.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return sorted(older_keys(config).keys() - config.keys() - {"n_ctx", "torch_dtype"})
+
+
 def older_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """The older names of what a configuration says.
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adaptive_lora.redaction import redacted
 from adaptive_lora.stats.metrics import TEST_LOSS, Metric
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.study.ledger_place import PlacedConnection
@@ -152,7 +153,7 @@ class Ledger:
         with self._db:
             self._db.execute(
                 "UPDATE runs SET status = ?, error = ?, step = ?, finished = ? WHERE run_id = ?",
-                (status.value, error, step, time.time(), run_id),
+                (status.value, redacted(error), step, time.time(), run_id),
             )
 
     def complete(

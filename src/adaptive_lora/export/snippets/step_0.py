@@ -8,11 +8,11 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.planning.plan import RankPlan
 
 
-def save(plan: RankPlan, folder: Path, model: str | None = None, seed: int = 0) -> None:
+def save(plan: RankPlan, folder: Path, model: str | None = None, seed: int = 0, revision: str | None = None) -> None:
     """Writes `adapter_config.json` and `adapter_model.safetensors`, A as `initial_a` draws it and B zero.
 
     The adapted model is the base model, bit for bit, and training it on is training the plan from the start. `model`
-    is the base model's name for the configuration. 210 modules of a 135M model take a second.
+    and `revision` are the base model's for the configuration. 210 modules of a 135M model take a second.
     """
     import torch
 
@@ -20,7 +20,7 @@ def save(plan: RankPlan, folder: Path, model: str | None = None, seed: int = 0) 
     from adaptive_lora.training.options import initial_a
 
     config = plan.to_lora_config()
-    config.base_model_name_or_path = model
+    config.base_model_name_or_path, config.revision = model, revision
     save_config(config, folder)
     weights = {}
     for m in plan.modules:
