@@ -1,0 +1,38 @@
+"""Weights that are on this device only while they are used: what a bank minds where its base is sharded (FSDP2).
+
+FSDP2 keeps one tensor for every parameter of a block, fills it before the block's forward and backward part, and frees
+its memory after them. Fused layers hold that tensor, as autograd does, and so compute with the gathered weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+
+def whole_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`named_modules`, duplicates too; where the base is sharded, a module's weights are whole while it is looked at.
+
+    Every rank then has to go through all of them. Without shards no more than the list.
+    """
+    gathered: list[tuple[str, Any]] = []
+    try:
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            while gathered and not name.startswith(gathered[-1][0]):
+                gathered.pop()[1].reshard()
+            if hasattr(module, "unshard"):
+                module.unshard()
+                gathered.append((f"{name}.", module))
+            yield name, module
+    finally:
+        while gathered:
+            gathered.pop()[1].reshard()
+
+
+def begin_pass(model: nn.Module) -> None:
+    """Forgets passes of a sharded base that had no backward part, or failed; nothing to do for others."""
+    root: Any = next((module for module in model.modules() if hasattr(module, "reset_iter_state")), None)
+    if root is not None:
+        root.reset_iter_state()
