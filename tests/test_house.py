@@ -26,7 +26,7 @@ FLOORS = [
     {"foreign"},
     {"export"},
     {"reporting", "groundtruth"},
-    {"recommend"},
+    {"recommend", "sharded"},
     {"api", "doctor"},
     {"cli"},
 ]

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class Bank:
         self._open = contextlib.ExitStack()
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Bank:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.callback(self._layers.close)
             self._layers.compare()

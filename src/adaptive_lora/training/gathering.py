@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+
+def is_shared(parameter: Tensor) -> bool:
+    """Whether only a share of it is here."""
+    return hasattr(parameter, "to_local")
+
+
+def local_of(parameter: Any) -> Tensor:
+    """What of a parameter is here: all of it, or this rank's share."""
+    found: Tensor = parameter.to_local() if is_shared(parameter) else parameter
+    return found
 
 
 def whole_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

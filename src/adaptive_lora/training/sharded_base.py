@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from adaptive_lora.errors import ModelError, UsageError
 from adaptive_lora.training.activation_checkpointing import blocks_of
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.gathering import is_shared, local_of
 from adaptive_lora.training.positions import decoder_of
 from adaptive_lora.training.ranks import Ranks
 
@@ -51,7 +52,9 @@ def shard_base(base: FrozenBase, ranks: Ranks) -> FrozenBase:
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     if not hasattr(FSDPModule, "reset_iter_state"):
-        raise UsageError(f"Sharing a base needs torch 2.13 (`FSDPModule.reset_iter_state`), here is {torch.__version__}.")
+        raise UsageError(
+            f"Sharing a base needs torch 2.13 (`FSDPModule.reset_iter_state`), here is {torch.__version__}."
+        )
     decoder, blocks = decoder_of(base.model), list(blocks_of(base.model).values())
     outside = _outside(base, blocks)
     for block in blocks:
@@ -92,16 +95,6 @@ def sharded_bytes(model: Any, ranks: Ranks) -> ShardedBytes:
     whole = [sum(p.numel() * p.element_size() for p in block) for block in blocks]
     received = sum(whole) * (ranks.world - 1) // ranks.world
     return ShardedBytes(outside + sum(whole), outside + sum(own), outside, max(whole), received)
-
-
-def is_shared(parameter: Tensor) -> bool:
-    """Whether only a share of it is here."""
-    return hasattr(parameter, "to_local")
-
-
-def local_of(parameter: Tensor) -> Tensor:
-    """What of a parameter is here: all of it, or this rank's share."""
-    return parameter.to_local() if is_shared(parameter) else parameter  # type: ignore[operator, no-any-return]
 
 
 def _outside(base: FrozenBase, blocks: list[Any]) -> set[nn.Parameter]:
