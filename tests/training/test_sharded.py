@@ -121,27 +121,18 @@ def test_a_model_of_which_attention_cannot_be_packed_is_run_through_its_own(
 
 def test_weights_are_shared_out_and_the_bank_leaves_them_so(gpt2: FrozenBase, alone: Ranks) -> None:
     whole = gpt2.model.transformer.h[1].mlp.c_fc.weight.clone()
+    members, texts = seven_members(gpt2, steps=1)[:1], demo_examples(gpt2)[:2]
+    with Bank(gpt2, members) as bank:
+        wanted = bank.bytes_per_position()
     shared = load_in_turn(lambda: gpt2, alone)
-    with ShardedBank(shared, seven_members(shared, steps=1)[:1], alone, texts=demo_examples(shared)[:2]) as bank:
+    with ShardedBank(shared, members, alone, texts=texts) as bank:
         bank.step()
-        assert bank.bytes_per_position() > 0
+        assert bank.bytes_per_position() == wanted  # the weights that were gathered are not counted
         assert not bank.idle_passes
     for name, parameter in shared.model.named_parameters():
         assert is_shared(parameter) == name.startswith("transformer.h."), name
     assert torch.equal(shared.model.transformer.h[1].mlp.c_fc.weight.full_tensor(), whole)
     assert sharded_bytes(shared.model, alone).received == 0
-
-
-def test_activations_are_counted_without_the_gathered_weights(
-    model_folders: dict[str, Path], gpt2: FrozenBase, alone: Ranks
-) -> None:
-    members = seven_members(gpt2, steps=1)[:1]
-    with Bank(gpt2, members) as bank:
-        wanted = bank.bytes_per_position()
-    shared = shard_base(load_base("gpt2", model_folders["gpt2"]), alone)
-    with ShardedBank(shared, members, alone) as bank:
-        # Norms of one process's blocks keep nothing of their own weights either.
-        assert bank.bytes_per_position() == wanted
 
 
 def test_a_pass_out_of_memory_is_not_halved(gpt2: FrozenBase, alone: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
