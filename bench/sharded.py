@@ -1,6 +1,6 @@
 """A base shared by two processes against a base in each of them: memory, bytes moved, seconds a pass. Prints JSON.
 
-Both ways two processes of one thread train the same adapters, each half of them, one pass an adapter and update:
+Both ways two processes of one thread train the same adapters, each half of them:
 
     sharded       each keeps half of every block, and both gather a block to use it (gloo, over the loopback device)
     replicated    each keeps the whole base, and nothing is sent
@@ -137,13 +137,15 @@ def measured(base: FrozenBase, ranks: Ranks, asked: dict[str, Any], way: str, co
     texts = sorted(encoder.encode_all(records), key=lambda text: -len(text.ids))[: 4 * asked["batch_size"]]
     members = [member_of(base, asked, seed, texts) for seed in range(asked["adapters"])]
     own = [members[i] for i in share(members, WORLD)[ranks.rank]]
-    how: dict[str, Any] = {"chunk_tokens": 1}  # one adapter a pass
+    passes: list[int] = []
+    how: dict[str, Any] = {"chunk_tokens": 1024}
     with ShardedBank(base, own, ranks, **how) if way == "sharded" else Bank(base, own, workers=1, **how) as bank:
         bank.step()
-        found = {"positions": max(bank.tokens.values()), "passes": len(own)}
-        found |= {"train": timed(bank.step, ranks, asked["updates"], len(own), counted)}
-        one = texts[: asked["batch_size"]]
-        found |= {"evaluate": timed(lambda: bank.evaluate(one, members=[0]), ranks, asked["updates"], 2, counted)}
+        bank.model.head.decoder.register_forward_hook(lambda *_: passes.append(1))
+        one, counts = texts[: asked["batch_size"]], (counted, passes)
+        found: dict[str, Any] = {"train": timed(bank.step, ranks, asked["updates"], counts)}
+        found["positions"] = sum(bank.tokens.values()) * asked["updates"] // len(passes)
+        found |= {"evaluate": timed(lambda: bank.evaluate(one), ranks, asked["updates"], counts)}
     if way == "sharded":
         found["gather_seconds"] = gather_once(base, ranks)
     return found
@@ -152,27 +154,31 @@ def measured(base: FrozenBase, ranks: Ranks, asked: dict[str, Any], way: str, co
 def member_of(base: FrozenBase, asked: dict[str, Any], seed: int, texts: list[Example]) -> Member:
     """An adapter of one rank everywhere."""
     modules = base.outline.modules
-    rank = int(asked["budget"].split(":")[1])
-    plan = RankPlan("uniform", resolve_budget(asked["budget"], modules), modules, {m.name: rank for m in modules},
-                    Scaling("constant", 2.0, float(rank)))  # fmt: skip
+    budget, rank = resolve_budget(asked["budget"], modules).parameters, int(asked["budget"].split(":")[1])
+    ranks = {module.name: rank for module in modules}
+    plan = RankPlan("uniform", budget, modules, ranks, Scaling("constant", 2.0, float(rank)))
     options = TrainingOptions(learning_rate=1e-4, steps=asked["updates"] + 1, batch_size=asked["batch_size"])
     return Member(plan=plan, options=options, seed=seed, examples=texts)
 
 
-def timed(do: Any, ranks: Ranks, times: int, passes: int, counted: CountedGather) -> dict[str, Any]:
+def timed(do: Any, ranks: Ranks, times: int, counts: tuple[CountedGather, list[int]]) -> dict[str, Any]:
     """Median seconds of a pass, from when all ranks are there, by the clock and of this process's threads; and the
     bytes that one received."""
-    seconds, cpu, before = [], [], counted.received
+    (gathers, passes), seconds, cpu = counts, [], []
+    before, already = gathers.received, len(passes)
     for _ in range(times):
         ranks.wait()
         began, used = time.perf_counter(), time.process_time()
         do()
-        cpu.append((time.process_time() - used) / passes)
+        cpu.append(time.process_time() - used)
         ranks.wait()
-        seconds.append((time.perf_counter() - began) / passes)
-    received = (counted.received - before) / times / passes
-    medians = {"pass_seconds": statistics.median(seconds), "pass_cpu_seconds": statistics.median(cpu)}
-    return {**medians, "received_bytes": received}
+        seconds.append(time.perf_counter() - began)
+    count = len(passes) - already
+    return {
+        "pass_seconds": statistics.median(seconds) * times / count,
+        "pass_cpu_seconds": statistics.median(cpu) * times / count,
+        "received_bytes": (gathers.received - before) / count,
+    }
 
 
 def gather_once(base: FrozenBase, ranks: Ranks) -> float:
@@ -198,7 +204,7 @@ def report(asked: argparse.Namespace, rounds: dict[str, list[list[dict[str, Any]
             for key in keys:
                 found = [one[key] for one in found]
             values.append(max(found))
-        return statistics.median(values)
+        return float(statistics.median(values))
 
     frozen = [one["frozen"] for one in rounds["sharded"][0]]
     gather = median("sharded", "gather_seconds")

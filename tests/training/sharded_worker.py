@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 import torch._dynamo  # this and transformers' models, so that the server has them and no process imports them again
+import torch.distributed as dist
 import transformers.models.gpt2.modeling_gpt2
 import transformers.models.llama.modeling_llama  # noqa: F401
 
+from adaptive_lora.training.activation_checkpointing import blocks_of
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, load_base
 from adaptive_lora.training.checkpoint import StepRecord
@@ -62,6 +64,31 @@ def results_of(bank: Bank, members: Sequence[int], base: FrozenBase) -> dict[int
     }
 
 
+class CountedGather:
+    """FSDP2's own gather, counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool) -> Any:
+        self.count += 1
+        return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+def gathers_of(bank: ShardedBank, base: FrozenBase) -> tuple[int, int]:
+    """How often blocks are gathered in a pass that evaluates and in one that trains right after it."""
+    counted, counts = CountedGather(), [0]
+    for block in blocks_of(base.model).values():
+        block.set_custom_all_gather(counted)
+    for training in (False, True):
+        bank._pass_idly(training)
+        counts.append(counted.count)
+    return counts[1], counts[2] - counts[1]
+
+
 def work(rank: int, world: int, port: int, folders: dict[str, Path], out: Path) -> None:
     """One process: all cases on all models; writes what became of its own members."""
     torch.set_num_threads(1)
@@ -79,4 +106,5 @@ def work(rank: int, world: int, port: int, folders: dict[str, Path], out: Path) 
                     layers = layers_of(base)
                     results = results_of(bank, own, base)
                     found[kind][case] = {"results": results, "idle": bank.idle_passes, "layers": layers}
+                    found[kind][case]["gathers"] = gathers_of(bank, base)
     torch.save(found, out / f"{rank}.pt")

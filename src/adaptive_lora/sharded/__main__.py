@@ -19,6 +19,9 @@ from typing import Any
 from adaptive_lora.errors import AdaptiveLoraError, UsageError
 from adaptive_lora.planning.plan import RankPlan
 
+_OTHERS_GONE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "NCCL")
+"""In messages of torch's process groups."""
+
 
 def main(words: list[str] | None = None) -> int:
     """The command; returns 0, 1 (failed), 2 (cannot be used as it is) or 130 (interrupted)."""
@@ -37,6 +40,12 @@ def main(words: list[str] | None = None) -> int:
     except AdaptiveLoraError as error:
         print(f"{who}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _OTHERS_GONE):
+            raise
+        print(f"{who}: another rank is gone or does not answer; the same command goes on from the last checkpoint",
+              file=sys.stderr)  # fmt: skip
+        return 1
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

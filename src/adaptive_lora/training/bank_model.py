@@ -21,7 +21,7 @@ from adaptive_lora.training.attention import NAME, NotCausalOnly, register
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.current_batch import BankBatch, current_batch
 from adaptive_lora.training.fused_layers import fused_layers
-from adaptive_lora.training.gathering import begin_pass, whole_modules
+from adaptive_lora.training.gathering import begin_pass, sharded_part, whole_modules
 from adaptive_lora.training.head import Head
 from adaptive_lora.training.kernels import attention_kernel, lora_kernel
 from adaptive_lora.training.packing import Pack, pack
@@ -118,7 +118,8 @@ def bank_model(
     failures = []
     for fused, padded in ((True, False), (True, True), (False, True)):
         kernels = attention_kernel() is not None, lora_kernel(base.model.dtype) is not None
-        way = (fused, padded, frozenset(layers), base.model.dtype, base.device, *kernels)
+        sharded = sharded_part(base.model) is not None
+        way = (fused, padded, frozenset(layers), base.model.dtype, base.device, sharded, *kernels)
         # Before anything is replaced.
         expected = None if _known(base, way, probe) else own()
         with contextlib.ExitStack() as stack:

@@ -42,8 +42,12 @@ def whole_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             gathered.pop()[1].reshard()
 
 
+def sharded_part(model: nn.Module) -> Any:
+    """The part of a model that FSDP2 shards, as a whole; None where it is not sharded."""
+    return next((module for module in model.modules() if hasattr(module, "reset_iter_state")), None)
+
+
 def begin_pass(model: nn.Module) -> None:
     """Forgets passes of a sharded base that had no backward part, or failed; nothing to do for others."""
-    root: Any = next((module for module in model.modules() if hasattr(module, "reset_iter_state")), None)
-    if root is not None:
+    if (root := sharded_part(model)) is not None:
         root.reset_iter_state()

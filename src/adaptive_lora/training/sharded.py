@@ -55,8 +55,9 @@ class ShardedBank(Bank):
         self.ranks, self.idle_passes = ranks, 0
         self.own = len(members)
         """How many members are this rank's; if none, one of another's stands in and is not trained."""
-        every = ranks.gather(list(members[:1]))
-        members = members or [idle(next(some[0] for some in every if some))]
+        if 0 in (counts := ranks.gather(len(members))) and any(counts):
+            every = ranks.gather(list(members[:1]))
+            members = members or [idle(next(some[0] for some in every if some))]
         ends = self._ends([*texts, *(example for member in members for example in member.examples)])
         # The backward part gathers every block above the lowest layer of the bank: it must be the same on all ranks.
         adapted = set().union(*ranks.gather({shape.name for member in members for shape in member.plan.modules}))

@@ -68,7 +68,8 @@ def shard_base(base: FrozenBase, ranks: Ranks) -> FrozenBase:
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(ranks.device)
     for parameter in outside:
-        parameter.data = parameter.data.to(ranks.device)
+        # Copied even on a CPU: as views of it they would keep the whole file of weights in memory.
+        parameter.data = parameter.data.to(ranks.device, copy=True)
     return replace(base, device=ranks.device)
 
 
