@@ -161,7 +161,44 @@ def compat_table() -> str:
     return table("tool", "form", *families, rows=rows)
 
 
+def sharded_table() -> str:
+    """What `bench/sharded.py` measured of a base that two processes share."""
+    found = json.loads((ROOT / "results" / "bench" / "sharded.json").read_text(encoding="utf-8"))
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        frozen, received = found["frozen_bytes"], found["received_bytes"]
+        yield (
+            "frozen weights of a process, MB",
+            f"{frozen['replicated'] / 1e6:.0f}",
+            f"{max(frozen['sharded']) / 1e6:.0f}",
+        )
+        yield "received in a training pass, MB", "0", f"{received['train'] / 1e6:.0f}"
+        yield "received in a pass that evaluates, MB", "0", f"{received['evaluate'] / 1e6:.0f}"
+        for title, key in (("training", "train"), ("evaluating", "evaluate")):
+            seconds = found[f"{key}_pass_seconds"]
+            yield f"seconds of a {title} pass", f"{seconds['replicated']:.2f}", f"{seconds['sharded']:.2f}"
+        cpu = found["train_pass_cpu_seconds"]
+        yield "of a training pass, CPU seconds", f"{cpu['replicated']:.2f}", f"{cpu['sharded']:.2f}"
+
+    heads = (f"`{found['model']}`, {found['positions']} positions", "replicated", f"shared by {found['ranks']}")
+    return table(*heads, rows=rows())
+
+
+def break_even_table() -> str:
+    """From how many positions on a pass hides its gathering."""
+    found = json.loads((ROOT / "results" / "bench" / "sharded.json").read_text(encoding="utf-8"))["break_even"]
+    assumed = found["assumed"]
+    head = f"{assumed['ranks']} ranks of {assumed['flops'] / 1e12:.0f} TFLOP/s, {assumed['bytes_per_parameter']} bytes"
+    rows = (
+        (name, f"{found['bandwidth'][name] / 1e9:.4g}", f"{positions:,}")
+        for name, positions in found["positions"].items()
+    )
+    return table(head, "GB/s", "positions", rows=rows)
+
+
 MADE: Mapping[str, Callable[[], str]] = {
+    "<!-- sharded -->": sharded_table,
+    "<!-- sharded-break-even -->": break_even_table,
     "<!-- strategies -->": strategies_table,
     "<!-- forms -->": forms_table,
     "<!-- tools -->": tools_table,

@@ -27,7 +27,7 @@ FLOORS = [
     {"foreign"},
     {"export"},
     {"reporting", "groundtruth", "recovery"},
-    {"recommend", "publishing"},
+    {"recommend", "publishing", "sharded"},
     {"api", "doctor"},
     {"cli"},
 ]

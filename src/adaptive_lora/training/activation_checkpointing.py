@@ -36,6 +36,17 @@ def recomputed_blocks(model: Any) -> Iterator[None]:
                 block.forward = before
 
 
+def blocks_of(model: Any) -> dict[str, Any]:
+    """By name the blocks that transformers marks for checkpointing; none inside another."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer) and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = module
+    return found
+
+
 def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
     def recomputing(*arguments: Any, **named: Any) -> Any:
         if not torch.is_grad_enabled():

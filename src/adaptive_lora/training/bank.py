@@ -12,10 +12,10 @@ import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -60,8 +60,9 @@ class Bank:
 
     `chunk_tokens` bounds the positions of one pass (a single member's batch is never split), `workers`
     the number of passes at a time, `checkpointing` recomputes activations in the backward pass, `stacked`
-    multiplies all adapters of a pass in one call (the default on accelerators). `texts` will be evaluated: they and
-    the members' examples are what the bank's pass is compared on with the model's own (`OpenModel`).
+    multiplies all adapters of a pass in one call (the default on accelerators). `texts` will be evaluated: they and the
+    members' examples are what its pass is compared on with the model's own (`OpenModel`). `adapted` modules get the
+    bank's layer even where no member adapts them.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Bank:
         checkpointing: bool = False,
         stacked: bool | None = None,
         texts: Sequence[Example] = (),
+        adapted: Collection[str] = (),
     ) -> None:
         if not members:
             raise TrainingError("A bank needs at least one adapter.")
@@ -82,7 +84,8 @@ class Bank:
         self.workers = (workers or self._threads) if on_cpu else 1
         stacked = not on_cpu if stacked is None else stacked
         self._dtype = dtype = next(base.model.parameters()).dtype
-        modules = {shape.name: shape for member in members for shape in member.plan.modules}
+        modules = {shape.name: shape for shape in base.outline.modules if shape.name in adapted}
+        modules |= {shape.name: shape for member in members for shape in member.plan.modules}
         ordered = {m.name: modules[m.name] for m in base.outline.modules if m.name in modules}
         # Adapters of half-precision models are kept in float32: their updates are too small for 8 or 11 bits.
         masters = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -91,15 +94,14 @@ class Bank:
         self.slots = self._adapters.slots
         self.tokens: dict[int, int] = {}
         """By member, the tokens of its last update."""
-        self._positions: dict[int, int] = {}
-        self._stopped: set[int] = set()
+        self._positions, self._stopped = dict[int, int](), set[int]()
         self._counts, self._lock = _Counts(), threading.Lock()
         layers = {name: functools.partial(MultiLoraLinear, name=name) for name in ordered}
         self._layers = OpenModel(base, layers, checkpointing, [*texts, *(e for m in members for e in m.examples)])
         self._open = contextlib.ExitStack()
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Bank:
+    def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             stack.callback(self._layers.close)
             self._layers.compare()
@@ -171,7 +173,7 @@ class Bank:
         self.tokens = positions_of(batches)
         self._positions = positions_of(batches, self.model.padded, self._block)
         chunks = chunks_of(self._positions, self.chunk_tokens, self.workers)
-        for chunk, outcomes in zip(chunks, self._map(lambda c: self._update(c, batches), chunks), strict=True):
+        for chunk, outcomes in zip(chunks, self._map(lambda c: self._update(c, batches), chunks, True), strict=True):
             for i, outcome in zip(chunk, outcomes, strict=True):
                 results[i] = outcome
                 if isinstance(outcome, Diverged):
@@ -206,7 +208,7 @@ class Bank:
                 for i, nll, tokens, exact in zip(group, *arrays, strict=True):
                     found[i].nll[rows], found[i].tokens[rows], found[i].exact[rows] = nll, tokens, exact
 
-        self._map(fill, [(group, rows) for group in groups for rows in batches])
+        self._map(fill, [(group, rows) for group in groups for rows in batches], False)
         return [found[i] for i in chosen]
 
     def gradients(self, members: Sequence[int], batches: Sequence[Sequence[Example]]) -> list[tuple[float, int]]:
@@ -290,8 +292,8 @@ class Bank:
     def _losses(self, hidden: Tensor, packed: Pack, weights: Tensor | None) -> TokenLosses:
         return self.model.head.losses(hidden, packed.targets, weights)
 
-    def _map(self, do: Callable[[Any], Any], units: Sequence[Any]) -> list[Any]:
-        """`do` of every unit, in parallel if there are several workers; results in the units' order."""
+    def _map(self, do: Callable[[Any], Any], units: Sequence[Any], training: bool) -> list[Any]:
+        """`do` of every unit, one pass each, in parallel if there are several workers; results in the units' order."""
         if self._pool is None or len(units) == 1:
             return [do(unit) for unit in units]
         return list(self._pool.map(do, units))

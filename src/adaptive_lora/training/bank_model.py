@@ -21,6 +21,7 @@ from adaptive_lora.training.attention import NAME, NotCausalOnly, register
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.current_batch import BankBatch, current_batch
 from adaptive_lora.training.fused_layers import fused_layers
+from adaptive_lora.training.gathering import begin_pass, sharded_part, whole_modules
 from adaptive_lora.training.head import Head
 from adaptive_lora.training.kernels import attention_kernel, lora_kernel
 from adaptive_lora.training.packing import Pack, pack
@@ -83,11 +84,11 @@ class OpenModel:
         self.current: BankModel | None = None
         """None while closed."""
         self._open = functools.partial(bank_model, base, layers, checkpointing)
-        self._texts, self._stack = _shortest_and_longest(texts), contextlib.ExitStack()
+        self._texts, self._stack = shortest_and_longest(texts), contextlib.ExitStack()
 
     def compare(self, texts: Sequence[Example] = ()) -> None:
         """Opens it, or opens it again where one of `texts` is longer than all that it was compared on."""
-        self._texts = _shortest_and_longest([*self._texts, *texts])
+        self._texts = shortest_and_longest([*self._texts, *texts])
         if self.current is None or any(len(text.ids) > self.current.longest for text in self._texts):
             self.close()
             self.current = self._stack.enter_context(self._open(self._texts))
@@ -117,7 +118,8 @@ def bank_model(
     failures = []
     for fused, padded in ((True, False), (True, True), (False, True)):
         kernels = attention_kernel() is not None, lora_kernel(base.model.dtype) is not None
-        way = (fused, padded, frozenset(layers), base.model.dtype, base.device, *kernels)
+        sharded = sharded_part(base.model) is not None
+        way = (fused, padded, frozenset(layers), base.model.dtype, base.device, sharded, *kernels)
         # Before anything is replaced.
         expected = None if _known(base, way, probe) else own()
         with contextlib.ExitStack() as stack:
@@ -132,6 +134,7 @@ def bank_model(
                 found = _compared(model, base, way, probe, expected)
             except (TypeError, ValueError, AttributeError, IndexError, NotCausalOnly, RuntimeError) as problem:
                 failures.append(f"{type(problem).__name__}: {problem}")
+                begin_pass(base.model)
                 continue
             if not found.error <= _tolerance(base):
                 failures.append(f"{found.what} {found.error:.2g}")
@@ -161,11 +164,12 @@ def probe_examples(base: FrozenBase) -> list[Example]:
 
 def _probe_texts(base: FrozenBase, texts: Sequence[Example]) -> list[Example]:
     """What is compared; the longest text is not the first, so that positions in the pass are not those in the text."""
-    ends = [Example(text.ids, 1, False) for text in _shortest_and_longest(texts)]
+    ends = [Example(text.ids, 1, False) for text in shortest_and_longest(texts)]
     return [*probe_examples(base), *ends]
 
 
-def _shortest_and_longest(texts: Sequence[Example]) -> list[Example]:
+def shortest_and_longest(texts: Sequence[Example]) -> list[Example]:
+    """Both, or the same twice; the first of several of one length."""
     return [choose(texts, key=lambda text: len(text.ids)) for choose in (min, max)] if texts else []
 
 
@@ -240,9 +244,12 @@ def _mixing(model: BankModel, base: FrozenBase) -> float:
 def _replaced(model: nn.Module, layers: Mapping[str, Callable[[nn.Module], nn.Module]]) -> Iterator[None]:
     before: dict[str, nn.Module] = {}
     try:
-        for name, make in layers.items():
-            before[name] = model.get_submodule(name)
-            model.set_submodule(name, make(before[name]))
+        for name, module in whole_modules(model):
+            if name in layers:
+                before[name] = module
+                model.set_submodule(name, layers[name](module))
+        if missing := sorted(layers.keys() - before.keys()):
+            raise AttributeError(f"the model has no module {missing[0]}")
         yield
     finally:
         for name, module in before.items():

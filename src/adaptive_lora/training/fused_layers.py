@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from adaptive_lora.training.gathering import whole_modules
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
 from adaptive_lora.training.pointwise import FusedGELU, FusedRMSNorm, GatedMLP
 from adaptive_lora.training.quantised import dense_weight, is_quantised
@@ -149,7 +150,7 @@ def fused_layers(model: nn.Module) -> Iterator[None]:
     """The model with fused layers where there are some; restored at the end."""
     replaced: dict[str, nn.Module] = {}
     try:
-        for name, module in list(model.named_modules(remove_duplicate=False)):
+        for name, module in whole_modules(model):
             fused = _replacement(module)
             if fused is not None and name and _same(module, fused):
                 replaced[name] = module

@@ -12,6 +12,7 @@ import torch
 
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.gathering import is_shared
 
 _STATES, _ACTIVATIONS = 0.4, 0.4
 """Shares of the free memory for adapters and for activations; the rest is for logits, workspaces, other programs."""
@@ -69,17 +70,18 @@ def give_back() -> None:
 
 def saved_bytes(model: torch.nn.Module, run: Callable[[], object]) -> int:
     """Bytes that autograd saves for the backward pass while `run` runs, except for the model's own weights."""
-    saved: dict[int, int] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         run()
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    return sum(size for address, size in saved.items() if address not in weights)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters() if not is_shared(p)}
+    # Sizes now and not when they were saved: the weights that a sharded base gathered are gone again.
+    return sum(storage.nbytes() for address, storage in saved.items() if address not in weights)
 
 
 def state_bytes(base: FrozenBase, plan: RankPlan) -> int:
