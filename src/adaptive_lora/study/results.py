@@ -242,16 +242,14 @@ def scores_table(ledger: Ledger) -> pd.DataFrame | None:
     records = ledger.scores.records(metric.key) if metric.is_scored else None
     if records is None:
         return None
+    named = {"arm": "arm", "task": "budget", "seed": "seed"}
     labels = [{"run_id": BASE, "arm": "frozen", "budget": "", "seed": None}, *_runs(ledger)]
     parts = [
-        pd.DataFrame(
-            {"arm": run["arm"], "task": run["budget"], "seed": run["seed"], "record": records, "value": values}
-        )
+        pd.DataFrame({**{as_: run[of] for as_, of in named.items()}, "record": records, "value": values})
         for run in labels
         if (values := ledger.scores.values(run["run_id"], metric.key)) is not None
     ]
-    table = pd.concat(parts, ignore_index=True).assign(metric=metric.name)
-    return table.astype({"seed": "Int64"})
+    return pd.concat(parts, ignore_index=True).assign(metric=metric.name).astype({"seed": "Int64"})
 
 
 def export(ledger: Ledger, folder: Path, answers: bool = True) -> list[Path]:
