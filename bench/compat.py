@@ -142,15 +142,18 @@ def main() -> None:
         warnings.simplefilter("ignore")
         converter = shim(Path(place) / "converter")
         cases = open_cases(Path(place), [asked.family] if asked.family else FAMILIES)
-        rows = [row for tool in tools for row in run(tool, cases, converter)]
-    versions = {tool: versions_of(tool) for tool in tools}
-    print(table(rows, versions))
+        rows = []
+        for tool in tools:
+            found = run(tool, cases, converter)
+            rows += found
+            if asked.out:  # at once, as some tools take minutes
+                report = with_kept(asked.out, {tool: versions_of(tool)}, found)
+                write_atomically(asked.out, json.dumps(report, indent=1) + "\n")
+    print(table(rows, {tool: versions_of(tool) for tool in tools}))
     odd = [row for row in rows if not agrees(row)]
     for row in odd:
         what = f"{row.tool}, {row.family}, {row.form}: {row.result} {row.why or ''}"
         print(f"not as the table says ({row.by_table}): {what}")
-    if asked.out:
-        write_atomically(asked.out, json.dumps(with_kept(asked.out, versions, rows), indent=1) + "\n")
     if odd:
         sys.exit(1)
 

@@ -146,19 +146,28 @@ def tools_table() -> str:
 
 
 def compat_table() -> str:
-    """What `bench/compat.py` measured: tool, form, the result by family with the largest difference."""
+    """What `bench/compat.py` measured, one row a tool, and what of the table was not run."""
     found = json.loads((ROOT / "results" / "bench" / "compat.json").read_text(encoding="utf-8"))
-    families = list(dict.fromkeys(row["family"] for row in found["rows"]))
-    cells: dict[tuple[str, str], dict[str, str]] = {}
-    for row in found["rows"]:
-        size = "" if row["largest"] is None else f" ({row['largest']:.0e})"
-        cells.setdefault((row["tool"], row["form"]), {})[row["family"]] = row["result"] + size
-    versions = {tool: ", ".join(f"{name} {v}" for name, v in own.items()) for tool, own in found["versions"].items()}
-    rows = (
-        (f"`{tool}` ({versions[tool]})", f"`{form}`", *(own.get(family, "") for family in families))
-        for (tool, form), own in cells.items()
-    )
-    return table("tool", "form", *families, rows=rows)
+    families = len({row["family"] for row in found["rows"]})
+
+    def cell(tool: str, *results: str) -> str:
+        forms: dict[str, list[str]] = {}
+        own = [row for row in found["rows"] if row["tool"] == tool and row["result"] in results]
+        for row in own:
+            forms.setdefault(row["form"], []).append(row["family"])
+        sizes = [row["largest"] for row in own if row["largest"] is not None]
+        told = [f"`{form}`" + ("" if len(k) == families else f" ({', '.join(k)})") for form, k in forms.items()]
+        return ", ".join(told) + (f": off by up to {max(sizes):.1g}" if sizes else "")
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for tool, versions in found["versions"].items():
+            which = ", ".join(f"{name} {version}" for name, version in versions.items())
+            yield f"`{tool}`", which, cell(tool, "right"), cell(tool, "wrong"), cell(tool, "refused", "no base")
+        for tool, told in found["not_run"].items():
+            reads = ", ".join(f"`{form}`" for form in told["reads"])
+            yield f"`{tool}`", f"{told['version']}, not run", f"{told['source']}: {reads}", "", ""
+
+    return table("tool", "version", "right", "silently wrong", "refused, or its base model is", rows=rows())
 
 
 def sharded_table() -> str:

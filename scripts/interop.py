@@ -63,12 +63,12 @@ def install(at: Path) -> None:
 
 
 def _packages(to: Path) -> None:
-    print(f"installing the tools of {PINNED.relative_to(ROOT)} into {to.parent.parent}", file=sys.stderr)
+    print(f"installing the tools of {PINNED.relative_to(ROOT)} for {to.parents[2]}: about a minute", file=sys.stderr)
     _pip("install", "--no-deps", "--no-compile", "--target", str(to), "--requirement", str(PINNED))
 
 
 def _converter(to: Path, place: Path) -> None:
-    print(f"fetching llama.cpp's converter of {CONVERTER}", file=sys.stderr)
+    print(f"fetching llama.cpp's converter of {CONVERTER}: a quarter of a minute", file=sys.stderr)
     _pip("download", "--no-deps", "--no-binary", ":all:", "--dest", str(place), CONVERTER)
     (archive,) = place.glob("*.tar.gz")
     with tarfile.open(archive) as source:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from adaptive_lora.cli.main import app
 from adaptive_lora.export.snippets.trainers import TRAINERS
-from adaptive_lora.export.tools import find_tool
+from adaptive_lora.export.tools import TOOLS, find_tool
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.study.json_schema import study_json_schema
 from adaptive_lora.study.study_file import load_study, parse_study
@@ -174,6 +174,17 @@ def test_every_training_tool_is_in_the_table_and_has_its_text(pages: ModuleType)
         TEXT["docs/training-tools.md"], SimpleNamespace(file=SimpleNamespace(src_uri="x.md"))
     )
     assert table in markdown and text in markdown and "<!--" not in markdown
+
+
+def test_every_tool_that_exports_are_for_is_in_the_table_of_what_was_run(pages: ModuleType) -> None:
+    table = pages.compat_table()
+    for tool in TOOLS:
+        (line,) = [line for line in table.splitlines() if line.startswith(f"| `{tool.name}` |")]
+        assert ("not run | read in the release's code: `" in line) is (tool.evidence == "read")
+    (line,) = [line for line in table.splitlines() if line.startswith("| `llama.cpp` |")]
+    assert re.search(r"\| `peft` \(llama, qwen3, gemma3\), `unit` \(.*\): off by up to \d", line)
+    markdown = pages.on_page_markdown(TEXT["docs/export.md"], SimpleNamespace(file=SimpleNamespace(src_uri="x.md")))
+    assert table in markdown and "<!--" not in markdown
 
 
 def test_python_of_the_page_on_training_tools_runs() -> None:

@@ -62,9 +62,8 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """One rank plan, exactly on its budget: table, heat map, files for PEFT, text for training tools."""
-    from adaptive_lora.cli.checks import check_plan, parse_options, parse_targets
+    from adaptive_lora.cli.checks import check_plan, check_seed, parse_options, parse_targets
     from adaptive_lora.data.templates import as_template
-    from adaptive_lora.study.seeds import check_seed
 
     check_seed(seed)
     wanted = Wanted((model, revision), to, peft, adapter, tool, as_json)
