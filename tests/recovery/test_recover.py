@@ -116,6 +116,10 @@ def test_without_its_first_page_a_ledger_comes_back_whole(tmp_path: Path) -> Non
     found = recover(tmp_path)
     assert found.runs == 7 and not found.lost and found.proven
     assert read_all(tmp_path) == told
+    changed(path, "PRAGMA user_version = 4099")  # one flipped bit
+    with pytest.raises(StudyFolderError, match=r"unsupported ledger version 4099.*adaptive-lora recover"):
+        read_all(tmp_path)
+    assert recover(tmp_path).damaged and read_all(tmp_path) == told
 
 
 def test_facts_that_are_lost_are_written_again_by_run(tmp_path: Path) -> None:

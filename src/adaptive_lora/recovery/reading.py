@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.recovery.pages import Pages, views_of
-from adaptive_lora.study.open_ledger import columns_of
+from adaptive_lora.study.open_ledger import VERSIONS, columns_of
 from adaptive_lora.study.sealed import TABLES, adds_up, content_digest, facts_digest
 
 Key = tuple[str, str]
@@ -129,6 +129,8 @@ def _by_sqlite(path: Path, found: _Found) -> bool:
                             found.by_sqlite.add(key)
         for (said,) in _until_error(db, "PRAGMA integrity_check(1)", ("an error",)):
             intact &= said == "ok"
+        for (version,) in _until_error(db, "PRAGMA user_version"):
+            intact &= version in VERSIONS
     return intact
 
 

@@ -38,7 +38,8 @@ PRAGMA user_version = 2;
 """
 _VERSION = 3
 """With digests; `in_memory` and versions before have none."""
-_READ = (2, 3)
+VERSIONS = (2, 3)
+"""That are read."""
 
 
 def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
@@ -148,11 +149,11 @@ def _connection(path: Path, uri: str) -> PlacedConnection:
         if is_damage(error):
             raise LedgerDamaged(str(path), f"it cannot be read as a ledger: {error}") from None
         raise StudyFolderError(f"{path} cannot be opened: {error}.") from None
-    if (version, bool(tables)) not in ((0, False), *((version, True) for version in _READ)):
+    if (version, bool(tables)) not in ((0, False), *((version, True) for version in VERSIONS)):
         connection.close()
         raise StudyFolderError(
-            f"{path}: unsupported ledger version {version}; this adaptive-lora reads versions {_READ[0]} and "
-            f"{_READ[1]}. Open it with the version that made it, or name a new folder; if this one made it, it is "
+            f"{path}: unsupported ledger version {version}; this adaptive-lora reads versions {VERSIONS[0]} and "
+            f"{VERSIONS[1]}. Open it with the version that made it, or name a new folder; if this one made it, it is "
             f"damaged: `adaptive-lora recover {path.parent}`."
         )
     return connection
