@@ -28,8 +28,8 @@ model: {{name: demo}}
 data: {{source: "demo:fine-tuning", train: 8, validation: 4, test: 4, max_length: 64}}
 budgets: ["rank:1"]
 arms: [uniform, linear-decay]
-seeds: {{evaluation: {seeds}}}
-train: {{steps: 2, batch_size: 2, learning_rate: 1e-2}}
+seeds: {{evaluation: 5, tuning: 5}}
+train: {{steps: 2, batch_size: 2, learning_rate: {rates}}}
 analysis: {{primary: [], margin: 0.01}}
 controls: none
 report: {{answers: 0, keep_adapters: best}}
@@ -61,7 +61,8 @@ def measure(runs: int, bank: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "out"
         watching = Watching(out, bank)
-        study = parse_study(STUDY.format(seeds=runs // 2), Path(work) / "study.yaml")
+        rates = [round(1e-4 * 1.1**n, 8) for n in range(runs // 10 - 1)]  # of two arms and five seeds; five evaluate
+        study = parse_study(STUDY.format(rates=rates), Path(work) / "study.yaml")
         status = run_study(study, out, watching, "cpu", limits=Limits(largest_bank=bank))
         left = sum(1 for _ in (out / "adapters").iterdir())
         ledger = (out / "study.db").stat().st_size

@@ -32,7 +32,7 @@ data: {source: "demo:fine-tuning", train: 24, validation: 10, test: 20, max_leng
 budgets: ["rank:2"]
 arms: [uniform, linear-decay, random]
 seeds: {evaluation: 4}
-train: {steps: 3, batch_size: 4, learning_rate: 1e-2}
+train: {steps: 8, batch_size: 4, learning_rate: 1e-2}
 analysis: {primary: [linear-decay], margin: 0.01}
 controls: none
 report: {answers: 1}

@@ -65,6 +65,7 @@ def explained(function: F) -> F:
             sys.stdout.flush()
             return found
         except BrokenPipeError:  # the reader of our output has seen enough
+            _drain_stdout()
             sys.stderr.close()
             raise typer.Exit(0) from None
         except (Exception, KeyboardInterrupt) as error:

@@ -41,7 +41,7 @@ def interruptible(listener: Sturdy) -> Iterator[Callable[[], bool]]:
             asked.append((signum, time.monotonic()))
             listener.stage(_answer(signal.Signals(signum), listener.update_seconds))
         elif time.monotonic() - asked[0][1] > _ONE_REQUEST:
-            signal.signal(signum, before[signal.Signals(signum)])
+            signal.signal(signum, before[signal.Signals(signum)] or signal.SIG_DFL)
             signal.raise_signal(signum)
 
     if threading.current_thread() is not threading.main_thread():
@@ -56,7 +56,7 @@ def interruptible(listener: Sturdy) -> Iterator[Callable[[], bool]]:
         raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
 
 
 def _answer(number: signal.Signals, update_seconds: float | None) -> str:
