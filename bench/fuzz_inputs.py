@@ -42,7 +42,7 @@ MEMORY = 2 * 1024**3
 """Bytes of address space."""
 SECONDS = 10.0  # one case
 LONGEST_MESSAGE = 20_000
-WEIGHTS = {"study": 15, "data": 33, "plan": 18, "checkpoint": 10, "export": 2, "results": 22}
+WEIGHTS = {"study": 9, "data": 37, "plan": 20, "checkpoint": 10, "export": 1, "results": 23}
 """Share of the cases, in percent."""
 
 _LONG = ["a" * 5_000, "../" * 2_000, "[" * 3_000, '{"a":' * 3_000, "9" * 5_000, "- " * 500, "\\" * 300, "{a: " * 200]
