@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
@@ -89,10 +90,20 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return planned
 
 
-def through(executor: Executor, study: Study, out: Path, **options: Any) -> Any:
+def through(executor: Executor, study: Study, out: Path, listener: Silent | None = None, **options: Any) -> Any:
     """`run_study` with one worker, and a checkpoint after every update."""
     workers = Workers(executor, 1, **options)
-    return run_study(study, out, checkpoint_seconds=0.0, limits=PAIRS, workers=workers)
+    return run_study(study, out, listener, checkpoint_seconds=0.0, limits=PAIRS, workers=workers)
+
+
+class Stages(Silent):
+    """What was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.said.append(text)
 
 
 def assert_clean(out: Path, runs: pd.DataFrame) -> None:
@@ -198,8 +209,10 @@ def hours(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_hung_workers_bank_goes_on_elsewhere_and_its_late_answer_is_not_heard(
     study: Study, expected: pd.DataFrame, tmp_path: Path, hours: None
 ) -> None:
-    executor = Silenced(begins=True)
-    assert through(executor, study, tmp_path, lease_seconds=60).finished
+    executor, listener = Silenced(begins=True), Stages()
+    assert through(executor, study, tmp_path, listener, lease_seconds=60).finished
+    [why] = [text for text in listener.said if "go on elsewhere" in text]
+    assert re.search(r"2 runs go on elsewhere .*: worker lost: no sign of life for (6|7|8)\d s", why)
     assert executor.abandoned == 1 and executor.tasks[0].runs == executor.tasks[1].runs
     assert executor.tasks[0].lease != executor.tasks[1].lease and executor.late.done()
     pd.testing.assert_frame_equal(final(tmp_path), expected)

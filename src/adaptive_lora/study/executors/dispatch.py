@@ -11,6 +11,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -236,6 +237,10 @@ class Dispatcher:
         further = self._newest(lease) != lease.task.composition
         tries = 1 if further else lease.waiting.tries + 1
         runs = self._driver.unfinished(lease.task)
+        for own in lease.task.runs:  # what it left half made, or nobody took
+            shutil.rmtree(lease.task.adapter(own.run_id), ignore_errors=True)
+        if not runs:  # all have diverged
+            lease.folder.remove()
         if stopping or not runs:
             return
         if tries >= TRIES:
