@@ -175,19 +175,16 @@ def sharded_table() -> str:
     found = json.loads((ROOT / "results" / "bench" / "sharded.json").read_text(encoding="utf-8"))
 
     def rows() -> Iterator[tuple[str, str, str]]:
-        frozen, received = found["frozen_bytes"], found["received_bytes"]
-        yield (
-            "frozen weights of a process, MB",
-            f"{frozen['replicated'] / 1e6:.0f}",
-            f"{max(frozen['sharded']) / 1e6:.0f}",
-        )
-        yield "received in a training pass, MB", "0", f"{received['train'] / 1e6:.0f}"
-        yield "received in a pass that evaluates, MB", "0", f"{received['evaluate'] / 1e6:.0f}"
-        for title, key in (("training", "train"), ("evaluating", "evaluate")):
-            seconds = found[f"{key}_pass_seconds"]
-            yield f"seconds of a {title} pass", f"{seconds['replicated']:.2f}", f"{seconds['sharded']:.2f}"
+        kept, received = found["resident_bytes"], found["received_bytes"]
+        for title, replicated, shared in (
+            ("frozen weights of a process", found["frozen_bytes"]["replicated"], max(found["frozen_bytes"]["sharded"])),
+            ("resident with the base there, libraries too", kept["replicated"], kept["sharded"]),
+            ("received in a training pass", 0, received["train"]),
+            ("received in a pass that evaluates", 0, received["evaluate"]),
+        ):
+            yield f"{title}, MB", f"{replicated / 1e6:.0f}", f"{shared / 1e6:.0f}"
         cpu = found["train_pass_cpu_seconds"]
-        yield "of a training pass, CPU seconds", f"{cpu['replicated']:.2f}", f"{cpu['sharded']:.2f}"
+        yield "CPU seconds of a training pass", f"{cpu['replicated']:.2f}", f"{cpu['sharded']:.2f}"
 
     heads = (f"`{found['model']}`, {found['positions']} positions", "replicated", f"shared by {found['ranks']}")
     return table(*heads, rows=rows())
