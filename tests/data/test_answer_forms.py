@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -34,7 +36,9 @@ def test_the_last_number_is_read_as_it_is_written(text: str, number: Fraction | 
 
 def test_the_number_behind_the_last_mark_counts_and_nothing_before_it() -> None:
     assert marked_number("#### 3\nno, 4 + 3\n#### 7 apples, 2 of them red") == 7
+    assert marked_number("#### $1,200.50") == Fraction(2401, 2) and marked_number("####-3") == -3
     assert marked_number("7") is None and marked_number("7 ####") is None
+    assert marked_number("#### Step 3: add") is None  # a heading
 
 
 @pytest.mark.parametrize(
@@ -70,3 +74,11 @@ def test_a_long_answer_takes_no_long_time() -> None:
         last_number(text)
         marked_number(text)
     assert time.process_time() - began < 2
+
+
+def test_every_answer_of_gsm8k_has_its_number(assets: Path) -> None:
+    lines = (assets / "data" / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    answers = [json.loads(line)["answer"] for line in lines]
+    assert len(answers) > 1000 and {form_of(answer) for answer in answers} == {"marked"}
+    assert all(is_right(f"So it is\n#### {marked_number(answer)}.", answer) for answer in answers)
+    assert all(last_number(answer) == marked_number(answer) for answer in answers)

@@ -44,7 +44,7 @@ def _read(written: str) -> Fraction | None:
 
 
 def marked_number(text: str) -> Fraction | None:
-    """The first number behind the last `####`; None without the mark or without a number there.
+    """The number right behind the last `####`, but for a currency; None without the mark or without a number there.
 
     >>> marked_number("3 + 4 = 7\\n#### 7 apples, 2 of them red"), marked_number("7")
     (Fraction(7, 1), None)
@@ -52,7 +52,8 @@ def marked_number(text: str) -> Fraction | None:
     _, mark, behind = text.rpartition(MARK)
     if not mark:
         return None
-    return next((n for found in _NUMBER.finditer(behind) if (n := _read(found.group())) is not None), None)
+    found = _NUMBER.match(behind.lstrip(" \t\n$€£*"))
+    return _read(found.group()) if found else None
 
 
 def plain_text(text: str) -> str:
