@@ -18,7 +18,6 @@ from adaptive_lora.planning.budget_text import parse_budget
 from adaptive_lora.planning.modules import TARGET_GROUPS
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
-from adaptive_lora.study.seeds import check_seed
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from adaptive_lora.cli.snippets import TOOLS, check_tool, paste, rate_of, save_s
 from adaptive_lora.data.encoding import Learn
 from adaptive_lora.errors import UsageError
 from adaptive_lora.planning.outline import DType, Quantise
+from adaptive_lora.study.seeds import check_seed
 
 if TYPE_CHECKING:
     from adaptive_lora.planning.plan import RankPlan
@@ -62,7 +63,7 @@ def plan(
     as_json: JsonFlag = False,
 ) -> None:
     """One rank plan, exactly on its budget: table, heat map, files for PEFT, text for training tools."""
-    from adaptive_lora.cli.checks import check_plan, check_seed, parse_options, parse_targets
+    from adaptive_lora.cli.checks import check_plan, parse_options, parse_targets
     from adaptive_lora.data.templates import as_template
 
     check_seed(seed)
