@@ -74,7 +74,6 @@ def plan(
         _give(saved_plan(saved, (model, revision)), wanted, rate_of(saved))
         return
     check_plan(strategy, options, budget, data)
-
     from adaptive_lora import api
 
     with working(f"planning {strategy} at {budget}" + (f" on {data}" if data else "")):

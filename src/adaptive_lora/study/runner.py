@@ -22,6 +22,7 @@ from adaptive_lora.study.engines.answers import answer_records
 from adaptive_lora.study.engines.bank import BankEngine
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.reference import ReferenceEngine
+from adaptive_lora.study.engines.scorer import Scorer
 from adaptive_lora.study.engines.scores import record_basis, score_missing, scorer_of
 from adaptive_lora.study.engines.trackers import Trackers, check_trackers
 from adaptive_lora.study.executors.door import Workers, check_engine, opened
@@ -104,10 +105,7 @@ def run_study(
     check_folder(study, out, deviation=deviation)
     listener.stage("loading model and data")
     prepared = prepare(study, device)
-    scorer = None
-    if metric_of_study(study).is_scored and not _is_finished(out):
-        listener.stage(f"opening {metric_of_study(study).title}")
-        scorer = scorer_of(prepared)
+    scorer = _open_scorer(prepared, out, listener)
     listener.stage(f"on {prepared.base.device}")
     for note in prepared.notes():
         listener.stage(note)
@@ -135,30 +133,41 @@ def run_study(
             prepared, ledger, StudyPaths(out), listener, should_stop, checkpoint_seconds, trackers, limits.largest_bank,
             door=stack.enter_context(opened(workers, device)), shard=limits.shard, scorer=scorer,
         )  # fmt: skip
-        engine.evaluate_base()
-        try:
-            search = _tune(engine)
-            _set_aside(prepared, ledger)  # by the rates that are chosen now
-            _evaluate(engine, search)
-        except ShardWaits as rest:
-            score_missing(engine)
-            listener.stage(f"shard {limits.shard} has done its share; {rest.missing:,} runs are with the others")
-            return ledger_status(ledger)
-        check_twins(ledger)
-        if limits.shard is None:  # a shard has not the adapters of the others
-            answer_records(engine)
-            drop_adapters(study, ledger, StudyPaths(out), at_end=True)
-        status = ledger_status(ledger)
-        ledger.check_place()  # last, so that no study is called complete of which there is nothing
-        return status
+        return _train_all(engine)
 
 
-def _is_finished(out: Path) -> bool:
-    """Whether a study has all of its values: what makes them need not be there any more."""
-    if not StudyPaths(out).ledger.is_file():
-        return False
-    with contextlib.closing(open_to_read(out)) as ledger:
-        return ledger_status(ledger).finished
+def _train_all(engine: Engine) -> StudyStatus:
+    """Everything that the study asks for, or a shard's share of it, and what is made of it in the end."""
+    ledger, listener, shard = engine.ledger, engine.listener, engine.shard
+    engine.evaluate_base()
+    try:
+        search = _tune(engine)
+        _set_aside(engine.prepared, ledger)  # by the rates that are chosen now
+        _evaluate(engine, search)
+    except ShardWaits as rest:
+        score_missing(engine)
+        listener.stage(f"shard {shard} has done its share; {rest.missing:,} runs are with the others")
+        return ledger_status(ledger)
+    check_twins(ledger)
+    if shard is None:  # a shard has not the adapters of the others
+        answer_records(engine)
+        drop_adapters(engine.prepared.study, ledger, engine.paths, at_end=True)
+    status = ledger_status(ledger)
+    ledger.check_place()  # last, so that no study is called complete of which there is nothing
+    return status
+
+
+def _open_scorer(prepared: PreparedStudy, out: Path, listener: ProgressListener) -> Scorer | None:
+    """What makes the values of the study's metric; None where nothing does, or all of them are there."""
+    metric = metric_of_study(prepared.study)
+    if not metric.is_scored:
+        return None
+    if StudyPaths(out).ledger.is_file():
+        with contextlib.closing(open_to_read(out)) as ledger:
+            if ledger_status(ledger).finished:
+                return None
+    listener.stage(f"opening {metric.title}")
+    return scorer_of(prepared)
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:
