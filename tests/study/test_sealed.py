@@ -101,7 +101,7 @@ def flipped(content: bytes, random: np.random.Generator) -> bytes:
 def test_whatever_is_damaged_results_are_those_that_were_written_or_none(whole: tuple[Path, bytes, str]) -> None:
     path, content, told = whole
     random, refused = numpy_stream(0, "flips"), 0
-    damaged = [flipped(content, random) for _ in range(60)]
+    damaged = [flipped(content, random) for _ in range(40)]
     for page in range(0, len(content), 4096):
         damaged.append(content[:page] + bytes(4096) + content[page + 4096 :])
     damaged += [content[: len(content) // 2], content[:4096], b"\1" * 8192]
