@@ -64,9 +64,7 @@ def plan(
     """One rank plan, exactly on its budget: table, heat map, files for PEFT, text for training tools."""
     from adaptive_lora.cli.checks import check_plan, parse_options, parse_targets
     from adaptive_lora.data.templates import as_template
-    from adaptive_lora.study.seeds import check_seed
 
-    check_seed(seed)
     wanted = Wanted((model, revision), to, peft, adapter, tool, as_json)
     options, modules, named = parse_options(option or ()), parse_targets(targets), as_template(template)
     _check(wanted, saved, (scaling, reference_scaling))
