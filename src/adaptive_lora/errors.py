@@ -153,8 +153,8 @@ def printable(text: str) -> str:
     """A message without characters that drive a terminal or hide others, without a token of the Hugging Face hub, and
     not for longer than someone reads.
 
-    >>> printable("a\x1b[31m\u202e"), printable("hf_abcdefghijklmnopqrstuvwxyz is refused")
-    ('a\\x1b[31m\\u202e', 'hf_[redacted] is refused')
+    >>> printable("a\\x1b[31m\\u202e"), printable("hf_abcdefghijklmnopqrstuvwxyz is refused")
+    ('a\\\\x1b[31m\\\\u202e', 'hf_[redacted] is refused')
     """
     lines = redacted(text).split("\n")
     if len(lines) > _MOST_LINES:

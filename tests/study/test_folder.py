@@ -65,7 +65,10 @@ def test_a_place_where_no_folder_can_be_is_named(study_file: WriteStudy) -> None
     with pytest.raises(StudyFolderError, match=r"/proc/none cannot be made: .*Name another one with --out"):
         make_folder(Path("/proc/none"))
     result = CliRunner().invoke(app, ["run", str(study_file()), "--out", "/proc/none"])
-    assert result.exit_code == 2 and "error: The study folder /proc/none cannot be made" in result.stderr
+    assert (
+        result.exit_code == 2
+        and "error: /proc/none cannot be written, as /proc is read-only; name another folder" in result.stderr
+    )
 
 
 @pytest.fixture

@@ -66,7 +66,6 @@ def plan(
     from adaptive_lora.cli.checks import check_plan, parse_options, parse_targets
     from adaptive_lora.data.templates import as_template
 
-    check_seed(seed)
     wanted = Wanted((model, revision), to, peft, adapter, tool, as_json)
     options, modules, named = parse_options(option or ()), parse_targets(targets), as_template(template)
     _check(wanted, saved, (scaling, reference_scaling))
