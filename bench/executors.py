@@ -5,8 +5,9 @@
 Each side is the whole command, `adaptive-lora run`, in a process of its own on the same two cores: libraries, model and
 data are loaded in it, by each worker again, and the ledger, checkpoints and adapters are written. The sides take turns;
 the ratio is the median over rounds of the ratio within a round. `training` is the same without what comes before the
-first bank: the time from the first message about training to the end. `equal` is true where both sides ended in the
-same bits.
+first bank: the time from the first message about training to the end; `processor` is processor time, all processes of
+a side together, which other programs on the machine disturb less. `equal` is true where both sides ended in the same
+bits.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import os
 import platform
 import re
+import resource
 import statistics
 import subprocess
 import sys
@@ -52,7 +54,7 @@ def timed(study: Path, out: Path, options: list[str], cores: set[int]) -> dict[s
         "--bank-size", str(BANK_SIZE), *options,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
-    began, training = time.monotonic(), None
+    began, training, used = time.monotonic(), None, cpu_seconds()
     with subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
@@ -64,7 +66,13 @@ def timed(study: Path, out: Path, options: list[str], cores: set[int]) -> dict[s
     ended = time.monotonic()
     if process.returncode or training is None:
         raise SystemExit(f"{' '.join(command)} failed; run it to see why")
-    return {"whole": ended - began, "training": ended - training}
+    return {"whole": ended - began, "training": ended - training, "processor": cpu_seconds() - used}
+
+
+def cpu_seconds() -> float:
+    """Processor time of all processes that this one has started and that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def results_of(folder: Path) -> dict[str, str]:
@@ -88,7 +96,7 @@ def measure(steps: int, rounds: int, cores: set[int]) -> dict[str, Any]:
                 print(f"round {number + 1} of {rounds}, {side}: {seconds[side][-1]}", file=sys.stderr, flush=True)
         equal = all(end == ends[0] for end in ends)
     found: dict[str, Any] = {"equal": equal, "runs": len(ends[0]), "steps": steps, "bank_size": BANK_SIZE}
-    for part in ("whole", "training"):
+    for part in ("whole", "training", "processor"):
         ratios = [
             two[part] / one[part] for one, two in zip(seconds["one_process"], seconds["two_workers"], strict=True)
         ]

@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future
 from pathlib import Path
@@ -13,12 +14,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from adaptive_lora import api
 from adaptive_lora.errors import StudyFileError, UsageError
 from adaptive_lora.study.engines import bank_training
 from adaptive_lora.study.executors import dispatch, worker
-from adaptive_lora.study.executors.door import Workers
+from adaptive_lora.study.executors.door import Workers, opened
 from adaptive_lora.study.executors.lease import LeaseFolder
+from adaptive_lora.study.executors.processes import devices_of
 from adaptive_lora.study.executors.task import BankOutcome, BankTask, Ended
 from adaptive_lora.study.results import load_results
 from adaptive_lora.study.runner import Limits, Silent, run_study
@@ -255,7 +259,7 @@ def test_what_this_process_began_another_goes_on_with(
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path, Cut(), limits=PAIRS)
     executor = Here()
-    assert through(executor, study, tmp_path).finished
+    assert api.Study(study).run(tmp_path, executor=executor, bank_size=2).finished
     assert executor.tasks[0].composition.folder == "bank-3" and updates[3] == (2, 3)
     pd.testing.assert_frame_equal(final(tmp_path), expected)
     assert_clean(tmp_path, expected)
@@ -290,6 +294,28 @@ def test_workers_say_all_that_is_wrong(study: Study, study_file: Callable[..., P
     with pytest.raises(StudyFileError, match=r"engine: banks are what workers are given"):
         run_study(load_study(study_file(REFERENCE)), tmp_path / "out", workers=Workers("processes"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "package"), [("ray", "ray"), ("slurm", "submitit")])
+def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UsageError, match=rf"pip install 'adaptive-lora\[{package}\]'"), opened(Workers(name), None):
+        pass
+
+
+def test_resources_are_known_by_name() -> None:
+    with pytest.raises(
+        UsageError, match=r"ray has no resource 'gpu' \(did you mean 'gpus'\?\); .*cpus, gpus, memory_gb"
+    ), opened(Workers("ray", resources={"gpu": 1}), None):
+        pass
+
+
+def test_every_accelerator_has_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices_of("cuda", None) == ["cuda:0", "cuda:1"]
+    assert devices_of("cuda", 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert devices_of("cuda:1", 2) == ["cuda:1", "cuda:1"]
+    assert devices_of("cpu", 3) == ["cpu"] * 3 and len(devices_of("cpu", None)) == torch.get_num_threads()
 
 
 def test_messages_are_read_whole_and_once(tmp_path: Path) -> None:
