@@ -88,7 +88,7 @@ def run_study(
     listener.stage("loading model and data")
     prepared = prepare(study, device)
     scorer = None
-    if metric_of_study(study).is_scored and not _is_finished(out):
+    if metric_of_study(study).is_scored and not _is_finished(study, out):
         listener.stage(f"opening {metric_of_study(study).title}")
         scorer = scorer_of(prepared)
     listener.stage(f"on {prepared.base.device}")
@@ -122,12 +122,12 @@ def run_study(
         return ledger_status(ledger)
 
 
-def _is_finished(out: Path) -> bool:
+def _is_finished(study: Study, out: Path) -> bool:
     """Whether a study has all of its values: what makes them need not be there any more."""
     if not StudyPaths(out).ledger.is_file():
         return False
     with contextlib.closing(open_to_read(out)) as ledger:
-        return ledger_status(ledger).finished
+        return ledger.facts().get("identity") == study.identity and ledger_status(ledger).finished
 
 
 def _set_aside(prepared: PreparedStudy, ledger: Ledger, listener: ProgressListener | None = None) -> None:
