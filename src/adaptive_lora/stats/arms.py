@@ -88,7 +88,8 @@ def frozen_loss(runs: pd.DataFrame) -> float | None:
 
 def frozen_score(runs: pd.DataFrame, metric: Metric) -> float | None:
     """The frozen model's mean by a metric that is made after training, in its unit; None where it was not scored."""
-    found = runs[name].dropna() if (name := f"base_{metric.name}") in runs and metric.is_scored else runs["run_id"][:0]
+    name = f"base_{metric.name}"
+    found = runs[name].dropna() if metric.is_scored and name in runs else pd.Series(dtype=float)
     return None if found.empty else float(found.iloc[0])
 
 

@@ -75,7 +75,10 @@ def estimate(prepared: PreparedStudy, pilot: Pilot | None = None, listener: Prog
     listener = listener or Silent()
     forget_peak(prepared.base.device)
     listener.stage("timing the frozen model")
-    frozen, scorer = frozen_seconds(prepared), scorer_of(prepared)
+    frozen = frozen_seconds(prepared)
+    if metric_of_study(prepared.study).is_scored:
+        listener.stage(f"opening {metric_of_study(prepared.study).title}")
+    scorer = scorer_of(prepared)
     answers = answer_seconds(prepared)
     plans, planning_seconds = _plan_all(prepared, first, listener)
     listener.stage("timing a few steps")

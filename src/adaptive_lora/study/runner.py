@@ -164,7 +164,7 @@ def _open_scorer(prepared: PreparedStudy, out: Path, listener: ProgressListener)
         return None
     if StudyPaths(out).ledger.is_file():
         with contextlib.closing(open_to_read(out)) as ledger:
-            if ledger_status(ledger).finished:
+            if ledger.facts().get("identity") == prepared.study.identity and ledger_status(ledger).finished:
                 return None
     listener.stage(f"opening {metric.title}")
     return scorer_of(prepared)

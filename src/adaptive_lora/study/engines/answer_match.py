@@ -91,9 +91,9 @@ class AnswerScorer:
         engine, right, whole = scoring.engine, dict[int, float](), len(self._questions)
         _ = self._together  # tried on the frozen model
         with scoring.attached():
-            for number, (limit, places) in enumerate(self.batches):
+            for limit, places in self.batches:
                 make = functools.partial(self._answered, places, limit, engine.should_stop)
-                found = scoring.part(str(number), make)
+                found = scoring.part(f"{limit}:{','.join(map(str, places))}", make)
                 right |= dict(zip(places, found, strict=True))
                 told(len(right), whole)
         rows = engine.prepared.splits.records["test"]

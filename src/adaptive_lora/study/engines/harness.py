@@ -21,6 +21,7 @@ from typing import Any
 
 from adaptive_lora.errors import ScoringError, StudyFileError, nearest_hint
 from adaptive_lora.models.libraries import quiet_libraries
+from adaptive_lora.stats.metrics import known_direction
 from adaptive_lora.study.engines.scorer import Scoring
 from adaptive_lora.study.prepare import PreparedStudy
 from adaptive_lora.study.schema_metric import TaskPart
@@ -111,9 +112,9 @@ class TaskScorer:
         known = {str(name): bool(higher) for name, higher in task.higher_is_better().items()}
         if part.metric not in known:
             raise ValueError(f"the task has no metric {part.metric!r}; it has {', '.join(known)}")
-        higher = part.better == "higher" if part.better else True
-        if part.better is not None and higher != known[part.metric]:
-            raise ValueError(f"the task says that {'a higher' if not higher else 'a lower'} {part.metric} is better")
+        there, here = "higher" if known[part.metric] else "lower", part.better or known_direction(part.metric)
+        if there != here:
+            raise ValueError(f"the task says that a {there} {part.metric} is better, and here a {here} one is")
         filters = [str(own.name) for own in getattr(task, "_filters", [])]
         if filters and part.filter not in filters:
             raise ValueError(f"the task has no filter {part.filter!r}; write one of these: {', '.join(filters)}")

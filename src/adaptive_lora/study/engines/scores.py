@@ -81,7 +81,9 @@ def score_missing(engine: Engine) -> None:
     waiting = unscored(ledger, metric)
     if not waiting:
         return
-    scorer = engine.scorer or scorer_of(engine.prepared)
+    if (scorer := engine.scorer) is None:
+        scorer = scorer_of(engine.prepared)
+        record_basis(ledger, engine.prepared, scorer)
     assert scorer is not None  # something waits for it
     models = [(run["run_id"], f"{run['arm']} at {run['budget']}, seed {run['seed']}") for run in waiting]
     if scorer.frozen and BASE not in ledger.scores.means(metric.key):
