@@ -13,7 +13,6 @@ from adaptive_lora.cli.snippets import TOOLS, check_tool, paste, rate_of, save_s
 from adaptive_lora.data.encoding import Learn
 from adaptive_lora.errors import UsageError
 from adaptive_lora.planning.outline import DType, Quantise
-from adaptive_lora.study.seeds import check_seed
 
 if TYPE_CHECKING:
     from adaptive_lora.planning.plan import RankPlan
