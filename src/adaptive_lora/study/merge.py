@@ -19,7 +19,7 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.ledger import BASE, Ledger
-from adaptive_lora.study.lock import differences, read_lock
+from adaptive_lora.study.lock import decided, differences, read_lock
 from adaptive_lora.study.merged_rows import numbers_of, take_base, take_measurements, take_runs, take_scores
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.shards import FACT, Shard, finished_in, note_share
@@ -68,8 +68,9 @@ def merge(folders: Sequence[Path], out: Path, adapters: bool = True) -> Merged:
         furthest = max(ledgers, key=lambda place: len(ledgers[place].statuses(every=True)))
         make_folder(out)
         with exclusive(out):
-            _copy_files(furthest, list(places), out, ledgers[furthest].facts())
+            lock = _copy_files(furthest, list(places), out, ledgers[furthest].facts())
             with contextlib.closing(create_or_open(out)) as target:
+                target.set_facts({"lock": decided(lock)})
                 return _merged(target, ledgers, furthest, out if adapters else None)
 
 
@@ -85,7 +86,7 @@ def go_on_from(merged: Path, folder: Path, shard: Shard) -> int:
 
 def _merged(target: Ledger, ledgers: dict[Path, Ledger], furthest: Path, adapters_to: Path | None) -> Merged:
     before = finished_in(target)
-    facts = {key: value for key, value in ledgers[furthest].facts().items() if key != FACT}
+    facts = {key: value for key, value in ledgers[furthest].facts().items() if key not in (FACT, "lock")}
     target.set_facts({**facts, FACT: None} if FACT in target.facts() else facts)
     # The furthest first: runs stay in the order in which it registered them.
     for place in sorted(ledgers, key=lambda place: place != furthest):
@@ -101,14 +102,16 @@ def _merged(target: Ledger, ledgers: dict[Path, Ledger], furthest: Path, adapter
     return Merged(len(finished_in(target) - before), status.done, status.left)
 
 
-def _copy_files(furthest: Path, places: Sequence[Path], out: Path, facts: Mapping[str, Any]) -> None:
-    """What lies beside the ledger; of the locks the earliest: nothing was decided later than that."""
+def _copy_files(furthest: Path, places: Sequence[Path], out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies beside the ledger; of the locks the earliest, which is returned: nothing was decided later than that."""
     names = [StudyPaths(out).study_file.name, StudyPaths(out).splits.name]
     for name in [*names, *(Path(name).name for name in facts.get("strategy_files", ()))]:
         if (furthest / name).is_file() and furthest != out:
             write_atomically(out / name, (furthest / name).read_bytes())
-    locks = [(lock["locked"], place) for place in places if (lock := read_lock(place)) is not None]
-    write_atomically(StudyPaths(out).decisions, StudyPaths(min(locks)[1]).decisions.read_bytes())
+    locks = {place: lock for place in places if (lock := read_lock(place)) is not None}
+    earliest = min(locks, key=lambda place: (locks[place]["locked"], place))
+    write_atomically(StudyPaths(out).decisions, StudyPaths(earliest).decisions.read_bytes())
+    return locks[earliest]
 
 
 def _check_same(ledgers: dict[Path, Ledger]) -> None:

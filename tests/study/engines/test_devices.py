@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from adaptive_lora.study.folder import StudyPaths
-from adaptive_lora.study.open_ledger import open_to_read
+from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.training.checkpoint import StepRecord
@@ -38,7 +36,7 @@ class Told(Silent):
 
 def moved(folder: Path, device: str) -> None:
     """As if all that was done had been done there."""
-    with closing(sqlite3.connect(StudyPaths(folder).ledger)) as db, db:
+    with closing(create_or_open(folder)) as ledger, ledger._db as db:
         db.execute("UPDATE runs SET device = ? WHERE device IS NOT NULL", (device,))
 
 
