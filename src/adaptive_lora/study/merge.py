@@ -103,7 +103,7 @@ def _merged(target: Ledger, ledgers: dict[Path, Ledger], furthest: Path, adapter
 
 
 def _copy_files(furthest: Path, places: Sequence[Path], out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What lies beside the ledger; of the locks the earliest, which is returned: nothing was decided later than that."""
+    """What lies beside the ledger; of the locks the earliest, which comes back: nothing was decided later than that."""
     names = [StudyPaths(out).study_file.name, StudyPaths(out).splits.name]
     for name in [*names, *(Path(name).name for name in facts.get("strategy_files", ()))]:
         if (furthest / name).is_file() and furthest != out:
