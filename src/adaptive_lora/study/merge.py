@@ -31,7 +31,7 @@ _DECIDED = ("identity", "hypotheses", "primary", "exploratory", "controls", "see
 _BASE_TOLERANCE = 1e-4
 """Relative, of the frozen model's losses: they are measured in every folder, perhaps on different machines."""
 _SHOWN = 5
-_OURS = (".lock", "study.lock.json", "study.yaml", "splits.csv", "adapters")
+_OURS = (".lock", "study.db", "study.db-wal", "study.db-shm", "study.lock.json", "study.yaml", "splits.csv", "adapters")
 """What a merge that was cut before its ledger may have left."""
 
 
@@ -54,7 +54,7 @@ def merge(folders: Sequence[Path], out: Path, adapters: bool = True) -> Merged:
     that was cut is whole after the same call again.
     """
     with contextlib.ExitStack() as stack:
-        begun = StudyPaths(out).ledger.exists()
+        begun = _has_begun(out)
         if not begun and out.is_dir() and any(path.name not in _OURS for path in out.iterdir()):
             raise StudyFolderError(f"{out} is not empty and holds no study. Name a new folder with --out.")
         places = [*([out] if begun else []), *(folder for folder in folders if folder.resolve() != out.resolve())]
@@ -99,14 +99,22 @@ def _merged(target: Ledger, ledgers: dict[Path, Ledger], furthest: Path, adapter
     return Merged(len(finished_in(target) - before), status.done, status.left)
 
 
-def _copy_files(furthest: Path, places: Sequence[Path], out: Path, facts: Mapping[str, Any]) -> None:
-    """What lies beside the ledger; of the locks the earliest: nothing was decided later than that."""
+def _has_begun(out: Path) -> bool:
+    """Whether a folder has a ledger that says of which study it is; a merge that was cut may have left an empty one."""
+    if not StudyPaths(out).ledger.exists():
+        return False
+    with contextlib.closing(open_to_read(out, begun=False)) as ledger:
+        return bool(ledger.facts())
+
+
+def _copy_files(furthest: Path, locked: Path, out: Path, facts: Mapping[str, Any]) -> None:
+    """What lies beside the ledger, and the lock of the folder `locked`."""
     names = [StudyPaths(out).study_file.name, StudyPaths(out).splits.name]
     for name in [*names, *(Path(name).name for name in facts.get("strategy_files", ()))]:
         if (furthest / name).is_file() and furthest != out:
             write_atomically(out / name, (furthest / name).read_bytes())
-    locks = [(lock["locked"], place) for place in places if (lock := read_lock(place)) is not None]
-    write_atomically(StudyPaths(out).decisions, StudyPaths(min(locks)[1]).decisions.read_bytes())
+    if locked != out:
+        write_atomically(StudyPaths(out).decisions, StudyPaths(locked).decisions.read_bytes())
 
 
 def _check_same(ledgers: dict[Path, Ledger]) -> None:

@@ -304,9 +304,12 @@ def test_a_missing_package_is_named(name: str, package: str, monkeypatch: pytest
 
 
 def test_resources_are_known_by_name() -> None:
-    with pytest.raises(
-        UsageError, match=r"ray has no resource 'gpu' \(did you mean 'gpus'\?\); .*cpus, gpus, memory_gb"
-    ), opened(Workers("ray", resources={"gpu": 1}), None):
+    with (
+        pytest.raises(
+            UsageError, match=r"ray has no resource 'gpu' \(did you mean 'gpus'\?\); .*cpus, gpus, memory_gb"
+        ),
+        opened(Workers("ray", resources={"gpu": 1}), None),
+    ):
         pass
 
 
