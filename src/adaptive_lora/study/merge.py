@@ -66,9 +66,12 @@ def merge(folders: Sequence[Path], out: Path, adapters: bool = True) -> Merged:
         furthest = max(ledgers, key=lambda place: len(ledgers[place].statuses(every=True)))
         make_folder(out)
         with exclusive(out):
-            _copy_files(furthest, list(places), out, ledgers[furthest].facts())
+            # The lock and what the ledger says of it come from one folder; nothing was decided later than the earliest.
+            locked = out if begun else min(places, key=lambda place: (read_lock(place) or {})["locked"])
+            facts = {**ledgers[furthest].facts(), "lock": ledgers[locked].facts()["lock"]}
+            _copy_files(furthest, locked, out, facts)
             with contextlib.closing(create_or_open(out)) as target:
-                return _merged(target, ledgers, furthest, out if adapters else None)
+                return _merged(target, ledgers, facts, furthest, out if adapters else None)
 
 
 def go_on_from(merged: Path, folder: Path, shard: Shard) -> int:
@@ -81,9 +84,11 @@ def go_on_from(merged: Path, folder: Path, shard: Shard) -> int:
     return taken
 
 
-def _merged(target: Ledger, ledgers: dict[Path, Ledger], furthest: Path, adapters_to: Path | None) -> Merged:
+def _merged(
+    target: Ledger, ledgers: dict[Path, Ledger], facts: Mapping[str, Any], furthest: Path, adapters_to: Path | None
+) -> Merged:
     before = finished_in(target)
-    facts = {key: value for key, value in ledgers[furthest].facts().items() if key != FACT}
+    facts = {key: value for key, value in facts.items() if key != FACT}
     target.set_facts({**facts, FACT: None} if FACT in target.facts() else facts)
     # The furthest first: runs stay in the order in which it registered them.
     for place in sorted(ledgers, key=lambda place: place != furthest):
