@@ -112,7 +112,7 @@ def test_a_failure_is_recorded_and_tried_again(
 ) -> None:
     arms = ("[uniform, linear-decay, empirical, random]", "[uniform, random]")
     study = load_study(study_file(arms, ("engine: bank", f"engine: {engine}")))
-    from adaptive_lora.study.engines import engine as common
+    from adaptive_lora.study.engines import finish as common
 
     real = common.save_adapter
     monkeypatch.setattr(common, "save_adapter", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
