@@ -19,7 +19,7 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.ledger import BASE, Ledger
-from adaptive_lora.study.lock import decided, differences, read_lock
+from adaptive_lora.study.lock import differences, read_lock
 from adaptive_lora.study.merged_rows import numbers_of, take_base, take_measurements, take_runs, take_scores
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.shards import FACT, Shard, finished_in, note_share
@@ -31,7 +31,7 @@ _DECIDED = ("identity", "hypotheses", "primary", "exploratory", "controls", "see
 _BASE_TOLERANCE = 1e-4
 """Relative, of the frozen model's losses: they are measured in every folder, perhaps on different machines."""
 _SHOWN = 5
-_OURS = (".lock", "study.lock.json", "study.yaml", "splits.csv", "adapters")
+_OURS = (".lock", "study.db", "study.db-wal", "study.db-shm", "study.lock.json", "study.yaml", "splits.csv", "adapters")
 """What a merge that was cut before its ledger may have left."""
 
 
@@ -54,7 +54,7 @@ def merge(folders: Sequence[Path], out: Path, adapters: bool = True) -> Merged:
     that was cut is whole after the same call again.
     """
     with contextlib.ExitStack() as stack:
-        begun = StudyPaths(out).ledger.exists()
+        begun = _has_begun(out)
         if not begun and out.is_dir() and any(path.name not in _OURS for path in out.iterdir()):
             raise StudyFolderError(f"{out} is not empty and holds no study. Name a new folder with --out.")
         places = [*([out] if begun else []), *(folder for folder in folders if folder.resolve() != out.resolve())]
@@ -68,10 +68,12 @@ def merge(folders: Sequence[Path], out: Path, adapters: bool = True) -> Merged:
         furthest = max(ledgers, key=lambda place: len(ledgers[place].statuses(every=True)))
         make_folder(out)
         with exclusive(out):
-            lock = _copy_files(furthest, list(places), out, ledgers[furthest].facts())
+            # The lock and what the ledger says of it come from one folder; nothing was decided later than the earliest.
+            locked = out if begun else min(places, key=lambda place: (read_lock(place) or {})["locked"])
+            facts = {**ledgers[furthest].facts(), "lock": ledgers[locked].facts()["lock"]}
+            _copy_files(furthest, locked, out, facts)
             with contextlib.closing(create_or_open(out)) as target:
-                target.set_facts({"lock": decided(lock)})
-                return _merged(target, ledgers, furthest, out if adapters else None)
+                return _merged(target, ledgers, facts, furthest, out if adapters else None)
 
 
 def go_on_from(merged: Path, folder: Path, shard: Shard) -> int:
@@ -84,9 +86,11 @@ def go_on_from(merged: Path, folder: Path, shard: Shard) -> int:
     return taken
 
 
-def _merged(target: Ledger, ledgers: dict[Path, Ledger], furthest: Path, adapters_to: Path | None) -> Merged:
+def _merged(
+    target: Ledger, ledgers: dict[Path, Ledger], facts: Mapping[str, Any], furthest: Path, adapters_to: Path | None
+) -> Merged:
     before = finished_in(target)
-    facts = {key: value for key, value in ledgers[furthest].facts().items() if key not in (FACT, "lock")}
+    facts = {key: value for key, value in facts.items() if key != FACT}
     target.set_facts({**facts, FACT: None} if FACT in target.facts() else facts)
     # The furthest first: runs stay in the order in which it registered them.
     for place in sorted(ledgers, key=lambda place: place != furthest):
@@ -102,16 +106,22 @@ def _merged(target: Ledger, ledgers: dict[Path, Ledger], furthest: Path, adapter
     return Merged(len(finished_in(target) - before), status.done, status.left)
 
 
-def _copy_files(furthest: Path, places: Sequence[Path], out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What lies beside the ledger; of the locks the earliest, which comes back: nothing was decided later than that."""
+def _has_begun(out: Path) -> bool:
+    """Whether a folder has a ledger that says of which study it is; a merge that was cut may have left an empty one."""
+    if not StudyPaths(out).ledger.exists():
+        return False
+    with contextlib.closing(open_to_read(out, begun=False)) as ledger:
+        return bool(ledger.facts())
+
+
+def _copy_files(furthest: Path, locked: Path, out: Path, facts: Mapping[str, Any]) -> None:
+    """What lies beside the ledger, and the lock of the folder `locked`."""
     names = [StudyPaths(out).study_file.name, StudyPaths(out).splits.name]
     for name in [*names, *(Path(name).name for name in facts.get("strategy_files", ()))]:
         if (furthest / name).is_file() and furthest != out:
             write_atomically(out / name, (furthest / name).read_bytes())
-    locks = {place: lock for place in places if (lock := read_lock(place)) is not None}
-    earliest = min(locks, key=lambda place: (locks[place]["locked"], place))
-    write_atomically(StudyPaths(out).decisions, StudyPaths(earliest).decisions.read_bytes())
-    return locks[earliest]
+    if locked != out:
+        write_atomically(StudyPaths(out).decisions, StudyPaths(locked).decisions.read_bytes())
 
 
 def _check_same(ledgers: dict[Path, Ledger]) -> None:
