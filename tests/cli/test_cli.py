@@ -342,7 +342,7 @@ def test_a_pilot_tells_the_power_of_a_dry_run(study_file: Callable[..., Path], t
     said = " ".join(call(*dry, "--pilot", str(tmp_path / "out")).stdout.split())
     assert f"1 primary comparison a difference of {power['detectable']:.4f} is found in 80 % of studies" in said
     assert "if every arm differs by seeds runs hours decided no effect 10 " in said and "the file's 10 seeds" in said
-    assert json.loads(call(*dry, "--json").stdout)["outlook"] is None and "--pilot" in call(*dry).stdout
+    assert "--pilot" in call(*dry).stdout  # without one
 
 
 def test_the_runs_of_its_own_folder_tell_the_power_of_a_dry_run(study_file: WriteStudy, tmp_path: Path) -> None:
