@@ -381,8 +381,8 @@ def test_real_model_and_real_records(assets: Path, tmp_path: Path) -> None:
     """A short study on a pretrained Llama and Alpaca: equal sizes, and every arm far below the frozen model."""
     text = recipe("alpaca-babyllama").read_text()
     for old, new in (
-        ("steps: 150", "steps: 25"),
-        ("test: 400", "test: 60"),
+        ("steps: 150", "steps: 12"),
+        ("test: 400", "test: 40"),
         ("validation: 100", "validation: 20"),
         ("evaluation: 3", "evaluation: 1"),
         ("[uniform, linear-decay, attention-heavy, empirical, random]", "[uniform, empirical]"),
