@@ -19,7 +19,7 @@ from adaptive_lora.cli.main import app
 from adaptive_lora.errors import ModelError
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.outline import ModelOutline
-from adaptive_lora.study.engines import engine as engines
+from adaptive_lora.study.engines import finish as engines
 from adaptive_lora.study.prepare import prepare
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
