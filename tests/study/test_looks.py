@@ -20,7 +20,7 @@ from adaptive_lora.reporting.findings import read_findings
 from adaptive_lora.reporting.memory.memory_bank import memory_texts
 from adaptive_lora.stats.run_table import Comparison, Phase
 from adaptive_lora.study.archive import continue_from
-from adaptive_lora.study.engines import engine
+from adaptive_lora.study.engines import finish as engine
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.results import export, load_results
 from adaptive_lora.study.runner import Silent, run_study
