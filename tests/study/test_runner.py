@@ -381,6 +381,7 @@ def test_real_model_and_real_records(assets: Path, tmp_path: Path) -> None:
     """A short study on a pretrained Llama and Alpaca: equal sizes, and every arm far below the frozen model."""
     text = recipe("alpaca-babyllama").read_text()
     for old, new in (
+        ("alpaca_random_9k", "alpaca_data_1k"),
         ("steps: 150", "steps: 12"),
         ("test: 400", "test: 40"),
         ("validation: 100", "validation: 20"),

@@ -64,7 +64,7 @@ def test_a_task_without_code_is_read_with_its_data_beside_it(tmp_path: Path) -> 
     ("changes", "why"),
     [
         ({"doc_to_text": "!function utils.made"}, "doc_to_text: tags (!function) are not used in task files: a task"),
-        ({"doc_to_text": "!!python/name:utils.made ''"}, "could not determine a constructor for the tag"),
+        ({"doc_to_text": "!!python/name:utils.made ''"}, "are not used in task files: a task"),
         ({"process_docs": "!function utils.made"}, "process_docs: tags (!function)"),
         ({"process_docs": "utils.made"}, "process_docs: this key is not taken"),
         ({"class": "utils.made"}, "class: this key is not taken"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.prepare import check_with_peft, open_records
 from adaptive_lora.study.targets import encoder_of
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.checkpoint import Progress, StepRecord, read_checkpoint, write_checkpoint
+from adaptive_lora.training.checkpoint import DamagedCheckpoint, Progress, StepRecord, read_checkpoint, write_checkpoint
 from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.slots import Member, Slot
 
@@ -74,9 +74,13 @@ class Adapter:
         progress = Progress(len(self.curve), self.seconds, tuple(self.curve))
         write_checkpoint(folder / f"{self.name}.safetensors", self.run_id, progress, slot.tensors())
 
-    def resume(self, folder: Path, slot: Slot) -> None:
+    def resume(self, folder: Path, slot: Slot, say: Callable[[str], None]) -> None:
         """Goes on from its checkpoint, whichever rank wrote it; from the beginning where none can be used."""
-        found = read_checkpoint(folder / f"{self.name}.safetensors", self.run_id)
+        try:
+            found = read_checkpoint(folder / f"{self.name}.safetensors", self.run_id)
+        except DamagedCheckpoint as error:
+            say(f"warning: the checkpoint of {self.name} is damaged ({error}); starting it over")
+            return
         if found is None:
             return
         progress, tensors = found

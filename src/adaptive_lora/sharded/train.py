@@ -54,7 +54,7 @@ def train_sharded(
     how = {"chunk_tokens": job.chunk_tokens, "checkpointing": job.checkpointing}
     with ShardedBank(base, [adapter.member for adapter in own], ranks, texts=test, **how) as bank:
         for adapter, slot in zip(own, bank.slots, strict=False):
-            adapter.resume(saved, slot)
+            adapter.resume(saved, slot, say)
         _train(bank, own, saved, job.checkpoint_seconds, _Reporter(say, job.options.steps), should_stop)
         say(f"evaluating {len(own)} adapters on {len(test)} records" if test else "no records to evaluate on")
         found = bank.evaluate(test) if test else [None] * len(own)
