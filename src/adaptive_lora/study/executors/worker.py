@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -51,7 +51,7 @@ def work(task: BankTask) -> BankOutcome:
     lease = LeaseFolder(task.checkpoints.parent)
     if not lease.folder.is_dir():
         return BankOutcome(
-            Ended.FAILED, error=f"{socket.gethostname()} has no {lease.folder}: the study folder must be on a path "
+            Ended.FAILED, error=f"{platform.node()} has no {lease.folder}: the study folder must be on a path "
             "that all workers share",
         )  # fmt: skip
     messages = _Messages(lease)
@@ -116,7 +116,7 @@ def _prepared(task: BankTask) -> PreparedStudy:
     prepared: PreparedStudy = _OWN.prepared
     if context_hash(prepared.context) != task.context:
         raise TrainingError(
-            f"{socket.gethostname()} has another model or other data under the names of this study than the driver: "
+            f"{platform.node()} has another model or other data under the names of this study than the driver: "
             f"{prepared.context['model']}, data {prepared.fingerprint}. Bring the same files there."
         )
     return prepared
@@ -149,7 +149,7 @@ class _Messages:
         self.send("say", text=text)
 
     def began(self, device: str, kernels: str) -> None:
-        self.send("began", device=device, kernels=kernels, host=socket.gethostname(), pid=os.getpid())
+        self.send("began", device=device, kernels=kernels, host=platform.node(), pid=os.getpid())
 
     def step(self, record: StepRecord) -> None:
         self.work += 1
