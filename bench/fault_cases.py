@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import signal
 import sqlite3
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from adaptive_lora.streams import numpy_stream
 from adaptive_lora.study.folder import StudyPaths
 from cluster import alive, workers_at
 from damage import flipped, newest, with_metadata
 from fault_process import (
-    Act,
     Child,
-    Ending,
     Watch,
     full_disk,
     jumping_clock,
@@ -28,63 +27,12 @@ from fault_process import (
     obey_modes,
     raised,
 )
-from fault_study import Place, repeated
+from fault_study import Cases, Place, Row, repeated
 
 DAY = 86_400.0
-MIDDLE = 0.67
-"""Share of the lines of all trainings after which a fault comes: in the midst of the third bank of four."""
-MEMORY = 8 << 20
-"""Bytes that a bank may have beside what the process has when training begins."""
+MEMORY = 1 << 19
+"""Bytes that a bank may have beside what its process has in the midst of training: too few for a single run."""
 LEASE = 15
-Row = dict[str, Any]
-
-
-class Cases:
-    """The faults of one study, whose trainings have so many `lines`; `say` is told of each."""
-
-    def __init__(self, folder: Path, whole: Place, lines: int, say: Callable[[str], None]) -> None:
-        self._folder, self._whole, self._say = folder, whole, say
-        self.middle = "training", int(MIDDLE * lines)
-        self._results = whole.results()
-        self._half: Place | None = None
-
-    def all(self, names: Sequence[str]) -> list[Row]:
-        """The rows of these faults."""
-        rows = []
-        for name in names:
-            rows.append({"fault": name, **CASES[name](self)})
-            self._say(f"{name}: {json.dumps({k: v for k, v in rows[-1].items() if k != 'fault'})}")
-        return rows
-
-    def new(self, name: str) -> Place:
-        """A place of its own."""
-        return Place(self._whole.study, self._folder / name)
-
-    def copy(self, name: str, half: bool) -> Place:
-        """Of the finished study, or of one that was stopped half-way with two generations of checkpoints."""
-        if half and self._half is None:
-            self._half = self.new("half")
-            Child(self._half.command("run"), Watch("run", self.middle, raised(signal.SIGTERM))).wait()
-            if not newest(self._half.out):
-                raise SystemExit("the study was not stopped half-way")
-        source = self._half if half and self._half is not None else self._whole
-        place = self.new(name)
-        shutil.copytree(source.out, place.out)
-        return place
-
-    def row(self, place: Place, done: str, ended: Row, **more: Any) -> Row:
-        """The same command again, and what is there then."""
-        recorded = place.records()
-        again = Child(place.command("run")).wait()
-        same = again.code == 0 and place.results() == self._results
-        lost = repeated(place, recorded)
-        return {"done": done, "ended": ended, **more, "then": again.code, "recorded": len(recorded), "identical": same,
-                "lost": lost}  # fmt: skip
-
-    def met(self, name: str, act: Act, at: tuple[str, int] | None = None) -> tuple[Place, Ending]:
-        """A study that meets something while it trains."""
-        place = self.new(name)
-        return place, Child(place.command("run"), Watch("run", at or self.middle, act)).wait()
 
 
 def signalled(number: signal.Signals) -> Callable[[Cases], Row]:
@@ -113,17 +61,14 @@ def disk_full(cases: Cases) -> Row:
 def read_only(cases: Cases) -> Row:
     """A folder where nobody may write; the study in it is half done."""
     place = cases.copy("read-only", half=True)
-    folders = [place.out, *(path for path in place.out.rglob("*") if path.is_dir())]
-    for path in place.out.rglob("*"):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    place.out.chmod(0o555)
+    paths = [place.out, *place.out.rglob("*")]
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
     ended = Child(place.command("run"), first=[obey_modes]).wait()
-    for path in folders:
-        path.chmod(0o755)
-    for path in place.out.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+    for path in paths:
+        path.chmod(path.stat().st_mode | 0o200)
     return cases.row(
-        place, "folder and files of a study that is half done may not be written", ended.told("error:", "failed:")
+        place, "folder and files of a study that is half done are read-only", ended.told("error:", "failed:")
     )
 
 
@@ -162,31 +107,32 @@ def _going_on(cases: Cases, place: Place, done: str) -> Row:
 
 
 def ledger_damaged(cases: Cases) -> Row:
-    """One bit of the losses by record of a run."""
+    """One bit of a run's loss."""
     place = cases.copy("ledger", half=False)
-    _flip_losses(StudyPaths(place.out).ledger)
+    _flip(StudyPaths(place.out).ledger, "nll")
     ended = Child(place.command("run")).wait()
     recovered = Child(["recover", place.out]).wait()
     told = {**ended.told("damaged"), "recover": recovered.told("lost: run")}
-    return cases.row(place, "one bit of a run's losses in study.db flipped; `recover`", told)
+    return cases.row(place, "one bit of a run's test loss in study.db flipped; `recover`", told)
 
 
-def _flip_losses(path: Path) -> None:
+def _flip(path: Path, column: str) -> None:
+    """One bit of a run's test results, where the file has them."""
     with contextlib.closing(sqlite3.connect(path)) as db:
-        query = "SELECT nll_by_record FROM evaluations WHERE run_id != 'base' AND split = 'test' LIMIT 1"
-        (packed,) = db.execute(query).fetchone()
-    content = path.read_bytes()
+        query = f"SELECT {column} FROM evaluations WHERE run_id != 'base' AND split = 'test' LIMIT 1"
+        (value,) = db.execute(query).fetchone()
+    packed, content = value if isinstance(value, bytes) else struct.pack(">d", value), path.read_bytes()
     at = content.index(packed) + len(packed) // 2
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
 
 
 def ledger_read(cases: Cases) -> Row:
-    """A damaged ledger where it is only read."""
+    """Where it is only read."""
     place = cases.copy("read", half=False)
-    _flip_losses(StudyPaths(place.out).ledger)
+    _flip(StudyPaths(place.out).ledger, "nll_by_record")
     told = Child(["report", place.out]).wait().told("damaged")
     Child(["recover", place.out]).wait()
-    return cases.row(place, "the same, read by `report`", told)
+    return cases.row(place, "one bit of a run's losses by record flipped, read by `report`; `recover`", told)
 
 
 def lock_rewritten(cases: Cases) -> Row:
@@ -233,21 +179,17 @@ def two_drivers(cases: Cases) -> Row:
 
 def memory_short(cases: Cases) -> Row:
     """As `ulimit -v` sets it."""
-    place, ended = cases.met("memory", memory_limit(MEMORY), ("training", 1))
-    words = "out of memory", "memory"
-    return cases.row(
-        place, f"{MEMORY >> 20} MiB more than when training begins, and no more (RLIMIT_AS)", ended.told(*words)
-    )
+    place, ended = cases.met("memory", memory_limit(MEMORY))
+    done = f"{MEMORY >> 10} KiB more than in the midst of training, and no more (RLIMIT_AS)"
+    return cases.row(place, done, ended.told("out of memory with"))
 
 
 def worker_lost(cases: Cases) -> Row:
     """SIGKILL to one of two processes that train."""
     place = cases.new("worker")
     child = Child(_with_workers(place))
-    killed = _first_worker(place)
-    ended = child.wait()
-    row = cases.row(place, "SIGKILL to one of two worker processes", ended.told("elsewhere"), killed=killed)
-    return {**row, "ended": {**ended.told("elsewhere"), "exit": ended.code}}
+    killed = _kill_first_worker(place)
+    return cases.row(place, "SIGKILL to one of two worker processes", child.wait().told("elsewhere"), killed=killed)
 
 
 def driver_lost(cases: Cases) -> Row:
@@ -269,7 +211,7 @@ def _with_workers(place: Place) -> list[object]:
     return [*place.command("run"), "--executor", "processes", "--workers", 2, "--lease-seconds", LEASE]
 
 
-def _first_worker(place: Place) -> bool:
+def _kill_first_worker(place: Place) -> bool:
     until = time.monotonic() + 240
     while not (pids := workers_at(place.out)) and time.monotonic() < until:
         time.sleep(0.1)
@@ -303,21 +245,19 @@ def refused(done: str, words: Callable[[Cases, Place], list[object]]) -> Callabl
     """Something that is no study, or no place: refused, and what is there stays as it was."""
 
     def case(cases: Cases) -> Row:
-        place = cases.copy(f"refused-{abs(hash(done))}", half=False)
+        place = cases.copy(f"refused-{words.__name__}", half=False)
         ended = Child(words(cases, place)).wait()
-        told = ended.told("error:", "failed:", "study")
-        return cases.row(place, done, told, seconds=round(ended.seconds, 1))
+        return cases.row(place, done, ended.told("- ", "error:", "failed:"), seconds=round(ended.seconds, 1))
 
     return case
 
 
 def _bomb(cases: Cases, place: Place) -> list[object]:
-    levels = [
-        "a: &a [x, x, x, x, x, x, x, x, x]",
-        *(f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]" for n in range(8)),
-    ]
+    names = "abcdefghi"
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in itertools.pairwise(names)]
     path = place.out.with_name("bomb.yaml")
-    path.write_text("\n".join(levels) + "\n")
+    path.write_text("\n".join(lines) + "\n")
     return ["run", path, "--out", place.out]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from adaptive_lora.study.ledger import BASE
 from adaptive_lora.study.merged_rows import numbers_of
 from adaptive_lora.study.open_ledger import open_to_read
 from adaptive_lora.study.results import load_results, ranks_table
+from damage import newest
+from fault_process import Act, Child, Ending, Watch, raised
 
 STUDY = """\
 name: faults
@@ -29,10 +33,15 @@ analysis: {primary: [], margin: 0.01}
 controls: none
 report: {answers: 1}
 """
+MIDDLE = 0.67
+"""Share of the lines of all trainings after which a fault comes: in the midst of the third bank of four."""
 BANK = 4
 """Runs of a bank: the study has several, one after another."""
 RESULTS = ["run_id", "phase", "arm", "seed", "learning_rate", "status", "validation_loss", "test_loss",
            "trainable_parameters"]  # fmt: skip
+
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,3 +115,43 @@ def repeated(place: Place, before: dict[str, float]) -> int:
     """How many runs that were recorded before are not there, or were finished a second time."""
     after = place.records()
     return sum(after.get(run_id) != finished for run_id, finished in before.items())
+
+
+class Cases:
+    """What meets copies of one study, whose trainings have so many `lines`."""
+
+    def __init__(self, folder: Path, whole: Place, lines: int) -> None:
+        self.folder, self._whole = folder, whole
+        self.middle = "training", int(MIDDLE * lines)
+        self._results = whole.results()
+        self._half: Place | None = None
+
+    def new(self, name: str) -> Place:
+        """A place of its own."""
+        return Place(self._whole.study, self.folder / name)
+
+    def copy(self, name: str, half: bool) -> Place:
+        """Of the finished study, or of one that was stopped half-way with two generations of checkpoints."""
+        if half and self._half is None:
+            self._half = self.new("half")
+            Child(self._half.command("run"), Watch("run", self.middle, raised(signal.SIGTERM))).wait()
+            if not newest(self._half.out):
+                raise SystemExit("the study was not stopped half-way")
+        source = self._half if half and self._half is not None else self._whole
+        place = self.new(name)
+        shutil.copytree(source.out, place.out)
+        return place
+
+    def row(self, place: Place, done: str, ended: Row, **more: Any) -> Row:
+        """The same command again, and what is there then."""
+        recorded = place.records()
+        again = Child(place.command("run")).wait()
+        same = again.code == 0 and place.results() == self._results
+        lost = repeated(place, recorded)
+        return {"done": done, "ended": ended, **more, "then": again.code, "recorded": len(recorded), "identical": same,
+                "lost": lost}  # fmt: skip
+
+    def met(self, name: str, act: Act, at: tuple[str, int] | None = None) -> tuple[Place, Ending]:
+        """A study that meets something while it trains."""
+        place = self.new(name)
+        return place, Child(place.command("run"), Watch("run", at or self.middle, act)).wait()

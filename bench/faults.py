@@ -33,9 +33,9 @@ import numpy as np
 
 from adaptive_lora.files import write_atomically
 from adaptive_lora.streams import numpy_stream
-from fault_cases import CASES, Cases
+from fault_cases import CASES
 from fault_process import NOWHERE, PHASES, Child, Ending, Watch, die, preload
-from fault_study import STUDY, Place, repeated
+from fault_study import STUDY, Cases, Place, Row, repeated
 
 VERBS = ("run", "results", "report")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
@@ -162,6 +162,14 @@ def killed(whole: Place, forked: Place, costs: Costs, asked: argparse.Namespace)
     }
 
 
+def met(name: str, cases: Cases) -> Row:
+    """One fault."""
+    text = json.dumps({"fault": name, **CASES[name](cases)})
+    row: Row = json.loads(text.replace(str(cases.folder), "runs"))
+    say(json.dumps(row))
+    return row
+
+
 def main() -> None:
     """Kills, then faults; JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,7 +188,8 @@ def main() -> None:
         forked = Place(study, folder / "forked")
         costs = measured(forked)
         kills = killed(whole, forked, costs, asked)
-        faults = Cases(folder, whole, costs[0]["run"]["training"], say).all(asked.only)
+        cases = Cases(folder, whole, costs[0]["run"]["training"])
+        faults = [met(name, cases) for name in asked.only]
     told = {
         "kills": kills["kills"],
         "identical": kills["identical"] and all(row["identical"] for row in faults),

@@ -109,7 +109,8 @@ def _last_words(error: BaseException, verb: str) -> tuple[int, str] | None:
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _TRAIN:
             return 2, f"error: `{verb}` needs torch and its family: pip install 'adaptive-lora[train]'"
         case _ if _is_out_of_memory(error):
-            return 1, f"failed: out of memory: {str(error).splitlines()[0] if str(error) else verb}. {_MORE_MEMORY}"
+            reason = f": {str(error).splitlines()[0]}" if str(error) else ""
+            return 1, f"failed: out of memory{reason}. {_MORE_MEMORY}"
         case _ if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
             return 1, f"failed: {str(error).partition('I/O error: ')[2]}. {_NOTHING_HALF}"
     return None
