@@ -41,9 +41,9 @@ def signalled(number: signal.Signals) -> Callable[[Cases], Row]:
     def case(cases: Cases) -> Row:
         place = cases.new(f"signal-{number}")
         child = Child(place.command("run"), Watch("run", cases.middle, raised(signal.SIGSTOP)))
-        if child.stopped():
-            child.kill(number)
-            child.kill(signal.SIGCONT)
+        child.stopped()
+        child.kill(number)
+        child.kill(signal.SIGCONT)
         sent = time.monotonic()
         told = child.wait().told("stopped by")
         grace, saved = round(time.monotonic() - sent, 1), len(newest(place.out))
@@ -168,10 +168,9 @@ def two_drivers(cases: Cases) -> Row:
     """The second while the first is in the middle."""
     place = cases.new("two")
     one = Child(place.command("run"), Watch("run", cases.middle, raised(signal.SIGSTOP)))
-    stopped = one.stopped()
+    one.stopped()
     two = Child(place.command("run")).wait()
-    if stopped:
-        one.kill(signal.SIGCONT)
+    one.kill(signal.SIGCONT)
     first = one.wait()
     row = cases.row(place, "a second `run` on the folder while the first trains", two.told("in use"))
     return {**row, "first": first.code}
@@ -204,7 +203,8 @@ def driver_lost(cases: Cases) -> Row:
     while any(map(alive, workers)) and time.monotonic() < until:
         time.sleep(0.2)
     orphans = sum(map(alive, workers))
-    return cases.row(place, "SIGKILL to the driver of worker processes", ended.told(), orphans=orphans)
+    told = {"exit": ended.code, "said": ""}
+    return cases.row(place, "SIGKILL to the driver of two worker processes", told, orphans=orphans)
 
 
 def _with_workers(place: Place) -> list[object]:

@@ -194,9 +194,10 @@ class Child:
         """Sends a signal."""
         os.kill(self.pid, number)
 
-    def stopped(self) -> bool:
-        """Waits until it has stopped itself; False where it has ended instead."""
-        return os.WIFSTOPPED(os.waitpid(self.pid, os.WUNTRACED)[1])
+    def stopped(self) -> None:
+        """Waits until it has stopped itself."""
+        if not os.WIFSTOPPED(os.waitpid(self.pid, os.WUNTRACED)[1]):
+            raise SystemExit("a process ended before it came to the line where it should have stopped")
 
     def wait(self) -> Ending:
         """Waits for its end."""

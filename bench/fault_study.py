@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import BASE
@@ -65,11 +64,10 @@ class Place:
 
     def records(self) -> dict[str, float]:
         """When each finished run was finished; nothing of a ledger that has not begun."""
-        try:
-            with contextlib.closing(open_to_read(self.out, begun=False)) as ledger:
-                done = ledger.runs(every=True, status=(Status.COMPLETED,)) if ledger.facts() else []
-        except StudyFolderError:
+        if not StudyPaths(self.out).ledger.is_file():
             return {}
+        with contextlib.closing(open_to_read(self.out, begun=False)) as ledger:
+            done = ledger.runs(every=True, status=(Status.COMPLETED,)) if ledger.facts() else []
         return {run["run_id"]: run["finished"] for run in done}
 
     def results(self) -> dict[str, Any]:

@@ -261,5 +261,8 @@ def test_out_of_memory_while_a_bank_is_opened_is_no_word_about_the_model(
         raise RuntimeError("could not create a primitive")
 
     monkeypatch.setattr(bank_model, "_compared", none_left)
-    with pytest.raises(RuntimeError, match="^could not create a primitive$"), Bank(exact_gpt2, seven_members(exact_gpt2)):
+    with (
+        pytest.raises(RuntimeError, match="^could not create a primitive$"),
+        Bank(exact_gpt2, seven_members(exact_gpt2)),
+    ):
         pass

@@ -134,10 +134,10 @@ def bank_model(
                 model = BankModel(Head(base.model), padded, {"the model's attention"} if padded else set())
                 found = _compared(model, base, way, probe, expected)
             except (TypeError, ValueError, AttributeError, IndexError, NotCausalOnly, RuntimeError) as problem:
+                begin_pass(base.model)
                 if is_out_of_memory(problem):  # says nothing of the model; the bank is tried again with less in it
                     raise
                 failures.append(f"{type(problem).__name__}: {problem}")
-                begin_pass(base.model)
                 continue
             if not found.error <= _tolerance(base):
                 failures.append(f"{found.what} {found.error:.2g}")
