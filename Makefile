@@ -67,7 +67,7 @@ bench: $(READY)
 # Scripts print JSON; what pytest collects there is run as well. `make test` runs none of it.
 soak: $(READY)
 	@mkdir -p build/soak; failed=; for script in $(filter-out %/__init__.py %/conftest.py $(wildcard tests/soak/test_*.py),\
-			$(sort $(wildcard tests/soak/*.py))); do \
+			$(sort $(wildcard tests/soak/*.py))) bench/faults.py; do \
 		echo "$$script"; \
 		PYTHONPATH=. $(BIN)/python $$script --out build/soak/$$(basename $$script .py).json || failed="$$failed $$script"; \
 	done; \

@@ -91,6 +91,9 @@ CASES = [
     (PermissionError(errno.EACCES, "Permission denied", "/a"), 2, "error: /a: Permission denied."),
     (OSError(errno.EIO, "Input/output error"), 1, "failed: Input/output error."),
     (StudyFolderError("in use"), 2, "error: in use"),
+    (MemoryError("for an array"), 1, "failed: out of memory: for an array. End other programs, or raise the limit"),
+    (MemoryError(), 1, "failed: out of memory. End other programs"),
+    (RuntimeError("could not create a primitive"), 1, "failed: out of memory: could not create a primitive. End"),
 ]  # fmt: skip
 
 
@@ -98,7 +101,8 @@ CASES = [
 def test_what_the_system_says_ends_a_verb(
     error: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Simulated: raised in place of a verb's work."""
+    """Simulated: raised in place of a verb's work, once torch is there, as it is where it says that."""
+    import torch  # noqa: F401
 
     @explained
     def verb() -> None:

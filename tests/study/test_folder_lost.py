@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,7 +16,9 @@ from adaptive_lora.cli import progress
 from adaptive_lora.cli.main import app
 from adaptive_lora.errors import FolderLostError
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
-from adaptive_lora.training.checkpoint import StepRecord
+from adaptive_lora.study.runner import run_study
+from adaptive_lora.study.study_file import load_study
+from adaptive_lora.training.checkpoint import StepRecord, write_checkpoint
 
 WriteStudy = Callable[..., Path]
 
@@ -38,6 +41,22 @@ def test_a_run_whose_folder_is_removed_ends_with_1(
     assert result.exit_code == 1 and "Traceback" not in result.stderr and "runs completed" not in result.stderr
     assert f"The study folder {out} was removed while the study ran" in result.stderr
     assert not out.exists()  # nothing was written at its path since
+
+
+def test_what_was_being_written_when_the_folder_was_removed_does_not_keep_the_study_from_beginning_anew(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, study = tmp_path / "out", load_study(study_file(("[uniform, linear-decay, empirical, random]", "[uniform]")))
+
+    def remove_and_write(path: Path, *rest: Any) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        write_checkpoint(path, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(FolderLostError):
+        patched.setattr("adaptive_lora.study.engines.resume.write_checkpoint", remove_and_write)
+        run_study(study, out, checkpoint_seconds=0)
+    assert [path.name for path in out.iterdir()] == ["checkpoints"]
+    assert run_study(study, out).finished
 
 
 @pytest.fixture

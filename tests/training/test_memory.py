@@ -250,3 +250,19 @@ def test_state_is_what_slots_hold(base: FrozenBase) -> None:
     for slot, member in zip(Bank(base, members).slots, members, strict=True):
         vectors = (slot.parameters, slot.gradient, slot.exp_avg, slot.exp_avg_sq)
         assert sum(v.numel() * v.element_size() for v in vectors) == state_bytes(base, member.plan)
+
+
+def test_out_of_memory_while_a_bank_is_opened_is_no_word_about_the_model(
+    exact_gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be refused for good, with a remedy that does not help; a bank that is halved fits."""
+
+    def none_left(*_: object) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    monkeypatch.setattr(bank_model, "_compared", none_left)
+    with (
+        pytest.raises(RuntimeError, match="^could not create a primitive$"),
+        Bank(exact_gpt2, seven_members(exact_gpt2)),
+    ):
+        pass

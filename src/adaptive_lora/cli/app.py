@@ -108,11 +108,27 @@ def _last_words(error: BaseException, verb: str) -> tuple[int, str] | None:
             return (2 if error.errno in _WRONG_PLACE else 1), _of_system(error)
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _TRAIN:
             return 2, f"error: `{verb}` needs torch and its family: pip install 'adaptive-lora[train]'"
+        case _ if _is_out_of_memory(error):
+            reason = f": {str(error).splitlines()[0]}" if str(error) else ""
+            return 1, f"failed: out of memory{reason}. {_MORE_MEMORY}"
         case _ if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
             return 1, f"failed: {str(error).partition('I/O error: ')[2]}. {_NOTHING_HALF}"
     return None
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also where it is torch that says so, which has not been imported by verbs that need none."""
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from adaptive_lora.training.memory import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
+_MORE_MEMORY = (
+    "End other programs, or raise the limit that this process has (`ulimit -v`, a job's, a container's), and run the "
+    "same command again."
+)
 _NOTHING_HALF = (
     "No file was left half-written. Free some space there, or name another place with --out, and run the same command "
     "again."

@@ -58,6 +58,8 @@ from adaptive_lora.study.twins import check_twins
 __all__ = ["Limits", "ProgressListener", "Silent", "check_folder", "run_study", "study_facts"]
 
 _SIDES = ("there", "here")
+_LEFTOVERS = ("checkpoints", "adapters")
+"""All that is there where a folder was removed in the midst of writing them; what they hold is checked before use."""
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def check_folder(study: Study, out: Path, prepared: PreparedStudy | None = None,
     if blocking := [place for place in (out, *out.parents) if place.exists() and not place.is_dir()]:
         raise StudyFolderError(f"{blocking[0]} is a file; name a folder for the study.")
     if not paths.ledger.exists():
-        if out.is_dir() and any(path.name != paths.lock.name for path in out.iterdir()):
+        if out.is_dir() and any(path.name not in (paths.lock.name, *_LEFTOVERS) for path in out.iterdir()):
             raise StudyFolderError(f"{out} is not empty and holds no study. Name a new folder with --out.")
         return
     with contextlib.closing(open_to_read(out, begun=False)) as ledger:

@@ -24,6 +24,7 @@ from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.gathering import begin_pass, sharded_part, whole_modules
 from adaptive_lora.training.head import Head
 from adaptive_lora.training.kernels import attention_kernel, lora_kernel
+from adaptive_lora.training.memory import is_out_of_memory
 from adaptive_lora.training.packing import Pack, pack
 from adaptive_lora.training.pointwise import fused_rotations
 
@@ -133,8 +134,10 @@ def bank_model(
                 model = BankModel(Head(base.model), padded, {"the model's attention"} if padded else set())
                 found = _compared(model, base, way, probe, expected)
             except (TypeError, ValueError, AttributeError, IndexError, NotCausalOnly, RuntimeError) as problem:
-                failures.append(f"{type(problem).__name__}: {problem}")
                 begin_pass(base.model)
+                if is_out_of_memory(problem):  # says nothing of the model; the bank is tried again with less in it
+                    raise
+                failures.append(f"{type(problem).__name__}: {problem}")
                 continue
             if not found.error <= _tolerance(base):
                 failures.append(f"{found.what} {found.error:.2g}")
