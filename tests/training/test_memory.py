@@ -262,7 +262,7 @@ def test_out_of_memory_while_a_bank_is_opened_is_no_word_about_the_model(
 
     monkeypatch.setattr(bank_model, "_compared", none_left)
     with (
-        pytest.raises(RuntimeError, match="^could not create a primitive$"),
+        pytest.raises(RuntimeError, match=r"^could not create a primitive$"),
         Bank(exact_gpt2, seven_members(exact_gpt2)),
     ):
         pass
