@@ -5,8 +5,8 @@ Then chains of kill -9 go through the same commands, each run again until it is 
 phase's code that is drawn by chance, half at a moment by the clock, in the middle of a write or a multiplication too.
 Then come the faults of `fault_cases.py` one by one.
 
-identical     every loss by record, every curve, rank, chosen rate and every byte of the adapters, the tables of the
-              export and the figures' and tables' names are those of the undisturbed study
+identical     every loss by record, every curve, rank, chosen rate, every byte of the adapters, the table of the export
+              and which files export and report consist of, are those of the undisturbed study; no seconds
 lost          runs that the ledger had as finished when the command was given again, and that were trained again
 kills         kill -9 in all, and by the phase that the process was in
 
