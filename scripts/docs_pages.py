@@ -202,7 +202,33 @@ def break_even_table() -> str:
     return table(head, "GB/s", "positions", rows=rows)
 
 
+def scaling_table() -> str:
+    """What is measured of a study's growth, a file of results a row."""
+
+    def found(name: str) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((ROOT / "results" / "bench" / f"{name}.json").read_text(encoding="utf-8"))
+        return loaded
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        for title, name in (("babyllama, 1.0M", "throughput-babyllama-xeon"), ("SmolLM2, 135M", "throughput-smollm2")):
+            speeds = found(name)["seconds_per_adapter_step"]
+            pair = f"{speeds['bank']['median']:.3g} s (PEFT + Trainer {speeds['trainer']['median']:.3g} s)"
+            yield f"an adapter-step, {title}, two cores", pair, name
+        state = found("memory-smollm2")["state_bytes_per_adapter"]
+        yield "one adapter more, SmolLM2, rank 8", f"{state / 1e6:.0f} MB", "memory-smollm2"
+        driver = found("scheduler")
+        share = f"{driver['driver_seconds_per_run'] * 1e3:.1f} ms; {driver['share']:.2%} of {driver['workers']} workers"
+        yield f"the driver, a run of {driver['runs']:,} (simulated workers)", share, "scheduler"
+        ledger = found("ledger")
+        for verb in ("status", "results", "report"):
+            at = f"`{verb}` of {ledger['runs']:,} runs with curves of {ledger['steps']:,} points"
+            yield at, f"{ledger[f'{verb}_seconds']:.1f} s", "ledger"
+
+    return table("", "measured", "`results/bench/`", rows=rows())
+
+
 MADE: Mapping[str, Callable[[], str]] = {
+    "<!-- scaling -->": scaling_table,
     "<!-- sharded -->": sharded_table,
     "<!-- sharded-break-even -->": break_even_table,
     "<!-- strategies -->": strategies_table,
