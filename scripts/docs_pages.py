@@ -219,10 +219,10 @@ def scaling_table() -> str:
         driver = found("scheduler")
         share = f"{driver['driver_seconds_per_run'] * 1e3:.1f} ms; {driver['share']:.2%} of {driver['workers']} workers"
         yield f"the driver, a run of {driver['runs']:,} (simulated workers)", share, "scheduler"
-        ledger = found("ledger")
+        ledger = found("ledger-long-curves")
         for verb in ("status", "results", "report"):
             at = f"`{verb}` of {ledger['runs']:,} runs with curves of {ledger['steps']:,} points"
-            yield at, f"{ledger[f'{verb}_seconds']:.1f} s", "ledger"
+            yield at, f"{ledger[verb + '_seconds']:.1f} s", "ledger-long-curves"
 
     return table("", "measured", "`results/bench/`", rows=rows())
 
