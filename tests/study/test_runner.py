@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from adaptive_lora.errors import StudyFileError, StudyFolderError
+from adaptive_lora.errors import LedgerDamaged, StudyFileError, StudyFolderError
 from adaptive_lora.recipes import recipe
 from adaptive_lora.reporting.html.build import write_report
 from adaptive_lora.study.folder import StudyPaths, exclusive
@@ -171,6 +172,17 @@ def test_kill_9_and_the_same_command_end_in_the_same_results(study_file: WriteSt
     assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
     assert run_study(load_study(path), tmp_path / "cut").finished
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
+
+
+def test_a_finished_study_with_damaged_losses_is_not_called_complete(study_file: WriteStudy, tmp_path: Path) -> None:
+    study = load_study(
+        study_file(("[uniform, linear-decay, empirical, random]", "[uniform]"), ("steps: 6", "steps: 1"))
+    )
+    assert run_study(study, tmp_path / "out").finished
+    with contextlib.closing(sqlite3.connect(StudyPaths(tmp_path / "out").ledger)) as db, db:
+        db.execute("UPDATE evaluations SET nll_by_record = x'00' WHERE run_id != 'base'")  # not in runs.csv
+    with pytest.raises(LedgerDamaged, match="adaptive-lora recover"):
+        run_study(study, tmp_path / "out")
 
 
 def test_a_folder_whose_writer_was_killed_at_its_first_breath_can_be_run(

@@ -117,6 +117,7 @@ def run_study(
     with exclusive(out), interruptible(listener) as stop, contextlib.ExitStack() as stack:
         check_folder(study, out, prepared, deviation)  # again: another process may have been here while we loaded
         ledger = stack.enter_context(contextlib.closing(create_or_open(out)))
+        ledger.check()  # nothing is added to results that are not what was recorded
         # The lock comes first: it must be on disk before there is anything that it could have been fitted to.
         _lock(study, prepared, out, ledger, deviation)
         record_basis(ledger, prepared, scorer)
