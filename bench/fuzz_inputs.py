@@ -36,6 +36,7 @@ from ruamel.yaml import YAML
 
 from adaptive_lora.errors import AdaptiveLoraError
 from adaptive_lora.files import write_atomically
+from fuzz_adapters import limited
 from fuzz_sources import SOURCES
 
 MEMORY = 2 * 1024**3
@@ -250,18 +251,6 @@ def _alarm() -> Iterator[None]:
         for (number, timer, _), handler in zip(timers, before, strict=True):
             signal.setitimer(timer, 0)
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def limited(memory: int) -> Iterator[None]:
-    """At most so much more address space than now."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def main() -> int:
