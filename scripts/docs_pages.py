@@ -218,7 +218,7 @@ def scaling_table() -> str:
         yield "one adapter more, SmolLM2, rank 8", f"{state / 1e6:.0f} MB", "memory-smollm2"
         driver = found("scheduler")
         share = f"{driver['driver_seconds_per_run'] * 1e3:.1f} ms; {driver['share']:.2%} of {driver['workers']} workers"
-        yield f"the driver, a run of {driver['runs']:,} (simulated workers)", share, "scheduler"
+        yield f"the driver's own work for each of {driver['runs']:,} runs (simulated workers)", share, "scheduler"
         ledger = found("ledger-long-curves")
         for verb in ("status", "results", "report"):
             at = f"`{verb}` of {ledger['runs']:,} runs with curves of {ledger['steps']:,} points"
