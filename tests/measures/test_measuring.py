@@ -35,6 +35,7 @@ BY_INPUTS = ("update-spectrum-on-inputs", "output-norm")
 BY_RUNS = ("update-spectrum", *BY_INPUTS, "adalora-rank", "marginal-gain")
 OPTIONS: Mapping[str, CalibrationOptions] = {
     "stable-rank": CalibrationOptions(),
+    "condition-number": CalibrationOptions(),
     **dict.fromkeys(BY_PASS, ComponentOptions(**BATCHES, rho=1.0)),
     **dict.fromkeys(BY_RUNS[:3], OverRankOptions(**BATCHES, short_run_steps=2)),
     "adalora-rank": ShortRunOptions(short_run_steps=6),
@@ -129,7 +130,7 @@ def test_together_is_as_alone_in_fewer_passes_and_banks(
     several = [replace(m, request=replace(m.request, training=several[0].request.training)) for m in several]
     found = list(take([*several, *several]))
     results = {key: result for taken in found for key, result in taken.results.items()}
-    assert sum(len(taken.results) for taken in found) == len(results) == 2 * len(OPTIONS) - 1  # one stable-rank
+    assert sum(len(taken.results) for taken in found) == len(results) == 2 * len(OPTIONS) - 2  # one each of the weights
     for m in several[: len(OPTIONS)]:
         assert result_of(results[m.key]).values == alone[m.measure]
     others = values_of(several[len(OPTIONS) :])

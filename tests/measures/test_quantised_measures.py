@@ -9,7 +9,7 @@ import pytest
 from adaptive_lora.measures.adalora import adalora_ranks
 from adaptive_lora.measures.calibration_pass import GROUP
 from adaptive_lora.measures.request import key_of
-from adaptive_lora.measures.weights import stable_ranks, weight_norms
+from adaptive_lora.measures.weights import condition_numbers, stable_ranks, weight_norms
 from adaptive_lora.planning.outline import Quantise
 from adaptive_lora.planning.strategies.base import CalibrationOptions
 from adaptive_lora.training.base import FrozenBase, load_base
@@ -38,6 +38,8 @@ def test_measures_of_the_weights(pair: Pair) -> None:
     for measure in (stable_ranks, weight_norms):
         found, wanted = (measure(which, which.outline.modules) for which in pair)
         assert found == pytest.approx(wanted, rel=1e-6)
+    found, wanted = (condition_numbers(which, which.outline.modules) for which in pair)
+    assert found == pytest.approx(wanted, rel=1e-3)  # the smallest singular value has fewer digits
 
 
 @pytest.mark.parametrize("mode", ["exact", "stream"])

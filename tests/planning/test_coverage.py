@@ -58,8 +58,59 @@ def test_without_modules_of_the_kind_there_is_no_plan(name: str, kind: str) -> N
     ]
 
 
-def test_only_these_two_leave_modules_out() -> None:
-    assert [name for name, strategy in STRATEGIES.items() if strategy.covers] == ["attention-only", "mlp-only"]
+def test_only_these_leave_modules_out() -> None:
+    found = [name for name, strategy in STRATEGIES.items() if strategy.leaves_out]
+    assert found == ["attention-only", "mlp-only", "last-blocks", "page-top-k", "kappa"]
+
+
+def ranks_of(name: str, scores: dict[str, dict[str, float]], budget: int, **options: object) -> list[int]:
+    strategy = find_strategy(name)
+    modules = network()
+    return list(strategy.allocate(modules, scores, budget, check_options(strategy, options)).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, [0, 0, 9, 9, 9, 9]), ({"blocks": 1}, [0, 0, 0, 0, 18, 18]), ({"blocks": 7}, [6] * 6)],
+)
+def test_the_whole_budget_goes_to_the_last_blocks(options: dict[str, int], expected: list[int]) -> None:
+    assert ranks_of("last-blocks", {}, 36 * 64, **options) == expected
+    with pytest.raises(StrategyError, match=r"`blocks`: .* greater than or equal to 1, got 0"):
+        check_options(find_strategy("last-blocks"), {"blocks": 0})
+
+
+def test_last_blocks_that_are_all_blocks_are_said_to_be_uniform() -> None:
+    one = [m for m in network() if m.depth == 0]
+    assert coverage_warnings(network(), ["last-blocks"]) == []
+    (warning,) = coverage_warnings(one, ["last-blocks"])
+    assert warning == "last-blocks is the same as uniform here: all of the target modules are in the last 1 blocks."
+
+
+def by_score(*values: float) -> dict[str, float]:
+    return {m.name: value for m, value in zip(network(), values, strict=True)}
+
+
+def test_page_puts_all_rank_into_the_best_modules_until_they_are_full() -> None:
+    scores = {"gradient-norm": by_score(1, 5, 3, 2, 4, 1)}
+    assert ranks_of("page-top-k", scores, 20 * 64) == [0, 20, 0, 0, 0, 0]
+    assert ranks_of("page-top-k", scores, 32 * 64) == [0, 32, 0, 0, 0, 0]
+    assert ranks_of("page-top-k", scores, 36 * 64) == [0, 22, 0, 0, 14, 0]  # 25 : 16
+    assert ranks_of("page-top-k", scores, 60 * 64) == [0, 32, 0, 0, 28, 0]
+    assert ranks_of("page-top-k", scores, 36 * 64, max_rank=12) == [0, 12, 12, 0, 12, 0]
+    assert ranks_of("page-top-k", scores, 3 * 64, k=3, power=0) == [0, 1, 1, 0, 1, 0]
+    strategy = find_strategy("page-top-k")
+    with pytest.raises(BudgetError, match="rank 2 in each of 3 target modules"):
+        strategy.check_budget(network(), 5 * 64, check_options(strategy, {"k": 3, "min_rank": 2}))
+
+
+def test_kappa_takes_the_lowest_condition_numbers() -> None:
+    scores = {"condition-number": by_score(9, 2, 3, 8, 2, 7)}
+    assert ranks_of("kappa", scores, 20 * 64) == [0, 20, 0, 0, 0, 0]  # a fifth of six is one; ties go by name
+    assert ranks_of("kappa", scores, 20 * 64, top_p=0.4) == [0, 10, 0, 0, 10, 0]
+    assert ranks_of("kappa", scores, 21 * 64, top_p=0.5) == [0, 7, 7, 0, 7, 0]
+    strategy = find_strategy("kappa")
+    with pytest.raises(BudgetError, match="rank 1 in each of 6 target modules"):
+        strategy.check_budget(network(), 5 * 64, check_options(strategy, {"top_p": 1}))
 
 
 @pytest.fixture

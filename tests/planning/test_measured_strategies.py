@@ -17,7 +17,7 @@ from adaptive_lora.planning.strategies.contract import network, scores_for
 from adaptive_lora.planning.strategies.eva import component_counts
 from adaptive_lora.planning.strategies.gora import shares_of
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
-from adaptive_lora.planning.strategies.transforms import why_no_source
+from adaptive_lora.planning.strategies.transforms import SourceOptions, why_no_source
 
 SQUARE = [ModuleShape(f"h.{i}.mlp.x", "mlp", i, 64, 64) for i in range(3)]
 MIXED = [
@@ -50,12 +50,13 @@ def test_rank_follows_the_measure_and_power_flattens(name: str) -> None:
 
 
 SCORED = [name for name, strategy in STRATEGIES.items() if strategy.needs(strategy.options())
-          and why_no_source(strategy) is None]  # fmt: skip
+          and why_no_source(strategy) is None and not issubclass(strategy.options, SourceOptions)]  # fmt: skip
 
 
 def test_every_scored_strategy_has_a_power() -> None:
-    assert len(SCORED) == 10 and all(bends_weights(find_strategy(name).options) for name in SCORED)
-    assert not any(bends_weights(strategy.options) for name, strategy in STRATEGIES.items() if name not in SCORED)
+    assert len(SCORED) == 11 and all(bends_weights(find_strategy(name).options) for name in SCORED)
+    others = [name for name, strategy in STRATEGIES.items() if name not in SCORED and bends_weights(strategy.options)]
+    assert others == ["page-top-k"]  # within the modules that it chooses
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -89,6 +90,14 @@ def test_fim_stops_at_twice_the_uniform_rank_unless_told() -> None:
     assert ranks("fim", SQUARE, values, 128 * 30) == [5, 5, 20]
     assert ranks("fim", SQUARE, values, 128 * 30, max_rank=64) == [1, 1, 28]
     assert ranks("fim", SQUARE, values, 128 * 30, max_rank=12) == [9, 9, 12]
+
+
+def test_page_is_the_energy_of_a_gradient_over_the_width_of_its_input() -> None:
+    values = by_module(SQUARE, 1.0, 2.0, 3.0)
+    assert ranks("page", SQUARE, values, 128 * 28) == [2, 8, 18]
+    assert ranks("page", SQUARE, values, 128 * 24, power=0.5) == [4, 8, 12]
+    # ||G||² / d_in with ||G|| = √(d_in d_out) · 1: 128 against 896
+    assert ranks("page", MIXED, by_module(MIXED, 1.0, 1.0), 256 * 29) == [1, 7]
 
 
 def test_gora_divides_by_the_price() -> None:

@@ -68,7 +68,7 @@ def test_power_bends_the_weights_of_a_measuring_strategy_and_not_twice() -> None
 
 
 def test_weights_become_ranks_on_budget() -> None:
-    @strategy("by-depth", options={"slope": 1.0}, source="a paper")
+    @strategy("by-block", options={"slope": 1.0}, source="a paper")
     def by_depth(modules: Any, scores: Any, options: Any) -> dict[str, float]:
         """More rank further up: 1 + slope · depth.
 
@@ -78,9 +78,9 @@ def test_weights_become_ranks_on_budget() -> None:
 
     assert ranks_of(by_depth) == [2, 4, 6, 8] and ranks_of(by_depth, slope="0") == [5] * 4
     assert (by_depth.summary, by_depth.source) == ("More rank further up: 1 + slope · depth.", "a paper")
-    assert find_strategy("by-depth") is by_depth
+    assert find_strategy("by-block") is by_depth
     assert [f for f in check_strategy(by_depth) if f.came] == []
-    with pytest.raises(StrategyError, match=r"by-depth: no option `slop` \(did you mean 'slope'\?\)"):
+    with pytest.raises(StrategyError, match=r"by-block: no option `slop` \(did you mean 'slope'\?\)"):
         check_options(by_depth, {"slop": 1})
 
 

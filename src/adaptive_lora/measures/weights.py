@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick
+from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, no_tick
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.training.base import FrozenBase
@@ -26,6 +26,23 @@ def stable_ranks(base: FrozenBase, modules: Sequence[ModuleShape]) -> dict[str, 
     found = {m.name: stable_rank(dense_weight(base.model.get_submodule(m.name))) for m in modules}
     if bad := [name for name, value in found.items() if not value < float("inf")]:
         raise TrainingError(f"The stable rank of {bad[0]} is not finite: its weights are not.")
+    return found
+
+
+def condition_numbers(base: FrozenBase, modules: Sequence[ModuleShape], tick: Tick = no_tick) -> dict[str, float]:
+    """σ_max / σ_min of every target weight; all singular values are computed, in float32.
+
+    As `peft.helpers.KappaTuneSelector` has it: σ_max / (σ_min + 1e-8), so that a singular weight has a large number and
+    not an infinite one. Raises TrainingError where a weight is not finite.
+    """
+    found = {}
+    for done, m in enumerate(modules, 1):
+        weight = dense_weight(base.model.get_submodule(m.name)).float()
+        if not weight.isfinite().all():
+            raise TrainingError(f"The condition number of {m.name} is not finite: its weights are not.")
+        sigma = torch.linalg.svdvals(weight)
+        found[m.name] = float(sigma[0] / (sigma[-1] + 1e-8))
+        tick(done, len(modules))
     return found
 
 
@@ -54,7 +71,14 @@ def stable_rank(weight: Tensor) -> float:
 
 
 def _take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
-    return GroupResult([MeasurementResult(stable_ranks(m.request.base, m.request.modules), {}) for m in measurements])
+    (measurement,) = measurements
+    request = measurement.request
+    if measurement.measure == "stable-rank":
+        values = stable_ranks(request.base, request.modules)
+    else:
+        values = condition_numbers(request.base, request.modules, tick)
+    return GroupResult([MeasurementResult(values, {})])
 
 
-GROUP = MeasureGroup("weights", {"stable-rank": ()}, _take)
+GROUP = MeasureGroup("weights", {"stable-rank": (), "condition-number": ()}, _take)
+"""One at a time: a weight is read once for each."""

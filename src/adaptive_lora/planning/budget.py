@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,17 @@ from adaptive_lora.planning.modules import ModuleShape
 
 _WIDEST_SEARCH = 1 << 25
 """Most partial sums the repair will hold at once (each a few bytes)."""
+
+
+class Priced(Protocol):
+    """What a budget is spent on: a module, or several that share a rank."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def params_per_rank(self) -> int: ...
+    @property
+    def largest_rank(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ def uniform_rank(modules: Sequence[ModuleShape], budget: int) -> int:
 
 
 def spend(
-    modules: Sequence[ModuleShape],
+    modules: Sequence[Priced],
     weights: Mapping[str, float],
     budget: int,
     min_rank: int = 1,

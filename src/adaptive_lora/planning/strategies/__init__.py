@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies import (
     adalora,
+    averaged,
     chance,
     coverage,
     depth,
@@ -16,8 +17,11 @@ from adaptive_lora.planning.strategies import (
     family,
     fim,
     gora,
+    kappa,
+    last_blocks,
     lora_drop,
     marginal_gain,
+    page,
     posthoc_svd,
     spectral,
     stable_rank,
@@ -36,16 +40,22 @@ _OWN = (
     family.MLP_HEAVY,
     coverage.ATTENTION_ONLY,
     coverage.MLP_ONLY,
+    last_blocks.STRATEGY,
     empirical.STRATEGY,
     gora.STRATEGY,
     fim.STRATEGY,
+    page.SPREAD,
+    page.TOP_K,
     spectral.STRATEGY,
     eva.STRATEGY,
     stable_rank.STRATEGY,
+    kappa.STRATEGY,
     posthoc_svd.STRATEGY,
     lora_drop.STRATEGY,
     adalora.STRATEGY,
     marginal_gain.STRATEGY,
+    averaged.BY_KIND,
+    averaged.BY_DEPTH,
     chance.STRATEGY,
     transforms.INVERTED,
     transforms.SHUFFLED,
@@ -65,6 +75,11 @@ def coverage_warnings(modules: Sequence[ModuleShape], strategies: Iterable[str])
         if favoured and kinds[favoured] in (0, len(modules)):
             some = "all" if kinds[favoured] else "none"
             found.append(f"{name} is the same as uniform here: {some} of the target modules are {favoured}.")
+    depths = {m.depth for m in modules}
+    if "last-blocks" in strategies and len(find_strategy("last-blocks").covered(modules)) == len(modules):
+        found.append(
+            f"last-blocks is the same as uniform here: all of the target modules are in the last {len(depths)} blocks."
+        )
     return found
 
 

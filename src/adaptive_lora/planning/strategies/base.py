@@ -22,6 +22,7 @@ Effort = Literal["none", "weights", "data", "gradients", "training"]
 
 MEASURES: dict[str, Effort] = {
     "stable-rank": "weights",
+    "condition-number": "weights",
     "input-spectrum": "data",
     "weight-gradient": "gradients",
     "gradient-norm": "gradients",
@@ -148,6 +149,8 @@ class AgreementOptions(ShortRunOptions):
 
 
 Allocate = Callable[[Sequence[ModuleShape], Scores, int, Any], dict[str, int]]
+Pick = Callable[[Sequence[ModuleShape], Scores, int, Any], Sequence[ModuleShape]]
+"""Modules, scores, budget and options -> the modules that get a rank."""
 
 
 def needs_nothing(options: Any) -> tuple[str, ...]:
@@ -176,6 +179,8 @@ class Strategy:
     """Whether the plan is drawn; its options then have a `seed`."""
     covers: Kind | None = None
     """The only kind of module that gets a rank, where the strategy leaves the others out: these have rank 0."""
+    picks: Pick | None = None
+    """Which modules get a rank, where that is not a matter of their kind; the others have rank 0."""
     check_known: Callable[[Sequence[ModuleShape], int, Any], object] | None = None
     """(modules, budget, options): StrategyError where it is certain before measuring that there will be no plan."""
     origin: str | None = None
@@ -188,8 +193,20 @@ class Strategy:
         """The file it was written in, without its folder, and the hash of that file; for records."""
         return {"file": self.origin and Path(self.origin).name, "sha256": self.digest}
 
-    def covered(self, modules: Sequence[ModuleShape]) -> list[ModuleShape]:
-        """The modules that get a rank; StrategyError where none would."""
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some target modules may have rank 0."""
+        return self.covers is not None or self.picks is not None
+
+    def covered(
+        self, modules: Sequence[ModuleShape], scores: Scores | None = None, budget: int = 0, options: Any = None
+    ) -> list[ModuleShape]:
+        """The modules that get a rank; StrategyError where none would.
+
+        Scores, budget and options matter only where the strategy `picks`; without options its defaults count.
+        """
+        if self.picks is not None:
+            return list(self.picks(modules, scores or {}, budget, self.options() if options is None else options))
         found = [m for m in modules if self.covers in (None, m.kind)]
         if not found:
             raise StrategyError(
@@ -206,8 +223,9 @@ class Strategy:
         if not self.needs(options):
             self.allocate(modules, {}, budget, options)
             return
-        covered = self.covered(modules)
-        spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
+        if self.picks is None:  # what is picked by scores is not known yet
+            covered = self.covered(modules)
+            spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
         if self.check_known is not None:
             self.check_known(modules, budget, options)
 

@@ -80,11 +80,12 @@ def most_spendable(modules: Sequence[ModuleShape], budget: int) -> int:
 
 def budget_complaints(strategy: Strategy, modules: Sequence[ModuleShape], budget: int, seed: int = 0) -> Iterator[str]:
     """What is wrong with a strategy's ranks on one network and budget: names, bounds, cost."""
-    ranks = _ranks(strategy, modules, budget, scores_for(strategy, modules, seed))
+    scores = scores_for(strategy, modules, seed)
+    ranks = _ranks(strategy, modules, budget, scores)
     if ranks is None:
         return
     where = f"{len(modules)} modules, budget {budget:,}"
-    covered = strategy.covered(modules)
+    covered = strategy.covered(modules, scores, budget)
     if ranks.keys() != {m.name for m in modules}:
         yield f"{where}: ranks for {len(ranks)} names that are not the modules"
     elif bad := [f"{m.name}: {ranks[m.name]!r}" for m in covered if not _is_rank(ranks[m.name], 1, m.largest_rank)]:
@@ -125,14 +126,14 @@ def _budget(strategy: Strategy) -> Iterator[str]:
 def _ceiling(strategy: Strategy) -> Iterator[str]:
     modules, _, scores = _usual(strategy, 2)
     ranks = _ranks(strategy, modules, 10**6, scores) or {}
-    for m in strategy.covered(modules):
+    for m in strategy.covered(modules, scores, 10**6):
         if ranks and ranks.get(m.name) != m.largest_rank:
             yield f"rank {ranks.get(m.name)} for {m.name}, which holds {m.largest_rank}"
 
 
 def _floor(strategy: Strategy) -> Iterator[str]:
     modules, _, scores = _usual(strategy)
-    least = sum(m.params_per_rank for m in strategy.covered(modules))
+    least = sum(m.params_per_rank for m in strategy.covered(modules, scores))
     try:
         ranks = strategy.allocate(modules, scores, least - 1, strategy.options())
     except BudgetError:
@@ -142,8 +143,9 @@ def _floor(strategy: Strategy) -> Iterator[str]:
 
 def _bounds(strategy: Strategy) -> Iterator[str]:
     modules, budget, scores = _usual(strategy)
-    ranks = _ranks(strategy, modules, budget, scores, min_rank=2, max_rank=7) or {}
-    for m in strategy.covered(modules):
+    bounds = {"min_rank": 2, "max_rank": 7}
+    ranks = _ranks(strategy, modules, budget, scores, **bounds) or {}
+    for m in strategy.covered(modules, scores, budget, check_options(strategy, bounds)):
         if ranks and not _is_rank(ranks.get(m.name), 2, 7):
             yield f"min_rank 2 and max_rank 7: {m.name} has {ranks.get(m.name)!r}"
 
@@ -186,7 +188,9 @@ def _zeros(strategy: Strategy) -> Iterator[str]:
     modules, budget, scores = _usual(strategy)
     nil = {need: {name: _times(value, 0.0) for name, value in own.items()} for need, own in scores.items()}
     ranks = _ranks(strategy, modules, budget, nil)
-    if ranks is not None and total_cost(modules, ranks) != most_spendable(strategy.covered(modules), budget):
+    if ranks is not None and total_cost(modules, ranks) != most_spendable(
+        strategy.covered(modules, nil, budget), budget
+    ):
         yield f"ranks that cost {total_cost(modules, ranks):,} of {budget:,}"
 
 
@@ -194,7 +198,7 @@ def _power(strategy: Strategy) -> Iterator[str]:
     if not bends_weights(strategy.options):
         return
     modules, budget, scores = _usual(strategy)
-    covered = strategy.covered(modules)
+    covered = strategy.covered(modules, scores, budget)
     first = strategy.allocate(modules, scores, budget, check_options(strategy, {"power": 1}))
     yield from _differences(first, strategy.allocate(modules, scores, budget, strategy.options()), "without `power` 1")
     uniform = spend(covered, {m.name: 1.0 for m in covered}, budget)
@@ -225,8 +229,9 @@ def _seed(strategy: Strategy) -> Iterator[str]:
 def _left_out(strategy: Strategy) -> Iterator[str]:
     modules, budget, scores = _usual(strategy)
     ranks = strategy.allocate(modules, scores, budget, strategy.options())
+    covered = strategy.covered(modules, scores, budget)
     for m in modules:
-        if (strategy.covers in (None, m.kind)) != (ranks.get(m.name, 0) > 0):
+        if (m in covered) != (ranks.get(m.name, 0) > 0):
             yield f"covers={strategy.covers!r}: {m.name} has rank {ranks.get(m.name)}"
 
 
@@ -259,7 +264,7 @@ RULES: Mapping[str, tuple[str, Check]] = {
     "power": ("where it measures: uniform ranks with the option `power` 0, its own with 1", _power),
     "options": ("unknown options and impossible bounds refused", _options),
     "seed": ("an option `seed` where the plan is drawn, and only there", _seed),
-    "left out": ("rank 0 for kinds of modules that it does not cover, and only for them", _left_out),
+    "left out": ("rank 0 for modules that it does not cover, and only for them", _left_out),
     "documented": ("a summary and a source", _documented),
 }
 """Rule -> what is asked, and the check."""

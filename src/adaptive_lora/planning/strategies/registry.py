@@ -152,9 +152,9 @@ def pinned(text: str, folder: Path | None = None) -> str:
 
 
 def with_pinned_source(strategy: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a strategy; `inverted`'s and `shuffled`'s `source` becomes a reference. Raises StrategyError."""
+    """The options of a strategy; a `source` whose plan it changes becomes a reference. Raises StrategyError."""
     source = options.get("source")
-    if strategy in ("inverted", "shuffled") and isinstance(source, str):
+    if strategy in ("inverted", "shuffled", "by-kind", "by-depth") and isinstance(source, str):
         try:
             return {**options, "source": pinned(source)}
         except StrategyError as error:

@@ -22,7 +22,7 @@ _DRAWS = 20
 """How many permutations are tried before a shuffled plan is refused."""
 
 
-class Options(StrategyOptions):
+class SourceOptions(StrategyOptions):
     """`source` names the strategy whose plan is changed, `source_options` are its options.
 
     Bounds that `source_options` does not give are those of the changed plan.
@@ -32,7 +32,7 @@ class Options(StrategyOptions):
     source_options: Annotated[dict[str, Any], Field(default_factory=dict)]
 
     @model_validator(mode="after")
-    def _of_a_source(self) -> Options:
+    def _of_a_source(self) -> SourceOptions:
         try:
             source = self.strategy
         except StrategyError as error:
@@ -64,6 +64,10 @@ class Options(StrategyOptions):
     def source_ranks(self, modules: Sequence[ModuleShape], scores: Scores, budget: int) -> dict[str, int]:
         """w_l: the ranks of the source's own plan on the same budget."""
         return self.strategy.allocate(modules, scores, budget, self.of_source)
+
+
+class Options(SourceOptions):
+    """Of a control: whose plan is turned round."""
 
 
 class ShuffledOptions(Options):
@@ -132,12 +136,13 @@ def why_no_source(strategy: Strategy) -> str | None:
     """Why the plans of a strategy are not to be changed; None where they can be."""
     if issubclass(strategy.options, Options):
         return "it changes another plan itself; name that plan's strategy"
-    if strategy.covers:
+    if strategy.leaves_out:
         return "it leaves modules out, which is another question than how much rank each gets"
     return "its ranks are drawn by chance, and changed they would be chance again" if strategy.chance else None
 
 
-def _needs(options: Options) -> tuple[str, ...]:
+def needs_of_source(options: SourceOptions) -> tuple[str, ...]:
+    """What the source measures."""
     return options.strategy.needs(options.of_source)
 
 
@@ -147,7 +152,7 @@ INVERTED = Strategy(
     "control",
     inverted,
     Options,
-    _needs,
+    needs_of_source,
 )
 SHUFFLED = Strategy(
     "shuffled",
@@ -155,7 +160,7 @@ SHUFFLED = Strategy(
     "control",
     shuffled,
     ShuffledOptions,
-    _needs,
+    needs_of_source,
     chance=True,
     check_known=_check_known,
 )

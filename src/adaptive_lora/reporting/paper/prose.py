@@ -101,7 +101,7 @@ def _setup(found: Findings) -> dict[str, Any]:
     return {
         "budgets": list(spec["budgets"]),
         "strategies": strategies,
-        "measuring": [name for name in strategies if name not in ("shuffled", "inverted")
+        "measuring": [name for name in strategies if name not in ("shuffled", "inverted", "by-kind", "by-depth")
                       and STRATEGIES[name].needs(STRATEGIES[name].options())],
         "summary": lambda name: STRATEGIES[name].summary,
         "options_of": functools.partial(_options_of, spec["arms"]),
