@@ -31,13 +31,13 @@ from tests.measures.conftest import Recorder, assert_clean, inner_state, request
 
 BATCHES = {"calibration_batches": 2, "calibration_batch_size": 3}
 BY_PASS = ("input-spectrum", "weight-gradient", "gradient-norm", "b-gradient", "whitened-rank")
-BY_INPUTS = ("update-spectrum-on-inputs", "output-norm")
+BY_INPUTS = ("update-spectrum-on-inputs", "output-norm", "update-spectrum-on-loss")
 BY_RUNS = ("update-spectrum", *BY_INPUTS, "adalora-rank", "marginal-gain")
 OPTIONS: Mapping[str, CalibrationOptions] = {
     "stable-rank": CalibrationOptions(),
     "condition-number": CalibrationOptions(),
     **dict.fromkeys(BY_PASS, ComponentOptions(**BATCHES, rho=1.0)),
-    **dict.fromkeys(BY_RUNS[:3], OverRankOptions(**BATCHES, short_run_steps=2)),
+    **dict.fromkeys(BY_RUNS[:4], OverRankOptions(**BATCHES, short_run_steps=2)),
     "adalora-rank": ShortRunOptions(short_run_steps=6),
     "marginal-gain": AgreementOptions(**BATCHES, runs=2, race=False),
 }
@@ -60,7 +60,7 @@ VARIANTS: Mapping[str, Variant] = {
     "budget": Variant({"rank": 3}, ("input-spectrum", "b-gradient", *BY_RUNS)),
     "scaling": Variant({"scaling": Scaling("constant", 30.0, 2.0)}, BY_RUNS),
     "short_run_steps": Variant({"short_run_steps": 9}, BY_RUNS),
-    "over_rank": Variant({"over_rank": 1.5}, BY_RUNS[:3]),
+    "over_rank": Variant({"over_rank": 1.5}, BY_RUNS[:4]),
     "calibration_batches": Variant({"calibration_batches": 3}, (*BY_PASS, *BY_INPUTS, "marginal-gain")),
     "rho": Variant({"rho": 2.0}, ("input-spectrum",)),
     "tokens": Variant({"tokens": "completion"}, ("input-spectrum",)),
@@ -138,7 +138,7 @@ def test_together_is_as_alone_in_fewer_passes_and_banks(
         assert result_of(results[m.key]).values == others[m.measure]
 
     counts = {name: sum(t.counts.get(name, 0) for t in found) for name in ("gradient_passes", "short_runs")}
-    assert counts == {"gradient_passes": 2 + 2 * 2, "short_runs": 2 + 2 * 4 + 2}
+    assert counts == {"gradient_passes": 2 + 2 * 2 + 2, "short_runs": 2 + 2 * 4 + 2}
     assert [len(members) for members in record.members[:3]] == [2, 4, 4]  # over-ranked, then two rounds
     for taken in found:
         own = [sum(result_of(r).facts["seconds"].values()) for r in taken.results.values()]

@@ -12,12 +12,12 @@ import torch
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.measuring import measure
-from adaptive_lora.measures.over_ranked import GROUP, over_ranked_seed, spectrum
+from adaptive_lora.measures.over_ranked import over_ranked_seed, spectrum
 from adaptive_lora.measures.request import PlannedTraining, Request
 from adaptive_lora.measures.short_run import short_run_of
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies.base import OverRankOptions
+from adaptive_lora.planning.strategies.base import NestedOptions, OverRankOptions
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.base import FrozenBase
@@ -33,6 +33,7 @@ from tests.measures.conftest import (
     short_of,
     trained,
 )
+from tests.measures.test_marginal_gain import moments_of
 from tests.training.conftest import demo_examples
 
 Updates = dict[str, torch.Tensor]
@@ -98,7 +99,7 @@ def test_spectrum_is_that_of_the_explicit_product(d_out: int, d_in: int, rank: i
 def test_scores_are_those_of_the_explicit_update_in_the_weights(base: FrozenBase) -> None:
     base.model.double()
     request, before = request_of(base, asked()), inner_state(base)
-    found = scores_of(request, *GROUP.inputs)
+    found = scores_of(request, "update-spectrum", "update-spectrum-on-inputs", "output-norm")
     assert_clean(base, before)
 
     updates, seen = updates_of(request), [example for batch in request.batches for example in batch]
@@ -111,6 +112,28 @@ def test_scores_are_those_of_the_explicit_update_in_the_weights(base: FrozenBase
     assert close(found["update-spectrum-on-inputs"], spectra_on(inputs, updates))
     assert close(found["output-norm"], outputs)
     assert not close(frozen, spectra_on(inputs, updates), rel=0.01)  # the adapted model's inputs are others
+
+
+def test_the_loss_feels_an_update_through_inputs_and_gradients(base: FrozenBase) -> None:
+    """σ² are the eigenvalues of the explicit (F^½ ΔW C^½)ᵀ (F^½ ΔW C^½), of sums over the calibration tokens."""
+    base.model.double()
+    request, before = request_of(base, asked()), inner_state(base)
+    found = scores_of(request, "update-spectrum-on-loss")["update-spectrum-on-loss"]
+    assert_clean(base, before)
+    sums = moments_of(base, [example for batch in request.batches for example in batch])
+    for name, update in updates_of(request).items():
+        inputs, gradients = sums[name]
+        squares = torch.linalg.eigvals(update.t() @ gradients @ update @ inputs).real.sort(descending=True).values
+        assert found[name] == pytest.approx(squares[:RANK].clamp_min(0).sqrt().tolist(), rel=1e-6)
+        assert found[name] == sorted(found[name], reverse=True)
+
+
+def test_a_run_that_is_a_share_of_the_training(gpt2: FrozenBase) -> None:
+    request = request_of(gpt2, NestedOptions(), steps=50)
+    assert request.short_training.options.steps == 12 == request.options.updates(50)
+    assert replace(request, options=NestedOptions(short_run_share=0.01)).short_training.options.steps == 1
+    assert replace(request, options=NestedOptions(short_run_steps=7)).short_training.options.steps == 7
+    assert request.over_ranked_budget == 2 * request.budget
 
 
 def test_how_the_batches_are_formed_is_no_matter(gpt2: FrozenBase) -> None:
@@ -185,6 +208,7 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("posthoc-svd", {"short_run_steps": 5}),
     ("posthoc-svd", {"short_run_steps": 5, "of": "update-on-inputs", "over_rank": 3}),
     ("lora-drop", {"short_run_steps": 5}),
+    ("nested", {"short_run_share": 0.5, "over_rank": 1.5}),
     ("adalora", {"short_run_steps": 5}),
     ("marginal-gain", {"short_run_steps": 4, "runs": 2, "rounds": 1, "race": False}),
     ("marginal-gain", {"runs": 2, "rounds": 2}),
@@ -211,7 +235,7 @@ def test_plans_by_short_runs_are_on_budget_and_say_what_they_cost(
     assert (len(set(plan.ranks.values())) == 1) == even and min(plan.ranks.values()) >= 1
     assert planned(base, arm, Recorder()).ranks == plan.ranks
     assert even or planned(base, arm, Recorder(), seed=1).scores != plan.scores
-    assert facts["short_run_steps"] == arm[1].get("short_run_steps", STEPS)
+    assert facts["short_run_steps"] == arm[1].get("short_run_steps", STEPS * arm[1].get("short_run_share", 1))
     if arm[0] == "adalora":
         assert facts["short_run_parameters"] == plan.budget * 4 // 3 + 4 * len(plan.ranks)  # all at rank 4, and Λ
         return

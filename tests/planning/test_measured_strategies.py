@@ -54,7 +54,7 @@ SCORED = [name for name, strategy in STRATEGIES.items() if strategy.needs(strate
 
 
 def test_every_scored_strategy_has_a_power() -> None:
-    assert len(SCORED) == 11 and all(bends_weights(find_strategy(name).options) for name in SCORED)
+    assert len(SCORED) == 12 and all(bends_weights(find_strategy(name).options) for name in SCORED)
     others = [name for name, strategy in STRATEGIES.items() if name not in SCORED and bends_weights(strategy.options)]
     assert others == ["page-top-k"]  # within the modules that it chooses
 
@@ -191,6 +191,13 @@ def test_posthoc_svd_measures_what_it_goes_by() -> None:
     strategy = find_strategy("posthoc-svd")
     needs = {of: strategy.needs(check_options(strategy, {"of": of})) for of in ("update", "update-on-inputs")}
     assert needs == {"update": ("update-spectrum",), "update-on-inputs": ("update-spectrum-on-inputs",)}
+
+
+def test_nested_spends_by_what_all_ranks_of_a_module_are_worth() -> None:
+    values = by_module(SQUARE, (1.0, 1.0), (2.0, 0.0), (2.0, 1.0, 1.0, 0.0))  # squares: 2, 4, 6
+    assert ranks("nested", SQUARE, values, 128 * 24) == [4, 8, 12]
+    assert ranks("nested", SQUARE, values, 128 * 24, max_rank=10) == [5, 9, 10]
+    assert ranks("nested", SQUARE, by_module(SQUARE, (0.0,), (0.0,), (3.0,)), 128 * 12) == [1, 1, 10]
 
 
 @pytest.mark.parametrize("name", ["lora-drop", "adalora", "marginal-gain"])

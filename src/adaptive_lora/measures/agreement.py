@@ -67,7 +67,7 @@ def inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
     return float(((b1.t() @ b2) * (a1 @ a2.t())).sum())
 
 
-class _Moments(Hooks):
+class UpdateMoments(Hooks):
     """Σ u uᵀ and Σ h hᵀ with u = A x and h = Bᵀ g of all runs at once, (runs · r, runs · r) a module."""
 
     def __init__(self, base: FrozenBase, runs: Sequence[Weights]) -> None:
@@ -86,7 +86,7 @@ class _Moments(Hooks):
 
 def _felt(short: ShortRun, runs: Sequence[Weights], batches: Sequence[Sequence[Example]]) -> dict[str, float]:
     """L of every module, before scaling: tr(ΔW_iᵀ F ΔW_j C) = Σ (B_iᵀ F B_j) ⊙ (A_i C A_jᵀ)."""
-    moments = _Moments(short.base, runs)
+    moments = UpdateMoments(short.base, runs)
     with moments.attached():
         for examples in batches:
             moments.run(examples)

@@ -5,6 +5,10 @@ With u = A x and M = E[u uᵀ] over calibration tokens, (R, R),
     update-spectrum             singular values of ΔW = s B A, from matrices of size R alone
     update-spectrum-on-inputs   singular values of ΔW C^½: σ² = eig(s² BᵀB M),   C = E[x xᵀ]
     output-norm                 mean squared output E‖ΔW x‖² = Σ σ²
+    update-spectrum-on-loss     singular values of F^½ ΔW C^½, C = E[x xᵀ] and F = E[g gᵀ] of the frozen model, g the
+                                gradient of a token's loss by the module's output: Σ σ² beyond the b-th is, up to a
+                                common factor, what the loss would lose if the update were cut to rank b (second order,
+                                Kronecker-factored curvature, arXiv 1503.05671)
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from torch import Tensor
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.measures.agreement import UpdateMoments
 from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, Value, calibration_facts
 from adaptive_lora.measures.hooks import Hooks
 from adaptive_lora.measures.request import Measurement, key_of
@@ -60,6 +65,26 @@ def spectra_on_inputs(
     return found
 
 
+def spectra_on_loss(
+    base: FrozenBase, plan: RankPlan, weights: Weights, batches: Sequence[Sequence[Example]]
+) -> dict[str, list[float]]:
+    """Singular values of F^½ ΔW C^½ of every module, descending, up to a factor common to all.
+
+    σ² = eig(s² · BᵀFB · A C Aᵀ), both (R, R): neither F nor C is formed.
+    """
+    moments = UpdateMoments(base, [weights])
+    with moments.attached():
+        for examples in batches:
+            moments.run(examples)
+    found = {}
+    for name, inputs in moments.inputs.items():
+        values, vectors = torch.linalg.eigh(inputs)
+        half = vectors * values.clamp_min(0).sqrt()
+        squares = torch.linalg.eigvalsh(half.t() @ moments.gradients[name] @ half).clamp_min(0).flip(0)
+        found[name] = (plan.scaling_of(name) * squares.sqrt()).tolist()
+    return found
+
+
 class _Sums(Hooks):
     """Σ u uᵀ of what goes into every module's B, (R, R), float64."""
 
@@ -80,7 +105,7 @@ def _take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
     }
     members = [short.member(over_ranked_seed(short)) for short in shorts.values()]
     trained = dict(zip(shorts, train_short_runs(next(iter(shorts.values())), members, tick), strict=True))
-    on_inputs: dict[Hashable, dict[str, list[float]]] = {}
+    seen: dict[tuple[Hashable, ...], dict[str, list[float]]] = {}
     results: list[MeasurementResult | Exception] = []
     for key, measurement in zip(keys, measurements, strict=True):
         weights, short, request = trained[key], shorts[key], measurement.request
@@ -91,15 +116,18 @@ def _take(measurements: Sequence[Measurement], tick: Tick) -> GroupResult:
         if measurement.measure == "update-spectrum":
             values |= {name: spectrum(plan.scaling_of(name), *pair) for name, pair in weights.items()}
         else:
-            place = key, request.calibration_hash, request.options.calibration_batch_size
-            if place not in on_inputs:
-                on_inputs[place] = spectra_on_inputs(request.base, plan, weights, request.batches)
+            on = spectra_on_loss if measurement.measure == "update-spectrum-on-loss" else spectra_on_inputs
+            place = on, key, request.calibration_hash, request.options.calibration_batch_size
+            if place not in seen:
+                seen[place] = on(request.base, plan, weights, request.batches)
                 tick(short.steps, short.steps)  # all updates are done, but this may still be stopped
             facts |= calibration_facts(request)
             energy = measurement.measure == "output-norm"
-            values |= {name: sum(s * s for s in own) if energy else own for name, own in on_inputs[place].items()}
+            values |= {name: sum(s * s for s in own) if energy else own for name, own in seen[place].items()}
         results.append(MeasurementResult(values, facts))
-    return GroupResult(results, {"short_runs": len(shorts), "forward_passes": len(on_inputs)}, 1 / len(shorts))
+    backward = sum(place[0] is spectra_on_loss for place in seen)
+    counts = {"short_runs": len(shorts), "forward_passes": len(seen) - backward, "gradient_passes": backward}
+    return GroupResult(results, counts, 1 / len(shorts))
 
 
 GROUP = MeasureGroup(
@@ -108,6 +136,7 @@ GROUP = MeasureGroup(
         "update-spectrum": _RUN,
         "update-spectrum-on-inputs": (*_RUN, "calibration"),
         "output-norm": (*_RUN, "calibration"),
+        "update-spectrum-on-loss": (*_RUN, "calibration"),
     },
     _take,
     together=lambda measurement: "all",

@@ -114,7 +114,7 @@ class Request:
         """The planned training with the steps and the learning rate of short runs; the schedule spans those steps."""
         own = self.options if isinstance(self.options, ShortRunOptions) else ShortRunOptions()
         planned = self.training.options
-        steps = own.short_run_steps or planned.steps
+        steps = own.steps_of_a_run(planned.steps)
         rate = own.short_run_learning_rate or planned.learning_rate
         return replace(self.training, options=replace(planned, steps=steps, learning_rate=rate))
 

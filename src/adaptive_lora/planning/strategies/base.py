@@ -31,6 +31,7 @@ MEASURES: dict[str, Effort] = {
     "update-spectrum": "training",
     "update-spectrum-on-inputs": "training",
     "output-norm": "training",
+    "update-spectrum-on-loss": "training",
     "adalora-rank": "training",
     "marginal-gain": "training",
 }
@@ -121,6 +122,10 @@ class ShortRunOptions(CalibrationOptions):
 
     def updates(self, planned: int) -> int:
         """One short run."""
+        return self.steps_of_a_run(planned)
+
+    def steps_of_a_run(self, planned: int) -> int:
+        """Updates of one short run before a training of `planned` updates."""
         return self.short_run_steps or planned
 
 
@@ -129,6 +134,19 @@ class OverRankOptions(ShortRunOptions):
 
     over_rank: Annotated[float, Field(ge=1)] = 2.0
     """The run's uniform rank, as a multiple of what the budget pays for."""
+
+
+class NestedOptions(OverRankOptions):
+    """Options of strategies whose short run is a share of the planned training."""
+
+    short_run_steps: Annotated[int, Field(ge=1)] | None = None
+    """Updates of the short run; None: the share `short_run_share` of the planned training's."""
+    short_run_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """The short run's updates over those of the planned training."""
+
+    def steps_of_a_run(self, planned: int) -> int:
+        """As many as are asked for, or the share, rounded, one at the least."""
+        return self.short_run_steps or max(1, round(self.short_run_share * planned))
 
 
 class AgreementOptions(ShortRunOptions):

@@ -55,6 +55,7 @@ _OPTIONS_BY_MEASURE: Mapping[str, type[StrategyOptions]] = {
     "update-spectrum": OverRankOptions,
     "update-spectrum-on-inputs": OverRankOptions,
     "output-norm": OverRankOptions,
+    "update-spectrum-on-loss": OverRankOptions,
 }
 
 
