@@ -191,7 +191,8 @@ def test_strategies_lists_all_with_what_they_need_and_where_they_come_from() -> 
     assert {rows[name]["needs"] for name in ("empirical", "inverted", "shuffled")} == {"gradients"}
     assert rows["empirical"]["measures"] == rows["shuffled"]["measures"] == ["weight-gradient"]
     assert (rows["shuffled"]["rests_on"], rows["random"]["rests_on"]) == ("data", "chance")
-    assert rows["mlp-only"]["covers"] == "mlp" and rows["linear-growth"]["source"] == "PRILoRA, arXiv 2401.11316"
+    assert [rows[name]["covers"] for name in ("uniform", "mlp-only", "kappa")] == ["all", "mlp", "some"]
+    assert rows["linear-growth"]["source"] == "PRILoRA, arXiv 2401.11316"
     assert rows["inverted"]["options"] == {"min_rank": 1, "max_rank": None, "source": "empirical"}
     text = call("strategies").stdout
     for name, row in rows.items():

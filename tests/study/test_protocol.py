@@ -236,6 +236,19 @@ def test_an_arm_that_trains_first_has_the_baseline_beside_it_for_as_long(spec: C
     assert compute_controls(spec(controls("[compute]"))) == {}
 
 
+def test_an_average_of_a_measured_plan_has_the_controls_of_its_source(spec: Callable[..., StudySpec]) -> None:
+    arms = "arms: [uniform, {name: kinds, strategy: by-kind, options: {source: nested}}]"
+    both = (
+        "analysis: {primary: []}\ncontrols: none",
+        "analysis: {primary: [kinds]}\ncontrols: [own-shuffled, compute]",
+    )
+    own = spec(both, (ARMS, arms), ("steps: 6", "steps: 200"))
+    assert {arm: control.name for arm, control in compute_controls(own).items()} == {"kinds": "uniform-x1.25"}
+    (shuffled,) = (arm for arm in control_arms(own) if arm.strategy == "shuffled")
+    assert shuffled.options["source"] == "by-kind" and shuffled.options["source_options"]["source"] == "nested"
+    assert matrix_of(own).shadow_of == {"shuffled-kinds": "kinds"}
+
+
 def test_what_an_arm_trains_otherwise(spec: Callable[..., StudySpec]) -> None:
     arms = """arms:
   - uniform
