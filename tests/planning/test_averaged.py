@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adaptive_lora.errors import StrategyError
+from adaptive_lora.errors import BudgetError, StrategyError
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.modules import ModuleShape, total_cost
 from adaptive_lora.planning.strategies import check_options, find_strategy
@@ -75,6 +75,10 @@ def test_a_narrow_module_stops_at_its_cap_and_its_block_goes_on() -> None:
     modules = [ModuleShape("h.0.attn.k", "attention", 0, 16, 4), ModuleShape("h.0.mlp.x", "mlp", 0, 16, 16)]
     assert ranks_of("by-depth", modules, [1.0, 1.0], 4 * 20 + 9 * 32, rest="leave") == [4, 7]
     assert ranks_of("by-depth", modules, [1.0, 1.0], 4 * 20 + 9 * 32) == [4, 9]
+    # A least rank above its cap costs no more than the cap.
+    assert ranks_of("by-depth", modules, [1.0, 1.0], 4 * 20 + 5 * 32, min_rank=5) == [4, 5]
+    with pytest.raises(BudgetError, match="at least 240"):
+        ranks_of("by-depth", modules, [1.0, 1.0], 4 * 20 + 5 * 32 - 1, min_rank=5, rest="leave")
 
 
 def test_types_of_one_leaf_in_attention_and_mlp_are_two() -> None:

@@ -72,13 +72,14 @@ def coverage_warnings(modules: Sequence[ModuleShape], strategies: Iterable[str])
     if kinds["other"]:
         example = next(m.name for m in modules if m.kind == "other")
         found.append(f"{kinds['other']} target modules are neither attention nor MLP by their path, e.g. {example}.")
-    for name in dict.fromkeys(strategies):
+    names = list(dict.fromkeys(strategies))
+    for name in names:
         favoured = {"attention-heavy": "attention", "mlp-heavy": "mlp"}.get(name) or find_strategy(name).covers
         if favoured and kinds[favoured] in (0, len(modules)):
             some = "all" if kinds[favoured] else "none"
             found.append(f"{name} is the same as uniform here: {some} of the target modules are {favoured}.")
     depths = {m.depth for m in modules}
-    if "last-blocks" in strategies and len(find_strategy("last-blocks").covered(modules)) == len(modules):
+    if "last-blocks" in names and len(find_strategy("last-blocks").covered(modules)) == len(modules):
         found.append(
             f"last-blocks is the same as uniform here: all of the target modules are in the last {len(depths)} blocks."
         )

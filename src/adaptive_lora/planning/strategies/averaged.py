@@ -76,7 +76,9 @@ def _equal_ranks(
         for name, group in groups.items()
     ]
     weights = {name: total_cost(group, own) / sum(m.params_per_rank for m in group) for name, group in groups.items()}
-    found = spend(priced, weights, budget, options.min_rank, options.max_rank)
+    # A group's least rank is priced as if no module were too narrow for it; the source has seen that there is enough.
+    least = sum(group.params_per_rank * min(options.min_rank, group.largest_rank) for group in priced)
+    found = spend(priced, weights, max(budget, least), options.min_rank, options.max_rank)
     return {m.name: min(found[name], m.largest_rank) for name, group in groups.items() for m in group}
 
 
