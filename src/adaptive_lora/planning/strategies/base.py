@@ -32,6 +32,8 @@ MEASURES: dict[str, Effort] = {
     "output-norm": "training",
     "adalora-rank": "training",
     "marginal-gain": "training",
+    "loss-attribution": "training",
+    "random-search": "training",
 }
 """What can be measured on a frozen model before ranks are planned; `registry.register_measure` adds to it."""
 
@@ -145,6 +147,38 @@ class AgreementOptions(ShortRunOptions):
     def updates(self, planned: int) -> int:
         """All runs of all rounds, and one for every plan in the race."""
         return super().updates(planned) * (self.runs * self.rounds + (self.rounds + 1 if self.race else 0))
+
+
+class HindsightOptions(ShortRunOptions):
+    """Options of strategies that train fat on the task itself and cut to the budget."""
+
+    short_run_steps: Annotated[int, Field(ge=1)] | None = None
+    """Updates of each run; by default as many as the planned training has."""
+    over_rank: Annotated[float, Field(ge=1)] = 2.0
+    """The runs' parameters, as a multiple of the budget's."""
+    runs: Annotated[int, Field(ge=1)] = 4
+    """How many a round, each with its own draw of A and order of the data."""
+    rounds: Annotated[int, Field(ge=1)] = 3
+    """How often the plan is made; each round trains what the round before would have cut less."""
+
+    def updates(self, planned: int) -> int:
+        """All runs of all rounds."""
+        return super().updates(planned) * self.runs * self.rounds
+
+
+class SearchOptions(ShortRunOptions):
+    """Options of strategies that try plans by chance."""
+
+    short_run_steps: Annotated[int, Field(ge=1)] | None = None
+    """Updates of each try; by default as many as the planned training has."""
+    draws: Annotated[int, Field(ge=1)] = 8
+    """How many plans are tried."""
+    concentration: Annotated[float, Field(gt=0)] = 1.0
+    """Of the Dirichlet distribution that they are drawn from, as in `random`."""
+
+    def updates(self, planned: int) -> int:
+        """All tries."""
+        return super().updates(planned) * self.draws
 
 
 Allocate = Callable[[Sequence[ModuleShape], Scores, int, Any], dict[str, int]]
