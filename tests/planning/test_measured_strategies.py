@@ -54,7 +54,7 @@ SCORED = [name for name, strategy in STRATEGIES.items() if strategy.needs(strate
 
 
 def test_every_scored_strategy_has_a_power() -> None:
-    assert len(SCORED) == 10 and all(bends_weights(find_strategy(name).options) for name in SCORED)
+    assert len(SCORED) == 12 and all(bends_weights(find_strategy(name).options) for name in SCORED)
     assert not any(bends_weights(strategy.options) for name, strategy in STRATEGIES.items() if name not in SCORED)
 
 

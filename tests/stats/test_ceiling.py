@@ -16,7 +16,7 @@ BUDGETS = [("rank:8", "rank:4")]
 def found_in(half: float = 0.02, records: bool = True, **gains: float) -> Ceiling:
     """Half the budget costs `half`; each arm gains so much."""
     losses = {("uniform", "rank:8"): BASE, ("uniform", "rank:4"): moved(half, 0.5)}
-    losses |= {(arm, "rank:8"): moved(-gain, sign) for sign, (arm, gain) in zip((-1.0, 0.3, 0.7), gains.items())}
+    losses |= {(arm, "rank:8"): moved(-gain, sign) for sign, (arm, gain) in zip((-1.0, 0.3), gains.items(), strict=False)}
     runs = table(losses)
     tables = by_record(runs) if records else by_seed(runs)
     (found,) = ceilings(tables, "uniform", list(gains), BUDGETS, 0.05)
