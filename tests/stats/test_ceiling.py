@@ -16,7 +16,8 @@ BUDGETS = [("rank:8", "rank:4")]
 def found_in(half: float = 0.02, records: bool = True, **gains: float) -> Ceiling:
     """Half the budget costs `half`; each arm gains so much."""
     losses = {("uniform", "rank:8"): BASE, ("uniform", "rank:4"): moved(half, 0.5)}
-    losses |= {(arm, "rank:8"): moved(-gain, sign) for sign, (arm, gain) in zip((-1.0, 0.3), gains.items(), strict=False)}
+    signs = dict(zip(gains, (-1.0, 0.3), strict=False))
+    losses |= {(arm, "rank:8"): moved(-gain, signs[arm]) for arm, gain in gains.items()}
     runs = table(losses)
     tables = by_record(runs) if records else by_seed(runs)
     (found,) = ceilings(tables, "uniform", list(gains), BUDGETS, 0.05)
