@@ -25,6 +25,9 @@ from adaptive_lora.planning.strategies.base import HindsightOptions
 from adaptive_lora.planning.strategies.hindsight import cut
 from adaptive_lora.streams import derive_seed
 
+AT_ONCE = 4
+"""Records of a backward pass that values directions."""
+
 Values = Mapping[str, list[float]]
 """Module -> what its directions are worth, descending, nats a token."""
 
@@ -79,8 +82,7 @@ def _means(runs: Sequence[Sequence[float]]) -> list[float]:
 def hindsight_of(request: Request) -> Hindsight:
     """What a request asks for."""
     judges, rest = held_back(request.examples, request.seed)
-    size = request.options.calibration_batch_size
-    batches = [judges[at : at + size] for at in range(0, len(judges), size)]
+    batches = [judges[at : at + AT_ONCE] for at in range(0, len(judges), AT_ONCE)]
     short = short_run_of(replace(request, examples=rest), round(request.hindsight.over_rank * request.budget))
     return Hindsight(short, request.hindsight, batches, request.budget)
 

@@ -156,9 +156,9 @@ class HindsightOptions(ShortRunOptions):
     """Updates of each run; by default as many as the planned training has."""
     over_rank: Annotated[float, Field(ge=1)] = 2.0
     """The runs' parameters, as a multiple of the budget's."""
-    runs: Annotated[int, Field(ge=1)] = 4
+    runs: Annotated[int, Field(ge=1)] = 2
     """How many a round, each with its own draw of A and order of the data."""
-    rounds: Annotated[int, Field(ge=1)] = 3
+    rounds: Annotated[int, Field(ge=1)] = 4
     """How often the plan is made; each round trains what the round before would have cut less."""
 
     def updates(self, planned: int) -> int:

@@ -16,7 +16,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
 
     v_li shares out the fall of the loss on records held back among the directions of runs with several times the
     budget's parameters, trained as long as planned and on the same records (`measures.attribution`). By default that
-    costs twelve times the planned training: it is no method for use, but what a method that knew the end could reach.
+    costs eight times the planned training: it is no method for use, but what a method that knew the end could reach.
     `power` below 1 shrinks the ranks towards uniform.
     """
     weights = cut(modules, scores["loss-attribution"], budget, options)
