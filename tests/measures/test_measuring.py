@@ -22,7 +22,9 @@ from adaptive_lora.planning.strategies.base import (
     AgreementOptions,
     CalibrationOptions,
     ComponentOptions,
+    HindsightOptions,
     OverRankOptions,
+    SearchOptions,
     ShortRunOptions,
 )
 from adaptive_lora.planning.strategies.registry import OutsideMeasure, register_measure
@@ -32,7 +34,8 @@ from tests.measures.conftest import Recorder, assert_clean, inner_state, request
 BATCHES = {"calibration_batches": 2, "calibration_batch_size": 3}
 BY_PASS = ("input-spectrum", "weight-gradient", "gradient-norm", "b-gradient", "whitened-rank")
 BY_INPUTS = ("update-spectrum-on-inputs", "output-norm", "update-spectrum-on-loss")
-BY_RUNS = ("update-spectrum", *BY_INPUTS, "adalora-rank", "marginal-gain")
+BY_ROUNDS = ("marginal-gain", "loss-attribution")
+BY_RUNS = ("update-spectrum", *BY_INPUTS, "adalora-rank", *BY_ROUNDS, "random-search")
 OPTIONS: Mapping[str, CalibrationOptions] = {
     "stable-rank": CalibrationOptions(),
     "condition-number": CalibrationOptions(),
@@ -40,6 +43,8 @@ OPTIONS: Mapping[str, CalibrationOptions] = {
     **dict.fromkeys(BY_RUNS[:4], OverRankOptions(**BATCHES, short_run_steps=2)),
     "adalora-rank": ShortRunOptions(short_run_steps=6),
     "marginal-gain": AgreementOptions(**BATCHES, runs=2, race=False),
+    "loss-attribution": HindsightOptions(**BATCHES, runs=1, rounds=2),
+    "random-search": SearchOptions(**BATCHES, draws=2),
 }
 
 
@@ -55,18 +60,18 @@ class Variant:
 VARIANTS: Mapping[str, Variant] = {
     "seed": Variant({"seed": 6}, (*BY_PASS, *BY_RUNS)),
     "learning rate": Variant({"learning_rate": 0.2}, BY_RUNS),
-    "planned steps": Variant({"steps": 4}, ("marginal-gain",)),  # the others have steps of their own
+    "planned steps": Variant({"steps": 4}, (*BY_ROUNDS, "random-search")),  # the others have steps of their own
     "batch size of training": Variant({"batch_size": 3}, BY_RUNS),
     "budget": Variant({"rank": 3}, ("input-spectrum", "b-gradient", *BY_RUNS)),
     "scaling": Variant({"scaling": Scaling("constant", 30.0, 2.0)}, BY_RUNS),
     "short_run_steps": Variant({"short_run_steps": 9}, BY_RUNS),
-    "over_rank": Variant({"over_rank": 1.5}, BY_RUNS[:4]),
+    "over_rank": Variant({"over_rank": 1.5}, (*BY_RUNS[:4], "loss-attribution")),
     "calibration_batches": Variant({"calibration_batches": 3}, (*BY_PASS, *BY_INPUTS, "marginal-gain")),
     "rho": Variant({"rho": 2.0}, ("input-spectrum",)),
     "tokens": Variant({"tokens": "completion"}, ("input-spectrum",)),
     "mode": Variant({"mode": "stream"}, ("weight-gradient", "gradient-norm")),
-    "rounds": Variant({"rounds": 1}, ("marginal-gain",)),
-    "max_rank of rounds": Variant({"max_rank": 2}, ("marginal-gain",)),
+    "rounds": Variant({"rounds": 1}, BY_ROUNDS),
+    "max_rank of rounds": Variant({"max_rank": 2}, (*BY_ROUNDS, "random-search")),
     "nothing": Variant({}, ()),
 }
 
@@ -117,9 +122,11 @@ def test_values_change_with_the_inputs_that_are_named_and_with_no_others(
     assert [b.measure for b, a in zip(before, after, strict=True) if b.key != a.key] == [
         measure for measure in OPTIONS if measure in variant.concerns
     ]
-    assert [measure for measure in OPTIONS if found[measure] != alone[measure]] == [
-        measure for measure in OPTIONS if measure in variant.concerns
+    # A search names one of two draws, which other runs may name too.
+    assert [measure for measure in OPTIONS if found[measure] != alone[measure] and measure != "random-search"] == [
+        measure for measure in OPTIONS if measure in variant.concerns and measure != "random-search"
     ]
+    assert "random-search" in variant.concerns or found["random-search"] == alone["random-search"]
 
 
 def test_together_is_as_alone_in_fewer_passes_and_banks(
@@ -138,8 +145,8 @@ def test_together_is_as_alone_in_fewer_passes_and_banks(
         assert result_of(results[m.key]).values == others[m.measure]
 
     counts = {name: sum(t.counts.get(name, 0) for t in found) for name in ("gradient_passes", "short_runs")}
-    assert counts == {"gradient_passes": 2 + 2 * 2 + 2, "short_runs": 2 + 2 * 4 + 2}
-    assert [len(members) for members in record.members[:3]] == [2, 4, 4]  # over-ranked, then two rounds
+    assert counts == {"gradient_passes": 2 + 2 * 2 + 2, "short_runs": 2 + 2 * 4 + 2 + 2 * 2 + 2 * 2}
+    assert [len(members) for members in record.members[:6]] == [2, 4, 4, 4, 2, 2]  # over-ranked, a search, and rounds
     for taken in found:
         own = [sum(result_of(r).facts["seconds"].values()) for r in taken.results.values()]
         assert max(own) <= taken.seconds

@@ -17,7 +17,8 @@ from adaptive_lora.measures.request import PlannedTraining, Request
 from adaptive_lora.measures.short_run import short_run_of
 from adaptive_lora.planning.budget import resolve_budget
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.planning.strategies.base import NestedOptions, OverRankOptions
+from adaptive_lora.planning.strategies.base import OverRankOptions
+from adaptive_lora.planning.strategies.nested import Options as NestedOptions
 from adaptive_lora.study.plan_task import make_plan
 from adaptive_lora.study.schema import ArmPart, ScalingPart
 from adaptive_lora.training.base import FrozenBase

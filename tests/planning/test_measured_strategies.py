@@ -54,7 +54,7 @@ SCORED = [name for name, strategy in STRATEGIES.items() if strategy.needs(strate
 
 
 def test_every_scored_strategy_has_a_power() -> None:
-    assert len(SCORED) == 12 and all(bends_weights(find_strategy(name).options) for name in SCORED)
+    assert len(SCORED) == 14 and all(bends_weights(find_strategy(name).options) for name in SCORED)
     others = [name for name, strategy in STRATEGIES.items() if name not in SCORED and bends_weights(strategy.options)]
     assert others == ["page-top-k"]  # within the modules that it chooses
 

@@ -210,7 +210,7 @@ def test_all_seven_are_short_enough_to_be_read_whole(tmp_path: Path) -> None:
     deviate(tmp_path, "one seed more, " * 20)
     update(tmp_path)
     words = {path.stem: len(path.read_text().split()) for path in (tmp_path / "memory-bank").iterdir()}
-    assert sum(words.values()) < 1450, words  # 1,500 with a note or two
+    assert sum(words.values()) < 1520, words  # 1,500 with a note or two
     assert all(count > 30 for count in words.values())
 
 

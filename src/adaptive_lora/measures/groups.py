@@ -21,6 +21,11 @@ def no_tick(step: int, steps: int) -> None:
     """Neither progress nor a stop."""
 
 
+def part_of(tick: Tick, before: int, total: int) -> Tick:
+    """Progress of a part that has `before` steps behind it, of `total` in all."""
+    return lambda step, _: tick(before + step, total)
+
+
 @dataclass(frozen=True)
 class MeasurementResult:
     """The values of one measurement, and what it cost. JSON keeps both exactly."""

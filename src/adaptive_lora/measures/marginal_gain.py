@@ -18,7 +18,15 @@ import numpy as np
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.agreement import agreements
-from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, calibration_facts, no_tick
+from adaptive_lora.measures.groups import (
+    GroupResult,
+    MeasureGroup,
+    MeasurementResult,
+    Tick,
+    calibration_facts,
+    no_tick,
+    part_of,
+)
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.measures.short_run import (
     INPUTS,
@@ -122,16 +130,12 @@ def marginal_gains(
         if not active:
             break
         members = [s.short.member(seed, s.plans[-1]) for s in active for seed in s.seeds]
-        weights = iter(train_short_runs(active[0].short, members, _offset(tick, steps * done, total)))
+        weights = iter(train_short_runs(active[0].short, members, part_of(tick, steps * done, total)))
         for search in active:
             search.finish_round([next(weights) for _ in search.seeds])
             tick(steps * (done + 1), total)
-    races = iter(_race([s for s in searches if s.error is None and s.judges], _offset(tick, steps * rounds, total)))
+    races = iter(_race([s for s in searches if s.error is None and s.judges], part_of(tick, steps * rounds, total)))
     return [s.error or s.result(next(races) if s.judges else []) for s in searches]
-
-
-def _offset(tick: Tick, before: int, total: int) -> Tick:
-    return lambda step, _: tick(before + step, total)
 
 
 def _race(searches: Sequence[Search], tick: Tick) -> list[list[tuple[bool, Evaluation]]]:

@@ -15,7 +15,15 @@ from functools import partial
 from typing import Any
 
 from adaptive_lora.errors import UsageError
-from adaptive_lora.measures import adalora, calibration_pass, marginal_gain, over_ranked, weights
+from adaptive_lora.measures import (
+    adalora,
+    calibration_pass,
+    hindsight,
+    marginal_gain,
+    over_ranked,
+    random_search,
+    weights,
+)
 from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, Value, calibration_facts
 from adaptive_lora.measures.request import Measurement, MeasurementKey, Request, key_of
 from adaptive_lora.planning.strategies.decorators import take_outside
@@ -23,7 +31,15 @@ from adaptive_lora.planning.strategies.registry import OUTSIDE_MEASURES, Outside
 
 GROUPS: dict[str, MeasureGroup] = {
     group.name: group
-    for group in (weights.GROUP, calibration_pass.GROUP, over_ranked.GROUP, marginal_gain.GROUP, adalora.GROUP)
+    for group in (
+        weights.GROUP,
+        calibration_pass.GROUP,
+        over_ranked.GROUP,
+        adalora.GROUP,
+        random_search.GROUP,
+        marginal_gain.GROUP,
+        hindsight.GROUP,
+    )
 }
 """All groups, from cheap to dear; `group_of` adds those of measures from outside."""
 

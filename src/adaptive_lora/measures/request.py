@@ -19,9 +19,12 @@ from adaptive_lora.planning.strategies.base import (
     CalibrationOptions,
     ComponentOptions,
     GradientOptions,
+    HindsightOptions,
     Mode,
     OverRankOptions,
+    SearchOptions,
     ShortRunOptions,
+    StrategyOptions,
 )
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase
@@ -104,6 +107,16 @@ class Request:
         return self.options if isinstance(self.options, AgreementOptions) else AgreementOptions()
 
     @property
+    def hindsight(self) -> HindsightOptions:
+        """Runs and rounds of `loss-attribution`."""
+        return self.options if isinstance(self.options, HindsightOptions) else HindsightOptions()
+
+    @property
+    def search(self) -> SearchOptions:
+        """Draws of `random-search`."""
+        return self.options if isinstance(self.options, SearchOptions) else SearchOptions()
+
+    @property
     def over_ranked_budget(self) -> int:
         """Trainable parameters of an over-ranked run."""
         own = self.options if isinstance(self.options, OverRankOptions) else OverRankOptions()
@@ -131,8 +144,11 @@ def _calibration(request: Request) -> dict[str, Any]:
 
 
 def _rounds(request: Request) -> dict[str, Any]:
-    names = ("runs", "rounds", "race", "min_rank", "max_rank")
-    return {name: getattr(request.agreement, name) for name in names}
+    return _bounds_and(request.agreement, "runs", "rounds", "race")
+
+
+def _bounds_and(options: StrategyOptions, *names: str) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in (*names, "min_rank", "max_rank")}
 
 
 INPUTS: Mapping[str, Callable[[Request], Any]] = {
@@ -148,6 +164,8 @@ INPUTS: Mapping[str, Callable[[Request], Any]] = {
     "over_ranked_parameters": lambda request: request.over_ranked_budget,
     "scaling": lambda request: asdict(request.scaling),
     "rounds": _rounds,
+    "hindsight": lambda request: _bounds_and(request.hindsight, "runs", "rounds", "over_rank"),
+    "search": lambda request: _bounds_and(request.search, "draws", "concentration"),
 }
 """Input -> its value in a request, as JSON. What is not named by a measure must not change its value."""
 

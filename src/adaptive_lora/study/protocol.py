@@ -207,7 +207,19 @@ def rule_complaints(spec: StudySpec) -> dict[Location, str]:
             f"`{HALF_BUDGET}`, the default, is measured by the baseline at half the budget, and {why}; give a number "
             "in the metric's unit (of `test_loss` nats per token), such as `margin: 0.01`"
         )
-    return found | _metric_complaints(spec, comparisons)
+    return found | _ceiling_complaint(spec) | _metric_complaints(spec, comparisons)
+
+
+def _ceiling_complaint(spec: StudySpec) -> dict[Location, str]:
+    """A ceiling of arms that there are not, or without the yardstick that it is held to."""
+    arms = {arm.name for arm in spec.arms} - {spec.analysis.baseline}
+    place = "analysis", "ceiling"
+    if unknown := [name for name in spec.analysis.ceiling if name not in arms]:
+        hint = nearest_hint(unknown[0], arms)
+        return {place: f"no arm beside the baseline is called {unknown[0]!r}{hint}; arms: {', '.join(sorted(arms))}"}
+    if spec.analysis.ceiling and "half" not in spec.controls:
+        return {place: "a ceiling is held to what half the budget costs; add `half` to `controls`"}
+    return {}
 
 
 def _metric_complaints(spec: StudySpec, comparisons: Sequence[Comparison]) -> dict[Location, str]:

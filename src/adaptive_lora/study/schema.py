@@ -213,6 +213,14 @@ class AnalysisPart(Part):
     1 % of perplexity, a share of the records of `exact_match`, percentage points of other shares of right answers."""
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Chance of any false difference over all primary comparisons and looks, and of any false equivalence."""
+    ceiling: list[str] = Field(default_factory=list)
+    """Arms that stand for the best an allocation can do, such as those that know the end of training. At a budget where
+    each of them is shown to gain less than a quarter of what half the budget costs, allocation is closed."""
+
+    @model_serializer(mode="wrap")
+    def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study without a ceiling stays the study that it was before there was such a key."""
+        return without_default(dump(self), "ceiling", [])
 
 
 Control = Literal["random", "shuffled", "twin", "half", "double", "compute", "own-shuffled", "unclipped"]

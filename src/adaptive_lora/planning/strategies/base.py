@@ -34,6 +34,8 @@ MEASURES: dict[str, Effort] = {
     "update-spectrum-on-loss": "training",
     "adalora-rank": "training",
     "marginal-gain": "training",
+    "loss-attribution": "training",
+    "random-search": "training",
 }
 """What can be measured on a frozen model before ranks are planned; `registry.register_measure` adds to it."""
 
@@ -136,19 +138,6 @@ class OverRankOptions(ShortRunOptions):
     """The run's uniform rank, as a multiple of what the budget pays for."""
 
 
-class NestedOptions(OverRankOptions):
-    """Options of strategies whose short run is a share of the planned training."""
-
-    short_run_steps: Annotated[int, Field(ge=1)] | None = None
-    """Updates of the short run; None: the share `short_run_share` of the planned training's."""
-    short_run_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """The short run's updates over those of the planned training."""
-
-    def steps_of_a_run(self, planned: int) -> int:
-        """As many as are asked for, or the share, rounded, one at the least."""
-        return self.short_run_steps or max(1, round(self.short_run_share * planned))
-
-
 class AgreementOptions(ShortRunOptions):
     """Options of strategies that compare several runs on the budget itself."""
 
@@ -166,9 +155,40 @@ class AgreementOptions(ShortRunOptions):
         return super().updates(planned) * (self.runs * self.rounds + (self.rounds + 1 if self.race else 0))
 
 
+class HindsightOptions(ShortRunOptions):
+    """Options of strategies that train fat on the task itself and cut to the budget."""
+
+    short_run_steps: Annotated[int, Field(ge=1)] | None = None
+    """Updates of each run; by default as many as the planned training has."""
+    over_rank: Annotated[float, Field(ge=1)] = 2.0
+    """The runs' parameters, as a multiple of the budget's."""
+    runs: Annotated[int, Field(ge=1)] = 2
+    """How many a round, each with its own draw of A and order of the data."""
+    rounds: Annotated[int, Field(ge=1)] = 4
+    """How often the plan is made; each round trains what the round before would have cut less."""
+
+    def updates(self, planned: int) -> int:
+        """All runs of all rounds."""
+        return super().updates(planned) * self.runs * self.rounds
+
+
+class SearchOptions(ShortRunOptions):
+    """Options of strategies that try plans by chance."""
+
+    short_run_steps: Annotated[int, Field(ge=1)] | None = None
+    """Updates of each try; by default as many as the planned training has."""
+    draws: Annotated[int, Field(ge=1)] = 8
+    """How many plans are tried."""
+    concentration: Annotated[float, Field(gt=0)] = 1.0
+    """Of the Dirichlet distribution that they are drawn from, as in `random`."""
+
+    def updates(self, planned: int) -> int:
+        """All tries."""
+        return super().updates(planned) * self.draws
+
+
 Allocate = Callable[[Sequence[ModuleShape], Scores, int, Any], dict[str, int]]
 Pick = Callable[[Sequence[ModuleShape], Scores, int, Any], Sequence[ModuleShape]]
-"""Modules, scores, budget and options -> the modules that get a rank."""
 
 
 def needs_nothing(options: Any) -> tuple[str, ...]:
@@ -198,7 +218,7 @@ class Strategy:
     covers: Kind | None = None
     """The only kind of module that gets a rank, where the strategy leaves the others out: these have rank 0."""
     picks: Pick | None = None
-    """Which modules get a rank, where that is not a matter of their kind; the others have rank 0."""
+    """Modules, scores, budget and options -> the only modules with a rank, where that is no matter of their kind."""
     check_known: Callable[[Sequence[ModuleShape], int, Any], object] | None = None
     """(modules, budget, options): StrategyError where it is certain before measuring that there will be no plan."""
     origin: str | None = None
@@ -219,10 +239,7 @@ class Strategy:
     def covered(
         self, modules: Sequence[ModuleShape], scores: Scores | None = None, budget: int = 0, options: Any = None
     ) -> list[ModuleShape]:
-        """The modules that get a rank; StrategyError where none would.
-
-        Scores, budget and options matter only where the strategy `picks`; without options its defaults count.
-        """
+        """The modules that get a rank; StrategyError where none would. What else is given matters to `picks` alone."""
         if self.picks is not None:
             return list(self.picks(modules, scores or {}, budget, self.options() if options is None else options))
         found = [m for m in modules if self.covers in (None, m.kind)]

@@ -23,7 +23,9 @@ PER_BLOCK = {
     "mlp.down_proj": (44, 16),
 }
 """Modules of a block of the made-up networks: (d_in, d_out)."""
-SPECTRA = frozenset({"input-spectrum", "update-spectrum", "update-spectrum-on-inputs", "update-spectrum-on-loss"})
+SPECTRA = frozenset(
+    {"input-spectrum", "update-spectrum", "update-spectrum-on-inputs", "update-spectrum-on-loss", "loss-attribution"}
+)
 """Measures that give a descending sequence for each module; all others give a number."""
 
 Ranks = dict[str, int]

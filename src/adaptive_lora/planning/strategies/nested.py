@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.strategies.base import NestedOptions, Scores, Strategy
+from adaptive_lora.planning.strategies.base import OverRankOptions, Scores, Strategy
 
 
-def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: NestedOptions) -> dict[str, int]:
+class Options(OverRankOptions):
+    """Options of `nested`."""
+
+    short_run_steps: Annotated[int, Field(ge=1)] | None = None
+    """Updates of the short run; None: the share `short_run_share` of the planned training's."""
+    short_run_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """The short run's updates over those of the planned training."""
+
+    def steps_of_a_run(self, planned: int) -> int:
+        """As many as are asked for, or the share, rounded, one at the least."""
+        return self.short_run_steps or max(1, round(self.short_run_share * planned))
+
+
+def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
     """r_l ∝ Σ_i σ_li², the singular values of F^½ ΔW_l C^½ after a short over-ranked run.
 
     σ_li² is what the i-th rank of module l is worth: cutting the update to rank b costs, to second order and up to a
@@ -31,6 +47,6 @@ STRATEGY = Strategy(
     "rank follows what a short over-ranked run's next ranks are worth to the loss",
     "this project; after DyLoRA, arXiv 2210.07558",
     allocate,
-    NestedOptions,
+    Options,
     needs=lambda options: ("update-spectrum-on-loss",),
 )

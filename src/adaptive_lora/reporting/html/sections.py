@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence
+from adaptive_lora.reporting.html.ceiling import ceiling, ceilings_of
 from adaptive_lora.reporting.html.decomposition import decomposition
 from adaptive_lora.reporting.html.evidence import ARM, NATS, captioned
 from adaptive_lora.reporting.html.forgetting import forgetting
@@ -168,6 +169,8 @@ SECTIONS = (
             lambda found: render_all("comparisons.same_as_baseline", found)),
     Section("overview", "Overview", (), ("overview",)),
     Section("differences", "Differences", (evidence.sizes, evidence.compute), ("differences",)),
+    Section("ceiling", "What the best allocation gains", (ceiling,), (),
+            lambda found: render_all("ceiling.findings", ceilings_of(found), found)),
     Section("decomposition", "What differences are made of", (decomposition,), ("decomposition",),
             lambda found: render_all("decomposition.findings", found)),
     Section("worth", "Loss by budget", (evidence.worth,), ("loss-by-budget",),

@@ -47,6 +47,7 @@ def shared_sentences(found: Findings, runs: StudyStatus) -> dict[str, list[str]]
         verdicts += render_all("comparisons.description", found)[:2]
     stable = render_all("stability.findings", found.stability_findings)
     return {
+        "tomorrow": render_all("tomorrow.sentences", found, runs.left),
         "verdict_sentences": verdicts,
         # The first sentence is the rule, which the report prints above its table.
         "stability_sentences": stable[1:] or stable,
