@@ -194,9 +194,10 @@ def test_posthoc_svd_measures_what_it_goes_by() -> None:
 
 
 def test_nested_spends_by_what_all_ranks_of_a_module_are_worth() -> None:
-    values = by_module(SQUARE, (1.0, 1.0), (2.0, 0.0), (2.0, 1.0, 1.0, 0.0))  # squares: 2, 4, 6
-    assert ranks("nested", SQUARE, values, 128 * 24) == [4, 8, 12]
-    assert ranks("nested", SQUARE, values, 128 * 24, max_rank=10) == [5, 9, 10]
+    values = by_module(SQUARE, (1.0, 1.0), (2.0, 0.0), (2.0, 1.0, 1.0, 0.0))  # Σ σ²: 2, 4, 6
+    assert ranks("nested", SQUARE, values, 128 * 28) == [2, 8, 18]
+    assert ranks("nested", SQUARE, values, 128 * 24, power=0.5) == [4, 8, 12]
+    assert ranks("nested", SQUARE, values, 128 * 20, max_rank=10) == [2, 8, 10]
     assert ranks("nested", SQUARE, by_module(SQUARE, (0.0,), (0.0,), (3.0,)), 128 * 12) == [1, 1, 10]
 
 

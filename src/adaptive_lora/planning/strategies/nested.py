@@ -27,18 +27,19 @@ class Options(OverRankOptions):
 
 
 def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: Options) -> dict[str, int]:
-    """r_l ∝ Σ_i σ_li², the singular values of F^½ ΔW_l C^½ after a short over-ranked run.
+    """r_l ∝ (Σ_i σ_li²)², the singular values of F^½ ΔW_l C^½ after a short over-ranked run.
 
     σ_li² is what the i-th rank of module l is worth: cutting the update to rank b costs, to second order and up to a
     common factor, Σ_{i > b} σ_li² of the loss. C = E[x xᵀ] are the inputs of the module, F = E[g gᵀ] the gradients of
-    its outputs, so that a direction counts for what the loss feels of it and not for its size.
+    its outputs, so that a direction counts for what the loss feels of it and not for its size. What a short run learns
+    by chance lies in all modules alike; the square keeps it from getting most of the budget (`power: 0.5` undoes it).
 
     DyLoRA (arXiv 2210.07558) trains every rank by itself, cutting the adapter at a rank drawn anew for each update; the
     singular vectors put the directions of an ordinary run in their order afterwards. The run is a quarter of the
     planned training by default (`short_run_share`).
     """
     spectra = scores["update-spectrum-on-loss"]
-    weights = {m.name: math.fsum(sigma**2 for sigma in spectra[m.name]) for m in modules}
+    weights = {m.name: math.fsum(sigma**2 for sigma in spectra[m.name]) ** 2 for m in modules}
     return spend(modules, weights, budget, options.min_rank, options.max_rank, options.power)
 
 
