@@ -51,6 +51,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--by-answers", action="store_true", help="gradients and AdaLoRA see distributions too")
+    parser.add_argument("--equal-cost", action="store_true",
+                        help="uniform and a search by chance get what strategies train to plan, too")  # fmt: skip
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -98,11 +100,12 @@ def open_setting(asked: argparse.Namespace) -> Setting:
     )
     budget = resolve_budget(asked.budget, modules)
     return Setting(base=base, modules=modules, budget=budget, training=training, texts=texts, length=asked.length,
-                   by_answers=asked.by_answers)  # fmt: skip
+                   by_answers=asked.by_answers, equal_cost=asked.equal_cost)  # fmt: skip
 
 
 def circumstances(asked: argparse.Namespace) -> dict[str, Any]:
-    names = ("template", "budget", "steps", "batch_size", "learning_rate", "length", "strategies", "by_answers")
+    names = ("template", "budget", "steps", "batch_size", "learning_rate", "length", "strategies", "by_answers",
+             "equal_cost")  # fmt: skip
     return {"model": Path(asked.model).name, "data": Path(asked.data).name, **{n: getattr(asked, n) for n in names}}
 
 

@@ -98,6 +98,27 @@ def test_all_arms_meet_on_equal_terms(setting: Setting, task: Task, monkeypatch:
     )
 
 
+def test_what_a_strategy_trains_is_given_to_uniform_and_to_chance_too(
+    setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Member] = []
+    train = recovery.train_students
+
+    def listen(base: FrozenBase, members: Sequence[Member], *rest: Any) -> list[float]:
+        seen.extend(members)
+        return train(base, members, *rest)
+
+    monkeypatch.setattr(recovery, "train_students", listen)
+    found = recover(replace(setting, equal_cost=True), "last-mlp", 3, ["random", "search", "empirical"])
+    arms = ["uniform", "random", "search", "empirical", "search-x9", "oracle", "floor", "uniform-x9"]
+    assert list(found["divergence"]) == arms  # a search tries eight plans, then trains the best
+    assert [member.options.steps for member in seen] == [4] * 7 + [36]
+    assert seen[-1].plan.ranks == seen[0].plan.ranks
+    assert seen[4].plan.ranks == seen[2].plan.ranks  # at eight draws it is the search itself
+    assert found["divergence"]["uniform-x9"] < found["divergence"]["uniform"]
+    assert "uniform-x9" not in found["plan_seconds"]
+
+
 def test_gradients_and_adalora_see_distributions_where_that_is_asked(
     setting: Setting, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,7 +276,8 @@ def test_a_student_that_diverged_is_not_the_best_and_does_not_stop_the_script() 
                 "plan_seconds": {}}  # fmt: skip
 
     report = runpy.run_path(str(SCRIPT))["report"]
-    names = ("model", "data", "template", "budget", "steps", "batch_size", "learning_rate", "length", "by_answers")
+    names = ("model", "data", "template", "budget", "steps", "batch_size", "learning_rate", "length", "by_answers",
+             "equal_cost")  # fmt: skip
     asked = argparse.Namespace(**dict.fromkeys(names, ""), strategies="eva,fim")
     found = report(asked, [result(1, 0.5, 0.1), result(2, 0.52, float("nan"))])
     assert found["best_strategy"] == "eva"

@@ -81,6 +81,9 @@ def paper(
         list[Path] | None,
         typer.Option("--with", help="Another study to tell beside it, or a .json of planted ranks; may be repeated."),
     ] = None,
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Folder of a text of your own around named facts.", exists=True)
+    ] = None,
     arxiv: Annotated[bool, typer.Option("--arxiv", help="Check arXiv's rules and write the archive.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -91,7 +94,7 @@ def paper(
 
     check_place(to, "folder")
     with open_findings(folder) as found, open_beside(beside or []) as others, working("writing the manuscript"):
-        written = write_paper(found, to or folder / "paper", others, arxiv)
+        written = write_paper(found, to or folder / "paper", others, arxiv, text)
     if StudyPaths(folder).ledger.exists():
         remember(folder)
     for text in written.compiled.complaints:

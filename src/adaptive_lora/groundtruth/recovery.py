@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from adaptive_lora.measures.short_run import ShortRun, train_short_runs
 from adaptive_lora.planning.budget import Budget, spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
+from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.posthoc_svd import pooled
 from adaptive_lora.planning.strategies.registry import plain_strategy_name
 from adaptive_lora.study.plan_task import make_plan
@@ -69,6 +70,9 @@ class Setting:
     by_answers: bool = False
     """Whether gradients of the frozen model, and AdaLoRA, see the planted distributions as the bank does, in place of
     the tokens that were sampled from them, which are what a data set would have."""
+    equal_cost: bool = False
+    """Whether what a strategy trains before it has a plan is also given to uniform ranks, as a longer training, and to
+    a search by chance, as more draws."""
 
     @property
     def scaling(self) -> Scaling:
@@ -134,34 +138,25 @@ def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) 
     A strategy that has no plan there stands in it as one whose student diverged, with the reason under `planning`.
     """
     task = make_task(setting, truth, seed)
-    plans: dict[str, RankPlan] = {}
-    seconds: dict[str, float] = {}
-    facts: dict[str, Any] = {}
-    training = PlannedTraining(
-        setting.training,
-        lambda base, members: StudentBank(base, members, task.answers),
-        answer_loss(task.answers) if setting.by_answers else label_loss,
-    )
-    for strategy in ("uniform", *strategies):
-        began, name = time.perf_counter(), plain_strategy_name(strategy)
-        arm = ArmPart(name=name, strategy=strategy)
-        try:
-            plans[name] = make_plan(
-                setting.base, setting.modules, arm, setting.budget, ScalingPart(), seed, task.train, training
-            )
-            facts[name] = dict(plans[name].provenance.get("measured", {}))
-        except (StrategyError, TrainingError) as error:
-            if name == "uniform":
-                raise
-            facts[name] = {"failed": str(error)}
-        seconds[name] = time.perf_counter() - began
-    right = {m.name: task.planted.plan.ranks.get(m.name, 0) for m in setting.modules}
+    arms = [ArmPart(name=plain_strategy_name(name), strategy=name) for name in ("uniform", *strategies)]
+    totals = equal_costs(setting, arms) if setting.equal_cost else []
+    arms += [
+        ArmPart(name=f"search-x{n:g}", strategy="search", options={"draws": round(n) - 1}) for n in totals if n >= 3
+    ]
+    made = _Planned(setting, task, seed)
+    for arm in arms:
+        made.add(arm)
+    plans, right = made.plans, {m.name: task.planted.plan.ranks.get(m.name, 0) for m in setting.modules}
     plans["oracle"] = replace(plans["uniform"], modules=task.planted.plan.modules, ranks=task.planted.plan.ranks)
     floor = spend(setting.modules, {name: float(r) for name, r in right.items()}, setting.budget.parameters)
     plans["floor"] = replace(plans["uniform"], ranks=floor)
     members = [Member(plan=p, options=setting.training, seed=seed, examples=task.train) for p in plans.values()]
-    found = dict(zip(plans, train_students(setting.base, members, task.answers, task.test), strict=True))
-    every = dict.fromkeys((*facts, *plans))
+    for total in totals:
+        longer = replace(setting.training, steps=round(total * setting.training.steps))
+        members.append(Member(plan=plans["uniform"], options=longer, seed=seed, examples=task.train))
+    names = [*plans, *(f"uniform-x{total:g}" for total in totals)]
+    found = dict(zip(names, train_students(setting.base, members, task.answers, task.test), strict=True))
+    every = dict.fromkeys((*made.facts, *names))
     return {
         "truth": truth,
         "seed": seed,
@@ -169,10 +164,53 @@ def recover(setting: Setting, truth: str, seed: int, strategies: Sequence[str]) 
         "planted_parameters": task.planted.plan.trainable_parameters,
         "divergence": {name: found.get(name, math.nan) for name in every},
         "correlation": {name: _correlation(plans[name], right) if name in plans else None for name in every},
-        "plan_seconds": seconds,
-        "planning": facts,
+        "plan_seconds": made.seconds,
+        "planning": made.facts,
         "parameters": {name: p.trainable_parameters for name, p in plans.items()},
     }
+
+
+def equal_costs(setting: Setting, arms: Sequence[ArmPart]) -> list[float]:
+    """What the arms train in all, in units of one training, planning included; of those that train to plan."""
+    planned = setting.training.steps
+    found = set()
+    for arm in arms:
+        options = check_options(find_strategy(arm.strategy or ""), arm.options)
+        updates = options.measuring().updates(planned)
+        if updates:
+            found.add(round(1 + updates / planned, 2))
+    return sorted(found)
+
+
+@dataclass
+class _Planned:
+    """The plans that are made on one planted model, with what each cost."""
+
+    setting: Setting
+    task: Task
+    seed: int
+    plans: dict[str, RankPlan] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, arm: ArmPart) -> None:
+        """Makes an arm's plan; a failure stands among the facts, but for that of uniform, which is raised."""
+        began, setting, task = time.perf_counter(), self.setting, self.task
+        training = PlannedTraining(
+            setting.training,
+            lambda base, members: StudentBank(base, members, task.answers),
+            answer_loss(task.answers) if setting.by_answers else label_loss,
+        )
+        try:
+            self.plans[arm.name] = make_plan(
+                setting.base, setting.modules, arm, setting.budget, ScalingPart(), self.seed, task.train, training
+            )
+            self.facts[arm.name] = dict(self.plans[arm.name].provenance.get("measured", {}))
+        except (StrategyError, TrainingError) as error:
+            if arm.name == "uniform":
+                raise
+            self.facts[arm.name] = {"failed": str(error)}
+        self.seconds[arm.name] = time.perf_counter() - began
 
 
 def _correlation(plan: RankPlan, right: Mapping[str, int]) -> float | None:

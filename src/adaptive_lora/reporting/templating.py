@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from adaptive_lora.reporting.formatting import FILTERS
 from adaptive_lora.stats.arms import frozen_score
@@ -22,18 +24,27 @@ from adaptive_lora.stats.power import MOST, POWER, width_with
 
 
 def environment(
-    folder: str, *, autoescape: bool, finalize: Callable[..., Any] | None = None, **syntax: Any
+    folder: str | Path, *, autoescape: bool, finalize: Callable[..., Any] | None = None, **syntax: Any
 ) -> jinja2.Environment:
-    """Of the templates in a folder of this package; `syntax` are delimiters other than Jinja's own.
+    """Of the templates in a folder of this package, or in any other by its path.
 
-    `finalize` makes what an expression prints safe. Lines that hold nothing but a block tag leave no blank line.
+    `syntax` are delimiters other than Jinja's own. `finalize` makes what an expression prints safe. Lines that hold
+    nothing but a block tag leave no blank line.
     """
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("adaptive_lora.reporting", folder), undefined=jinja2.StrictUndefined,
+    # What a person wrote is a text and no program: its expressions reach nothing but what they are given.
+    kind = ImmutableSandboxedEnvironment if isinstance(folder, Path) else jinja2.Environment
+    made = kind(
+        loader=_loader(folder), undefined=jinja2.StrictUndefined,
         autoescape=autoescape, finalize=finalize, trim_blocks=True, lstrip_blocks=True, **syntax,
     )  # fmt: skip
     made.filters.update(FILTERS)
     return made
+
+
+def _loader(folder: str | Path) -> jinja2.BaseLoader:
+    if isinstance(folder, Path):
+        return jinja2.FileSystemLoader(folder)
+    return jinja2.PackageLoader("adaptive_lora.reporting", folder)
 
 
 def render(name: str, *values: Any, **named: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -18,15 +18,17 @@ from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
 from adaptive_lora.reporting.paper.bibliography import work
 from adaptive_lora.reporting.paper.compiling import Compiled, compile_pdf
-from adaptive_lora.reporting.paper.document import cited, words_of
+from adaptive_lora.reporting.paper.document import Block, cited, words_of
 from adaptive_lora.reporting.paper.figures import study_figures
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown, render_references
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People, read_people
 from adaptive_lora.reporting.paper.other_studies import ALONE, Beside, check_labels, label_of
+from adaptive_lora.reporting.paper.own_text import own_text
 from adaptive_lora.reporting.paper.planted import planted_context, planted_tables
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import changes_of_training, conclusions, side_by_side, study_tables
+from adaptive_lora.reporting.tables import Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.variants import variants_of
 
@@ -43,9 +45,12 @@ class Paper:
     archive: Path | None = None
 
 
-def write_paper(found: Findings, folder: Path, beside: Beside = ALONE, arxiv: bool = False) -> Paper:
+def write_paper(
+    found: Findings, folder: Path, beside: Beside = ALONE, arxiv: bool = False, text: Path | None = None
+) -> Paper:
     """Writes the paper into a folder; the same findings give the same `paper.md`, `main.tex` and figures.
 
+    `text` is the folder of a text that a person wrote (`own_text`), in place of the package's own.
     `authors.txt` in that folder is its authors' own: made once, read every time. PaperError, with nothing written, for
     a study by another metric than test loss; with `arxiv`, with every rule that the upload would break, after all else
     is written.
@@ -60,7 +65,7 @@ def write_paper(found: Findings, folder: Path, beside: Beside = ALONE, arxiv: bo
         template = resources.files(__package__).joinpath("text", "authors.txt")
         write_atomically(folder / "authors.txt", template.read_text(encoding="utf-8"))
     people = read_people((folder / "authors.txt").read_text(encoding="utf-8"))
-    paper, drawn = manuscript(found, beside, people)
+    paper, drawn = manuscript(found, beside, people) if text is None else own_manuscript(found, beside, people, text)
     shown = dict.fromkeys(block.content for block in paper.blocks if block.kind == "figure")
     files = {
         "paper.md": render_markdown(paper).encode(),
@@ -97,8 +102,31 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
         planted = planted_context(beside.recovered)
         tables |= planted_tables(beside.recovered)
         drawn |= {"planted": (recovery_figure(beside.recovered), render("paper.planted"))}
-    blocks = write_blocks(own, people.tools, others, planted)
+    return _bound(write_blocks(own, people.tools, others, planted), tables, drawn, people)
+
+
+def own_manuscript(found: Findings, beside: Beside, people: People, text: Path) -> tuple[Manuscript, dict[str, Figure]]:
+    """As `manuscript`, of a text that a person wrote."""
+    check_labels(found, beside.studies)
+    planted = planted_context(beside.recovered) if beside.recovered else None
+    made = own_text(text, (found, *beside.studies), planted, people.tools)
+    tables, drawn = dict(made.tables), dict(made.figures)
+    if beside.recovered:
+        tables |= planted_tables(beside.recovered)
+        drawn |= {"planted": (recovery_figure(beside.recovered), render("paper.planted"))}
+    return _bound(made.blocks, tables, drawn, people)
+
+
+def _bound(
+    blocks: Mapping[str, Sequence[Block]],
+    tables: Mapping[str, Table],
+    drawn: Mapping[str, tuple[Figure, str]],
+    people: People,
+) -> tuple[Manuscript, dict[str, Figure]]:
     keys = cited([*blocks["abstract"], *blocks["body"]])
+    for kind, known in (("table", tables), ("figure", drawn)):
+        if missing := [b.content for b in blocks["body"] if b.kind == kind and b.content not in known]:
+            raise PaperError(f"The text shows the {kind} {', '.join(missing)}, which the results do not have.")
     paper = Manuscript(
         title=" ".join(span.content for block in blocks["title"] for item in block.items for span in item),
         abstract=tuple(blocks["abstract"]),

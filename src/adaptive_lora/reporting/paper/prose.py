@@ -20,6 +20,7 @@ from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.formatting import listed
+from adaptive_lora.reporting.html.ceiling import ceilings_of
 from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.other_studies import label_of
@@ -65,7 +66,7 @@ class Account:
             "count": lambda name: self.facts[name].value,
             "has": self.facts.__contains__,
             "found": self.found, "tables": self.tables, "figures": self.figures,
-            "named": named, "several_budgets": several, "listed": listed,
+            "named": named, "several_budgets": several, "listed": listed, "ceilings": list(ceilings_of(self.found)),
             **_setup(self.found), **_judged(self.found, named), **_controls(self.found), **_extremes(self.found),
         }  # fmt: skip
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence, sections
+from adaptive_lora.reporting.html.ceiling import ceiling
 from adaptive_lora.reporting.html.decomposition import decomposition
 from adaptive_lora.reporting.paper.study_facts import seeds_used
 from adaptive_lora.reporting.tables import Cell, Column, Row, Table
@@ -23,6 +24,7 @@ _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], .
                                             "records")),
     (evidence.sizes, "sizes", ("arm", "budget", "difference", "perplexity_percent", "share_of_gain", "improvement",
                                "sd")),
+    (ceiling, "ceiling", ("budget", "arm", "gain", "half", "beyond", "p_closed", "verdict")),
     (decomposition, "decomposition", ("arm", "budget", "control", "price", "price_p", "value", "value_p")),
     (evidence.compute, "equal-compute", ("arm", "budget", "control", "difference", "seeds", "stopped")),
     (evidence.worth, "worth", ("arm", "budget", "percent", "percent_low", "percent_high")),

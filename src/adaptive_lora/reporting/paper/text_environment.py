@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -22,9 +23,11 @@ _MARKS = {
 }  # fmt: skip
 
 
-def environment(finalize: Callable[[Any], Any], autoescape: bool = False) -> jinja2.Environment:
-    """Of the templates in `text`; `finalize` makes what an expression prints safe."""
-    made = templating.environment("paper/text", autoescape=autoescape, finalize=finalize, **_MARKS)
+def environment(
+    finalize: Callable[[Any], Any], autoescape: bool = False, folder: str | Path = "paper/text"
+) -> jinja2.Environment:
+    """Of the templates in `text` or another folder; `finalize` makes what an expression prints safe."""
+    made = templating.environment(folder, autoescape=autoescape, finalize=finalize, **_MARKS)
     made.filters["value"] = value
     made.globals.update(nats=NATS, render=templating.render, render_all=templating.render_all)
     made.globals.update(width_with=width_with)
@@ -42,6 +45,11 @@ def value(known: Value | None, form: str = "", unit: str = "") -> str:
 def text_environment() -> jinja2.Environment:
     """Whatever it prints is words in which nothing is markup, but for `Markup` of our own."""
     return environment(finalize=_literal)
+
+
+def own_environment(folder: Path) -> jinja2.Environment:
+    """As `text_environment`, of a text that a person wrote."""
+    return environment(finalize=_literal, folder=folder)
 
 
 def _literal(value: Any) -> str:

@@ -1,0 +1,80 @@
+"""A manuscript that a person wrote: facts of several studies by name, shown tables, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adaptive_lora.errors import PaperError
+from adaptive_lora.reporting.exported import open_findings
+from adaptive_lora.reporting.paper.build import own_manuscript
+from adaptive_lora.reporting.paper.forms import render_latex, render_markdown
+from adaptive_lora.reporting.paper.manuscript import Manuscript, People
+from adaptive_lora.reporting.paper.other_studies import Beside
+from tests.committed import RESULTS
+
+GSM8K = "gsm8k-stories260k"
+
+
+def write(folder: Path, body: str, **more: str) -> Path:
+    texts = {"title": "On ranks", "abstract": "Short.", "10-body": body, **more}
+    for name, text in texts.items():
+        if text:
+            (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def made(folder: Path, body: str, **more: str) -> Manuscript:
+    with open_findings(RESULTS / "demo") as demo, open_findings(RESULTS / GSM8K) as other:
+        return own_manuscript(demo, Beside((other,)), People(), write(folder, body, **more))[0]
+
+
+def test_facts_of_several_studies_and_a_table(tmp_path: Path) -> None:
+    body = f"""# One
+
+<% set gsm = study("{GSM8K}") %>
+<< gsm.n("seeds") >> seeds of << gsm.n("model") >>, not << study("demo").n("seeds") >> [@hu2022lora].
+<% if gsm.better %>
+Better: << gsm.better[0].name >>, [[table:{GSM8K}-verdicts]].
+<% endif %>
+<% if study("demo").better %>Never said.<% endif %>
+
+::table {GSM8K}-verdicts
+"""
+    paper = made(tmp_path, body, **{"20-end": "# Two\n\nThe end."})
+    text = render_markdown(paper)
+    assert "12 seeds of stories260K, not 3 (" in text and "Better: lora-drop, Table 1." in text
+    assert "Never said" not in text and text.index("## One") < text.index("## Two") < text.index("## References")
+    assert [work.key for work in paper.works] == ["hu2022lora"]
+    assert rf"\label{{tab:{GSM8K}-verdicts}}" in render_latex(paper)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('<< study("gsm8k-stories260").n("seeds") >>', r"a study 'gsm8k-stories260' \(did you mean"),
+        ('<< study("demo").n("sneeds") >>', "needs the fact `sneeds`"),
+        ("<< nothing >>", "10-body.txt asks for what no study has: 'nothing' is undefined"),
+        ("One.\n\n<% if %>", "10-body.txt, line 3"),
+        ("::table demo-vedicts", "shows the table demo-vedicts, which the results do not have"),
+        ("::figure demo-nothing", "shows the figure demo-nothing, which the results do not have"),
+        ("Of [@nobody2020].", "cites `nobody2020`"),
+    ],
+)
+def test_what_nobody_has_is_refused(tmp_path: Path, body: str, said: str) -> None:
+    with pytest.raises(PaperError, match=said.replace("[", r"\[")):
+        made(tmp_path, body)
+
+
+def test_a_folder_without_its_parts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PaperError, match=r"missing: title.txt, abstract.txt"):
+        made(tmp_path, "Text.", title="", abstract="")
+    (tmp_path / "10-body.txt").unlink()
+    with pytest.raises(PaperError, match="has no body"):
+        made(tmp_path, "")
+
+
+def test_expressions_reach_nothing_but_what_they_are_given(tmp_path: Path) -> None:
+    with pytest.raises(PaperError, match=r"unsafe|undefined"):
+        made(tmp_path, '<< study.__globals__["PaperError"] >>')
