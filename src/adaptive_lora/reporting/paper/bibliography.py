@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import string
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 
 from adaptive_lora.errors import PaperError
@@ -80,3 +82,14 @@ def work(key: str) -> Work:
     if key not in works():
         raise PaperError(f"The text cites `{key}`, which references.bib does not have.")
     return works()[key]
+
+
+def in_order(cited: Iterable[Work]) -> list[Work]:
+    """By names, year and title; where names and year agree, letters tell works apart, as natbib does: 2024a, 2024b."""
+    ordered = sorted(cited, key=lambda w: (w.families.lower(), w.year, w.title))
+    told_apart = []
+    for _, alike in itertools.groupby(ordered, key=lambda w: (w.families, w.year)):
+        same = list(alike)
+        several = len(same) > 1
+        told_apart += [replace(w, year=w.year + string.ascii_lowercase[i] * several) for i, w in enumerate(same)]
+    return told_apart

@@ -16,7 +16,7 @@ from adaptive_lora.reporting.figures.recovery import recovery_figure
 from adaptive_lora.reporting.figures.theme import save, settle
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
-from adaptive_lora.reporting.paper.bibliography import work
+from adaptive_lora.reporting.paper.bibliography import in_order, work
 from adaptive_lora.reporting.paper.compiling import Compiled, compile_pdf
 from adaptive_lora.reporting.paper.document import Block, cited, words_of
 from adaptive_lora.reporting.paper.figures import study_figures
@@ -133,7 +133,7 @@ def _bound(
         blocks=tuple(blocks["body"]),
         tables=tables,
         figures={name: caption for name, (_, caption) in drawn.items()},
-        works=sorted((work(key) for key in keys), key=lambda w: (w.families.lower(), w.year, w.title)),
+        works=in_order(map(work, keys)),
         people=people,
     )
     return paper, {name: figure for name, (figure, _) in drawn.items()}

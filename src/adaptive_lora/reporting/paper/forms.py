@@ -51,9 +51,15 @@ def _escaping(escape: Callable[[str], str]) -> jinja2.Environment:
         return value if known else Markup(escape(visible(str(value), LONGEST)))
 
     made = environment(finalize=escaped, autoescape=True)
-    made.filters["cited"] = lambda keys: [work(key) for key in keys.split(",")]
+    made.filters["cited"] = _cited
     made.filters["escaped"] = escaped
     return made
+
+
+def _cited(keys: str, references: Sequence[Work] = ()) -> list[Work]:
+    """Works by their keys, as the list of references names them: its letters tell works of one year apart."""
+    named = {w.key: w for w in references}
+    return [named.get(key) or work(key) for key in keys.split(",")]
 
 
 def _numbered(paper: Manuscript, kind: str) -> dict[str, int]:
