@@ -97,8 +97,8 @@ def paper(
         written = write_paper(found, to or folder / "paper", others, arxiv, text)
     if StudyPaths(folder).ledger.exists():
         remember(folder)
-    for text in written.compiled.complaints:
-        err.print(f"note: {text}", markup=False, soft_wrap=True)
+    for complaint in written.compiled.complaints:
+        err.print(f"note: {complaint}", markup=False, soft_wrap=True)
     if as_json:
         told = {"words": written.words, "figures": written.figures, "complaints": list(written.compiled.complaints)}
         pdf = str(written.folder / "main.pdf") if written.compiled.pdf else None
