@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from adaptive_lora.reporting.coverage import left_out
 from adaptive_lora.reporting.figures import all as every
 from adaptive_lora.reporting.figures import axes as shared
 from adaptive_lora.reporting.figures.break_map import break_map
@@ -38,7 +39,7 @@ from adaptive_lora.stats.metrics import TEST_LOSS
 from adaptive_lora.stats.rate_sweeps import State, rate_sweeps
 from adaptive_lora.stats.stability import stability_table
 from adaptive_lora.study.open_ledger import open_to_read
-from adaptive_lora.study.results import COST_COLUMNS, costs_table, left_out
+from adaptive_lora.study.results import COST_COLUMNS, costs_table
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
 from tests.reporting.studies import NAMES, MadeStudy
@@ -170,7 +171,7 @@ def test_a_module_left_out_is_no_low_rank() -> None:
     assert holes[:, 4:].all() and not holes[:, :4].any()  # the four of attention come first
     assert (np.ma.getmaskarray(np.ma.masked_invalid(grey.get_array())) == ~holes).all()
     assert len(titled(figure, "uniform").findobj(QuadMesh)) == 1
-    assert left_out(study.ranks) == {"attention-only": "6 of 14 modules"}
+    assert left_out(study.ranks) == {"attention-only": "6 of 14 modules: gate_proj, up_proj, down_proj"}
 
 
 def test_differences_are_the_paired_ones_and_controls_stand_last(made: MadeStudy) -> None:

@@ -267,7 +267,7 @@ def strategies_rows() -> list[dict[str, Any]]:
         {
             "name": name, "summary": strategy.summary, "needs": strategy.effort_of(options),
             "measures": list(strategy.needs(options)), "rests_on": strategy.rests_on,
-            "covers": strategy.covers or "all", "source": strategy.source,
+            "covers": strategy.covers or ("named" if strategy.names else "all"), "source": strategy.source,
             "options": options.model_dump(mode="json", exclude={"source_options"}),
         }
         for name, strategy in all_strategies()[0].items()

@@ -26,7 +26,7 @@ from adaptive_lora.stats.evidence import Cell, StudyTables, rule_of
 from adaptive_lora.stats.moderation import moderated
 from adaptive_lora.stats.verdicts import Evidence, Judgement, Verdict, judge_family
 
-NOT_MEASURED_BY_CHANCE = ("uniform", "random", "shuffled", "inverted", "attention-only", "mlp-only")
+NOT_MEASURED_BY_CHANCE = ("uniform", "random", "shuffled", "inverted", "attention-only", "mlp-only", "only")
 """Strategies whose difference random ranks say nothing about: without a reason of their own, or leaving modules out."""
 
 

@@ -112,6 +112,7 @@ def _cost(arm: ArmPart, modules: tuple[ModuleShape, ...], budget: Budget) -> int
     if arm.ranks is not None:
         return total_cost(modules, fixed_ranks(arm.ranks, modules, f"the arm {arm.name}"))
     strategy = find_strategy(arm.strategy or "")
-    options, covered = check_options(strategy, arm.options), strategy.covered(modules)
+    options = check_options(strategy, arm.options)
+    covered = strategy.covered(modules, options)
     equal = spend(covered, {m.name: 1.0 for m in covered}, budget.parameters, options.min_rank, options.max_rank)
     return total_cost(covered, equal)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from adaptive_lora.errors import StrategyError, nearest_hint
 from adaptive_lora.planning.budget import spend
-from adaptive_lora.planning.modules import Kind, ModuleShape
+from adaptive_lora.planning.modules import TARGET_GROUPS, Kind, ModuleShape, matches, role_labels, role_of
 
 Scores = Mapping[str, Mapping[str, Any]]
 """Measure -> module -> a number, or a descending sequence of them (a spectrum); a strategy sees the measures it
@@ -176,6 +176,8 @@ class Strategy:
     """Whether the plan is drawn; its options then have a `seed`."""
     covers: Kind | None = None
     """The only kind of module that gets a rank, where the strategy leaves the others out: these have rank 0."""
+    names: Callable[[Any], Sequence[str]] | None = None
+    """Options -> the only modules that get a rank, as `targets` names them, where these are for an option to say."""
     check_known: Callable[[Sequence[ModuleShape], int, Any], object] | None = None
     """(modules, budget, options): StrategyError where it is certain before measuring that there will be no plan."""
     origin: str | None = None
@@ -188,12 +190,19 @@ class Strategy:
         """The file it was written in, without its folder, and the hash of that file; for records."""
         return {"file": self.origin and Path(self.origin).name, "sha256": self.digest}
 
-    def covered(self, modules: Sequence[ModuleShape]) -> list[ModuleShape]:
-        """The modules that get a rank; StrategyError where none would."""
+    @property
+    def leaves_out(self) -> bool:
+        """Whether some target modules may get no adapter."""
+        return self.covers is not None or self.names is not None
+
+    def covered(self, modules: Sequence[ModuleShape], options: Any = None) -> list[ModuleShape]:
+        """The modules that get a rank with these options, or the default ones; StrategyError where none would."""
+        if self.names is not None:
+            return _named(self.name, modules, self.names(options or self.options()))
         found = [m for m in modules if self.covers in (None, m.kind)]
         if not found:
             raise StrategyError(
-                f"{self.name} gives rank to {self.covers} modules alone, and none of the {len(modules)} target modules "
+                f"{self.name} gives rank to {self.covers} modules alone, and none of the {len(modules)} target "
                 f"is one. Add some to `targets`, or use another strategy."
             )
         return found
@@ -206,7 +215,7 @@ class Strategy:
         if not self.needs(options):
             self.allocate(modules, {}, budget, options)
             return
-        covered = self.covered(modules)
+        covered = self.covered(modules, options)
         spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
         if self.check_known is not None:
             self.check_known(modules, budget, options)
@@ -226,6 +235,18 @@ class Strategy:
     def rests_on(self) -> str:
         """The basis of its plans where no options are given."""
         return self.basis(self.options())
+
+
+def _named(strategy: str, modules: Sequence[ModuleShape], entries: Sequence[str]) -> list[ModuleShape]:
+    """The modules that entries name; StrategyError with every entry that names none, and what there is."""
+    if unknown := [entry for entry in entries if not any(matches(m, entry) for m in modules)]:
+        labels = role_labels(list(dict.fromkeys(role_of(m.name) for m in modules)))
+        hint = nearest_hint(unknown[0], [*labels, *TARGET_GROUPS])
+        raise StrategyError(
+            f"{strategy}: `modules` names {', '.join(map(repr, unknown))}, and none of the {len(modules)} target "
+            f"modules is called so{hint}. They are: {', '.join(labels)}; or write attention or mlp."
+        )
+    return [m for m in modules if any(matches(m, entry) for entry in entries)]
 
 
 def check_options(strategy: Strategy, options: Mapping[str, Any]) -> StrategyOptions:

@@ -225,9 +225,10 @@ def _seed(strategy: Strategy) -> Iterator[str]:
 def _left_out(strategy: Strategy) -> Iterator[str]:
     modules, budget, scores = _usual(strategy)
     ranks = strategy.allocate(modules, scores, budget, strategy.options())
+    covered = strategy.covered(modules)
     for m in modules:
-        if (strategy.covers in (None, m.kind)) != (ranks.get(m.name, 0) > 0):
-            yield f"covers={strategy.covers!r}: {m.name} has rank {ranks.get(m.name)}"
+        if (m in covered) != (ranks.get(m.name, 0) > 0):
+            yield f"{'covered' if m in covered else 'not covered'}: {m.name} has rank {ranks.get(m.name)}"
 
 
 def _documented(strategy: Strategy) -> Iterator[str]:
@@ -259,7 +260,7 @@ RULES: Mapping[str, tuple[str, Check]] = {
     "power": ("where it measures: uniform ranks with the option `power` 0, its own with 1", _power),
     "options": ("unknown options and impossible bounds refused", _options),
     "seed": ("an option `seed` where the plan is drawn, and only there", _seed),
-    "left out": ("rank 0 for kinds of modules that it does not cover, and only for them", _left_out),
+    "left out": ("rank 0 for modules that it does not cover, and only for them", _left_out),
     "documented": ("a summary and a source", _documented),
 }
 """Rule -> what is asked, and the check."""

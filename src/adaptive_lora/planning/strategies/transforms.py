@@ -132,7 +132,7 @@ def why_no_source(strategy: Strategy) -> str | None:
     """Why the plans of a strategy are not to be changed; None where they can be."""
     if issubclass(strategy.options, Options):
         return "it changes another plan itself; name that plan's strategy"
-    if strategy.covers:
+    if strategy.leaves_out:
         return "it leaves modules out, which is another question than how much rank each gets"
     return "its ranks are drawn by chance, and changed they would be chance again" if strategy.chance else None
 
