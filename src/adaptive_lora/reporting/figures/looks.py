@@ -136,6 +136,14 @@ def interval_mark(ax: Axes, at: float, found: Interval, arm: str, look: Look, ti
         mark(ax.plot(*place, sign, ms=6.5, color=look.colour, clip_on=False, zorder=5)[0], arm)
 
 
+def thick_interval(ax: Axes, at: float, found: Interval | None, arm: str, look: Look) -> None:
+    """A narrower interval as a thick bar across at y = `at`, over the thin one of `interval_mark`."""
+    if found is not None and found.low is not None and found.high is not None:
+        (bar,) = ax.plot([found.low, found.high], [at, at], color=look.colour, lw=4.2, alpha=0.55, zorder=3)
+        bar.set_solid_capstyle("butt")
+        mark(bar, arm)
+
+
 def cell_text(ax: Axes, row: int, column: int, text: str, size: float, bold: bool = False, light: bool = False) -> None:
     """A number in a cell of a heat map, light on dark colours."""
     weight, colour = "bold" if bold else "normal", "white" if light else "black"
