@@ -16,6 +16,8 @@ from adaptive_lora.reporting.figures.theme import COLOURS, DASHES, MARKERS, Dash
 from adaptive_lora.stats.estimators import Interval
 
 FILLS = ("full", "open", "half")
+GREY = "#666666"
+"""Of what is beside the point: names of controls, what was not run."""
 CROWD = 8
 """More arms than this in one panel cannot be distinguished; a figure of lines then has a panel for each."""
 

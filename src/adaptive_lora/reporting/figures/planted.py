@@ -8,17 +8,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from adaptive_lora.reporting.figures.looks import GREY
 from adaptive_lora.reporting.figures.theme import themed
-from adaptive_lora.reporting.formatting import formatted
+from adaptive_lora.reporting.formatting import formatted, interval_ends
 from adaptive_lora.reporting.recovered import Recovered
+from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.recovery import CONTROLS
 
 _COLOURS = "RdBu"
 """White at uniform's own loss, blue above, red below; told apart by the colour-blind, and the numbers stand there."""
 _LIMIT = 1.0
-_GREY = "#666666"
-_MEAN = "mean"
+_MEAN_WIDTH = 2.5
+"""Of the first column, which has its interval too, in other columns."""
+_MEAN, _COST = "mean", "cost of a plan"
 _UNIFORM = "uniform"
 
 
@@ -33,6 +36,7 @@ def recovery_heat_map(found: Recovered) -> Figure:
     groups = [(_MEAN,), found.every_concentrated, found.shown[len(found.every_concentrated) :]]
     columns = [name for group in groups for name in group] + ([_UNIFORM] if excess else [])
     gaps = _gaps([len(group) for group in groups], excess)
+    costly = any(found.cost(name) is not None for name in found.order())
     with themed():
         figure = Figure(figsize=(7.2, 1.25 + 0.2 * len(names)), layout="constrained")
         ax = figure.subplots()
@@ -41,23 +45,31 @@ def recovery_heat_map(found: Recovered) -> Figure:
             _cells(ax, row, values, gaps, "share")
             if excess:
                 _cells(ax, row, [found.excess(name)], gaps[-1:], "excess")
-            if name != "floor":
+            if costly and name != "floor":
                 _text(ax, gaps[-1] + 1.35, row, _cost_said(found.cost(name)), ha="left")
-        _head(ax, found, columns, gaps)
+        _head(ax, found, [*columns, *([_COST] if costly else [])], gaps)
         ax.set_yticks(np.arange(len(names)) + 0.5, names)
         for label in ax.get_yticklabels():
             if label.get_text() in (*CONTROLS, "floor"):
-                label.set(color=_GREY, style="italic")
-        ax.set(xlim=(0, gaps[-1] + 2.6), ylim=(len(names), 0))
+                label.set(color=GREY, style="italic")
+        ax.set(xlim=(0, gaps[-1] + (2.6 if costly else 1.0)), ylim=(len(names), 0))
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
     return figure
 
 
+def recovery_map_caption(found: Recovered) -> str:
+    """What the heat map of a comparison shows."""
+    costs = [found.cost(name) for name in found.order()]
+    known = [cost for cost in costs if cost is not None]
+    controls = [name for name in found.order() if name in CONTROLS]
+    return render("captions.planted_map", found, controls, bool(known), len(known) < len(costs))
+
+
 def _gaps(sizes: Sequence[int], excess: bool) -> list[float]:
     """Where each column begins: a little room stands between groups."""
-    places, x = [], 0.0
-    for size in [size for size in sizes if size] + ([1] if excess else []):
+    places, x = [0.0], _MEAN_WIDTH + 0.2
+    for size in [size for size in sizes[1:] if size] + ([1] if excess else []):
         places += [x + at for at in range(size)]
         x += size + 0.2
     return places
@@ -66,23 +78,26 @@ def _gaps(sizes: Sequence[int], excess: bool) -> list[float]:
 def _cells(ax: Axes, row: int, values: Sequence[Interval | None], places: Sequence[float], what: str) -> None:
     for value, x in zip(values, places, strict=False):
         shown = np.nan if value is None else value.mean * (-1 if what == "excess" else 1)
-        ax.pcolormesh([x, x + 1], [row, row + 1], [[np.clip(shown, -_LIMIT, _LIMIT)]], cmap=_COLOURS, vmin=-_LIMIT,
+        wide = _MEAN_WIDTH if x == 0 else 1.0
+        ax.pcolormesh([x, x + wide], [row, row + 1], [[np.clip(shown, -_LIMIT, _LIMIT)]], cmap=_COLOURS, vmin=-_LIMIT,
                       vmax=_LIMIT, edgecolor="white", lw=0.8)  # fmt: skip
         dark = bool(abs(shown) > 0.62)  # False for what is missing
         text = "diverged" if value is None else formatted(value.mean, ".2f" if what == "share" else "+.2f")
-        ax.text(x + 0.5, row + 0.5, text, ha="center", va="center", fontsize=7.5 if value else 6,
-                color="white" if dark else "black", fontweight="bold" if x == 0 else "normal")  # fmt: skip
+        if x == 0 and value is not None and value.low is not None:
+            text += f" {interval_ends(value, '.2f')}"
+        ax.text(x + wide / 2, row + 0.5, text, ha="center", va="center", fontsize=7.5 if value else 6,
+                color="white" if dark else "black")  # fmt: skip
 
 
 def _head(ax: Axes, found: Recovered, columns: Sequence[str], places: Sequence[float]) -> None:
     """Names above; grey where a truth does not count."""
-    names = {_MEAN: "concentrated,\nmean", _UNIFORM: "uniform:\nexcess"}
-    every = (*columns, "cost of a plan")
-    ax.set_xticks([*(x + 0.5 for x in places), places[-1] + 1.5], [names.get(name, name) for name in every])
+    names = {_MEAN: "concentrated, mean", _UNIFORM: "uniform:\nexcess"}
+    middles = [_MEAN_WIDTH / 2, *(x + 0.5 for x in places[1:]), places[-1] + 1.5][: len(columns)]
+    ax.set_xticks(middles, [names.get(name, name) for name in columns])
     ax.xaxis.tick_top()
-    for label, name in zip(ax.get_xticklabels(), every, strict=True):
-        counts = name in (_MEAN, _UNIFORM, every[-1]) or name in found.counting
-        label.set(rotation=35, ha="left", rotation_mode="anchor", fontsize=8, color="black" if counts else _GREY)
+    for label, name in zip(ax.get_xticklabels(), columns, strict=True):
+        counts = name in (_MEAN, _UNIFORM, _COST) or name in found.counting
+        label.set(rotation=35, ha="left", rotation_mode="anchor", fontsize=8, color="black" if counts else GREY)
 
 
 def _cost_said(cost: float | None) -> str:

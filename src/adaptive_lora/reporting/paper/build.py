@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.files import write_atomically
-from adaptive_lora.reporting.figures.recovery import recovery_figure
+from adaptive_lora.reporting.figures.planted import recovery_heat_map, recovery_map_caption
 from adaptive_lora.reporting.figures.theme import save, settle
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
@@ -27,7 +27,6 @@ from adaptive_lora.reporting.paper.planted import planted_context, planted_table
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import changes_of_training, conclusions, side_by_side, study_tables
-from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.variants import variants_of
 
 
@@ -96,7 +95,7 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
     if beside.recovered:
         planted = planted_context(beside.recovered)
         tables |= planted_tables(beside.recovered)
-        drawn |= {"planted": (recovery_figure(beside.recovered), render("paper.planted"))}
+        drawn |= {"planted": (recovery_heat_map(beside.recovered), recovery_map_caption(beside.recovered))}
     blocks = write_blocks(own, people.tools, others, planted)
     keys = cited([*blocks["abstract"], *blocks["body"]])
     paper = Manuscript(
