@@ -1,4 +1,4 @@
-"""The figures and the table of what `recovery.py` found. Writes PNG and SVG beside the JSON, prints Markdown.
+"""The figures and the table of what `recovery.py` found: SVG, of one PNG too, beside the JSON; prints Markdown.
 
 `-map` is a heat map of strategies by truths, with numbers and what plans cost. In the other figure stands, left and by
 strategy, the share of the oracle's gain: the mean over the concentrated truths with its 95 % interval over seeds, and
@@ -30,7 +30,7 @@ def main() -> None:
     except PaperError as error:
         raise SystemExit(str(error)) from None
     name = asked.json.stem
-    save(recovery_heat_map(found), asked.json.with_name(f"{name}-map"), ("svg", "png"))
+    save(recovery_heat_map(found), asked.json.with_name(f"{name}-map"), ("svg",))
     save(recovery_figure(found), asked.json.with_suffix(""), ("svg", "png"))
     print(to_markdown(recovery_table(found)))
 
