@@ -123,6 +123,21 @@ def compared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(str(budget), str(scaling)) for budget, scaling in arms.index[(arms > 1) | (arms.max() == 1)]]
 
 
+def _diverged(ax: Axes, place: tuple[float, float | None], arm: str, look: Look, title: str) -> None:
+    """An open caret at the frozen model's loss, or where that is not shown a cross at the top edge."""
+    x, clip = place
+    if clip is None:
+        diverged_cross(ax, x, arm, look, title)
+    else:
+        _caret(ax, (x, clip), arm, look, title, filled=False)
+
+
+def _frozen_line(ax: Axes, clip: float) -> None:
+    ax.axhline(clip, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
+    ax.annotate(f"frozen model {clip:.3f}", (0.01, clip), xycoords=("axes fraction", "data"), xytext=(0, -3),
+                textcoords="offset points", fontsize=7.5, va="top")  # fmt: skip
+
+
 def _caret(ax: Axes, place: tuple[float, float], arm: str, look: Look, title: str, filled: bool) -> None:
     face = look.colour if filled else "white"
     settings: dict[str, Any] = {"color": look.colour, "mfc": face, "mec": look.colour, "mew": 1.2, "ms": 6.5}
@@ -155,10 +170,7 @@ def _by_rate(
             label = f"{arm}, rate {short(rate)}"
             if diverged and measure in ("excess", "validation_loss"):
                 what = f"{diverged} of {len(here)} {'runs' if chosen is None else 'seeds'} diverged"
-                if clip is None:
-                    diverged_cross(ax, rate * shift, arm, look, f"{label}: {what}")
-                else:
-                    _caret(ax, (rate * shift, clip), arm, look, f"{label}: {what}", filled=False)
+                _diverged(ax, (rate * shift, clip), arm, look, f"{label}: {what}")
             xs.append(rate * shift)
             if values.empty or (diverged and chosen is not None):
                 ys.append(math.nan)  # the line is broken here
@@ -177,8 +189,6 @@ def _by_rate(
                 mark(ring, arm, f"{label}, chosen")
         join(ax, xs, ys, arm, looks, len(names))
     if clip is not None:
-        ax.axhline(clip, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
-        ax.annotate(f"frozen model {clip:.3f}", (0.01, clip), xycoords=("axes fraction", "data"), xytext=(0, -3),
-                    textcoords="offset points", fontsize=7.5, va="top")  # fmt: skip
+        _frozen_line(ax, clip)
     if measure == "clipped":
         ax.set_ylim(-0.04, 1.04)
