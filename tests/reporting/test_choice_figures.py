@@ -4,7 +4,7 @@ what they were given, and what was not run has no mark."""
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from matplotlib.lines import Line2D
 
 from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.figures.all import looks_in, main_figures
+from adaptive_lora.reporting.figures.budgets import loss_by_budget
 from adaptive_lora.reporting.figures.ceiling import DOUBLE, HALF, CeilingCell, ceiling, ceiling_caption
+from adaptive_lora.reporting.figures.differences import Evidence, paired_differences
 from adaptive_lora.reporting.figures.ladder import LadderRow, ladder, ladder_caption
 from adaptive_lora.reporting.figures.planted import recovery_heat_map, recovery_map_caption
 from adaptive_lora.reporting.figures.theme import settle, themed, to_svg
+from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.recovered import Recovered
 from adaptive_lora.stats.estimators import Interval
 from tests.reporting.test_recovered import MIXED, PROVISIONAL
@@ -54,19 +57,26 @@ def check_inside(figure: Figure) -> None:
         canvas.draw()
         width, height = figure.bbox.size
         for ax in figure.axes:
-            for text in (*ax.texts, ax.title, ax.xaxis.label, *ax.get_yticklabels()):
+            low, high = sorted(ax.get_ylim())
+            names = [label for label in ax.get_yticklabels() if low <= label.get_position()[1] <= high]
+            for text in (*ax.texts, ax.title, ax.xaxis.label, *names):
                 if text.get_text().strip():
                     box = text.get_window_extent(canvas.get_renderer())
                     assert box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height, text.get_text()
 
 
-def test_verdicts_stand_with_both_intervals_and_half_the_budget() -> None:
+@pytest.fixture(scope="module")
+def found() -> Iterator[Findings]:
+    with open_findings(RESULTS / "alpaca-babyllama-full") as read:
+        yield read
+
+
+def test_verdicts_stand_with_both_intervals_and_half_the_budget(found: Findings) -> None:
     """Of a committed study: the numbers are those that its verdicts and its assays rest on."""
-    with open_findings(RESULTS / "alpaca-babyllama-full") as found:
-        wanted = next(w for w in main_figures(found, looks_in(found)) if w.name == "differences")
-        figure = drawn(wanted.draw())
-        said, judged, assays = texts(figure), found.judged, found.assays
-        between = [found.between((found.baseline, a.half), (found.baseline, a.budget)) for a in assays]
+    wanted = next(w for w in main_figures(found, looks_in(found)) if w.name == "differences")
+    figure = drawn(wanted.draw())
+    said, judged, assays = texts(figure), found.judged, found.assays
+    between = [found.between((found.baseline, a.half), (found.baseline, a.budget)) for a in assays]
     assert len(judged) > 5 and len(assays) == 2
     for j in judged.values():
         assert j.interval and j.equivalence_interval and said.count(str(j.verdict)) >= 1
@@ -84,6 +94,18 @@ def test_verdicts_stand_with_both_intervals_and_half_the_budget() -> None:
     assert not _RUN_ON.search(wanted.caption), wanted.caption
     assert 'data-arm="half the budget"' not in to_svg(figure)
     check_inside(figure)
+
+
+def test_figures_fit_a_column_of_a_page(found: Findings) -> None:
+    looks, beside = looks_in(found), Evidence(found.judged, found.differences, found.assays)
+    narrow = paired_differences(found.arms, looks, found.baseline, found.margins, found.metric, beside, width=3.4)
+    for figure in (drawn(narrow), drawn(loss_by_budget(found.runs, found.arms, looks, width=3.4))):
+        check_inside(figure)
+        assert figure.get_size_inches()[0] == 3.4
+        (ax, *_) = figure.axes
+        assert ax.get_position().width > 0.4  # of the column is for the data
+        sizes = [text.get_fontsize() for text in (*ax.texts, *ax.get_yticklabels()) if text.get_text()]
+        assert min(sizes) >= 6
 
 
 def with_costs(found: Recovered) -> Recovered:

@@ -12,17 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import counted, log_ticks, reach
-from adaptive_lora.reporting.figures.looks import Looks, interval_mark, join, legend
+from adaptive_lora.reporting.figures.looks import NARROW, Looks, interval_mark, join, legend
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.stats.arms import ArmSummary, evaluations, frozen_loss
 
 
-def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks) -> Figure | None:
+def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks, width: float = 7.2) -> Figure | None:
     """Mean test loss against trainable parameters (log axis), every arm at what its runs really trained.
 
     The baseline is a line over all its sizes, half and double budgets too, with 95 % t intervals over seeds and a band
     between them; other arms are signs beside it, whose distance from the line along the axis is what they are worth in
-    parameters. None where no run has finished.
+    parameters. `width` in inches: 7.2 is a page's, 3.4 a column's. None where no run has finished.
     """
     shown = [arm for arm in arms if arm.loss is not None and arm.trainable_parameters]
     names = [arm for arm in looks if any(found.arm == arm for found in shown)]
@@ -31,7 +31,7 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
     sizes = sorted({_size(arm) for arm in shown})
     step = min((b / a for a, b in itertools.pairwise(sizes) if b / a > 1.2), default=2.0)
     with themed():
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        figure = Figure(figsize=(width, 3.8 if width >= NARROW else 3.2), layout="constrained")
         ax = figure.subplots()
         if far_losses(shown):  # they are arrows at the edge, with their numbers
             ax.set_ylim(*_limits(shown))
@@ -43,7 +43,7 @@ def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks)
         log_ticks(ax, sizes, [counted(size) for size in sizes])
         ax.set_xlabel("trainable parameters")
         ax.set_ylabel("test loss, nats per token")
-        legend(figure, looks, names)
+        legend(figure, looks, names, below=width < NARROW)
     return figure
 
 

@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from adaptive_lora.reporting.figures.axes import points_each, reach
 from adaptive_lora.reporting.figures.looks import (
+    NARROW,
     Look,
     Looks,
     interval_mark,
@@ -71,13 +72,14 @@ def paired_differences(
     margins: Mapping[str, float],
     metric: Metric = TEST_LOSS,
     evidence: Evidence | None = None,
+    width: float = 7.2,
 ) -> Figure | None:
     """The metric minus the baseline's at the same seed: every seed, the mean, its 95 % and its equivalence interval.
 
     One panel a budget; controls stand last, and below them what half of the budget costs. Arms with a verdict have its
     word at the right. The band is the budget's margin, within which differences do not
-    matter; where it has none there is no band. An arm far beyond all others is an arrow at the edge. None where no arm
-    has a difference.
+    matter; where it has none there is no band. An arm far beyond all others is an arrow at the edge. `width` in inches:
+    7.2 is a page's, 3.4 a column's. None where no arm has a difference.
     """
     shown = [arm for arm in arms if arm.difference is not None]
     if not shown:
@@ -88,24 +90,27 @@ def paired_differences(
     groups = {budget: [arm for arm in controls_last if arm.budget == budget] for budget in budgets}
     lengths = [_places(group)[-1] + 1.0 + (1.0 + _GAP) * (evidence.half(b) is not None) for b, group in groups.items()]
     limits = difference_limits(shown, margins, 0.05, evidence.assays)
-    row = 0.36 if len(shown) <= 20 else 0.27
+    row, narrow = 0.36 if len(shown) <= 20 else 0.27, width < NARROW
     with themed():
-        figure = Figure(figsize=(7.2, 1.0 + 0.3 * len(groups) + row * sum(lengths)), layout="constrained")
+        figure = Figure(figsize=(width, 1.0 + 0.3 * len(groups) + row * sum(lengths)), layout="constrained")
         panels = figure.subplots(len(groups), 1, squeeze=False, sharex=True, height_ratios=lengths)[:, 0]
         for ax, (budget, group) in zip(panels, groups.items(), strict=True):
             if margin := margins.get(budget):
                 ax.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
             ax.axvline(0, color="black", lw=0.8)
             ax.set_xlim(*limits)
-            _rows(ax, group, looks, points_each(len(shown)), evidence)
+            _rows(ax, group, looks, points_each(len(shown)), evidence, narrow)
             if (half := evidence.half(budget)) is not None:
-                _half_row(ax, _places(group)[-1] + 1.0 + _GAP, half, baseline, points_each(len(shown)))
+                _half_row(ax, _places(group)[-1] + 1.0 + _GAP, half, baseline, points_each(len(shown)), narrow)
+            if narrow:
+                ax.tick_params(labelsize=7)
             if len(groups) > 1:
                 ax.set_title(budget, loc="left", fontweight="bold")
         direction = f"({metric.better_side}: better than {baseline})"
-        panels[-1].set_xlabel(f"{metric.title} minus {baseline}, {metric.unit} {direction}")
+        unit = f"{metric.unit}{chr(10) if narrow else ' '}{direction}"
+        panels[-1].set_xlabel(f"{metric.title} minus {baseline}, {unit}", fontsize=7.5 if narrow else 9)
         handles = _keys([margins[budget] for budget in groups if budget in margins], evidence.alpha)
-        figure.legend(handles=handles, loc="outside upper left", ncols=3, fontsize=8)
+        figure.legend(handles=handles, loc="outside upper left", ncols=1 if narrow else 3, fontsize=8 - narrow)
     return figure
 
 
@@ -135,14 +140,14 @@ def _places(group: Sequence[ArmSummary]) -> list[float]:
     return [place + (gap if arm.strategy in CONTROLS else 0.0) for place, arm in enumerate(group)]
 
 
-def _rows(ax: Axes, group: Sequence[ArmSummary], looks: Looks, most: int, evidence: Evidence) -> None:
+def _rows(ax: Axes, group: Sequence[ArmSummary], looks: Looks, most: int, evidence: Evidence, narrow: bool) -> None:
     places, half = _places(group), evidence.half(group[0].budget)
     extra = [places[-1] + 1.0 + _GAP] if half is not None else []
     name_rows(ax, [*places, *extra], [*(arm.arm for arm in group), *([HALF] if extra else [])])
     ax.set_ylim([*places, *extra][-1] + 0.6, -0.6)
     ax.spines["left"].set_visible(False)
     for place, arm, label in zip(places, group, ax.get_yticklabels(), strict=False):
-        _difference_row(ax, place, arm, looks, most, evidence)
+        _difference_row(ax, place, arm, looks, most, evidence, narrow)
         if arm.strategy in CONTROLS:
             label.set(color=_GREY, style="italic")
     if extra:
@@ -156,30 +161,32 @@ def _rows(ax: Axes, group: Sequence[ArmSummary], looks: Looks, most: int, eviden
             ax.text(0, start - 0.77, f" {name}", transform=ax.get_yaxis_transform(), color=_GREY, fontsize=7, va="top")
 
 
-def _difference_row(ax: Axes, place: float, arm: ArmSummary, looks: Looks, most: int, evidence: Evidence) -> None:
+def _difference_row(
+    ax: Axes, place: float, arm: ArmSummary, looks: Looks, most: int, evidence: Evidence, narrow: bool
+) -> None:
     look, at = looks[arm.arm], f"{arm.arm} at {arm.budget}"
-    found, narrow = evidence.intervals(arm)
+    found, inner = evidence.intervals(arm)
     mark(ax.axhline(place, color="#eeeeee", lw=0.6, zorder=0), arm.arm)
     points = [(value, place + 0.22, f"{at}, seed {seed}: {value:+.4f}") for seed, value in arm.differences[:most]]
     seed_points(ax, points, arm.arm, look)
     numbers = formatted(found, "+±")
-    thick_interval(ax, place - 0.1, narrow, arm.arm, look)
+    thick_interval(ax, place - 0.1, inner, arm.arm, look)
     interval_mark(ax, place - 0.1, found, arm.arm, look, f"{at}, mean of {found.n}: {numbers}", across=True)
     judged = evidence.judged.get(Comparison(arm.arm, arm.budget))
-    _said(ax, place, numbers, arm.arm, None if judged is None else str(judged.verdict))
+    _said(ax, place, found, arm.arm, None if judged is None else str(judged.verdict), narrow)
 
 
-def _said(ax: Axes, place: float, numbers: str, arm: str, verdict: str | None) -> None:
-    """At the right of a row: its numbers, and above them its verdict where it has one."""
-    sideways = ax.get_yaxis_transform()
+def _said(ax: Axes, place: float, found: Interval, arm: str, verdict: str | None, narrow: bool) -> None:
+    """At the right of a row: its numbers, in a column the mean alone, and above them its verdict where it has one."""
+    sideways, numbers = ax.get_yaxis_transform(), formatted(found.mean, "+.4f") if narrow else formatted(found, "+±")
     if verdict is not None:
-        word = ax.text(1.02, place - 0.2, verdict, transform=sideways, fontsize=8, va="center", fontweight="bold")
+        word = ax.text(1.02, place - 0.2, verdict, transform=sideways, fontsize=8 - narrow, va="center", weight="bold")
         mark(word, arm)
     shift = 0.0 if verdict is None else 0.22
-    mark(ax.text(1.02, place + shift, numbers, transform=sideways, fontsize=7.5, va="center"), arm)
+    mark(ax.text(1.02, place + shift, numbers, transform=sideways, fontsize=7.5 - narrow, va="center"), arm)
 
 
-def _half_row(ax: Axes, place: float, half: Assay, baseline: str, most: int) -> None:
+def _half_row(ax: Axes, place: float, half: Assay, baseline: str, most: int, narrow: bool) -> None:
     assert half.difference is not None
     at = f"{baseline} at {half.half}, half of {half.budget}"
     ax.axhline(place, color="#eeeeee", lw=0.6, zorder=0)
@@ -189,7 +196,7 @@ def _half_row(ax: Axes, place: float, half: Assay, baseline: str, most: int) -> 
     thick_interval(ax, place - 0.1, half.shown, baseline, _HALF_LOOK)
     title = f"{at}, mean of {half.difference.n}: {numbers}"
     interval_mark(ax, place - 0.1, half.difference, baseline, _HALF_LOOK, title, across=True)
-    _said(ax, place, numbers, baseline, None)
+    _said(ax, place, half.difference, baseline, None, narrow)
 
 
 def _keys(margins: Sequence[float], alpha: float) -> list[Line2D | Patch]:

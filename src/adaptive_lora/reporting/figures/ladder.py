@@ -12,15 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adaptive_lora.reporting.figures.axes import reach, wrapped
-from adaptive_lora.reporting.figures.looks import GREY
+from adaptive_lora.reporting.figures.looks import GREY, NARROW
 from adaptive_lora.reporting.figures.theme import COLOURS, themed
 from adaptive_lora.reporting.formatting import formatted
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.metrics import TEST_LOSS, Metric
-
-NARROW = 4.5
-"""Inches below which a figure is for one column of a page: numbers stand without their intervals."""
 
 
 @dataclass(frozen=True)
