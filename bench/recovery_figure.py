@@ -1,8 +1,9 @@
-"""The figure and the table of what `recovery.py` found. Writes PNG and SVG beside the JSON, prints Markdown.
+"""The figures and the table of what `recovery.py` found: SVG, of one PNG too, beside the JSON; prints Markdown.
 
-Left, by strategy, the share of the oracle's gain: the mean over the concentrated truths with its 95 % interval over
-seeds, and every truth by itself. Right, the excess over uniform on the uniform truth. Truths on which the oracle's
-gain does not exceed five standard errors are grey and named; means rest on them only while no other counts.
+`-map` is a heat map of strategies by truths, with numbers and what plans cost. In the other figure stands, left and by
+strategy, the share of the oracle's gain: the mean over the concentrated truths with its 95 % interval over seeds, and
+every truth by itself; right, the excess over uniform on the uniform truth. Truths on which the oracle's gain does not
+exceed five standard errors are grey and named; means rest on them only while no other counts.
 
     python bench/recovery_figure.py results/bench/recovery-babyllama.json
 """
@@ -13,6 +14,7 @@ import argparse
 from pathlib import Path
 
 from adaptive_lora.errors import PaperError
+from adaptive_lora.reporting.figures.planted import recovery_heat_map
 from adaptive_lora.reporting.figures.recovery import recovery_figure
 from adaptive_lora.reporting.figures.theme import save
 from adaptive_lora.reporting.recovered import read_recovered, recovery_table
@@ -27,6 +29,8 @@ def main() -> None:
         found = read_recovered(asked.json)
     except PaperError as error:
         raise SystemExit(str(error)) from None
+    name = asked.json.stem
+    save(recovery_heat_map(found), asked.json.with_name(f"{name}-map"), ("svg",))
     save(recovery_figure(found), asked.json.with_suffix(""), ("svg", "png"))
     print(to_markdown(recovery_table(found)))
 

@@ -7,7 +7,7 @@ import pytest
 from adaptive_lora.cli.terminal import coverage_table, heat_map
 from adaptive_lora.errors import BudgetError, StrategyError
 from adaptive_lora.planning.budget import resolve_budget
-from adaptive_lora.planning.modules import ModuleShape, total_cost
+from adaptive_lora.planning.modules import ModuleShape, kind_of, total_cost
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.planning.strategies import STRATEGIES, check_options, coverage_warnings, find_strategy
 from adaptive_lora.study.plan_task import make_plan
@@ -60,7 +60,7 @@ def test_without_modules_of_the_kind_there_is_no_plan(name: str, kind: str) -> N
 
 def test_only_these_leave_modules_out() -> None:
     found = [name for name, strategy in STRATEGIES.items() if strategy.leaves_out]
-    assert found == ["attention-only", "mlp-only", "last-blocks", "page-top-k", "kappa"]
+    assert found == ["attention-only", "mlp-only", "last-blocks", "only", "page-top-k", "kappa"]
 
 
 def ranks_of(name: str, scores: dict[str, dict[str, float]], budget: int, **options: object) -> list[int]:
@@ -111,6 +111,36 @@ def test_kappa_takes_the_lowest_condition_numbers() -> None:
     strategy = find_strategy("kappa")
     with pytest.raises(BudgetError, match="rank 1 in each of 6 target modules"):
         strategy.check_budget(network(), 5 * 64, check_options(strategy, {"top_p": 1}))
+
+
+def llama(blocks: int = 3) -> list[ModuleShape]:
+    sizes = {"self_attn.q_proj": (32, 32), "self_attn.v_proj": (32, 16), "mlp.up_proj": (32, 88)}
+    return [ModuleShape(f"layers.{b}.{role}", kind_of(role), b, *size)
+            for b in range(blocks) for role, size in sizes.items()]  # fmt: skip
+
+
+def test_named_modules_get_the_whole_budget_to_the_last_parameter() -> None:
+    """Query and value at what adapters on all modules cost; and by groups it is what the strategies of groups do."""
+    modules, only = llama(), find_strategy("only")
+    budget = resolve_budget("rank:4", modules).parameters
+    for named in (("q_proj", "v_proj"), ("self_attn.v_proj", "q_proj"), "q_proj, v_proj"):
+        ranks = only.allocate(modules, {}, budget, check_options(only, {"modules": named}))
+        assert {m.name for m in modules if ranks[m.name]} == {m.name for m in modules if ".self_attn." in m.name}
+        assert total_cost(modules, ranks) == budget and max(ranks.values()) - 9 <= 1
+    for kind in ("attention", "mlp"):
+        grouped = find_strategy(f"{kind}-only")
+        by_kind = grouped.allocate(modules, {}, budget, grouped.options())
+        assert only.allocate(modules, {}, budget, check_options(only, {"modules": [kind]})) == by_kind
+
+
+def test_names_that_name_no_target_are_refused_with_those_there_are() -> None:
+    only = find_strategy("only")
+    message = "only: `modules` names 'qproj', 'c_attn', and none of the 9 .*did you mean 'q_proj'.*q_proj, v_proj, up_"
+    with pytest.raises(StrategyError, match=message):
+        only.allocate(llama(), {}, 10_000, check_options(only, {"modules": ["qproj", "v_proj", "c_attn"]}))
+    for nothing in ([], [""], ""):
+        with pytest.raises(StrategyError, match="`modules"):
+            check_options(only, {"modules": nothing})
 
 
 @pytest.fixture

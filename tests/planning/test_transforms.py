@@ -97,6 +97,7 @@ def test_a_plan_with_one_odd_rank_is_not_worth_shuffling() -> None:
         ({"source": "shuffled"}, "cannot be shuffled: it changes another plan"),
         ({"source": "random"}, "cannot be random: its ranks are drawn by chance"),
         ({"source": "mlp-only"}, "cannot be mlp-only: it leaves modules out"),
+        ({"source": "only"}, "cannot be only: it leaves modules out"),
         ({"source": "empiricl"}, r"no strategy 'empiricl' \(did you mean 'empirical'\?\)"),
         ({"source_options": {"powr": 1}}, r"empirical: no option `powr` \(did you mean 'power'\?\)"),
         ({"source": "linear-decay", "source_options": {"slope": 5}}, "linear-decay: `slope`: .* less than 2, got 5"),
@@ -116,8 +117,11 @@ def sources() -> dict[str, Strategy]:
 
 
 def test_every_other_strategy_is_a_source() -> None:
-    leaving_out = {"attention-only", "mlp-only", "last-blocks", "page-top-k", "kappa"}
-    assert sources().keys() == STRATEGIES.keys() - leaving_out - {"inverted", "shuffled", "random"}
+    assert sources().keys() == {name for name, strategy in STRATEGIES.items() if not strategy.leaves_out} - {
+        "inverted",
+        "shuffled",
+        "random",
+    }
 
 
 @pytest.mark.parametrize("name", BOTH)

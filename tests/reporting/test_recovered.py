@@ -360,7 +360,9 @@ def test_the_script_draws_beside_the_file_and_prints_the_table(
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(path)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     assert capsys.readouterr().out.strip() == to_markdown(recovery_table(MIXED)).strip()
-    assert {p.name for p in tmp_path.iterdir()} == {"found.json", "found.svg", "found.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "found.json", "found.svg", "found.png", "found-map.svg",
+    }  # fmt: skip
     path.write_text("{")
     with pytest.raises(SystemExit, match="cannot be read as a comparison"):
         runpy.run_path(str(SCRIPT), run_name="__main__")

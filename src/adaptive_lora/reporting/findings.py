@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from adaptive_lora.reporting.completed import completed
+from adaptive_lora.reporting.coverage import left_out
 from adaptive_lora.reporting.planned import planned
 from adaptive_lora.reporting.rates import cautions_with_rates, edges_of, tuned_by_baseline, unclipped_arms
 from adaptive_lora.stats.arms import ArmSummary, frozen_loss, summarise
@@ -34,7 +35,7 @@ from adaptive_lora.stats.verdicts import Judgement
 from adaptive_lora.study.learning_rate_search import Edge
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
-from adaptive_lora.study.results import costs_table, curves_table, left_out, ranks_table, runs_table
+from adaptive_lora.study.results import costs_table, curves_table, ranks_table, runs_table
 from adaptive_lora.study.status import StudyStatus, status_of
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.formatting import listed
@@ -37,6 +37,8 @@ class _Result(BaseModel, strict=True):
     divergence: dict[str, float]
     correlation: dict[str, float | None]
     plan_seconds: dict[str, float]
+    planning: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What was measured for each plan."""
 
 
 class _File(BaseModel, strict=True):
@@ -128,6 +130,17 @@ class Recovered:
             return None
         return float(np.median([own["strategies"][name]["plan_seconds"] for own in self.truths.values()]))
 
+    def cost(self, name: str) -> float | None:
+        """Tokens that went through the model before there was a plan, over those of one training; median over results.
+
+        None where the file does not say. 0 for plans by shapes alone.
+        """
+        said = [self.circumstances.get(key) for key in ("steps", "batch_size", "length")]
+        plans = [r["planning"][name] for r in self.results if name in r.get("planning", {})]
+        if not plans or not all(isinstance(n, int) and n > 0 for n in said):
+            return None
+        return float(np.median([_tokens(plan) for plan in plans]) / math.prod(n for n in said if isinstance(n, int)))
+
     def order(self) -> list[str]:
         """Strategies, the best on the concentrated truths first, and then the controls."""
         names = [n for n in self.results[0]["divergence"] if n not in REFERENCES]
@@ -145,6 +158,16 @@ class Recovered:
         if value["mean"] is None:
             return None
         return Interval(value["mean"], value["low"], value["high"], own["seeds"], _LEVEL)
+
+
+def _tokens(planning: Mapping[str, Any]) -> int:
+    """Of short runs and races, and of calibration once for every pass.
+
+    >>> _tokens({"short_run_tokens": 800, "calibration_tokens": 20, "passes": 2})
+    840
+    """
+    own = {key: value for key, value in planning.items() if key.endswith("_tokens") and isinstance(value, int)}
+    return sum(value * (planning.get("passes", 1) if key == "calibration_tokens" else 1) for key, value in own.items())
 
 
 def read_recovered(path: Path) -> Recovered:

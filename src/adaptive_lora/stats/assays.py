@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 from adaptive_lora.planning.budget_text import halved
-from adaptive_lora.stats.crossed import crossed
+from adaptive_lora.stats.crossed import PairedTable, crossed
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.evidence import StudyTables
 from adaptive_lora.stats.margins import Margin, margin_of
@@ -42,6 +43,10 @@ class Assay:
     """A number: where half the budget costs no more, equivalence of two plans says little. Measured: a share of this
     very cost."""
     metric: Metric = TEST_LOSS
+    difference: Interval | None = None
+    """Half minus whole in the metric's own sign, of level 1 - alpha: an arm's difference beside it is of that level."""
+    by_seed: tuple[tuple[int, float], ...] = ()
+    """(seed, half minus whole) in the metric's own sign."""
 
     @property
     def shown(self) -> Interval | None:
@@ -78,8 +83,20 @@ def assays(
         if half is not None and len(tables.of((baseline, half))):
             table = tables.paired((baseline, half), (baseline, budget))
             cost = None if table is None else crossed(table).interval(1 - 2 * alpha)
-            found.append(Assay(budget, half, cost, margin_of(table, margin, alpha), tables.metric))
+            own = Assay(budget, half, cost, margin_of(table, margin, alpha), tables.metric)
+            found.append(own if table is None else replace(own, **_as_metric(table, tables.metric, alpha)))
     return found
+
+
+def _as_metric(table: PairedTable, metric: Metric, alpha: float) -> dict[str, Any]:
+    """`difference` and `by_seed` of an assay."""
+    whole, sign, own = crossed(table).interval(1 - alpha), metric.sign, len(table.tokens) - table.added
+    values = table.differences[:, :own].sum(axis=1) / table.tokens[:own].sum()
+    seeds = zip(table.seeds, values.tolist(), strict=True)
+    return {
+        "difference": whole.turned() if metric.higher_is_better else whole,
+        "by_seed": tuple((seed, sign * value) for seed, value in seeds),
+    }
 
 
 def untested_budgets(budgets: Sequence[str], found: Sequence[Assay]) -> list[str]:

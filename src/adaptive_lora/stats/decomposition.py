@@ -27,7 +27,8 @@ from adaptive_lora.stats.moderation import moderated
 from adaptive_lora.stats.verdicts import Evidence, Judgement, Verdict, judge_family
 
 NOT_MEASURED_BY_CHANCE = (
-    "uniform", "random", "shuffled", "inverted", "attention-only", "mlp-only", "last-blocks", "page-top-k", "kappa",
+    "uniform", "random", "shuffled", "inverted", "attention-only", "mlp-only", "only", "last-blocks",
+    "page-top-k", "kappa",
 )  # fmt: skip
 """Strategies whose difference random ranks say nothing about: without a reason of their own, or leaving modules out."""
 

@@ -190,13 +190,6 @@ def ranks_table(ledger: Ledger) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def left_out(ranks: pd.DataFrame) -> dict[str, str]:
-    """Arm -> `6 of 12 modules`, for arms that leave target modules out."""
-    modules = ranks.drop_duplicates(["arm", "module"])
-    counts = {arm: (int((own["rank"] == 0).sum()), len(own)) for arm, own in modules.groupby("arm", sort=False)}
-    return {str(arm): f"{none} of {every} modules" for arm, (none, every) in counts.items() if none}
-
-
 def curves_table(ledger: Ledger, phase: Phase = Phase.EVALUATION) -> pd.DataFrame:
     """One row per step of every finished run of a phase, twins left out."""
     runs = {run["run_id"]: run for run in _runs(ledger) if not run["replica"]}

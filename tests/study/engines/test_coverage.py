@@ -28,8 +28,9 @@ from tests.conftest import REFERENCE
 
 WriteStudy = Callable[..., Path]
 ALL = "[uniform, linear-decay, empirical, random]"
-ARMS = (ALL, "[uniform, attention-only, mlp-only]")
-RANK_5 = ("rank:2", "rank:5")  # attention and MLP alone can spend it to the last parameter
+INWARD = "{name: inward, strategy: only, options: {modules: [c_attn, c_fc]}}"
+ARMS = (ALL, f"[uniform, attention-only, mlp-only, {INWARD}]")
+RANK_5 = ("rank:2", "rank:5")  # each of these arms can spend it to the last parameter
 
 
 @pytest.fixture(params=["bank", "reference"])
@@ -51,14 +52,16 @@ def test_arms_that_leave_modules_out_reach_the_tables_and_the_report(done: Path,
     assert zero.groupby("arm")["kind"].unique().map(list).to_dict() == {
         "attention-only": ["mlp"],
         "mlp-only": ["attention"],
+        "inward": ["attention", "mlp"],
     }
-    assert zero["scaling"].isna().all() and (zero["parameters"] == 0).all() and len(zero) == 2 * 2 * 6
+    assert zero["scaling"].isna().all() and (zero["parameters"] == 0).all() and len(zero) == 3 * 2 * 6
     assert ranks.groupby(["arm", "seed"])["parameters"].sum().eq(5760).all()
     assert len(pd.read_csv(done / "text" / "ranks.csv")) == len(ranks)
 
-    assert page.count("leaves out 6 of 12 modules") == 2
+    for roles in ("mlp.c_fc, mlp.c_proj", "attn.c_attn, attn.c_proj", "attn.c_proj, mlp.c_proj"):
+        assert page.count(f"leaves out 6 of 12 modules: {roles}<") == 1
     assert page.count("Grey, –: left out, no adapter.") == 2 * 2  # overview and heat maps, each in label and caption
-    assert page.count("#e4e4e4") >= 2 * 12
+    assert page.count("#e4e4e4") >= 3 * 12
 
     by_arm = {arm: StudyPaths(done).adapter(id_) for arm, id_ in zip(runs["arm"], runs["run_id"], strict=True)}
     config = json.loads((by_arm["mlp-only"] / "adapter_config.json").read_text())
@@ -67,6 +70,8 @@ def test_arms_that_leave_modules_out_reach_the_tables_and_the_report(done: Path,
         loaded = PeftModel.from_pretrained(gpt2.model, str(by_arm["attention-only"]))
     adapted = {name for name, _ in loaded.named_parameters() if "lora_A" in name}
     assert len(adapted) == 6 and all(".attn." in name for name in adapted)
+    inward = json.loads((by_arm["inward"] / "adapter_config.json").read_text())
+    assert {name.split(".")[-1] for name in inward["target_modules"]} == {"c_attn", "c_fc"}
 
 
 def test_both_engines_agree_on_them(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -75,7 +80,7 @@ def test_both_engines_agree_on_them(study_file: WriteStudy, tmp_path: Path) -> N
     bank, reference = (load_results(tmp_path / name) for name in ("bank", "reference"))
     assert list(bank["arm"]) == list(reference["arm"])
     pd.testing.assert_series_equal(bank["test_loss"], reference["test_loss"], rtol=1e-4)
-    assert bank.groupby("arm")["test_loss"].first().nunique() == 3
+    assert bank.groupby("arm")["test_loss"].first().nunique() == 4
 
 
 def test_a_study_without_mark_of_it_where_nothing_is_left_out(study_file: WriteStudy, tmp_path: Path) -> None:
@@ -106,6 +111,10 @@ def test_so_it_must_where_such_an_arm_measures(study_file: WriteStudy, monkeypat
     ("arms", "message"),
     [
         ("[uniform, mlp-only]", r"line 6, arms\[1\]: mlp-only gives rank to mlp modules alone"),
+        (
+            "[uniform, {strategy: only, options: {modules: [c_attn, c_fc]}}]",
+            r"line 6, arms\[1\]: only: `modules` names 'c_fc', and none of the 6 target modules",
+        ),
         (
             "[uniform, {strategy: shuffled, options: {source: uniform}}]",
             r"line 6, arms\[1\]: .*cannot change the plan of uniform",
@@ -150,7 +159,7 @@ def test_an_arm_that_cannot_spend_its_budget_is_warned_of(study_file: WriteStudy
     found = estimate(prepare(load_study(study_file(ARMS, ("rank:2", "rank:20")))))
     assert found.parameters["uniform at rank:20"] == 23_040
     short = [warning for warning in found.warnings if "spends" in warning]
-    assert len(short) == 2 and "attention-only at rank:20 spends 10,368 of 23,040 parameters" in short[0]
+    assert len(short) == 3 and "attention-only at rank:20 spends 10,368 of 23,040 parameters" in short[0]
 
 
 def test_transforms_run_as_arms(study_file: WriteStudy, tmp_path: Path) -> None:

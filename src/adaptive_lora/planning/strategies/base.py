@@ -245,7 +245,7 @@ class Strategy:
         found = [m for m in modules if self.covers in (None, m.kind)]
         if not found:
             raise StrategyError(
-                f"{self.name} gives rank to {self.covers} modules alone, and none of the {len(modules)} target modules "
+                f"{self.name} gives rank to {self.covers} modules alone, and none of the {len(modules)} target "
                 f"is one. Add some to `targets`, or use another strategy."
             )
         return found

@@ -234,7 +234,7 @@ def _left_out(strategy: Strategy) -> Iterator[str]:
     covered = strategy.covered(modules, scores, budget)
     for m in modules:
         if (m in covered) != (ranks.get(m.name, 0) > 0):
-            yield f"covers={strategy.covers!r}: {m.name} has rank {ranks.get(m.name)}"
+            yield f"{'covered' if m in covered else 'not covered'}: {m.name} has rank {ranks.get(m.name)}"
 
 
 def _documented(strategy: Strategy) -> Iterator[str]:

@@ -181,7 +181,7 @@ def _allocate(
     """Ranks from what the function returns; StrategyError with what is wrong with it."""
     own = {key.partition("@")[0]: scores[key] for key in made.needs(options)}
     more = {"budget": budget} if "budget" in inspect.signature(function).parameters else {}
-    covered = made.covered(modules)
+    covered = made.covered(modules, options)
     power = options.power if bends_weights(type(options)) else 1.0
     with explained(f"the strategy {made.name} failed", made.origin or ""):
         found = function(modules, own, options, **more)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import cap, points_each
@@ -14,14 +15,16 @@ from adaptive_lora.reporting.figures.budgets import far_losses, frozen_fits, los
 from adaptive_lora.reporting.figures.costs import costs
 from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_curves
 from adaptive_lora.reporting.figures.decomposition import decomposition_bars
-from adaptive_lora.reporting.figures.differences import difference_limits, paired_differences
+from adaptive_lora.reporting.figures.differences import Evidence, difference_limits, paired_differences
 from adaptive_lora.reporting.figures.looks import CROWD, Looks, looks_of
-from adaptive_lora.reporting.figures.ranks import overview, rank_heat_maps
-from adaptive_lora.reporting.figures.rates import compared_settings, rate_curves, stability
+from adaptive_lora.reporting.figures.ranks import draws_of, overview, rank_heat_maps
+from adaptive_lora.reporting.figures.rates import clip_of, compared_settings, rate_curves, stability
 from adaptive_lora.reporting.figures.scores import score_against_rank, score_points
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.arms import ArmSummary
+from adaptive_lora.stats.assays import Assay
+from adaptive_lora.stats.run_table import Phase, Status
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,19 @@ def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     margins = found.margins
     first = [arm for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
     far, most = _is_far(found, arms[:1], 0.1), cap([len(arm.differences) for arm in first])
-    caption = render("captions.overview_figure", found, far, most)
+    draws = draws_of(ranks, first, arms[0].budget) if arms else {}
+    caption = render("captions.overview_figure", found, far, most, draws)
     yield Wanted("overview", partial(overview, ranks, arms, looks, baseline, margins, found.metric), caption)
-    far, most = _is_far(found, arms, 0.05), cap([len(arm.differences) for arm in found.compared])
-    caption = render("captions.differences_figure", found, far, most)
-    yield Wanted("differences", partial(paired_differences, arms, looks, baseline, margins, found.metric), caption)
+    far, most = _is_far(found, arms, 0.05, found.assays), cap([len(arm.differences) for arm in found.compared])
+    evidence = Evidence(found.judged, found.differences, found.assays, found.analysis["alpha"])
+    halves = [half for budget in dict.fromkeys(a.budget for a in found.compared) if (half := evidence.half(budget))]
+    caption = render("captions.differences_figure", found, far, most, halves)
+    draw_differences = partial(paired_differences, arms, looks, baseline, margins, found.metric, evidence)
+    yield Wanted("differences", draw_differences, caption)
     if parts := found.decompositions:
         draw = partial(decomposition_bars, parts, baseline, found.metric)
         yield Wanted("decomposition", draw, render("decomposition.figure", found))
-    most = cap([arm.loss.n for arm in arms if arm.loss])
-    caption = render("captions.budget_figure", far_losses(arms), found.base_loss, frozen_fits(runs), most)
+    caption = render("captions.budget_figure", found, far_losses(arms), frozen_fits(runs))
     yield Wanted("loss-by-budget", partial(loss_by_budget, runs, arms, looks), caption)
 
 
@@ -70,11 +76,11 @@ def _by_budget(found: Findings, looks: Looks) -> Iterator[Wanted]:
     runs, ranks, curves, baseline = found.runs, found.ranks, found.curves, found.baseline
     budgets, crowded = found.facts["spec"]["budgets"], len(looks) > CROWD
     for budget in budgets:
-        suffix = budget.replace(":", "-")
+        suffix, draws = budget.replace(":", "-"), draws_of(ranks, found.arms, budget)
         sizes: Sequence[int] = score_points(ranks, budget).groupby("arm").size().tolist()
         every = -(-max(sizes, default=0) // points_each(len(sizes)))
         figures = {
-            "ranks": (partial(rank_heat_maps, ranks, list(looks), budget), (found, budget)),
+            "ranks": (partial(rank_heat_maps, ranks, list(looks), budget, draws), (found, budget, draws)),
             "scores": (partial(score_against_rank, ranks, looks, budget), (budget, every)),
             "curves": (partial(learning_curves, curves, looks, budget, baseline), (found, budget, crowded)),
         }
@@ -91,7 +97,7 @@ def _rates_and_costs(found: Findings, looks: Looks) -> Iterator[Wanted]:
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     compared = {budget for budget, _ in compared_settings(table)}
     lone = [budget for budget in dict.fromkeys(table["budget"]) if budget not in compared]
-    yield Wanted("rates", partial(rate_curves, runs, looks, chosen), render("captions.rates_figure"))
+    yield Wanted("rates", partial(rate_curves, runs, looks, chosen), rates_caption(runs))
     yield Wanted("costs", lambda: costs(found.costs, looks), render("captions.costs_figure", _trained_alone(found)))
     caption = render("captions.stability_map", alpha)
     yield Wanted("stability-map", partial(break_map, table, baseline, alpha, chosen), caption)
@@ -99,11 +105,17 @@ def _rates_and_costs(found: Findings, looks: Looks) -> Iterator[Wanted]:
         yield Wanted("stability", partial(stability, table, looks), render("captions.stability_figure", found, lone))
 
 
-def _is_far(found: Findings, some: Sequence[ArmSummary], room: float) -> bool:
+def rates_caption(runs: pd.DataFrame) -> str:
+    """Of the figure of rates, which ends at the frozen model where some run comes to it."""
+    tuned = runs[runs["phase"] == Phase.TUNING]
+    return render("captions.rates_figure", clip_of(tuned), bool((tuned["status"] == Status.DIVERGED).any()))
+
+
+def _is_far(found: Findings, some: Sequence[ArmSummary], room: float, halves: Sequence[Assay] = ()) -> bool:
     """Whether an arm at the budgets of these is so far from all others that it is an arrow, with so much room."""
     budgets = {arm.budget for arm in some}
     shown = [arm for arm in found.compared if arm.budget in budgets]
-    low, high = difference_limits(shown, found.margins, room)
+    low, high = difference_limits(shown, found.margins, room, halves)
     return any(arm.difference and not low <= arm.difference.mean <= high for arm in shown)
 
 

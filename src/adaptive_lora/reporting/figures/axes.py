@@ -86,7 +86,7 @@ def log_ticks(ax: Axes, values: Sequence[float], labels: Sequence[str]) -> None:
     low, high = (math.log10(edge) for edge in ax.get_xlim())
     kept: list[int] = []
     for place, value in enumerate(values):
-        if not kept or math.log10(value / values[kept[-1]]) >= 0.12 * (high - low):
+        if not kept or math.log10(value / values[kept[-1]]) >= 0.15 * (high - low):
             kept.append(place)
     ax.set_xticks([values[place] for place in kept], [labels[place] for place in kept])
     ax.xaxis.set_minor_locator(NullLocator())

@@ -3,54 +3,47 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from adaptive_lora.reporting.figures.axes import counted, log_ticks, points_each, reach, side_by_side
-from adaptive_lora.reporting.figures.looks import CROWD, Looks, interval_mark, join, legend, seed_points
+from adaptive_lora.reporting.figures.axes import counted, log_ticks, reach
+from adaptive_lora.reporting.figures.looks import NARROW, Looks, interval_mark, join, legend
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.stats.arms import ArmSummary, evaluations, frozen_loss
 
-_STEP, _SPREAD = 0.07, 0.75
-"""From one arm to the next, and of all arms at most, as a share of the way to the next size on the log axis."""
-_Places = Mapping[tuple[str, str], float]
 
+def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks, width: float = 7.2) -> Figure | None:
+    """Mean test loss against trainable parameters (log axis), every arm at what its runs really trained.
 
-def loss_by_budget(runs: pd.DataFrame, arms: Sequence[ArmSummary], looks: Looks) -> Figure | None:
-    """Mean test loss against trainable parameters (log axis), one line an arm over its budgets.
-
-    Bars are 95 % t intervals over seeds, faint points seeds. Budgets that the baseline alone was trained at are
-    on its line. Arms of one size stand side by side. None where no run has finished.
+    The baseline is a line over all its sizes, half and double budgets too, with 95 % t intervals over seeds and a band
+    between them; other arms are signs beside it, whose distance from the line along the axis is what they are worth in
+    parameters. `width` in inches: 7.2 is a page's, 3.4 a column's. None where no run has finished.
     """
     shown = [arm for arm in arms if arm.loss is not None and arm.trainable_parameters]
     names = [arm for arm in looks if any(found.arm == arm for found in shown)]
     if not names:
         return None
-    done = evaluations(runs, completed=True)
     sizes = sorted({_size(arm) for arm in shown})
     step = min((b / a for a, b in itertools.pairwise(sizes) if b / a > 1.2), default=2.0)
-    places = _places(shown, names, step)
-    beside = step ** -(0.35 * min(_STEP, _SPREAD / len(names)))  # seeds stand left of their interval
     with themed():
-        figure = Figure(figsize=(7.2 if len(names) <= CROWD else 10.4, 4.2), layout="constrained")
+        figure = Figure(figsize=(width, 3.8 if width >= NARROW else 3.2), layout="constrained")
         ax = figure.subplots()
         if far_losses(shown):  # they are arrows at the edge, with their numbers
             ax.set_ylim(*_limits(shown))
         for arm in names:
-            own = sorted((s for s in shown if s.arm == arm), key=lambda s: s.trainable_parameters)
-            _line(ax, own, done, looks, places, beside, points_each(len(shown)))
-            join(ax, [places[arm, s.budget] for s in own], [s.loss.mean for s in own if s.loss], arm, looks, len(names))
+            own = sorted((s for s in shown if s.arm == arm), key=_size)
+            _line(ax, own, looks, len(names))
         _frozen(ax, runs)
         ax.set_xlim(sizes[0] / step**0.5, sizes[-1] * step**0.5)
         log_ticks(ax, sizes, [counted(size) for size in sizes])
         ax.set_xlabel("trainable parameters")
         ax.set_ylabel("test loss, nats per token")
-        legend(figure, looks, names)
+        legend(figure, looks, names, below=width < NARROW)
     return figure
 
 
@@ -82,38 +75,30 @@ def _size(arm: ArmSummary) -> float:
     return float(np.mean(arm.trainable_parameters))
 
 
-def _places(shown: Sequence[ArmSummary], names: Sequence[str], step: float) -> _Places:
-    """Where an arm stands at a budget: at its size, or beside it where several arms have about that size."""
-    places = {}
-    for here in shown:
-        near = [arm for arm in shown if abs(math.log(_size(arm) / _size(here))) < 0.1 * math.log(step)]
-        beside = sorted({arm.arm for arm in near}, key=names.index)
-        shifts = side_by_side(len(beside), min(_SPREAD, _STEP * len(beside)))
-        places[here.arm, here.budget] = _size(here) * step ** shifts[beside.index(here.arm)]
-    return places
-
-
-def _line(
-    ax: Axes, own: Sequence[ArmSummary], done: pd.DataFrame, looks: Looks, places: _Places, beside: float, most: int
-) -> None:
-    arm = own[0].arm
-    look = looks[arm]
-    for found in own:
-        assert found.loss is not None
-        x, loss = places[arm, found.budget], found.loss
-        rows = done[(done["arm"] == arm) & (done["budget"] == found.budget)].head(most)
-        points = [
-            (x * beside, float(value), f"{arm} at {found.budget}, seed {seed}: {value:.4f}")
-            for seed, value in zip(rows["seed"], rows["test_loss"], strict=True)
+def _line(ax: Axes, own: Sequence[ArmSummary], looks: Looks, arms: int) -> None:
+    arm, look = own[0].arm, looks[own[0].arm]
+    xs, losses = [_size(found) for found in own], [found.loss for found in own if found.loss]
+    if own[0].is_baseline:
+        known = [(x, loss) for x, loss in zip(xs, losses, strict=True) if loss.low is not None]
+        lows, highs = [
+            [end for _, loss in known if (end := getattr(loss, name)) is not None] for name in ("low", "high")
         ]
-        seed_points(ax, points, arm, look, size=2.6)
-        title = f"{arm} at {found.budget}, {found.trainable_parameters[-1]:,} parameters: mean {loss.mean:.4f}"
-        interval_mark(ax, x, loss, arm, look, f"{title} of {loss.n}")
+        mark(ax.fill_between([x for x, _ in known], lows, highs, color=look.colour, alpha=0.13, lw=0, zorder=1), arm)
+    for x, found, loss in zip(xs, own, losses, strict=True):
+        title = f"{arm} at {found.budget}, {_sizes_of(found)} parameters: mean {loss.mean:.4f} of {loss.n}"
+        # Intervals of arms on one size would lie upon each other, and say less than those of paired differences.
+        drawn = loss if found.is_baseline else replace(loss, low=None, high=None)
+        interval_mark(ax, x, drawn, arm, look, title)
         low, high = ax.get_ylim()
         if not low <= loss.mean <= high:
             number = ax.annotate(f"{loss.mean:.2f}", (x, max(low, min(high, loss.mean))), (7, 0), fontsize=7.5,
                                  textcoords="offset points", va="center", annotation_clip=False)  # fmt: skip
             mark(number, arm)
+    join(ax, xs, [loss.mean for loss in losses], arm, looks, arms)
+
+
+def _sizes_of(arm: ArmSummary) -> str:
+    return " / ".join(f"{n:,}" for n in arm.trainable_parameters)
 
 
 def _frozen(ax: Axes, runs: pd.DataFrame) -> None:

@@ -16,6 +16,10 @@ from adaptive_lora.reporting.figures.theme import COLOURS, DASHES, MARKERS, Dash
 from adaptive_lora.stats.estimators import Interval
 
 FILLS = ("full", "open", "half")
+GREY = "#666666"
+"""Of what is beside the point: names of controls, what was not run."""
+NARROW = 4.5
+"""Inches below which a figure is for one column of a page: smaller letters, numbers without their intervals."""
 CROWD = 8
 """More arms than this in one panel cannot be distinguished; a figure of lines then has a panel for each."""
 
@@ -87,11 +91,15 @@ def panel_grid(figure: Figure, count: int, columns: int, **settings: Any) -> lis
     return axes[:count]
 
 
-def legend(figure: Figure, looks: Looks, arms: Sequence[str]) -> None:
-    """The arms beside the figure, never over its data; a figure too low for them grows."""
-    figure.set_figheight(max(figure.get_figheight(), 0.35 + 0.185 * len(arms)))
+def legend(figure: Figure, looks: Looks, arms: Sequence[str], below: bool = False) -> None:
+    """The arms beside the figure or `below` it, never over its data; a figure too low for them grows."""
+    more = 0.16 * -(-len(arms) // 2) if below else 0.0
+    figure.set_figheight(max(figure.get_figheight() + more, 0.0 if below else 0.35 + 0.185 * len(arms)))
     handles = [Line2D([], [], label=wrapped(arm, _LEGEND_WIDTH), **looks[arm].lined()) for arm in arms]
-    placed = figure.legend(handles=handles, loc="outside right upper", fontsize=8, handlelength=3.2)
+    settings: dict[str, Any] = {"loc": "outside right upper", "fontsize": 8, "handlelength": 3.2}
+    if below:
+        settings |= {"loc": "outside lower center", "fontsize": 7, "ncols": 2}
+    placed = figure.legend(handles=handles, **settings)
     for handle, text, arm in zip(placed.legend_handles, placed.get_texts(), arms, strict=True):
         if handle is not None:
             mark(handle, arm)
@@ -134,6 +142,14 @@ def interval_mark(ax: Axes, at: float, found: Interval, arm: str, look: Look, ti
         edge, signs = (high, ">^") if found.mean > high else (low, "<v")
         place, sign = ((edge, at), signs[0]) if across else ((at, edge), signs[1])
         mark(ax.plot(*place, sign, ms=6.5, color=look.colour, clip_on=False, zorder=5)[0], arm)
+
+
+def thick_interval(ax: Axes, at: float, found: Interval | None, arm: str, look: Look) -> None:
+    """A narrower interval as a thick bar across at y = `at`, over the thin one of `interval_mark`."""
+    if found is not None and found.low is not None and found.high is not None:
+        (bar,) = ax.plot([found.low, found.high], [at, at], color=look.colour, lw=4.2, alpha=0.55, zorder=3)
+        bar.set_solid_capstyle("butt")
+        mark(bar, arm)
 
 
 def cell_text(ax: Axes, row: int, column: int, text: str, size: float, bold: bool = False, light: bool = False) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from adaptive_lora.planning.modules import role_labels, role_of
 from adaptive_lora.reporting.figures.axes import points_each, side_by_side, wrapped
-from adaptive_lora.reporting.figures.differences import difference_limits
+from adaptive_lora.reporting.figures.differences import CONTROLS, difference_limits
 from adaptive_lora.reporting.figures.looks import CROWD, Looks, cell_text, interval_mark, panel_grid, seed_points
 from adaptive_lora.reporting.figures.theme import LEFT_OUT_COLOUR, RANK_COLOURS, mark, themed
 from adaptive_lora.stats.arms import ArmSummary
@@ -26,12 +26,22 @@ _WIDEST = 10.4
 """Inches that a figure may take before its panels go to the next row."""
 
 
-def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Figure | None:
-    """Mean rank over seeds per block and module, one panel an arm, all on one colour scale.
+def draws_of(ranks: pd.DataFrame, arms: Sequence[ArmSummary], budget: str) -> dict[str, int]:
+    """Arm whose plans are drawn by chance, anew for every seed -> how many draws there are at a budget."""
+    chance = {arm.arm for arm in arms if arm.strategy in CONTROLS}
+    own = ranks[(ranks["budget"] == budget) & (ranks["phase"] == Phase.EVALUATION) & ranks["arm"].isin(chance)]
+    return {str(arm): int(count) for arm, count in own.groupby("arm", sort=False)["seed"].nunique().items()}
+
+
+def rank_heat_maps(
+    ranks: pd.DataFrame, arms: Sequence[str], budget: str, draws: Mapping[str, int] | None = None
+) -> Figure | None:
+    """Rank per block and module, one panel an arm, all on one colour scale: mean over seeds, of `draws_of` one draw.
 
     None where no run of the budget has finished.
     """
-    grids, roles = _grids(ranks, arms, budget)
+    draws = draws or {}
+    grids, roles = _grids(ranks, arms, budget, draws)
     if not grids:
         return None
     highest, blocks = max(float(np.nanmax(grid)) for grid in grids.values()), len(next(iter(grids.values())))
@@ -48,6 +58,7 @@ def rank_heat_maps(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> Fig
         for place, (ax, (arm, grid)) in enumerate(zip(axes, grids.items(), strict=True)):
             image = _heat_map(ax, arm, grid, roles, highest, numbers=not many, first=place % columns == 0)
             ax.set_title(wrapped(arm, width), fontsize=8.5 if many else 9.5)
+            _say_draw(ax, draws.get(arm))
             if place + columns < len(grids):  # the panel below says it
                 ax.set_xticklabels([])
         _colour_bar(figure, image, axes, "mean rank", min(1.0, 2.6 / (rows * height)))
@@ -67,7 +78,8 @@ def overview(
     All arms spend the budget of the first; more than a row holds go on below. None where no run has finished.
     """
     shown = [arm for arm in arms if arm.budget == arms[0].budget and arm.loss is not None]
-    grids, roles = _grids(ranks, [arm.arm for arm in shown], arms[0].budget) if shown else ({}, [])
+    draws = draws_of(ranks, shown, arms[0].budget) if shown else {}
+    grids, roles = _grids(ranks, [arm.arm for arm in shown], arms[0].budget, draws) if shown else ({}, [])
     shown = [arm for arm in shown if arm.arm in grids]
     if not shown:
         return None
@@ -83,6 +95,7 @@ def overview(
             first = place % columns == 0
             image = _heat_map(above, arm.arm, grids[arm.arm], roles, highest, numbers=len(shown) <= CROWD, first=first)
             above.set_title(wrapped(arm.arm, width), fontweight="bold")
+            _say_draw(above, draws.get(arm.arm))
             below.set_ylim(*limits)
             _differences_below(below, arm, looks, margins.get(arm.budget), points_each(len(shown)))
             if first:
@@ -101,14 +114,25 @@ def _even_grid(count: int, most: int) -> tuple[int, int]:
     return rows, -(-count // rows)
 
 
-def _grids(ranks: pd.DataFrame, arms: Sequence[str], budget: str) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
+def _say_draw(ax: Axes, draws: int | None) -> None:
+    if draws:
+        ax.set_xlabel(f"one draw of {draws}", fontsize=8, style="italic")
+
+
+def _grids(
+    ranks: pd.DataFrame, arms: Sequence[str], budget: str, draws: Mapping[str, int]
+) -> tuple[dict[str, NDArray[np.float64]], list[str]]:
     """Arm -> (blocks, roles) mean ranks of its evaluation runs, for arms that have any; and the roles.
+
+    Of plans by chance (`draws`) that of the first seed: a mean of many would look uniform.
 
     0 where a module is left out, NaN where a block lacks it. Row i is block i.
     """
     own = ranks[(ranks["budget"] == budget) & (ranks["phase"] == Phase.EVALUATION) & ranks["arm"].isin(list(arms))]
     if own.empty:
         return {}, []
+    first = own.groupby("arm")["seed"].transform("min")
+    own = own[~own["arm"].isin(list(draws)) | (own["seed"] == first)]
     own = own.assign(role=[role_of(name) for name in own["module"]])
     roles, blocks = list(own["role"].unique()), range(int(own["depth"].max()) + 1)
     means = own.pivot_table(index=["arm", "depth"], columns="role", values="rank").reindex(columns=roles)

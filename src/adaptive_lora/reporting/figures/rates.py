@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from adaptive_lora.reporting.figures.axes import plain_log, rate_axis, short
-from adaptive_lora.reporting.figures.looks import CROWD, Looks, arms_in, diverged_cross, join, legend
+from adaptive_lora.reporting.figures.looks import CROWD, Look, Looks, arms_in, diverged_cross, join, legend
 from adaptive_lora.reporting.figures.theme import mark, themed
 from adaptive_lora.stats.run_table import Phase, Status
 
@@ -30,8 +30,9 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Chosen) -> Figure | No
 
     Where many arms stand beside each other a panel takes the whole width, one with a single arm a third of it.
 
-    Bars are the range over seeds; a ring is the rate in `chosen`, (arm, budget) -> rate; a cross at the top edge
-    a rate that diverged with some seed, which is no candidate and has no mean. None where nothing was tuned.
+    Bars are the range over seeds; a ring is the rate in `chosen`, (arm, budget) -> rate. The axis ends at the frozen
+    model's loss, where it is known: a caret there is a rate that is no better than it, an open one a rate that diverged
+    with some seed, which is no candidate and has no mean. None where nothing was tuned.
     """
     tuned = runs[(runs["phase"] == Phase.TUNING) & runs["status"].isin([Status.COMPLETED, Status.DIVERGED])]
     tuned = tuned.assign(diverged=tuned["status"] == Status.DIVERGED)
@@ -44,11 +45,15 @@ def rate_curves(runs: pd.DataFrame, looks: Looks, chosen: Chosen) -> Figure | No
         width = 10.4 if wide else 2.2 + 3.6 * len(places[0])
         figure = Figure(figsize=(width, 3.4 * len(places)), layout="constrained")
         axes = figure.subplot_mosaic(places, sharey=True, empty_sentinel="")
+        clip = clip_of(tuned)
         for budget, ax in axes.items():
             own = {arm: rate for (arm, at), rate in chosen.items() if at == budget}
-            _by_rate(ax, tuned[tuned["budget"] == budget], "validation_loss", looks, own)
+            _by_rate(ax, tuned[tuned["budget"] == budget], "validation_loss", looks, own, clip)
             ax.set(xlabel="learning rate", title=budget)
             ax.margins(y=0.12)  # crosses stand above the data
+        if clip is not None:
+            low = float(tuned["validation_loss"].astype(float).min())
+            axes[places[0][0]].set_ylim(low - 0.06 * (clip - low), clip)
         for row in places:
             axes[row[0]].set_ylabel("validation loss, nats per token")
         if tuned["validation_loss"].notna().any():
@@ -64,6 +69,15 @@ def _places(arms: pd.Series, wide: bool) -> list[list[Any]]:
     rest = [budget for budget in arms.index if budget not in full]
     rest += [""] * (-len(rest) % columns)
     return [[budget] * columns for budget in full] + [rest[i : i + columns] for i in range(0, len(rest), columns)]
+
+
+def clip_of(tuned: pd.DataFrame) -> float | None:
+    """The frozen model's validation loss, where tuning runs reach it or diverged; None where it is far or not known."""
+    frozen, losses = tuned["base_loss"].dropna().astype(float), tuned["validation_loss"].dropna().astype(float)
+    if frozen.empty or losses.empty or losses.min() >= frozen.iloc[0]:
+        return None
+    reached = bool((losses >= frozen.iloc[0]).any()) or bool((tuned["status"] == Status.DIVERGED).any())
+    return float(frozen.iloc[0]) if reached else None
 
 
 def stability(table: pd.DataFrame, looks: Looks) -> Figure | None:
@@ -109,10 +123,40 @@ def compared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [(str(budget), str(scaling)) for budget, scaling in arms.index[(arms > 1) | (arms.max() == 1)]]
 
 
+def _diverged(ax: Axes, place: tuple[float, float | None], arm: str, look: Look, title: str) -> None:
+    """An open caret at the frozen model's loss, or where that is not shown a cross at the top edge."""
+    x, clip = place
+    if clip is None:
+        diverged_cross(ax, x, arm, look, title)
+    else:
+        _caret(ax, (x, clip), arm, look, title, filled=False)
+
+
+def _frozen_line(ax: Axes, clip: float) -> None:
+    ax.axhline(clip, color="black", lw=0.8, ls=(0, (4, 3)), zorder=1)
+    ax.annotate(f"frozen model {clip:.3f}", (0.01, clip), xycoords=("axes fraction", "data"), xytext=(0, -3),
+                textcoords="offset points", fontsize=7.5, va="top")  # fmt: skip
+
+
+def _caret(ax: Axes, place: tuple[float, float], arm: str, look: Look, title: str, filled: bool) -> None:
+    face = look.colour if filled else "white"
+    settings: dict[str, Any] = {"color": look.colour, "mfc": face, "mec": look.colour, "mew": 1.2, "ms": 6.5}
+    mark(ax.plot(*place, "^", **settings, clip_on=False, zorder=5)[0], arm, title)
+
+
 def _by_rate(
-    ax: Axes, runs: pd.DataFrame, measure: str, looks: Looks, chosen: Mapping[str, float] | None = None
+    ax: Axes,
+    runs: pd.DataFrame,
+    measure: str,
+    looks: Looks,
+    chosen: Mapping[str, float] | None = None,
+    clip: float | None = None,
 ) -> None:
-    """Mean and range of a measure by arm and rate; with `chosen`, a rate with a diverged run has no mean."""
+    """Mean and range of a measure by arm and rate; with `chosen`, a rate with a diverged run has no mean.
+
+    Nothing is drawn above `clip`, at which carets stand.
+    """
+    top = math.inf if clip is None else clip
     names = arms_in(runs, looks)
     shifts = rate_axis(ax, runs["learning_rate"].tolist(), len(names))
     if measure == "excess":
@@ -125,19 +169,26 @@ def _by_rate(
             values = here.loc[~here["diverged"], measure].dropna().astype(float)
             label = f"{arm}, rate {short(rate)}"
             if diverged and measure in ("excess", "validation_loss"):
-                what = "runs" if chosen is None else "seeds"
-                diverged_cross(ax, rate * shift, arm, look, f"{label}: {diverged} of {len(here)} {what} diverged")
+                what = f"{diverged} of {len(here)} {'runs' if chosen is None else 'seeds'} diverged"
+                _diverged(ax, (rate * shift, clip), arm, look, f"{label}: {what}")
             xs.append(rate * shift)
             if values.empty or (diverged and chosen is not None):
                 ys.append(math.nan)  # the line is broken here
                 continue
-            ys.append(float(values.mean()))
-            mark(ax.plot([xs[-1]] * 2, [values.min(), values.max()], color=look.colour, lw=1.3)[0], arm)
-            label += f": mean {ys[-1]:.4g} of {len(values)}"
-            mark(ax.plot(xs[-1], ys[-1], **look.marked(4.5), zorder=4)[0], arm, label)
+            mean = float(values.mean())
+            ys.append(min(mean, top))
+            ends = [min(value, top) for value in (values.min(), values.max())]
+            mark(ax.plot([xs[-1]] * 2, ends, color=look.colour, lw=1.3)[0], arm)
+            label += f": mean {mean:.4g} of {len(values)}"
+            if mean >= top:
+                _caret(ax, (xs[-1], top), arm, look, f"{label}, no better than the frozen model", filled=True)
+            else:
+                mark(ax.plot(xs[-1], ys[-1], **look.marked(4.5), zorder=4)[0], arm, label)
             if chosen and math.isclose(rate, chosen.get(arm, 0.0)):
                 (ring,) = ax.plot(xs[-1], ys[-1], "o", ms=11, mfc="none", mec=look.colour, mew=1.2, zorder=5)
                 mark(ring, arm, f"{label}, chosen")
         join(ax, xs, ys, arm, looks, len(names))
+    if clip is not None:
+        _frozen_line(ax, clip)
     if measure == "clipped":
         ax.set_ylim(-0.04, 1.04)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.files import write_atomically
-from adaptive_lora.reporting.figures.recovery import recovery_figure
+from adaptive_lora.reporting.figures.planted import recovery_heat_map, recovery_map_caption
 from adaptive_lora.reporting.figures.theme import save, settle
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
@@ -29,7 +29,6 @@ from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import changes_of_training, conclusions, side_by_side, study_tables
 from adaptive_lora.reporting.tables import Table
-from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.variants import variants_of
 
 
@@ -101,7 +100,7 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
     if beside.recovered:
         planted = planted_context(beside.recovered)
         tables |= planted_tables(beside.recovered)
-        drawn |= {"planted": (recovery_figure(beside.recovered), render("paper.planted"))}
+        drawn |= {"planted": (recovery_heat_map(beside.recovered), recovery_map_caption(beside.recovered))}
     return _bound(write_blocks(own, people.tools, others, planted), tables, drawn, people)
 
 
@@ -113,7 +112,7 @@ def own_manuscript(found: Findings, beside: Beside, people: People, text: Path) 
     tables, drawn = dict(made.tables), dict(made.figures)
     if beside.recovered:
         tables |= planted_tables(beside.recovered)
-        drawn |= {"planted": (recovery_figure(beside.recovered), render("paper.planted"))}
+        drawn |= {"planted": (recovery_heat_map(beside.recovered), recovery_map_caption(beside.recovered))}
     return _bound(made.blocks, tables, drawn, people)
 
 

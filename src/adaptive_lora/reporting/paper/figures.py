@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from adaptive_lora.reporting.figures.all import looks_in, main_figures
+from adaptive_lora.reporting.figures.all import looks_in, main_figures, rates_caption
 from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.rates import rate_curves
 from adaptive_lora.reporting.findings import Findings
@@ -17,7 +17,7 @@ def study_figures(found: Findings) -> dict[str, tuple[Figure, str]]:
     runs, steady = (table[table["budget"].isin(budgets)] for table in (found.runs, found.stability))
     chosen = {(arm, budget): float(rate) for arm, budget, rate in found.facts.get("chosen_rates", [])}
     drawn = {wanted.name: (wanted.draw(), wanted.caption) for wanted in main_figures(found, looks)}
-    drawn["rates"] = rate_curves(runs, looks, chosen), render("captions.rates_figure")
+    drawn["rates"] = rate_curves(runs, looks, chosen), rates_caption(runs)
     caption = render("captions.stability_map", alpha)
     drawn["stability"] = break_map(steady, found.baseline, alpha, chosen), caption
     return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
