@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from adaptive_lora.errors import StudyFileError
+from adaptive_lora.reporting.choices import ceilings_of
 from adaptive_lora.reporting.findings import Findings, read_findings
-from adaptive_lora.reporting.html.ceiling import ceiling, ceilings_of
+from adaptive_lora.reporting.html.ceiling import ceiling
 from adaptive_lora.reporting.html.sections import SECTIONS
 from adaptive_lora.reporting.tables import to_markdown
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read

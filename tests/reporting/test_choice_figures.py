@@ -16,6 +16,7 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from adaptive_lora.reporting.choices import ceiling_cells, ladder_rows
 from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.figures.all import looks_in, main_figures
 from adaptive_lora.reporting.figures.budgets import loss_by_budget
@@ -26,7 +27,9 @@ from adaptive_lora.reporting.figures.planted import recovery_heat_map, recovery_
 from adaptive_lora.reporting.figures.theme import settle, themed, to_svg
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.recovered import Recovered
+from adaptive_lora.stats.differences import between
 from adaptive_lora.stats.estimators import Interval
+from tests.committed import RESULTS
 from tests.reporting.test_recovered import MIXED, PROVISIONAL
 
 _RUN_ON = re.compile(r"[.;:][A-Za-z]|\.\.|  | [.,;]")
@@ -224,3 +227,18 @@ def test_the_caption_of_the_ceiling_says_what_was_not_run() -> None:
     bare = ceiling_caption([replace(CELLS[0], threshold=None)])
     assert "Not run" not in bare and "Band" not in bare and not _RUN_ON.search(bare), bare
     assert ceiling(CELLS[2:]) is None
+
+
+def test_the_ladder_of_a_study_is_sorted_by_what_its_arms_change() -> None:
+    """Of the committed study of stability: scaling and training against the arm they vary, ranks against uniform."""
+    with open_findings(RESULTS / "stability") as found:
+        rows = {row.label: row for row in ladder_rows(found)}
+        lora_plus = between(found.tables, ("uniform-lora-plus", "rank:2"), ("uniform", "rank:2"))
+        scaled = between(found.tables, ("empirical-rslora", "rank:2"), ("empirical", "rank:2"))
+    assert lora_plus is not None and rows["LoRA+ (B at 16 times the rate)"].effect == lora_plus.mean
+    assert scaled is not None and rows["rslora scaling, on empirical"].effect == scaled.mean
+    groups = {label: row.group for label, row in rows.items()}
+    assert groups["empirical"] == "allocation" and groups["a warm-up of 20 %"] == "warm-up"
+    assert not rows["half the budget"].measured and rows["another seed"].kind == "range"
+    with open_findings(RESULTS / "gsm8k-stories260k") as found:
+        assert ladder_rows(found) == [] and ceiling_cells(found) == []  # allocations alone, and no ceiling locked

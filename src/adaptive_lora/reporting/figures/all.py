@@ -9,13 +9,16 @@ from functools import partial
 import pandas as pd
 from matplotlib.figure import Figure
 
+from adaptive_lora.reporting.choices import ceiling_cells, ladder_rows
 from adaptive_lora.reporting.figures.axes import cap, points_each
 from adaptive_lora.reporting.figures.break_map import break_map
 from adaptive_lora.reporting.figures.budgets import far_losses, frozen_fits, loss_by_budget
+from adaptive_lora.reporting.figures.ceiling import ceiling, ceiling_caption
 from adaptive_lora.reporting.figures.costs import costs
 from adaptive_lora.reporting.figures.curves import curves_in_seconds, learning_curves
 from adaptive_lora.reporting.figures.decomposition import decomposition_bars
 from adaptive_lora.reporting.figures.differences import Evidence, difference_limits, paired_differences
+from adaptive_lora.reporting.figures.ladder import ladder, ladder_caption
 from adaptive_lora.reporting.figures.looks import CROWD, Looks, looks_of
 from adaptive_lora.reporting.figures.ranks import draws_of, overview, rank_heat_maps
 from adaptive_lora.reporting.figures.rates import clip_of, compared_settings, rate_curves, stability
@@ -65,6 +68,11 @@ def main_figures(found: Findings, looks: Looks) -> Iterator[Wanted]:
     caption = render("captions.differences_figure", found, far, most, halves)
     draw_differences = partial(paired_differences, arms, looks, baseline, margins, found.metric, evidence)
     yield Wanted("differences", draw_differences, caption)
+    if cells := ceiling_cells(found):
+        yield Wanted("ceiling", partial(ceiling, cells, found.metric.unit), ceiling_caption(cells))
+    if rows := ladder_rows(found):
+        draw_ladder = partial(ladder, rows, baseline, found.metric)
+        yield Wanted("ladder", draw_ladder, ladder_caption(rows, baseline, found.metric))
     if parts := found.decompositions:
         draw = partial(decomposition_bars, parts, baseline, found.metric)
         yield Wanted("decomposition", draw, render("decomposition.figure", found))

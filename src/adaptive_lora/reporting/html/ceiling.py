@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from adaptive_lora.planning.budget_text import halved
+from adaptive_lora.reporting.choices import ceilings_of
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.tables import Column, Row, Table
 from adaptive_lora.reporting.templating import render
-from adaptive_lora.stats.ceiling import Ceiling, ceilings
-
-
-def ceilings_of(found: Findings) -> Sequence[Ceiling]:
-    """By the arms that the study locked as its ceiling; none where it names none."""
-    arms = found.analysis.get("ceiling", [])
-    halves = [(budget, half) for budget in found.facts["spec"]["budgets"] if (half := halved(budget)) is not None]
-    return ceilings(found.tables, found.baseline, arms, halves, found.analysis["alpha"]) if arms else []
 
 
 def ceiling(found: Findings) -> Table | None:

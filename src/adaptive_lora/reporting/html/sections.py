@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from adaptive_lora.reporting.choices import ceilings_of
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.html import evidence
-from adaptive_lora.reporting.html.ceiling import ceiling, ceilings_of
+from adaptive_lora.reporting.html.ceiling import ceiling
 from adaptive_lora.reporting.html.decomposition import decomposition
 from adaptive_lora.reporting.html.evidence import ARM, NATS, captioned
 from adaptive_lora.reporting.html.forgetting import forgetting
@@ -168,8 +169,9 @@ SECTIONS = (
     Section("arms", "Arms", (arms,), (),
             lambda found: render_all("comparisons.same_as_baseline", found)),
     Section("overview", "Overview", (), ("overview",)),
+    Section("ladder", "What choices change", (), ("ladder",)),
     Section("differences", "Differences", (evidence.sizes, evidence.compute), ("differences",)),
-    Section("ceiling", "What the best allocation gains", (ceiling,), (),
+    Section("ceiling", "What the best allocation gains", (ceiling,), ("ceiling",),
             lambda found: render_all("ceiling.findings", ceilings_of(found), found)),
     Section("decomposition", "What differences are made of", (decomposition,), ("decomposition",),
             lambda found: render_all("decomposition.findings", found)),

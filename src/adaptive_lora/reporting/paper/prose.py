@@ -18,9 +18,9 @@ from markupsafe import Markup
 from adaptive_lora.errors import PaperError, StrategyError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.planning.strategies.base import check_options
+from adaptive_lora.reporting.choices import ceilings_of
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.formatting import listed
-from adaptive_lora.reporting.html.ceiling import ceilings_of
 from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.other_studies import label_of
