@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,6 @@ from tests.reporting.test_recovered import MIXED, PROVISIONAL
 
 _RUN_ON = re.compile(r"[.;:][A-Za-z]|\.\.|  | [.,;]")
 """What a template leaves where a part of it is missing."""
-RESULTS = Path(__file__).parents[2] / "results"
 
 
 def drawn(figure: Figure | None) -> Figure:
