@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from adaptive_lora.reporting.memory.blocks import markers, put_block
 from adaptive_lora.reporting.memory.memory_bank import TITLES, memory_texts, write_memory_bank
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
+from tests.fresh import NEVER_ASKED, READING, fresh
 from tests.reporting.ledgers import Made, make_study
 
 EIGHT = {"uniform": 0.0, "linear-decay": 0.0005, "attention-heavy": 0.03, "empirical": -0.03, "eva": -0.004,
@@ -427,5 +426,5 @@ def test_an_interrupted_run_leaves_a_bank(
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, adaptive_lora.reporting.memory.memory_bank; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = fresh(READING).run("import adaptive_lora.reporting.memory.memory_bank\n" + NEVER_ASKED)
+    assert done.returncode == 0, done.stderr
