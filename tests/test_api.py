@@ -167,6 +167,7 @@ def outside_study(model: Path, **more: Any) -> dict[str, Any]:
         "train": {"steps": 2, "batch_size": 4, "learning_rate": 1e-2},
         "analysis": {"primary": []},
         "controls": ["shuffled"],
+        "report": {"answers": 0},
         **more,
     }  # fmt: skip
 
