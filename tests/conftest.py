@@ -29,7 +29,7 @@ from adaptive_lora.training.base import FrozenBase, load_base
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Every study groups, hashes and encodes its source: with thousands of records, that is a third of a small one's time.
-prepare.DEMO_RECORDS = 300
+prepare.DEMO_RECORDS = 500
 # Seconds that a dry run tries steps for, to say how long all will take.
 pricing.PATIENCE = estimated_cost.PATIENCE = 0.1
 # A test that other work on the machine has slowed down has not failed.

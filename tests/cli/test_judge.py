@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +16,6 @@ from scipy import stats
 
 from tests.cli.test_reading import call, without_train
 from tests.foreign.conftest import lm_eval, peft
-from tests.fresh import READING, fresh
 
 __all__ = ["lm_eval", "peft"]
 KEYS = """arm task metric unit higher_is_better verdict mean baseline_mean difference interval resampled
@@ -116,7 +118,8 @@ def test_the_documentation_shows_what_is_printed(
     shown = re.findall(r"^```bash\n(.*?)^```\n\n```text\n(.*?)^```", page, flags=re.S | re.M)
     assert len(shown) == 2
     for command, output in shown:
-        words, program = shlex.split(command)[1:], "from adaptive_lora.cli.main import main; main()"
-        told = fresh(READING).run(program, *words, environment={"COLUMNS": "110"})
-        assert told.returncode == 0, told.stderr
-        assert [line.rstrip() for line in told.stdout.splitlines()] == output.splitlines()
+        environment = {**os.environ, "COLUMNS": "110"}
+        words = shlex.split(command)[1:]
+        command_line = [sys.executable, "-m", "adaptive_lora.cli.main", *words]
+        told = subprocess.run(command_line, capture_output=True, text=True, check=True, env=environment).stdout
+        assert [line.rstrip() for line in told.splitlines()] == output.splitlines()
