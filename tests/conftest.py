@@ -29,7 +29,7 @@ from adaptive_lora.training.base import FrozenBase, load_base
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Every study groups, hashes and encodes its source: with thousands of records, that is a third of a small one's time.
-prepare.DEMO_RECORDS = 500
+DEMO_RECORDS, prepare.DEMO_RECORDS = prepare.DEMO_RECORDS, 500
 # Seconds that a dry run tries steps for, to say how long all will take.
 pricing.PATIENCE = estimated_cost.PATIENCE = 0.1
 # A test that other work on the machine has slowed down has not failed.
@@ -61,6 +61,15 @@ def _figures_at_least_cost() -> Iterator[None]:
         patch.setattr(making, "save", functools.partial(save, kinds=("svg",)))
         patch.setattr(making, "_cores", lambda: 1)
         yield
+
+
+@pytest.fixture
+def whole_sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Generated sources as they are elsewhere, for tests that know what comes of them."""
+    monkeypatch.setattr(prepare, "DEMO_RECORDS", DEMO_RECORDS)
+    prepare._generated.cache_clear()
+    yield
+    prepare._generated.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Callable
@@ -30,9 +31,17 @@ BEGIN, END = markers("progress")
 GRID = "[1e-3, 3e-3, 1e-2]"
 
 
+TEXTS: dict[tuple[bytes, bool], dict[str, str]] = {}
+"""Of ledgers by a hash of their bytes: most tests are about what becomes of texts, which take longer than all else."""
+
+
 def texts_of(folder: Path, in_use: bool = False) -> dict[str, str]:
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        return memory_texts(read_findings(ledger), in_use)
+    files = [path for path in sorted(folder.glob("study.db*")) if path.suffix != ".db-shm"]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest(), in_use
+    if key not in TEXTS:
+        with contextlib.closing(open_to_read(folder)) as ledger:
+            TEXTS[key] = memory_texts(read_findings(ledger), in_use)
+    return dict(TEXTS[key])
 
 
 def update(folder: Path) -> list[str]:
@@ -82,6 +91,7 @@ def test_seven_files_with_heading_block_and_a_place_for_people(folder: Path) -> 
 
 def test_the_same_ledger_writes_nothing_again(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (folder / "memory-bank").iterdir()}
+    TEXTS.clear()  # they are the same when they are made again
     assert update(folder) == []
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "memory-bank").iterdir()}
 
