@@ -164,6 +164,7 @@ def test_run_without_a_folder_shows_the_command(study_file: WriteStudy) -> None:
     assert result.exit_code == 2 and "--out runs/study" in result.stderr
 
 
+@pytest.mark.usefixtures("whole_sources")
 def test_data_profile_shows_counts_histogram_and_masked_samples(tmp_path: Path) -> None:
     text = call("data", "profile", "demo:all", "--png", tmp_path / "lengths.png").stdout
     assert "records" in text and "tokens per record" in text and text.count("masked (dim), learnt (bold)") == 3
