@@ -31,6 +31,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Every study groups, hashes and encodes its source: with thousands of records, that is a third of a small one's time.
 DEMO_RECORDS, prepare.DEMO_RECORDS = prepare.DEMO_RECORDS, 500
 # Seconds that a dry run tries steps for, to say how long all will take.
+PATIENCE = pricing.PATIENCE
 pricing.PATIENCE = estimated_cost.PATIENCE = 0.1
 # A test that other work on the machine has slowed down has not failed.
 hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=None)
