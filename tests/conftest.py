@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,11 +20,19 @@ from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.plan import RankPlan, Scaling
 from adaptive_lora.planning.strategies import STRATEGIES, registry
 from adaptive_lora.planning.strategies.base import MEASURES
+from adaptive_lora.reporting.figures import making
+from adaptive_lora.reporting.figures.theme import save
+from adaptive_lora.study import estimated_cost, prepare, pricing
 from adaptive_lora.training.base import FrozenBase, load_base
 
 # Nothing in the suite may ask the network, whatever the machine allows.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Every study groups, hashes and encodes its source: with thousands of records, that is a third of a small one's time.
+DEMO_RECORDS, prepare.DEMO_RECORDS = prepare.DEMO_RECORDS, 500
+# Seconds that a dry run tries steps for, to say how long all will take.
+PATIENCE = pricing.PATIENCE
+pricing.PATIENCE = estimated_cost.PATIENCE = 0.1
 # A test that other work on the machine has slowed down has not failed.
 hypothesis.settings.register_profile("untimed", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("untimed")
@@ -44,6 +53,24 @@ def _registries_as_they_were() -> Iterator[None]:
     for table, before in zip(tables, kept, strict=True):
         table.clear()
         table.update(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _figures_at_least_cost() -> Iterator[None]:
+    """As SVG alone, which is what a page holds: the other forms cost twice as much. And by no second process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "save", functools.partial(save, kinds=("svg",)))
+        patch.setattr(making, "_cores", lambda: 1)
+        yield
+
+
+@pytest.fixture
+def whole_sources(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Generated sources as they are elsewhere, for tests that know what comes of them."""
+    monkeypatch.setattr(prepare, "DEMO_RECORDS", DEMO_RECORDS)
+    prepare._generated.cache_clear()
+    yield
+    prepare._generated.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_its_study_runs_to_the_report(folder: Path) -> None:
     ):
         assert old in text
         text = text.replace(old, new)
-    (folder / "my-study.yaml").write_text(text + "analysis: {primary: []}\ncontrols: none\n")
+    (folder / "my-study.yaml").write_text(text + "analysis: {primary: []}\ncontrols: none\nreport: {answers: 0}\n")
     done = call(run)
     assert done.exit_code == 0, done.output
     results = adaptive_lora.load_results("runs/my-study")

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +21,7 @@ from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.recipes import list_recipes, recipe
 from adaptive_lora.study.json_schema import study_json_schema
 from adaptive_lora.study.study_file import parse_study
+from tests.fresh import FRONT, fresh
 from tests.study.test_spec import GOOD
 
 # Ends as the console script does, and says on the last line of stderr whether anything heavy was imported.
@@ -37,8 +37,7 @@ finally:
 
 
 def script(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", RUN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return fresh(FRONT).run(RUN, *arguments)
 
 
 def test_version_is_that_of_the_package() -> None:
@@ -109,10 +108,9 @@ def test_a_place_that_cannot_be_made_is_named_with_the_reason() -> None:
 
 @pytest.mark.skipif(os.name != "posix", reason="needs limits on the size of files")
 def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
-    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))\n{RUN}"
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n{RUN}"
     place = tmp_path / "plan.json"
-    command = [sys.executable, "-c", limited, "plan", "--model", "demo", "--out", str(place)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = fresh(FRONT).run(limited, "plan", "--model", "demo", "--out", place)
     assert found.returncode == 1 and f"failed: {place}: File too large." in found.stderr, found.stderr
     assert "Traceback" not in found.stderr and list(tmp_path.iterdir()) == []
 
@@ -137,8 +135,8 @@ def as_data(text: str) -> Any:
 def test_figures_are_drawn_in_the_shell_of_a_notebook() -> None:
     """Jupyter's shells have a backend in the environment that matplotlib refuses when it is imported elsewhere."""
     program = "from adaptive_lora.cli import main; main.app = lambda: __import__('matplotlib'); main.main()"
-    backend = {**os.environ, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    subprocess.run([sys.executable, "-c", program], env=backend, check=True, capture_output=True)
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    assert fresh(FRONT).run(program, environment=backend).returncode == 0
 
 
 @pytest.mark.parametrize("name", list_recipes())

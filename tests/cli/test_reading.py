@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,18 +13,12 @@ from adaptive_lora.cli.main import app
 from adaptive_lora.reporting.exported import export_all
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.open_ledger import open_to_read
+from tests.fresh import READING, fresh
 from tests.reporting.ledgers import Made, make_study
 
 RESULTS = Path(__file__).parents[2] / "results"
-WITHOUT_TRAIN = """\
-import json, sys, warnings
-warnings.simplefilter("error")
-class Block:
-    def find_spec(self, name, *a):
-        if name.split(".")[0] in ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors",
-                                  "huggingface_hub", "tokenizers", "pyarrow"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Block())
+VERBS = """\
+import json, sys
 from typer.testing import CliRunner
 from adaptive_lora.cli.main import app
 told = []
@@ -44,7 +36,8 @@ def call(*arguments: object) -> Result:
 def without_train(*commands: list[object]) -> list[tuple[int, str, str, str]]:
     """(exit code, stdout, stderr, exception) of each command where only the base dependencies are."""
     asked = json.dumps([[str(a) for a in command] for command in commands])
-    told = subprocess.run([sys.executable, "-c", WITHOUT_TRAIN, asked], capture_output=True, text=True, check=True)
+    told = fresh(READING).run(VERBS, asked)
+    assert told.returncode == 0, told.stderr
     return [tuple(found) for found in json.loads(told.stdout.splitlines()[-1])]
 
 

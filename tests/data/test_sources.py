@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from adaptive_lora.data import records
 from adaptive_lora.data.records import Record, Turn
 from adaptive_lora.data.sources import from_dicts, load_records
 from adaptive_lora.errors import DataError
@@ -148,6 +149,12 @@ def test_prompts_are_compared_by_their_letters_and_contents_as_they_are() -> Non
     marks = [Record("alpaca", "", mark, "") for mark in ("...", ".-.", "+", "-")]
     assert len({record.prompt_key() for record in marks}) == 4  # where marks are all there is, they count
     assert Record("alpaca", "a b", "", "").prompt_key() != Record("alpaca", "a", "b", "").prompt_key()
+
+
+def test_letters_count_alike_in_plain_and_other_text() -> None:
+    for place in range(128):
+        text = f"A{chr(place)}b"
+        assert records._letters(f"{text}ü") == f"{records._letters(text)}ü", repr(text)
 
 
 def test_fingerprint_is_of_the_content() -> None:

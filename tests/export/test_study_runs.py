@@ -27,6 +27,7 @@ seeds: {evaluation: 4}
 train: {steps: 2, batch_size: 2, learning_rate: 1e-2}
 analysis: {primary: [linear-decay], margin: 0.01}
 controls: none
+report: {answers: 0}
 """
 
 

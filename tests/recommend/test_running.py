@@ -72,6 +72,7 @@ def asked(question: Question, minutes: float = 30.0, late: float = 0.0) -> Reque
     return Request(question, minutes, memory=24e9, began=time.monotonic() - late)
 
 
+@pytest.mark.usefixtures("whole_sources")
 def test_a_study_is_sized_locked_trained_and_read(question: Question, tmp_path: Path) -> None:
     out, heard = tmp_path / "out", Heard()
     found = recommend(asked(question), out, heard)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from adaptive_lora.reporting.memory.blocks import markers, put_block
 from adaptive_lora.reporting.memory.memory_bank import TITLES, memory_texts, write_memory_bank
 from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
+from tests.fresh import NEVER_ASKED, READING, fresh
 from tests.reporting.ledgers import Made, make_study
 
 EIGHT = {"uniform": 0.0, "linear-decay": 0.0005, "attention-heavy": 0.03, "empirical": -0.03, "eva": -0.004,
@@ -31,9 +31,17 @@ BEGIN, END = markers("progress")
 GRID = "[1e-3, 3e-3, 1e-2]"
 
 
+TEXTS: dict[tuple[bytes, bool], dict[str, str]] = {}
+"""Of ledgers by a hash of their bytes: most tests are about what becomes of texts, which take longer than all else."""
+
+
 def texts_of(folder: Path, in_use: bool = False) -> dict[str, str]:
-    with contextlib.closing(open_to_read(folder)) as ledger:
-        return memory_texts(read_findings(ledger), in_use)
+    files = [path for path in sorted(folder.glob("study.db*")) if path.suffix != ".db-shm"]
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in files)).digest(), in_use
+    if key not in TEXTS:
+        with contextlib.closing(open_to_read(folder)) as ledger:
+            TEXTS[key] = memory_texts(read_findings(ledger), in_use)
+    return dict(TEXTS[key])
 
 
 def update(folder: Path) -> list[str]:
@@ -83,6 +91,7 @@ def test_seven_files_with_heading_block_and_a_place_for_people(folder: Path) -> 
 
 def test_the_same_ledger_writes_nothing_again(folder: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (folder / "memory-bank").iterdir()}
+    TEXTS.clear()  # they are the same when they are made again
     assert update(folder) == []
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "memory-bank").iterdir()}
 
@@ -427,5 +436,5 @@ def test_an_interrupted_run_leaves_a_bank(
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, adaptive_lora.reporting.memory.memory_bank; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    done = fresh(READING).run("import adaptive_lora.reporting.memory.memory_bank\n" + NEVER_ASKED)
+    assert done.returncode == 0, done.stderr

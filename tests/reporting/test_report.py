@@ -25,6 +25,7 @@ from adaptive_lora.study.results import runs_table
 from adaptive_lora.study.runner import run_study
 from adaptive_lora.study.study_file import load_study
 from tests.conftest import STUDY
+from tests.fresh import NEVER_ASKED, READING, fresh
 
 ARMS = "[uniform, linear-decay, empirical, random]"
 
@@ -110,10 +111,6 @@ def figures_in(page: str) -> set[str]:
 def test_the_reading_wing_needs_no_torch(done: Path) -> None:
     script = (
         "import sys; from pathlib import Path\n"
-        "class Block:\n"
-        "    def find_spec(self, name, *a):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers', 'peft'): raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Block())\n"
         "from adaptive_lora.study.open_ledger import open_to_read\n"
         "from adaptive_lora.reporting.html.build import write_report\n"
         "from adaptive_lora.study.status import study_status\n"
@@ -121,7 +118,8 @@ def test_the_reading_wing_needs_no_torch(done: Path) -> None:
         "folder = Path(sys.argv[1]); ledger = open_to_read(folder)\n"
         "write_report(ledger, folder); export(ledger, folder / 'text'); study_status(folder)\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", script, str(done)], check=True)
+    told = fresh(READING).run(script + NEVER_ASKED, done)
+    assert told.returncode == 0, told.stderr
 
 
 class _Tags(HTMLParser):

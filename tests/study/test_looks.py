@@ -92,6 +92,7 @@ def active_context(folder: Path) -> str:
         return memory_texts(found)["activeContext"]
 
 
+@pytest.mark.usefixtures("whole_sources")
 def test_a_decided_arm_stops_and_what_it_shares_goes_on(study_file: WriteStudy, tmp_path: Path) -> None:
     heard, out = Heard(), tmp_path / "out"
     outcome = run_study(load_study(study_file(*CHANGES)), out, heard)
@@ -153,6 +154,7 @@ def test_a_study_cut_within_looks_ends_in_the_same_results(study_file: WriteStud
     assert recorded(whole) == recorded(parts)
 
 
+@pytest.mark.usefixtures("whole_sources")
 def test_a_study_cut_between_two_looks_is_not_taken_for_finished(study_file: WriteStudy, tmp_path: Path) -> None:
     class CutAtTheFirst(Heard):
         def stage(self, text: str) -> None:

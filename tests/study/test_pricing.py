@@ -20,8 +20,16 @@ from adaptive_lora.study.plan_task import needed
 from adaptive_lora.study.prepare import PreparedStudy, prepare
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.training.generation import question_of
+from tests.conftest import PATIENCE
 
 WriteStudy = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _with_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as for everyone else; other tests have little."""
+    for module in (pricing, estimated_cost):
+        monkeypatch.setattr(module, "PATIENCE", PATIENCE)
 
 
 @pytest.fixture

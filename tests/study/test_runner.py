@@ -18,6 +18,7 @@ import pytest
 from adaptive_lora.errors import LedgerDamaged, StudyFileError, StudyFolderError
 from adaptive_lora.recipes import recipe
 from adaptive_lora.reporting.html.build import write_report
+from adaptive_lora.study import prepare
 from adaptive_lora.study.folder import StudyPaths, exclusive
 from adaptive_lora.study.lock import read_lock
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
@@ -150,8 +151,11 @@ def test_an_interrupt_keeps_the_run_and_the_same_call_goes_on(study_file: WriteS
 KILLED = """\
 import os, signal, sys
 from pathlib import Path
+from adaptive_lora.study import prepare
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.study.runner import Silent, run_study
+
+prepare.DEMO_RECORDS = int(sys.argv[4])
 
 class Kill(Silent):
     steps = 0
@@ -168,7 +172,7 @@ def test_kill_9_and_the_same_command_end_in_the_same_results(study_file: WriteSt
     """Bit for bit: the bank is formed again as it was. `bench/faults.py` does it at sixty moments."""
     path = study_file()
     run_study(load_study(path), tmp_path / "whole")
-    command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cut"), "2"]
+    command = [sys.executable, "-c", KILLED, str(path), str(tmp_path / "cut"), "2", str(prepare.DEMO_RECORDS)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == -signal.SIGKILL
     assert run_study(load_study(path), tmp_path / "cut").finished
     pd.testing.assert_frame_equal(final(tmp_path / "whole"), final(tmp_path / "cut"))
@@ -396,7 +400,7 @@ def test_real_model_and_real_records(assets: Path, tmp_path: Path) -> None:
         ("validation: 100", "validation: 20"),
         ("evaluation: 3", "evaluation: 1"),
         ("[uniform, linear-decay, attention-heavy, empirical, random]", "[uniform, empirical]"),
-        ("primary: []}", "primary: []}\ncontrols: none"),
+        ("primary: []}", "primary: []}\ncontrols: none\nreport: {answers: 0}"),
     ):
         assert old in text
         text = text.replace(old, new)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _MARK = re.compile(r"[^\w]|_")
+_ASCII_PUNCTUATION = {place: None for place in range(128) if unicodedata.category(chr(place))[0] == "P"}
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -139,6 +141,10 @@ class RecordSet:
 
     def fingerprint(self) -> str:
         """A hash of the content in order; equal content gives equal fingerprints, wherever it lies."""
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.sha256(self.form.encode())
         for record in self.records:
             turns = tuple((turn.role, turn.content) for turn in record.turns)
@@ -156,5 +162,9 @@ def _text_hash(parts: Iterable[str]) -> str:
 
 def _letters(text: str) -> str:
     """Letters, digits and symbols of a text; the text itself where it has none (a question mark, Morse code)."""
-    kept = _MARK.sub(lambda found: "" if unicodedata.category(found[0])[0] == "P" else found[0], "".join(text.split()))
+    kept = "".join(text.split())
+    if kept.isascii():  # most of English, and three times as fast
+        kept = kept.translate(_ASCII_PUNCTUATION)
+    else:
+        kept = _MARK.sub(lambda found: "" if unicodedata.category(found[0])[0] == "P" else found[0], kept)
     return kept.casefold() or text

@@ -39,7 +39,7 @@ data: {source: "demo:pretraining", train: 24, validation: 5, test: 20, max_lengt
 budgets: ["rank:2"]
 arms: [uniform, linear-decay, random]
 seeds: {evaluation: 4}
-train: {steps: 4, batch_size: 4, learning_rate: 2e-2}
+train: {steps: 4, batch_size: 4, learning_rate: 5e-2}
 analysis: {metric: METRIC, primary: [linear-decay], margin: 4.0}
 controls: none
 report: {answers: 0}
