@@ -3,10 +3,11 @@
 A small study of the embedded model is planned, tuned, trained, exported and reported once by processes of their own.
 Then chains of kill -9 go through the same commands, each run again until it is done: half of the kills at a line of a
 phase's code that is drawn by chance, half at a moment by the clock, in the middle of a write or a multiplication too.
-Then come the faults of `fault_cases.py` one by one.
+Then come the faults of `fault_cases.py`, `fault_places.py` and `fault_inputs.py` one by one.
 
 identical     every loss by record, every curve, rank, chosen rate, every byte of the adapters, the table of the export
               and which files export and report consist of, are those of the undisturbed study; no seconds
+right         where a fault is several `tries`: each ended as it should, in words, soon and in little memory
 lost          runs that the ledger had as finished when the command was given again, and that were trained again
 kills         kill -9 in all, and by the phase that the process was in
 
@@ -31,12 +32,15 @@ from typing import Any
 
 import numpy as np
 
+import fault_cases
+import fault_inputs
+import fault_places
 from adaptive_lora.files import write_atomically
 from adaptive_lora.streams import numpy_stream
-from fault_cases import CASES
 from fault_process import NOWHERE, PHASES, Child, Ending, Watch, die, preload
 from fault_study import STUDY, Cases, Place, Row, repeated
 
+CASES = {**fault_cases.CASES, **fault_places.CASES, **fault_inputs.CASES}
 VERBS = ("run", "results", "report")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
                "MPLBACKEND": "agg"}  # fmt: skip
@@ -165,8 +169,11 @@ def killed(whole: Place, forked: Place, costs: Costs, asked: argparse.Namespace)
 def met(name: str, cases: Cases) -> Row:
     """One fault."""
     text = json.dumps({"fault": name, **CASES[name](cases)})
-    row: Row = json.loads(text.replace(str(cases.folder), "runs"))
-    say(json.dumps(row))
+    row: Row = json.loads(text.replace(str(cases.folder), "runs").replace("a" * 300, "aaa..."))
+    say(json.dumps({key: value for key, value in row.items() if key != "tries"}))
+    for own in row.get("tries", ()):
+        if not own["right"]:
+            say(f"wrong: {json.dumps(own)}")
     return row
 
 
@@ -194,6 +201,7 @@ def main() -> None:
         "kills": kills["kills"],
         "identical": kills["identical"] and all(row["identical"] for row in faults),
         "lost": kills["lost"] + sum(row["lost"] for row in faults),
+        "right": all(row.get("right", True) for row in faults),
         "killed": kills, "faults": faults,
         "cpu_seconds": round(cpu_seconds()),
     }  # fmt: skip
@@ -201,7 +209,8 @@ def main() -> None:
     if asked.out:
         write_atomically(asked.out, text)
     print(text, end="")
-    sys.exit(0 if told["identical"] and not told["lost"] and told["kills"] >= asked.kills else 1)
+    good = told["identical"] and told["right"] and not told["lost"] and told["kills"] >= asked.kills
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
