@@ -1,14 +1,15 @@
 """What no study, no record and no path is: refused in words, soon and in little memory; or read as far as it counts.
 
 Each row tries several inputs beside a finished study. `tries` says of each how its verb ended, what it said, its
-seconds of the processor and the memory that it took beyond what its process had when it began. All of them are harmless: what
-they meet is this package's own limits.
+seconds of the processor and the memory that it took beyond what its process had when it began. All of them are
+harmless: what they meet is this package's own limits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,9 @@ def tried(own: Try) -> Row:
     ended = Child(own.words, first=own.first).wait()
     used, mib = round(ended.cpu, 1), round(ended.grown / 2**20)
     right = ended.code == own.code and "Traceback" not in ended.said and used < SECONDS and mib < MIB
-    # A code in the middle of a line of words: the line with the reason is the one that counts.
-    told = ended.told("- ", "error:", "failed:")
-    return {"given": own.given, **told, "said": told["said"][:400], "cpu_seconds": used, "mib": mib, "right": right}
+    said = next((line for line in ended.said.splitlines() if line.lstrip().startswith("- ")), "").strip()
+    said = re.sub("a{60,}", "aaa...", said or ended.told("error:", "failed:")["said"])[:400]
+    return {"given": own.given, "exit": ended.code, "said": said, "cpu_seconds": used, "mib": mib, "right": right}
 
 
 def several(done: str, tries: Callable[[Cases, Place], Sequence[Try]], name: str) -> Callable[[Cases], Row]:
@@ -108,6 +109,7 @@ def digits(cases: Cases, place: Place) -> list[Try]:
     """Numbers of 5,000 digits."""
     paths = written(cases.folder / "digits", {
         "digits.yaml": f"seeds: {{evaluation: [{DIGITS}]}}",
+        "budget.yaml": place.study.read_text().replace('"rank:2"', f'"rank:{DIGITS}"'),
         "digits.json": f'[{{"instruction": "a", "output": {DIGITS}}}]',
         "table.json": f'[{{"arm": "a", "seed": {DIGITS}, "loss": 1.0}}]',
     })  # fmt: skip
@@ -115,7 +117,8 @@ def digits(cases: Cases, place: Place) -> list[Try]:
         Try("digits.yaml", ["run", paths["digits.yaml"], "--out", place.out]),
         Try("digits.json as records", ["data", "profile", paths["digits.json"]]),
         Try("table.json as results", ["judge", paths["table.json"], "--baseline", "a"]),
-        Try("an option", ["plan", "--model", "demo", "--budget", f"params:{DIGITS}"]),
+        Try("a budget in a study file", ["run", paths["budget.yaml"], "--out", place.out]),
+        Try("a budget", ["plan", "--model", "demo", "--budget", f"params:{DIGITS}"]),
     ]
 
 
