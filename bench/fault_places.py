@@ -47,8 +47,9 @@ def every_verb(done: str, name: str, code: int, first: Act, read_only: bool) -> 
         for verb, words in verbs(place, place.study, out).items():
             with unwritable(out) if read_only else _as_it_is():
                 made.append(tried(Try(verb, words, code, [first])))
-            left = [path for path in out.rglob("*") if path.name not in ("run", ".lock", "study.db")]
-            made[-1] |= {"left_files": sum(path.is_file() for path in left)}
+            # Of a study that goes on later there are the files that it goes on from.
+            left = sum(path.is_file() and path.parent != out / "run" for path in out.rglob("*"))
+            made[-1] |= {"left_files": left, "right": made[-1]["right"] and not left}
         ended, again = summed(made), cases.new(f"{name}-again").out
         # Reading and drawing is the same again for a folder that is read-only.
         elsewhere = {} if read_only else verbs(place, place.study, again)

@@ -165,6 +165,7 @@ class Child:
             for number in (1, 2):
                 os.dup2(end, number)
             os.close(end)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` has children ignore
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             code = self._verb()

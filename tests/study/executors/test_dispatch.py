@@ -175,9 +175,7 @@ class Nodes(Here):
         return super().submit(fn, *args, **kwargs)
 
 
-@pytest.mark.parametrize("names", [["sound", *4 * ["broken"], "sound"], 7 * ["sound"]], ids=["one machine", "all"])
 def test_one_machine_that_fails_at_once_gives_up_no_bank_while_others_work(
-    names: list[str],
     study: Study,
     expected: pd.DataFrame,
     tmp_path: Path,
@@ -186,7 +184,7 @@ def test_one_machine_that_fails_at_once_gives_up_no_bank_while_others_work(
 ) -> None:
     monkeypatch.setattr(dispatch, "FIRST_WAIT_SECONDS", 2e-6)
     listener, real = Stages(), bank_training.BankTraining._update
-    executor = Nodes(names, monkeypatch)
+    executor = Nodes(["sound", *4 * ["broken"], "sound"], monkeypatch)
 
     def update(training: Any, bank: Bank) -> None:
         if 2 <= len(executor.tasks) <= 5:
@@ -195,13 +193,10 @@ def test_one_machine_that_fails_at_once_gives_up_no_bank_while_others_work(
 
     monkeypatch.setattr(bank_training.BankTraining, "_update", update)
     status = through(executor, study, tmp_path, listener)
-    if "broken" in names:
-        assert status.finished and len(executor.tasks) == 6
-        assert sum("go on elsewhere" in text for text in listener.said) == 4
-        pd.testing.assert_frame_equal(final(tmp_path), expected)
-        assert_clean(tmp_path, expected)
-    else:
-        assert (status.failed, status.completed) == (2, 2) and len(executor.tasks) == 4
+    assert status.finished and len(executor.tasks) == 6  # two more than where no other machine is known to work
+    assert sum("go on elsewhere" in text for text in listener.said) == 4
+    pd.testing.assert_frame_equal(final(tmp_path), expected)
+    assert_clean(tmp_path, expected)
 
 
 def test_progress_between_losses_counts(study: Study, tmp_path: Path, updates: list[Any]) -> None:
