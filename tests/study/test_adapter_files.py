@@ -50,6 +50,17 @@ def test_what_is_gone_and_what_was_added(tmp_path: Path) -> None:
     check_adapter(folder)
 
 
+@pytest.mark.parametrize(
+    "content", ['{"../own/plan.json": "x"}', '{"/proc/kcore": "x"}', '{"loop": "x"}', "[]", "[" * 9_999]
+)
+def test_a_list_that_someone_else_wrote_leads_nowhere(content: str, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "own")
+    (folder / "loop").symlink_to("/dev/zero")
+    (folder / DIGESTS).write_text(content)
+    with pytest.raises(StudyFolderError, match="damaged"):
+        check_adapter(folder)
+
+
 def test_a_damaged_adapter_of_a_study_is_not_exported(tmp_path: Path) -> None:
     study = make_ledger(tmp_path / "study", arms=3, seeds=2)
     with contextlib.closing(open_to_read(study)) as ledger:

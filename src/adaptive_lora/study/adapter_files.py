@@ -8,9 +8,11 @@ import json
 from pathlib import Path
 
 from adaptive_lora.errors import StudyFolderError
-from adaptive_lora.files import parse_json, write_atomically
+from adaptive_lora.files import parse_json, read_bounded, write_atomically
 
 DIGESTS = "digests.json"
+_LARGEST_LIST, _LARGEST_FILE = 2**20, 2**36
+"""Bytes. A folder may have come from someone else: what it names is read only where it can be an adapter's file."""
 _REMEDY = (
     "Its results stand: they are in the ledger. Bring the file back from a copy, or run the study again in a new "
     "folder (`adaptive-lora run STUDY.yaml --out NEW`), where the same adapter is trained"
@@ -43,9 +45,11 @@ def check_adapter(folder: Path) -> None:
     if not listed.is_file():
         return
     try:
-        digests = parse_json(listed.read_bytes())
-        wrong = [name for name, digest in digests.items() if _digest(folder / name) != digest]
-    except (ValueError, AttributeError, TypeError):
+        digests = parse_json(read_bounded(listed, _LARGEST_LIST))
+        wrong = [
+            name for name, digest in digests.items() if Path(name).name != name or _digest(folder / name) != digest
+        ]
+    except (ValueError, AttributeError, TypeError, OSError):
         raise StudyFolderError(
             f"{listed} is damaged: it is not what was written. Bring it back from a copy, or delete it to read the "
             "adapter as it is."
@@ -60,8 +64,8 @@ def _counts(path: Path) -> bool:
 
 
 def _digest(path: Path) -> str:
-    """Empty for a file that is not there."""
-    if not path.is_file():
+    """Empty for a file that is not there, or is none."""
+    if not path.is_file() or not 0 < path.stat().st_size <= _LARGEST_FILE:
         return ""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
