@@ -169,7 +169,9 @@ class Child:
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             code = self._verb()
-        except BaseException:
+        except BaseException as error:
+            with contextlib.suppress(MemoryError):  # a traceback may need more memory than there is
+                os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="backslashreplace"))
             traceback.print_exc()
         finally:
             with contextlib.suppress(OSError):

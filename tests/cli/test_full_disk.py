@@ -124,6 +124,22 @@ def test_what_the_system_says_ends_a_verb(
     assert ended.value.exit_code == code and said in capsys.readouterr().err
 
 
+def test_last_words_are_said_where_there_is_no_memory_for_a_console(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Simulated: the console is what runs out."""
+
+    @explained
+    def verb() -> None:
+        raise MemoryError("for an array")
+
+    monkeypatch.setattr("adaptive_lora.cli.app._Redacted.print", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(typer.Exit) as ended:
+        verb()
+    assert ended.value.exit_code == 1
+    assert capfd.readouterr().err.startswith("failed: out of memory: for an array. End other programs, or raise")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_output_that_nobody_can_take_is_told() -> None:
     """A process, as Python would put its own exit code for ours when it ends."""

@@ -73,11 +73,21 @@ def explained(function: F) -> F:
             if said is None:
                 raise
             _drain_stdout()
-            with contextlib.suppress(OSError):  # a terminal that hung up
-                err.print(said[1], markup=False, soft_wrap=True)
+            _say_last(said[1])
             raise typer.Exit(said[0]) from None
 
     return verb  # type: ignore[return-value]
+
+
+def _say_last(text: str) -> None:
+    """On stderr; where there is not even memory for a console, as it is."""
+    try:
+        err.print(text, markup=False, soft_wrap=True)
+    except MemoryError:
+        with contextlib.suppress(OSError, MemoryError):
+            os.write(2, f"{redacted(text)}\n".encode(errors="backslashreplace"))
+    except OSError:  # a terminal that hung up
+        pass
 
 
 def _drain_stdout() -> None:
