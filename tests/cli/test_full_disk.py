@@ -101,6 +101,7 @@ CASES = [
     (StudyFolderError("in use"), 2, "error: in use"),
     (MemoryError("for an array"), 1, "failed: out of memory: for an array. End other programs, or raise the limit"),
     (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "failed: out of memory: [Errno 12] Cannot allocate memory."),
+    (RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate memory (12)"), 1, "out of memory: unable to"),
     (RuntimeError("can't start new thread"), 1, "failed: out of memory: can't start new thread. End other programs"),
     (ImportError("x.so: failed to map segment from shared object"), 1, "failed: out of memory: x.so: failed to map"),
     (MemoryError(), 1, "failed: out of memory. End other programs"),

@@ -31,6 +31,7 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",  # CUDA outside torch's allocator
     "_STATUS_ALLOC_FAILED",  # CUDA's libraries
     "MPS backend out of memory",
+    "Cannot allocate memory",  # the system, told by torch where it maps a checkpoint
     "can't start new thread",  # Python, where there is no room for its stack
     "failed to map segment",  # the dynamic linker, of a library that is imported late
 )
