@@ -45,7 +45,7 @@ def signalled(number: signal.Signals) -> Callable[[Cases], Row]:
         child.kill(number)
         child.kill(signal.SIGCONT)
         sent = time.monotonic()
-        told = child.wait().told("stopped by")
+        told = child.wait().told("stopped by", "interrupted")
         grace, saved = round(time.monotonic() - sent, 1), len(newest(place.out))
         return cases.row(place, f"{number.name} while a bank trains", told, grace_seconds=grace, checkpoints=saved)
 
@@ -272,6 +272,7 @@ def _device(cases: Cases, place: Place) -> list[object]:
 
 
 CASES: dict[str, Callable[[Cases], Row]] = {
+    "SIGINT": signalled(signal.SIGINT),
     "SIGTERM": signalled(signal.SIGTERM),
     "SIGHUP": signalled(signal.SIGHUP),
     "full disk": disk_full,

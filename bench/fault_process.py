@@ -146,9 +146,11 @@ class Child:
     """What is done in the child before the verb begins."""
     pid: int = field(init=False)
     began: float = field(init=False)
+    _resident: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._out, end = os.pipe()
+        self._resident = _pages(1)
         sys.stdout.flush()
         sys.stderr.flush()
         self.began, self.pid = time.monotonic(), os.fork()
@@ -163,10 +165,13 @@ class Child:
             for number in (1, 2):
                 os.dup2(end, number)
             os.close(end)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's `&` has children ignore
             for number in (signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             code = self._verb()
-        except BaseException:
+        except BaseException as error:
+            with contextlib.suppress(MemoryError):  # a traceback may need more memory than there is
+                os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="backslashreplace"))
             traceback.print_exc()
         finally:
             with contextlib.suppress(OSError):
@@ -203,8 +208,9 @@ class Child:
         """Waits for its end."""
         with os.fdopen(self._out, "rb") as output:
             said = output.read().decode(errors="replace")
-        _, status = os.waitpid(self.pid, 0)
-        return Ending(os.waitstatus_to_exitcode(status), said, time.monotonic() - self.began)
+        _, status, used = os.wait4(self.pid, 0)
+        seconds, grown = time.monotonic() - self.began, max(0, used.ru_maxrss * 1024 - self._resident)
+        return Ending(os.waitstatus_to_exitcode(status), said, seconds, used.ru_utime + used.ru_stime, grown)
 
 
 @dataclass(frozen=True)
@@ -214,12 +220,21 @@ class Ending:
     code: int
     said: str
     seconds: float
+    cpu: float
+    """Seconds of the processor."""
+    grown: int
+    """Bytes of memory that it took at its most, beyond what was there when it was forked off."""
 
     def told(self, *words: str) -> dict[str, Any]:
         """Exit code and the line with one of these words in it, else the last."""
         lines = [line.strip() for line in self.said.splitlines() if line.strip()]
         found = [line for line in lines if any(word in line for word in words)] or lines[-1:]
         return {"exit": self.code, "said": found[0] if found else ""}
+
+
+def _pages(column: int) -> int:
+    """Bytes of this process: 0 all that is mapped, 1 what is resident."""
+    return int(Path("/proc/self/statm").read_text().split()[column]) * resource.getpagesize()
 
 
 def die() -> None:
@@ -241,7 +256,7 @@ def memory_limit(extra: int) -> Act:
     """From here on so many bytes more, and no more: as `ulimit -v` does it."""
 
     def limit() -> None:
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + extra
+        size = _pages(0) + extra
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
     return limit

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.stats.run_table import Status
+from adaptive_lora.study.adapter_files import DIGESTS
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.ledger import BASE
 from adaptive_lora.study.merged_rows import numbers_of
@@ -36,6 +37,7 @@ MIDDLE = 0.67
 """Share of the lines of all trainings after which a fault comes: in the midst of the third bank of four."""
 BANK = 4
 """Runs of a bank: the study has several, one after another."""
+PLAN = "plan.json"
 RESULTS = ["run_id", "phase", "arm", "seed", "learning_rate", "status", "validation_loss", "test_loss",
            "trainable_parameters"]  # fmt: skip
 
@@ -101,12 +103,13 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def content_of(path: Path) -> bytes:
-    """Without the seconds that a plan took."""
-    if path.name != "plan.json":
+    """Without the seconds that a plan took, and without the digest of a file that has them."""
+    if path.name not in (PLAN, DIGESTS):
         return path.read_bytes()
-    plan = json.loads(path.read_text())
-    plan.get("provenance", {}).get("measured", {}).pop("seconds", None)
-    return json.dumps(plan, sort_keys=True).encode()
+    found = json.loads(path.read_text())
+    found.pop(PLAN, None)
+    found.get("provenance", {}).get("measured", {}).pop("seconds", None)
+    return json.dumps(found, sort_keys=True).encode()
 
 
 def repeated(place: Place, before: dict[str, float]) -> int:

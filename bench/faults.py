@@ -1,16 +1,17 @@
 """A study that is killed again and again, and met by every fault in turn, ends in the results of an undisturbed one.
 
 A small study of the embedded model is planned, tuned, trained, exported and reported once by processes of their own.
-Then chains of kill -9 go through the same commands, each run again until it is done: half of the kills at a line of a
-phase's code that is drawn by chance, half at a moment by the clock, in the middle of a write or a multiplication too.
-Then come the faults of `fault_cases.py` one by one.
+It meets the faults of `fault_cases.py`, `fault_places.py` and `fault_inputs.py` one by one. Then chains of kill -9 go
+through the same commands, each run again until it is done: half of the kills at a line of a phase's code that is drawn
+by chance, half at a moment by the clock, in the middle of a write or a multiplication too.
 
 identical     every loss by record, every curve, rank, chosen rate, every byte of the adapters, the table of the export
               and which files export and report consist of, are those of the undisturbed study; no seconds
+right         where a fault is several `tries`: each ended as it should, in words, soon and in little memory
 lost          runs that the ledger had as finished when the command was given again, and that were trained again
 kills         kill -9 in all, and by the phase that the process was in
 
-python bench/faults.py [--kills 60] [--seed 0] [--only FAULT ...] [--out results/bench/faults.json]
+python bench/faults.py [--kills 60] [--seed 0] [--only FAULT ...] [--add] [--out results/bench/faults.json]
 """
 
 from __future__ import annotations
@@ -24,19 +25,22 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import fault_cases
+import fault_inputs
+import fault_places
 from adaptive_lora.files import write_atomically
 from adaptive_lora.streams import numpy_stream
-from fault_cases import CASES
 from fault_process import NOWHERE, PHASES, Child, Ending, Watch, die, preload
 from fault_study import STUDY, Cases, Place, Row, repeated
 
+CASES = {**fault_cases.CASES, **fault_places.CASES, **fault_inputs.CASES}
 VERBS = ("run", "results", "report")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error",
                "MPLBACKEND": "agg"}  # fmt: skip
@@ -166,19 +170,41 @@ def met(name: str, cases: Cases) -> Row:
     """One fault."""
     text = json.dumps({"fault": name, **CASES[name](cases)})
     row: Row = json.loads(text.replace(str(cases.folder), "runs"))
-    say(json.dumps(row))
+    say(json.dumps({key: value for key, value in row.items() if key != "tries"}))
+    for own in row.get("tries", ()):
+        if not own["right"]:
+            say(f"wrong: {json.dumps(own)}")
     return row
 
 
+def gathered(asked: argparse.Namespace, before: Row, kills: Row | None, faults: Mapping[str, Row]) -> Row:
+    """All that is known so far; written at once, so that a bench that is stopped keeps it."""
+    rows = [faults[name] for name in CASES if name in faults]
+    told = {
+        "kills": kills["kills"] if kills else 0,
+        "identical": (not kills or kills["identical"]) and all(row["identical"] for row in rows),
+        "lost": (kills["lost"] if kills else 0) + sum(row["lost"] for row in rows),
+        "right": all(row.get("right", True) for row in rows),
+        "killed": kills, "faults": rows,
+        "cpu_seconds": before.get("cpu_seconds", 0) + round(cpu_seconds()),
+    }  # fmt: skip
+    if asked.out:
+        write_atomically(asked.out, json.dumps(told, indent=2) + "\n")
+    return told
+
+
 def main() -> None:
-    """Kills, then faults; JSON."""
+    """Faults, then kills; JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--add", action="store_true", help="keep other faults of --out; its kills, with --kills 0")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     os.environ.update(ENVIRONMENT)
+    before: Row = json.loads(asked.out.read_text()) if asked.add and asked.out.is_file() else {}
+    faults, kills = {row["fault"]: row for row in before.get("faults", [])}, before.get("killed")
     with tempfile.TemporaryDirectory() as made:
         folder, study = Path(made), Path(made) / "study.yaml"
         study.write_text(STUDY)
@@ -187,21 +213,16 @@ def main() -> None:
         preload()
         forked = Place(study, folder / "forked")
         costs = measured(forked)
-        kills = killed(whole, forked, costs, asked)
         cases = Cases(folder, whole, costs[0]["run"]["training"])
-        faults = [met(name, cases) for name in asked.only]
-    told = {
-        "kills": kills["kills"],
-        "identical": kills["identical"] and all(row["identical"] for row in faults),
-        "lost": kills["lost"] + sum(row["lost"] for row in faults),
-        "killed": kills, "faults": faults,
-        "cpu_seconds": round(cpu_seconds()),
-    }  # fmt: skip
-    text = json.dumps(told, indent=2) + "\n"
-    if asked.out:
-        write_atomically(asked.out, text)
-    print(text, end="")
-    sys.exit(0 if told["identical"] and not told["lost"] and told["kills"] >= asked.kills else 1)
+        for name in asked.only:
+            faults[name] = met(name, cases)
+            gathered(asked, before, kills, faults)
+        if asked.kills:
+            kills = killed(whole, forked, costs, asked)
+    told = gathered(asked, before, kills, faults)
+    print(json.dumps(told, indent=2))
+    good = told["identical"] and told["right"] and not told["lost"] and told["kills"] >= asked.kills
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":

@@ -227,7 +227,35 @@ def scaling_table() -> str:
     return table("", "measured", "`results/bench/`", rows=rows())
 
 
+def _faults() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "results" / "bench" / "faults.json").read_text(encoding="utf-8"))
+    return found
+
+
+def kills_table() -> str:
+    """Kills of `bench/faults.py` by the phase that the process was in."""
+    found = _faults()
+    phases = found["killed"]["by_phase"]
+    return table(*phases, "all", rows=iter([tuple(map(str, (*phases.values(), found["kills"])))]))
+
+
+def faults_table() -> str:
+    """Every fault of `bench/faults.py`: what was done, how the verbs ended, what became of the study."""
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for row in _faults()["faults"]:
+            codes = dict.fromkeys(own["exit"] for own in row.get("tries", [row["ended"]]))
+            ended = ", ".join("killed" if code == -9 else str(code) for code in codes)
+            then = "identical" if row["identical"] else "different"
+            tries = f" ({len(row['tries'])} tries)" if "tries" in row else ""
+            yield row["fault"], row["done"] + tries, ended, f"{then}, {row['lost']} lost"
+
+    return table("fault", "what was done", "exit", "then, by the same command", rows=rows())
+
+
 MADE: Mapping[str, Callable[[], str]] = {
+    "<!-- fault-kills -->": kills_table,
+    "<!-- faults -->": faults_table,
     "<!-- scaling -->": scaling_table,
     "<!-- sharded -->": sharded_table,
     "<!-- sharded-break-even -->": break_even_table,

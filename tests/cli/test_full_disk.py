@@ -85,6 +85,14 @@ def test_a_study_folder_on_a_full_disk_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_study_on_a_full_disk_can_be_read_and_its_page_written_elsewhere(tmp_path: Path) -> None:
+    study = make_ledger(tmp_path / "study", arms=3, seeds=2)
+    with room_for(0):  # none for SQLite's side files
+        done = call("status", study)
+        assert done.exit_code == 0 and "64 completed" in done.stdout, done.output
+        full(call("memory", study, "--out", tmp_path / "bank"))
+
+
 CASES = [
     (OSError(errno.ENOSPC, "No space left on device", "/a/page.html"), 1, "/a/page.html: No space left on device. No"),
     (OSError(errno.EROFS, "Read-only file system", "/a/page.html"), 2, "error: /a/page.html: Read-only file system."),
@@ -92,6 +100,10 @@ CASES = [
     (OSError(errno.EIO, "Input/output error"), 1, "failed: Input/output error."),
     (StudyFolderError("in use"), 2, "error: in use"),
     (MemoryError("for an array"), 1, "failed: out of memory: for an array. End other programs, or raise the limit"),
+    (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "failed: out of memory: [Errno 12] Cannot allocate memory."),
+    (RuntimeError("unable to mmap 9 bytes from file <a>: Cannot allocate memory (12)"), 1, "out of memory: unable to"),
+    (RuntimeError("can't start new thread"), 1, "failed: out of memory: can't start new thread. End other programs"),
+    (ImportError("x.so: failed to map segment from shared object"), 1, "failed: out of memory: x.so: failed to map"),
     (MemoryError(), 1, "failed: out of memory. End other programs"),
     (RuntimeError("could not create a primitive"), 1, "failed: out of memory: could not create a primitive. End"),
 ]  # fmt: skip
@@ -111,6 +123,22 @@ def test_what_the_system_says_ends_a_verb(
     with pytest.raises(typer.Exit) as ended:
         verb()
     assert ended.value.exit_code == code and said in capsys.readouterr().err
+
+
+def test_last_words_are_said_where_there_is_no_memory_for_a_console(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Simulated: the console is what runs out."""
+
+    @explained
+    def verb() -> None:
+        raise MemoryError("for an array")
+
+    monkeypatch.setattr("adaptive_lora.cli.app._Redacted.print", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(typer.Exit) as ended:
+        verb()
+    assert ended.value.exit_code == 1
+    assert capfd.readouterr().err.startswith("failed: out of memory: for an array. End other programs, or raise")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

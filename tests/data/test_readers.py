@@ -17,6 +17,7 @@ from adaptive_lora.errors import DataError
         ("a.json", '[{"text": "a",\n}]', "line 1, column 14: .*a comma stands before the closing `}`"),
         ("a.json", "[{'text': 'a'}]", "line 1, column 3: .*double quotes"),
         ("a.json", '[{"text": None}]', "line 1, column 11: .*`None` is no JSON; write null"),
+        ("a.json", '[{"text": "a\x07"}]', r"line 1, column 13: .*the control character \\u0007 stands inside a text"),
         ("a.json", '[{"text": "a"}\n {"text": "b"}]', "line 2, column 2: .*a comma is missing"),
         ("a.json", '[{"text": "a\nb"}]', r"line 1, column 13: .*write it as \\n"),
         ("a.json", '[{"text": "a"}] # all', "line 1, column 17: .*follows behind a value that is complete"),

@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", default="", help="cases with this in their name")
     asked = parser.parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # `nohup` and `&` let children ignore some of them
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
         study = Path(work) / "study.yaml"

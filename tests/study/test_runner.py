@@ -48,7 +48,7 @@ def test_a_study_from_file_to_results(study_file: WriteStudy, tmp_path: Path) ->
     assert table["run_id"].is_unique
     for run_id in table["run_id"]:
         files = {path.name for path in StudyPaths(tmp_path / "out").adapter(run_id).iterdir()}
-        assert files == {"adapter_config.json", "adapter_model.safetensors", "plan.json"}
+        assert files == {"adapter_config.json", "adapter_model.safetensors", "digests.json", "plan.json"}
     assert not list((tmp_path / "out").glob("checkpoints/*"))
     with contextlib.closing(open_to_read(tmp_path / "out")) as ledger:
         ranks = ranks_table(ledger)

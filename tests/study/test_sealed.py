@@ -195,6 +195,20 @@ def test_a_column_in_the_other_case_is_the_same_column(tmp_path: Path) -> None:
     assert read_all(tmp_path) == told
 
 
+def test_a_copy_is_as_sound_as_the_ledger(whole: tuple[Path, bytes, str], tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    StudyPaths(tmp_path / "own").ledger.write_bytes(whole[1])
+    with contextlib.closing(create_or_open(tmp_path / "own")) as ledger:
+        ledger.set_facts({"name": "another"})  # a row that was written again has another place than at first
+        ledger.copy_to(StudyPaths(tmp_path).ledger)
+        copied = everything(ledger)
+    with contextlib.closing(open_to_read(tmp_path)) as copy:
+        copy.check()
+        assert repr(everything(copy)) == repr(copied)
+        places = copy._db.execute("SELECT rowid FROM study ORDER BY rowid").fetchall()
+    assert [place for (place,) in places] != list(range(1, len(places) + 1))
+
+
 def test_every_column_of_every_table_is_covered() -> None:
     own = {name: set(columns) for name, columns in columns_of().items() if name != "digests"}
     assert own == {name: set(table.columns) for name, table in TABLES.items()}

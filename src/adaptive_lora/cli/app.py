@@ -73,11 +73,21 @@ def explained(function: F) -> F:
             if said is None:
                 raise
             _drain_stdout()
-            with contextlib.suppress(OSError):  # a terminal that hung up
-                err.print(said[1], markup=False, soft_wrap=True)
+            _say_last(said[1])
             raise typer.Exit(said[0]) from None
 
     return verb  # type: ignore[return-value]
+
+
+def _say_last(text: str) -> None:
+    """On stderr; where there is not even memory for a console, as it is."""
+    try:
+        err.print(text, markup=False, soft_wrap=True)
+    except MemoryError:
+        with contextlib.suppress(OSError, MemoryError):
+            os.write(2, f"{redacted(text)}\n".encode(errors="backslashreplace"))
+    except OSError:  # a terminal that hung up
+        pass
 
 
 def _drain_stdout() -> None:
@@ -96,21 +106,21 @@ def _last_words(error: BaseException, verb: str) -> tuple[int, str] | None:
             return 2, f"error: {error}"
         case AdaptiveLoraError():
             return 1, f"failed: {error}"
-        case sqlite3.Error():
-            return 1, f"failed: {_of_sqlite(error)}"
         case Terminated():
             return 128 + error.signum, f"stopped by {error.signum.name}; run the same command again to continue"
         case KeyboardInterrupt():
             return 130, "interrupted; run the same command again to continue"
+        case _ if _is_out_of_memory(error):
+            reason = f": {str(error).splitlines()[0]}" if str(error) else ""
+            return 1, f"failed: out of memory{reason}. {_MORE_MEMORY}"
+        case sqlite3.Error():
+            return 1, f"failed: {_of_sqlite(error)}"
         case UnicodeEncodeError():  # of a path that is no UTF-8, most of all
             return 2, f"error: a name or a text is no valid Unicode: {error}."
         case OSError():  # a full disk, a read-only one, a folder that cannot be
             return (2 if error.errno in _WRONG_PLACE else 1), _of_system(error)
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _TRAIN:
             return 2, f"error: `{verb}` needs torch and its family: pip install 'adaptive-lora[train]'"
-        case _ if _is_out_of_memory(error):
-            reason = f": {str(error).splitlines()[0]}" if str(error) else ""
-            return 1, f"failed: out of memory{reason}. {_MORE_MEMORY}"
         case _ if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
             return 1, f"failed: {str(error).partition('I/O error: ')[2]}. {_NOTHING_HALF}"
     return None
@@ -118,8 +128,10 @@ def _last_words(error: BaseException, verb: str) -> tuple[int, str] | None:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """Also where it is torch that says so, which has not been imported by verbs that need none."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOMEM
     if isinstance(error, MemoryError) or "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
+        return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     from adaptive_lora.training.memory import is_out_of_memory
 
     return is_out_of_memory(error)

@@ -57,6 +57,9 @@ def _reason(text: str, error: json.JSONDecodeError) -> tuple[int, str]:
         return place, "JSON has no comments; remove it"
     if not rest or error.msg.startswith("Unterminated string"):
         return place, "the text ends in the middle of a value; the file may be cut short"
+    if error.msg.startswith("Invalid control character") and text[place] not in "\n\r\t":
+        sign = f"\\u{ord(text[place]):04x}"
+        return place, f"the control character {sign} stands inside a text; write it as {sign}, or remove it"
     if error.msg.startswith("Invalid control character"):
         return place, "a line break or a tab stands inside a text; write it as \\n or \\t"
     if error.msg.startswith("Invalid \\escape"):

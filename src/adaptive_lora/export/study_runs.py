@@ -14,6 +14,7 @@ import pandas as pd
 from adaptive_lora.errors import StudyFolderError, UsageError, nearest_hint
 from adaptive_lora.models.locate import is_named
 from adaptive_lora.stats.arms import evaluations
+from adaptive_lora.study.adapter_files import check_adapter
 from adaptive_lora.study.archive import open_recorded
 from adaptive_lora.study.folder import StudyPaths
 from adaptive_lora.study.results import runs_table
@@ -93,6 +94,8 @@ def runs_of(folder: Path, arm: str | None, budget: str | None, which: Which = "b
         raise StudyFolderError(
             f"{gone[0].folder} is not there: the adapter of {_named(own)}, seed {gone[0].seed}, {_why_gone(facts)}."
         )
+    for run in found:
+        check_adapter(run.folder)
     return found
 
 

@@ -8,6 +8,8 @@ from adaptive_lora.errors import BudgetError
 
 BUDGET = r"^(rank|params):[0-9_,]*[1-9][0-9_,]*$"
 """Every budget, as a regular expression."""
+_MOST_DIGITS = 15
+"""A thousand times the parameters of the largest models, and whole in a float too."""
 
 
 def parse_budget(text: str) -> tuple[str, int]:
@@ -17,12 +19,14 @@ def parse_budget(text: str) -> tuple[str, int]:
     ('rank', 8)
     """
     found = re.fullmatch(r"(rank|params):([0-9][0-9_,]*)", text.strip())
-    number = int(re.sub("[_,]", "", found.group(2))) if found else 0
-    if not found or number < 1:
+    digits = re.sub("[_,]", "", found.group(2)).lstrip("0") if found else ""
+    if not found or not 1 <= len(digits) <= _MOST_DIGITS:
+        shown = text if len(text) <= 80 else f"{text[:60]}... of {len(text):,} characters"
         raise BudgetError(
             f"A budget is `rank:r` (what a uniform rank r costs) or `params:N` (trainable parameters) with a whole "
-            f"number from 1 on, got {text!r}. Write for example `rank:8`."
+            f"number from 1 on, of at most {_MOST_DIGITS} digits, got {shown!r}. Write for example `rank:8`."
         )
+    number = int(digits)
     return found.group(1), number
 
 

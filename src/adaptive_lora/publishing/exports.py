@@ -25,6 +25,7 @@ from adaptive_lora.models.locate import portable_name
 from adaptive_lora.planning.outline import DType
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.reporting.arm_story import story_of
+from adaptive_lora.study.adapter_files import check_adapter
 
 if TYPE_CHECKING:
     from adaptive_lora.training.base import FrozenBase
@@ -177,6 +178,7 @@ def _adapters(request: Request, source: Path) -> list[_Item]:
         if request.arm or request.budget:
             raise UsageError(f"--arm and --budget are of a study, and {source} is none.")
         place = request.place
+        check_adapter(source)
         return [_Item(read_adapter(source), source.resolve().name, place)]
     suffix, found = request.tool or request.form, []
     for run in runs_of(source, request.arm, request.budget, request.run):

@@ -24,6 +24,7 @@ from adaptive_lora.recommend.study_text import MARGIN, Question, study_text
 from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.stats.run_table import Phase, Status
+from adaptive_lora.study.adapter_files import check_adapter
 from adaptive_lora.study.folder import StudyPaths, make_folder
 from adaptive_lora.study.prepare import check_with_peft
 from adaptive_lora.study.progress import ProgressListener
@@ -208,7 +209,9 @@ def _plan_of(found: Findings, advice: Advice, out: Path) -> RankPlan:
         (runs["arm"] == advice.strategy) & (runs["budget"] == advice.middle) & (runs["phase"] == Phase.EVALUATION)
     ]
     done = own[own["status"] == Status.COMPLETED].sort_values("seed")
-    return RankPlan.load(StudyPaths(out / STUDY).adapter(str(done.iloc[0]["run_id"])) / "plan.json")
+    adapter = StudyPaths(out / STUDY).adapter(str(done.iloc[0]["run_id"]))
+    check_adapter(adapter)
+    return RankPlan.load(adapter / "plan.json")
 
 
 def _write(out: Path, plan: RankPlan, question: Question) -> None:

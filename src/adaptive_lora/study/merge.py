@@ -17,6 +17,7 @@ from typing import Any
 from adaptive_lora.errors import StudyFolderError
 from adaptive_lora.files import write_atomically
 from adaptive_lora.stats.run_table import Status
+from adaptive_lora.study.adapter_files import check_adapter
 from adaptive_lora.study.folder import StudyPaths, exclusive, make_folder
 from adaptive_lora.study.ledger import BASE, Ledger
 from adaptive_lora.study.lock import differences, read_lock
@@ -186,6 +187,7 @@ def _copy_adapters(source: Path, out: Path, run_ids: set[str]) -> None:
     for run_id in sorted(run_ids):
         made, place = StudyPaths(source).adapter(run_id), StudyPaths(out).adapter(run_id)
         if made.is_dir() and not place.exists():
+            check_adapter(made)
             partial = place.with_name(f".{run_id}-merge")
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(made, partial)

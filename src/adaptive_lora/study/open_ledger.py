@@ -40,6 +40,8 @@ _VERSION = 3
 """With digests; `in_memory` and versions before have none."""
 VERSIONS = (2, 3)
 """That are read."""
+_FULL = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL)
+"""What SQLite says of a disk that is full, and SQLITE_CANTOPEN where it can make no new file there."""
 
 
 def in_memory(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Ledger:
@@ -92,14 +94,26 @@ def open_to_read(folder: Path, begun: bool = True) -> Ledger:
         raise StudyFolderError(
             f"{folder} cannot be written, and its last results are still in {log.name}; copy it first."
         )
-    # A folder that cannot be written (a mounted archive) cannot hold WAL's side files either.
     with contextlib.ExitStack() as stack:
-        connection = _connection(path, f"{path.resolve().as_uri()}?mode=ro{'' if writable else '&immutable=1'}")
-        ledger = Ledger(stack.enter_context(contextlib.closing(connection)))
+        ledger = Ledger(stack.enter_context(contextlib.closing(_to_read(path, writable, log))))
         if begun and not ledger.facts():
             raise StudyFolderError(f"{folder} holds a study that never began; run it again with `adaptive-lora run`.")
         stack.pop_all()
         return ledger
+
+
+def _to_read(path: Path, writable: bool, log: Path) -> PlacedConnection:
+    """A folder that cannot be written (a mounted archive), or is on a full disk, cannot hold WAL's side files: a ledger
+    without a log is read without them."""
+    uri = f"{path.resolve().as_uri()}?mode=ro"
+    if writable:
+        try:
+            return _connection(path, uri)
+        except StudyFolderError as error:
+            code = getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF
+            if code not in (*_FULL, sqlite3.SQLITE_CANTOPEN) or (log.exists() and log.stat().st_size):
+                raise
+    return _connection(path, f"{uri}&immutable=1")
 
 
 def create_or_open(folder: Path) -> Ledger:
@@ -148,7 +162,8 @@ def _connection(path: Path, uri: str) -> PlacedConnection:
     except (sqlite3.DatabaseError, UnicodeError) as error:
         if is_damage(error):
             raise LedgerDamaged(str(path), f"it cannot be read as a ledger: {error}") from None
-        raise StudyFolderError(f"{path} cannot be opened: {error}.") from None
+        full = "; is the disk full?" if getattr(error, "sqlite_errorcode", 0) & 0xFF in _FULL else "."
+        raise StudyFolderError(f"{path} cannot be opened: {error}{full}") from error
     if (version, bool(tables)) not in ((0, False), *((version, True) for version in VERSIONS)):
         connection.close()
         raise StudyFolderError(

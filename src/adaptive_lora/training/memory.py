@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,9 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",  # CUDA outside torch's allocator
     "_STATUS_ALLOC_FAILED",  # CUDA's libraries
     "MPS backend out of memory",
+    "Cannot allocate memory",  # the system, told by torch where it maps a checkpoint
+    "can't start new thread",  # Python, where there is no room for its stack
+    "failed to map segment",  # the dynamic linker, of a library that is imported late
 )
 """In messages of those that have no exception of their own for it."""
 
@@ -38,7 +42,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means out of memory, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def free_bytes(device: torch.device) -> int:

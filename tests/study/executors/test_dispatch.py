@@ -162,6 +162,43 @@ def test_a_bank_is_given_up_after_three_attempts_without_progress_and_tried_agai
     pd.testing.assert_frame_equal(final(tmp_path), expected)
 
 
+class Nodes(Here):
+    """One task after another goes to the next of these machines, and then to the last."""
+
+    def __init__(self, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.names, self.patch = names, monkeypatch
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        name = self.names[min(len(self.tasks), len(self.names) - 1)]
+        self.patch.setattr(worker.platform, "node", lambda: name)
+        return super().submit(fn, *args, **kwargs)
+
+
+def test_one_machine_that_fails_at_once_gives_up_no_bank_while_others_work(
+    study: Study,
+    expected: pd.DataFrame,
+    tmp_path: Path,
+    updates: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dispatch, "FIRST_WAIT_SECONDS", 2e-6)
+    listener, real = Stages(), bank_training.BankTraining._update
+    executor = Nodes(["sound", *4 * ["broken"], "sound"], monkeypatch)
+
+    def update(training: Any, bank: Bank) -> None:
+        if 2 <= len(executor.tasks) <= 5:
+            raise RuntimeError("the device is lost")
+        real(training, bank)
+
+    monkeypatch.setattr(bank_training.BankTraining, "_update", update)
+    status = through(executor, study, tmp_path, listener)
+    assert status.finished and len(executor.tasks) == 6  # two more than where no other machine is known to work
+    assert sum("go on elsewhere" in text for text in listener.said) == 4
+    pd.testing.assert_frame_equal(final(tmp_path), expected)
+    assert_clean(tmp_path, expected)
+
+
 def test_progress_between_losses_counts(study: Study, tmp_path: Path, updates: list[Any]) -> None:
     updates += [(2, step, Lost()) for step in (0, 0, 1, 2, 3)]
     assert through(Here(), study, tmp_path).finished

@@ -14,6 +14,7 @@ from typing import Any
 
 from adaptive_lora.stats.run_table import Phase, Status
 from adaptive_lora.streams import numpy_stream
+from adaptive_lora.study.adapter_files import check_adapter
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.results import ANSWERS, runs_table
@@ -155,6 +156,8 @@ def _answer(engine: Engine, asked: dict[str, Any], waiting: Sequence[tuple[int, 
     stops, context, told = stop_tokens(base, questions), base.outline.context, 0.0
     for number, speaker in waiting:
         folder = engine.paths.adapter(speaker.run_id) if speaker.run_id else None
+        if folder:
+            check_adapter(folder)
         with attached_from(base, folder) if folder else contextlib.nullcontext():
             for i, (record, question) in enumerate(zip(asked["records"], questions, strict=True), 1):
                 if record["answers"][number] is not None:

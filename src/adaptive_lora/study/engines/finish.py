@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.stats.run_table import Phase
+from adaptive_lora.study.adapter_files import seal_adapter
 from adaptive_lora.study.executors.task import RunResult
 from adaptive_lora.study.ledger import GENERAL
 from adaptive_lora.study.prepare import PreparedStudy
@@ -41,6 +42,7 @@ def finished_run(
     save_adapter(weights, plan, folder, prepared.base, prepared.study.spec.train.dropout)
     read_back(folder, plan)
     plan.save(folder / "plan.json")
+    seal_adapter(folder)
     updates = update_sizes(weights, plan, prepared.weight_norms)
     return RunResult(run_id, progress.curve, progress.train_seconds, results, updates)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from adaptive_lora.errors import AdaptiveLoraError, ScoringError, StudyFolderError
 from adaptive_lora.stats.metrics import Origin
+from adaptive_lora.study.adapter_files import check_adapter
 from adaptive_lora.study.engines.answer_match import AnswerScorer
 from adaptive_lora.study.engines.engine import Engine
 from adaptive_lora.study.engines.harness import TaskScorer
@@ -97,6 +98,8 @@ def score_missing(engine: Engine) -> None:
                 f"{label} has no {metric.title}, and its adapter is not in {adapter}: exports have none. Run the study "
                 "in a new folder, where it is trained again, or bring the adapter back."
             )
+        if adapter is not None:
+            check_adapter(adapter)
         head = f"scoring by {metric.title}: {label} ({done} of {len(models)})"
         engine.listener.stage(head)
         with _explained(metric.title, label):

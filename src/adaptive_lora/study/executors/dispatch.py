@@ -2,8 +2,10 @@
 
 The one loop of the driver. It submits a bank with a lease, reads the worker's messages, and waits for its answer. A
 bank whose worker died, hangs or failed goes on from its newest checkpoint under a new lease, wherever the executor has
-a place; after `TRIES` attempts in a row without a new checkpoint it is failed, with the reason of the last. An answer
-that comes after its lease was given up is not heard. A bank that runs out of memory is halved.
+a place; after `TRIES` attempts in a row without a new checkpoint it is failed, with the reason of the last. Where other
+machines than it failed on are known to work, it waits between attempts and has `PATIENT_TRIES`: a machine that fails
+at once is free at once, and would take bank after bank and use up its attempts. An answer that comes after its lease
+was given up is not heard. A bank that runs out of memory is halved.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ from adaptive_lora.training.checkpoint import StepRecord
 
 TRIES = 3
 """Attempts in a row at a bank that left no new checkpoint."""
+PATIENT_TRIES = 10
+"""Likewise, while there are machines that work and have not failed at it."""
+FIRST_WAIT_SECONDS = 2.0
+"""Before the third attempt of so many; twice as long before each further one, up to a lease."""
 BEGIN_LEASES = 10
 """Leases that a worker which does not queue has for its first sign of life: it may be loading libraries."""
 STUCK_LEASES = 30
@@ -68,7 +74,9 @@ class _Waiting:
 
     task: BankTask
     tries: int = 0
-    """Attempts before this one that left no new checkpoint."""
+    """Attempts before this one that left no new checkpoint; `failed_on`: their machines."""
+    failed_on: frozenset[str] = frozenset()
+    not_before: float = -math.inf
 
 
 @dataclass
@@ -83,6 +91,8 @@ class _Lease:
     begun: float
     """When it was submitted, by the driver's clock."""
     offset: int = 0
+    host: str = ""
+    """The worker's machine, once it has said so."""
     heard: float | None = None
     """When the newest message was seen."""
     listened: float = -math.inf
@@ -111,6 +121,7 @@ class Dispatcher:
         self._waiting: deque[_Waiting] = deque()
         self._leases: list[_Lease] = []
         self._board = Board(driver.listener)
+        self._sound = set[str]()  # machines that have saved a checkpoint or finished a bank
         self._turned = time.monotonic()
 
     def train(self, tasks: Sequence[BankTask]) -> None:
@@ -126,7 +137,10 @@ class Dispatcher:
                     self._ask_to_stop()
                 if stopping is None:
                     self._begin()
-                concurrent.futures.wait([lease.future for lease in self._leases], _POLL_SECONDS, "FIRST_COMPLETED")
+                if self._leases:
+                    concurrent.futures.wait([lease.future for lease in self._leases], _POLL_SECONDS, "FIRST_COMPLETED")
+                else:
+                    time.sleep(_POLL_SECONDS)  # every bank waits for another attempt
                 for lease in list(self._leases):
                     self._look_after(lease, stopping)
             if stopping is not None:
@@ -156,8 +170,9 @@ class Dispatcher:
 
     def _begin(self) -> None:
         """Hands out banks while there are workers for them."""
-        while self._waiting and len(self._leases) < (self._door.count or len(self._leases) + 1):
-            waiting = self._waiting.popleft()
+        now, free = time.monotonic(), self._door.count and self._door.count - len(self._leases)
+        for waiting in [own for own in self._waiting if own.not_before <= now][:free]:
+            self._waiting.remove(waiting)
             old = waiting.task
             folder = new_lease(self._driver.paths, old.composition, old.checkpoints)
             drop(old.checkpoints, old.composition)  # a kill before this leaves both, and either is good to go on from
@@ -191,6 +206,7 @@ class Dispatcher:
             lease.heard = time.monotonic()
         for message in messages:
             kind, content = message.pop("kind", ""), message
+            lease.host = content.get("host", lease.host)
             if kind != "beat" or content["work"] != lease.work:
                 lease.worked, lease.work = time.monotonic(), content.get("work", lease.work)
             match kind:
@@ -201,6 +217,7 @@ class Dispatcher:
                 case "step":
                     lease.reporter.step(StepRecord(**content))
                 case "saved":
+                    self._sound.add(lease.host)
                     lease.reporter.saved(content["steps"])
                 case "diverged":
                     lease.reporter.diverged(content["run_id"], content["step"], content["what"])
@@ -214,6 +231,7 @@ class Dispatcher:
         except Exception as error:
             self._again(lease, f"worker lost: {type(error).__name__}: {error}", stopping)
             return
+        lease.host = outcome.host or lease.host
         for run_id, step, what in outcome.diverged:
             lease.reporter.diverged(run_id, step, what)
         for result in outcome.results:
@@ -222,6 +240,7 @@ class Dispatcher:
             lease.reporter.failed(run_id, reason)
         match outcome.ended:
             case Ended.FINISHED:
+                self._sound.add(lease.host)
                 if not self._driver.unfinished(lease.task):  # else a result could not be kept: it is evaluated again
                     lease.folder.remove()
                 self._board.over(lease.task)
@@ -236,6 +255,8 @@ class Dispatcher:
         """A bank goes on from its newest checkpoint, or is failed where that came to nothing too often."""
         further = self._newest(lease) != lease.task.composition
         tries = 1 if further else lease.waiting.tries + 1
+        failed_on = frozenset({lease.host}) | (frozenset() if further else lease.waiting.failed_on)
+        elsewhere = self._sound - failed_on
         runs = self._driver.unfinished(lease.task)
         for own in lease.task.runs:  # what it left half made, or nobody took
             shutil.rmtree(lease.task.adapter(own.run_id), ignore_errors=True)
@@ -243,23 +264,26 @@ class Dispatcher:
             lease.folder.remove()
         if stopping or not runs:
             return
-        if tries >= TRIES:
+        if tries >= (PATIENT_TRIES if elsewhere else TRIES):
             for run in runs:
                 lease.reporter.failed(run.run_id, f"given up after {tries} attempts: {why}")
             self._board.over(lease.task)
             return
-        self._driver.listener.stage(f"warning: {len(runs)} runs go on elsewhere from their last checkpoint: {why}")
-        self._put_back(lease, runs, self._newest(lease), tries)
+        wait = min(FIRST_WAIT_SECONDS * 2 ** (tries - 2), self._door.lease_seconds) if elsewhere and tries > 1 else 0.0
+        where = f"elsewhere from their last checkpoint{f', in {wait:.0f} s' if wait else ''}"
+        self._driver.listener.stage(f"warning: {len(runs)} runs go on {where}: {why}")
+        after = _Waiting(lease.task, tries, failed_on, time.monotonic() + wait)
+        self._put_back(lease, runs, self._newest(lease), after)
 
     def _newest(self, lease: _Lease) -> Composition:
         """Where a bank can go on from: the lease may be over, and what it left is whole."""
         found = read_compositions(lease.folder.bank)
         return max(found, key=updates) if found else lease.task.composition
 
-    def _put_back(self, lease: _Lease, runs: tuple[RunTask, ...], composition: Composition, tries: int = 0) -> None:
+    def _put_back(self, lease: _Lease, runs: tuple[RunTask, ...], composition: Composition, after: _Waiting) -> None:
         """To the front: what has begun ends first."""
         task = dataclasses.replace(lease.task, runs=runs, composition=composition)
-        self._waiting.appendleft(_Waiting(task, tries))
+        self._waiting.appendleft(dataclasses.replace(after, task=task))
 
     def _halve(self, lease: _Lease, why: str, stopping: bool) -> None:
         """Two banks of half the size, each with the checkpoints of the whole."""
@@ -273,4 +297,4 @@ class Dispatcher:
         if newest.folder:
             replace_composition(lease.folder.bank, newest, *halves)
         for part, half in zip(reversed(parts), reversed(halves), strict=True):
-            self._put_back(lease, part, half)
+            self._put_back(lease, part, half, _Waiting(lease.task))

@@ -101,6 +101,8 @@ class BankOutcome:
     """Run id -> why it alone gave no result."""
     error: str = ""
     """Why the whole bank failed."""
+    host: str = ""
+    """The worker's machine."""
 
 
 class BankReporter(Protocol):

@@ -52,7 +52,7 @@ def work(task: BankTask) -> BankOutcome:
     if not lease.folder.is_dir():
         return BankOutcome(
             Ended.FAILED, error=f"{platform.node()} has no {lease.folder}: the study folder must be on a path "
-            "that all workers share",
+            "that all workers share", host=platform.node(),
         )  # fmt: skip
     messages = _Messages(lease)
     ended, error = Ended.FINISHED, ""
@@ -66,7 +66,8 @@ def work(task: BankTask) -> BankOutcome:
 
             short = is_out_of_memory(caught) and len(task.runs) > 1
             ended, error = Ended.OUT_OF_MEMORY if short else Ended.FAILED, f"{type(caught).__name__}: {caught}"
-    return BankOutcome(ended, tuple(messages.results), tuple(messages.lost), messages.failures, error)
+    results, lost = tuple(messages.results), tuple(messages.lost)
+    return BankOutcome(ended, results, lost, messages.failures, error, platform.node())
 
 
 def start_worker(device: str | None, threads: int | None) -> None:
@@ -197,7 +198,7 @@ def _beating(messages: _Messages, seconds: float) -> Iterator[None]:
                 messages.send("beat", work=messages.work)
 
     thread = threading.Thread(target=beat, daemon=True)
-    messages.send("beat", work=0)
+    messages.send("beat", work=0, host=platform.node())
     thread.start()
     try:
         yield
