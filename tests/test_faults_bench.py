@@ -1,4 +1,4 @@
-"""The committed result of `bench/faults.py`: enough kills, in every phase, nothing lost, and tries that end in words."""
+"""The committed result of `bench/faults.py`: enough kills in every phase, nothing lost, tries that end in words."""
 
 from __future__ import annotations
 

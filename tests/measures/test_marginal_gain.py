@@ -279,7 +279,7 @@ def test_the_base_is_left_clean_where_something_breaks(base: FrozenBase, monkeyp
     with pytest.raises(OSError, match="cut"):
         gains_of(short_of(base, bank=failing_bank, steps=3), asked(), batches, judges)
     assert_clean(base, before)
-    for part in ("_Moments.on_gradient", "sequence_losses"):
+    for part in ("UpdateMoments.on_gradient", "sequence_losses"):
         with monkeypatch.context() as patch:
             patch.setattr(f"adaptive_lora.measures.agreement.{part}", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):

@@ -31,7 +31,7 @@ from adaptive_lora.reporting.paper.compiling import compile_pdf
 from adaptive_lora.reporting.paper.document import read_blocks
 from adaptive_lora.reporting.paper.facts import Facts
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown, render_references
-from adaptive_lora.reporting.paper.manuscript import Author, Manuscript, People
+from adaptive_lora.reporting.paper.manuscript import Author, Manuscript, People, read_people
 from adaptive_lora.reporting.paper.other_studies import open_beside
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
@@ -491,3 +491,14 @@ def test_what_is_wrong_with_a_document_is_said() -> None:
     assert "nowhere" in complaints and "too wide" in complaints
     broken = compile_pdf({"main.tex": b"\\documentclass{article}\\begin{document}\\nosuch\\end{document}"})
     assert broken.pdf is None and "error: Undefined control sequence." in broken.complaints
+
+
+def test_a_group_stands_in_for_people_and_is_nobody_for_arxiv() -> None:
+    people = read_people("group: The developers\ntools: none")
+    paper = Manuscript("T", (), (), {}, {}, (), people)
+    assert "The developers" in render_latex(paper) and "AUTHORS MISSING" not in render_latex(paper)
+    assert "The developers" in render_markdown(paper)
+    assert any("the authors are missing" in said for said in broken_rules({}, people))
+    assert "AUTHORS MISSING" in render_latex(replace(paper, people=People()))
+    named = replace(people, authors=(Author("A. B. Meyer"),))
+    assert "The developers" not in render_markdown(replace(paper, people=named))

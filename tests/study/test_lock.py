@@ -59,7 +59,8 @@ def test_more_than_a_handful_are_no_hypotheses(study_file: WriteStudy) -> None:
 
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_can_decide_what_it_asks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ADAPTIVE_LORA_ASSETS", "anywhere")
+    for place in ("ADAPTIVE_LORA_ASSETS", "ADAPTIVE_LORA_REASONING"):
+        monkeypatch.setenv(place, "anywhere")
     check_decidable(load_study(recipe(name)))
 
 

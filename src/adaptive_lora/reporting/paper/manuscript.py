@@ -25,6 +25,8 @@ class People:
     authors: tuple[Author, ...] = ()
     tools: str = ""
     """Which generative tools were used, and for what."""
+    group: str = ""
+    """Who stands on the first page while no person does; for arXiv that is nobody."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,13 @@ class Manuscript:
 
 
 def read_people(text: str) -> People:
-    """Lines `author: NAME | AFFILIATION` and `tools: STATEMENT`; `#` begins a comment.
+    """Lines `author: NAME | AFFILIATION`, `group: NAME` and `tools: STATEMENT`; `#` begins a comment.
 
     >>> read_people("author: A. B. Meyer | Somewhere\\ntools: none").authors
     (Author(name='A. B. Meyer', affiliation='Somewhere'),)
     """
     said = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())]
     authors = [value.partition("|") for key, value in said if key == "author" and value]
-    tools = [value for key, value in said if key == "tools"]
-    return People(tuple(Author(name.strip(), place.strip()) for name, _, place in authors), tools[-1] if tools else "")
+    tools, groups = ([value for key, value in said if key == wanted] for wanted in ("tools", "group"))
+    return People(tuple(Author(name.strip(), place.strip()) for name, _, place in authors),
+                  tools[-1] if tools else "", groups[-1] if groups else "")  # fmt: skip
