@@ -253,6 +253,7 @@ def test_init_copies_recipes_that_are_valid(tmp_path: Path, monkeypatch: pytest.
     from adaptive_lora.study.study_file import load_study
 
     monkeypatch.setenv("ADAPTIVE_LORA_ASSETS", str(tmp_path))
+    monkeypatch.setenv("ADAPTIVE_LORA_REASONING", str(tmp_path))
     assert {"demo", "dialogpt-alpaca", "dialogpt-alpaca-original", "alpaca-babyllama"} <= set(list_recipes())
     for name in list_recipes():
         result = call("init", name, "--out", tmp_path / name / "study.yaml")

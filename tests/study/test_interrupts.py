@@ -52,10 +52,14 @@ def test_a_signal_saves_a_checkpoint_as_ctrl_c_does(
     study_file: WriteStudy, tmp_path: Path, signum: signal.Signals, engine: tuple[tuple[str, str], ...]
 ) -> None:
     study, listener = load_study(study_file(TWO_ARMS, *engine)), Stopped(signum)
+    as_started = signal.signal(signum, signal.SIG_DFL)  # under nohup it is ignored
     before = signal.getsignal(signum)
-    with pytest.raises(Terminated) as stopped:
-        run_study(study, tmp_path / "out", listener)
-    assert stopped.value.signum == signum and signal.getsignal(signum) is before
+    try:
+        with pytest.raises(Terminated) as stopped:
+            run_study(study, tmp_path / "out", listener)
+        assert stopped.value.signum == signum and signal.getsignal(signum) is before
+    finally:
+        signal.signal(signum, as_started)
     assert f"{signum.name}: saving a checkpoint; a second signal quits now" in listener.said
     assert list((tmp_path / "out" / "checkpoints").iterdir())
     assert run_study(study, tmp_path / "out", listener).finished
