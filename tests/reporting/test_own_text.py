@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.exported import open_findings
+from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.build import own_manuscript
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People
@@ -25,12 +27,19 @@ def write(folder: Path, body: str, **more: str) -> Path:
     return folder
 
 
-def made(folder: Path, body: str, **more: str) -> Manuscript:
+@pytest.fixture(scope="module")
+def studies() -> Iterator[tuple[Findings, Beside]]:
     with open_findings(RESULTS / "demo") as demo, open_findings(RESULTS / GSM8K) as other:
-        return own_manuscript(demo, Beside((other,)), People(), write(folder, body, **more))[0]
+        yield demo, Beside((other,))
 
 
-def test_facts_of_several_studies_and_a_table(tmp_path: Path) -> None:
+@pytest.fixture
+def made(studies: tuple[Findings, Beside], tmp_path: Path) -> Callable[..., Manuscript]:
+    """The manuscript of a body, with the other parts of its text."""
+    return lambda body, **more: own_manuscript(*studies, People(), write(tmp_path, body, **more))[0]
+
+
+def test_facts_of_several_studies_and_a_table(made: Callable[..., Manuscript]) -> None:
     body = f"""# One
 
 <% set gsm = study("{GSM8K}") %>
@@ -42,7 +51,7 @@ Better: << gsm.better[0].name >>, [[table:{GSM8K}-verdicts]].
 
 ::table {GSM8K}-verdicts
 """
-    paper = made(tmp_path, body, **{"20-end": "# Two\n\nThe end."})
+    paper = made(body, **{"20-end": "# Two\n\nThe end."})
     text = render_markdown(paper)
     assert "12 seeds of stories260K, not 3 (" in text and "Better: lora-drop, Table 1." in text
     assert "Never said" not in text and text.index("## One") < text.index("## Two") < text.index("## References")
@@ -62,19 +71,19 @@ Better: << gsm.better[0].name >>, [[table:{GSM8K}-verdicts]].
         ("Of [@nobody2020].", "cites `nobody2020`"),
     ],
 )
-def test_what_nobody_has_is_refused(tmp_path: Path, body: str, said: str) -> None:
+def test_what_nobody_has_is_refused(made: Callable[..., Manuscript], body: str, said: str) -> None:
     with pytest.raises(PaperError, match=said.replace("[", r"\[")):
-        made(tmp_path, body)
+        made(body)
 
 
-def test_a_folder_without_its_parts_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_its_parts_is_refused(made: Callable[..., Manuscript], tmp_path: Path) -> None:
     with pytest.raises(PaperError, match=r"missing: title.txt, abstract.txt"):
-        made(tmp_path, "Text.", title="", abstract="")
+        made("Text.", title="", abstract="")
     (tmp_path / "10-body.txt").unlink()
     with pytest.raises(PaperError, match="has no body"):
-        made(tmp_path, "")
+        made("")
 
 
-def test_expressions_reach_nothing_but_what_they_are_given(tmp_path: Path) -> None:
+def test_expressions_reach_nothing_but_what_they_are_given(made: Callable[..., Manuscript]) -> None:
     with pytest.raises(PaperError, match=r"unsafe|undefined"):
-        made(tmp_path, '<< study.__globals__["PaperError"] >>')
+        made('<< study.__globals__["PaperError"] >>')
