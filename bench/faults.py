@@ -202,7 +202,6 @@ def main() -> None:
     parser.add_argument("--add", action="store_true", help="keep other faults of --out; its kills, with --kills 0")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    os.environ.update(ENVIRONMENT)
     before: Row = json.loads(asked.out.read_text()) if asked.add and asked.out.is_file() else {}
     faults, kills = {row["fault"]: row for row in before.get("faults", [])}, before.get("killed")
     with tempfile.TemporaryDirectory() as made:
@@ -226,4 +225,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if ENVIRONMENT.items() - os.environ.items():  # torch reads its threads as it is loaded, and it is loaded by now
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **ENVIRONMENT})
     main()
