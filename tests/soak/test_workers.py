@@ -29,6 +29,7 @@ def cluster() -> Iterator[ModuleType]:
     del sys.modules["bench_cluster"]
 
 
+@pytest.mark.usefixtures("whole_sources")  # the workers are processes of their own and have all records
 @pytest.mark.parametrize("name", list(bench().SCENARIOS))
 def test_results_are_those_of_one_process(name: str, cluster: ModuleType) -> None:
     package = cluster.SCENARIOS[name][1]
