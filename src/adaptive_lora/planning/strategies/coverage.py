@@ -9,6 +9,14 @@ from adaptive_lora.planning.modules import Kind, ModuleShape
 from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions
 
 
+def equal_in(
+    covered: Sequence[ModuleShape], modules: Sequence[ModuleShape], budget: int, options: StrategyOptions
+) -> dict[str, int]:
+    """The whole budget in the covered modules, one rank for all of them as far as it can be met so; 0 in the others."""
+    ranks = spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
+    return {m.name: ranks.get(m.name, 0) for m in modules}
+
+
 def only(kind: Kind, name: str, summary: str, source: str) -> Strategy:
     """A strategy with r_l = r for modules of `kind` and r_l = 0, no adapter, for all others.
 
@@ -20,9 +28,7 @@ def only(kind: Kind, name: str, summary: str, source: str) -> Strategy:
     def allocate(
         modules: Sequence[ModuleShape], scores: Scores, budget: int, options: StrategyOptions
     ) -> dict[str, int]:
-        covered = strategy.covered(modules)
-        ranks = spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
-        return {m.name: ranks.get(m.name, 0) for m in modules}
+        return equal_in(strategy.covered(modules), modules, budget, options)
 
     strategy = Strategy(name, summary, source, allocate, covers=kind)
     return strategy

@@ -10,6 +10,7 @@ from pydantic import Field
 from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions
+from adaptive_lora.planning.strategies.coverage import equal_in
 
 
 class Options(StrategyOptions):
@@ -35,9 +36,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     modules. The whole budget goes to them, where KappaTune's adapters are as small as they are few. Caps may leave
     some of a large budget unspent.
     """
-    covered = best_conditioned(modules, scores, budget, options)
-    ranks = spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
-    return {m.name: ranks.get(m.name, 0) for m in modules}
+    return equal_in(best_conditioned(modules, scores, budget, options), modules, budget, options)
 
 
 def _count(modules: Sequence[ModuleShape], options: Options) -> int:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import ModuleShape
 from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions
+from adaptive_lora.planning.strategies.coverage import equal_in
 
 
 class Options(StrategyOptions):
@@ -33,9 +33,7 @@ def allocate(modules: Sequence[ModuleShape], scores: Scores, budget: int, option
     which is not what `--num-layers` of mlx-lm or Unsloth's last layers do: there fewer layers are fewer parameters.
     Caps may leave some of a large budget unspent.
     """
-    covered = last(modules, scores, budget, options)
-    ranks = spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
-    return {m.name: ranks.get(m.name, 0) for m in modules}
+    return equal_in(last(modules, scores, budget, options), modules, budget, options)
 
 
 STRATEGY = Strategy(

@@ -8,9 +8,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from adaptive_lora.errors import StrategyError, nearest_hint
-from adaptive_lora.planning.budget import spend
 from adaptive_lora.planning.modules import TARGET_GROUPS, ModuleShape, matches, role_labels, role_of
 from adaptive_lora.planning.strategies.base import Scores, Strategy, StrategyOptions
+from adaptive_lora.planning.strategies.coverage import equal_in
 
 Entry = Annotated[str, Field(min_length=1)]
 
@@ -50,9 +50,7 @@ def only(modules: Sequence[ModuleShape], scores: Scores, budget: int, options: O
     a choice of target modules is compared with all of them at equal parameters. Caps may leave some of a large budget
     unspent: a module holds rank min(d_in, d_out) at the most.
     """
-    covered = named(modules, scores, budget, options)
-    ranks = spend(covered, {m.name: 1.0 for m in covered}, budget, options.min_rank, options.max_rank)
-    return {m.name: ranks.get(m.name, 0) for m in modules}
+    return equal_in(named(modules, scores, budget, options), modules, budget, options)
 
 
 STRATEGY = Strategy(
