@@ -187,9 +187,10 @@ class MeasurementKey:
 def key_of(measure: str, inputs: Sequence[str], request: Request) -> MeasurementKey:
     """The key of a measure that depends on the named inputs of a request."""
     shapes = [(m.name, m.d_in, m.d_out) for m in request.modules]
-    quantised = {"quantised": request.base.quantised} if request.base.quantised else {}
+    said = {"quantised": request.base.quantised, "products": request.base.products}
+    other = {name: value for name, value in said.items() if value}
     found = {
-        "base": {"revision": request.base.revision, "dtype": str(request.base.model.dtype), **quantised},
+        "base": {"revision": request.base.revision, "dtype": str(request.base.model.dtype), **other},
         "modules": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
         **{name: INPUTS[name](request) for name in inputs},
     }

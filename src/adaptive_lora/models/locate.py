@@ -53,15 +53,16 @@ def _locate(name: str) -> str | Path:
     return path if path.exists() else name
 
 
-def model_note(name: str, quantised: str | None = None) -> str | None:
+def model_note(name: str, quantised: str | None = None, products: str | None = None) -> str | None:
     """What must be said of the model's weights wherever it is named, such as `weights dequantised from Q4_1`.
 
-    `quantised`: how bitsandbytes keeps them, if it does.
+    `quantised`: how bitsandbytes keeps them, if it does; `products`: what they are multiplied in, if not as they are.
     """
     found = provenance_of(Path(locate_model(name)))
     said = [KNOWN[name].title] if found and name in KNOWN else []
     said += [found.note] if found else []
     said += [f"linear layers in {quantised.upper()} by bitsandbytes"] if quantised else []
+    said += [f"products of its frozen linear layers in {products}"] if products else []
     return ", ".join(said) or None
 
 

@@ -13,6 +13,9 @@ from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, k
 DType = Literal["float32", "bfloat16", "float16", "float64"]
 """Of a base model's weights."""
 
+Products = Literal["bfloat16"]
+"""What the frozen linear layers of a float32 model multiply in, where that is not float32."""
+
 Quantise = Literal["nf4", "int8"]
 """How bitsandbytes keeps the weights of a base model's linear layers: in 4 bits, or in 8."""
 

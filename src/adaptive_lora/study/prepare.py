@@ -20,7 +20,7 @@ from adaptive_lora.errors import StudyFileError, UsageError
 from adaptive_lora.models.locate import is_named, locate_model, model_note
 from adaptive_lora.planning.budget import Budget
 from adaptive_lora.planning.modules import ModuleShape
-from adaptive_lora.planning.outline import DType, ModelOutline, Quantise, outline_from_config
+from adaptive_lora.planning.outline import DType, ModelOutline, Products, Quantise, outline_from_config
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.study.data_facts import Draw, data_counts, data_notices, split_rows
 from adaptive_lora.study.matrix import Run
@@ -54,11 +54,12 @@ def open_base(
     dtype: DType = "float32",
     device: str = "cpu",
     quantise: Quantise | None = None,
+    products: Products | None = None,
 ) -> FrozenBase:
     """`training.base.load_base` that knows the embedded model, fetched ones and GGUF files."""
     from adaptive_lora.training.base import load_base
 
-    return load_base(name, locate_model(name, revision), revision, dtype, device, quantise)
+    return load_base(name, locate_model(name, revision), revision, dtype, device, quantise, products)
 
 
 def open_encoder(
@@ -125,7 +126,7 @@ class PreparedStudy:
         """What all runs share and their results depend on; part of every run's identity."""
         spec = self.study.spec
         return {
-            "model": {"revision": self.base.revision, "dtype": spec.model.dtype, **self._quantised},
+            "model": {"revision": self.base.revision, "dtype": spec.model.dtype, **self._weights},
             "data": {
                 "fingerprint": self.fingerprint,
                 **spec.data.model_dump(mode="json", exclude={"source", "max_length", "general"}),
@@ -138,9 +139,10 @@ class PreparedStudy:
         }
 
     @property
-    def _quantised(self) -> dict[str, str]:
-        """How the base's weights are kept, where that is another way than `dtype`."""
-        return {"quantised": self.base.quantised} if self.base.quantised else {}
+    def _weights(self) -> dict[str, str]:
+        """How the base's weights are kept and multiplied, where that is another way than `dtype`."""
+        said = {"quantised": self.base.quantised, "products": self.base.products}
+        return {name: value for name, value in said.items() if value}
 
     @property
     def material(self) -> Mapping[str, Any]:
@@ -155,7 +157,7 @@ class PreparedStudy:
                 "name": spec.model.name, "revision": self.base.revision, "dtype": spec.model.dtype,
                 "total_parameters": self.base.outline.total_parameters, "context": self.base.outline.context,
                 "unlimited_context": self.base.outline.context is None, "target_modules": len(self.modules),
-                "note": model_note(self.base.name, self.base.quantised), **self._quantised,
+                "note": model_note(self.base.name, self.base.quantised, self.base.products), **self._weights,
             },
             "data": {
                 "source": shown(spec.data.source), "form": self.source.form, "revision": self.source.revision,
@@ -197,7 +199,7 @@ class PreparedStudy:
 
     def notes(self) -> list[str]:
         """What a user should be told before it begins: what the weights are, and which template writes the records."""
-        note = model_note(self.base.name, self.base.quantised)
+        note = model_note(self.base.name, self.base.quantised, self.base.products)
         own = [f"The model {self.base.name}: {note}."] if note else []
         return own + self.splits.encoder.notes(self.source.form)
 
@@ -270,7 +272,8 @@ def prepare(study: Study, device: str | None = None, checked: bool = False) -> P
     source = open_records(study.locate(spec.data.source))
     if not checked:
         check_metric(study, source.exact_answers)
-    base = open_base(location, spec.model.revision, spec.model.dtype, device, spec.model.quantise)
+    chosen = spec.model
+    base = open_base(location, chosen.revision, chosen.dtype, device, chosen.quantise, chosen.products)
     check_called(base.outline, modules)
     encoder = encoder_of(base.outline, base.tokenizer, spec.data.max_length, spec.data.template, spec.data.learn)
     data = spec.data

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from adaptive_lora.data.encoding import Learn
-from adaptive_lora.planning.outline import DType, Quantise
+from adaptive_lora.planning.outline import DType, Products, Quantise
 from adaptive_lora.planning.plan import ScalingRule
 from adaptive_lora.planning.strategies import check_options, find_strategy
 from adaptive_lora.planning.strategies.registry import pinned, with_pinned_source
@@ -41,16 +41,24 @@ class ModelPart(Part):
     quantise: Quantise | None = None
     """Keep the weights of the frozen linear layers in 4 bits (`nf4`) or 8 (`int8`), by bitsandbytes; products are in
     `dtype`. A model that is stored so needs no word."""
+    products: Products | None = None
+    """`bfloat16`: what the frozen linear layers of a float32 model multiply in, several times faster where the hardware
+    has such products; sums, adapters and all else stay in float32."""
 
     @model_serializer(mode="wrap")
     def _without_new_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A study that says nothing of `quantise` stays the study that it was before there was such a key."""
-        return without_default(dump(self), "quantise", None)
+        """A study that says nothing of `quantise` or `products` stays what it was before there were such keys."""
+        return without_default(without_default(dump(self), "quantise", None), "products", None)
 
     @model_validator(mode="after")
     def _quantisable(self) -> ModelPart:
         if self.quantise and self.dtype == "float64":
             raise ValueError(f"{self.quantise} weights are made of float32, bfloat16 or float16, got dtype float64")
+        if self.products and (self.quantise or self.dtype != "float32"):
+            weights = self.quantise or self.dtype
+            raise ValueError(
+                f"products in {self.products} are of float32 weights, got {weights}: leave one of them out"
+            )
         return self
 
 

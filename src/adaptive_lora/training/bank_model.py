@@ -153,7 +153,7 @@ def bank_model(
 
 
 def _tolerance(base: FrozenBase) -> float:
-    return _TOLERANCE.get(base.model.dtype, 5e-2)
+    return 5e-2 if base.coarse else _TOLERANCE[base.model.dtype]
 
 
 def probe_examples(base: FrozenBase) -> list[Example]:

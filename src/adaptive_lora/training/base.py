@@ -19,7 +19,7 @@ from adaptive_lora.files import expanded
 from adaptive_lora.models.cache import revision_of
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
-from adaptive_lora.planning.outline import DType, ModelOutline, Quantise, context_of
+from adaptive_lora.planning.outline import DType, ModelOutline, Products, Quantise, context_of
 from adaptive_lora.training.positions import scale_each_text
 from adaptive_lora.training.quantised import (
     check_quantisation,
@@ -28,6 +28,7 @@ from adaptive_lora.training.quantised import (
     quantisation_of,
     use_dense_products,
 )
+from adaptive_lora.training.rounded import use_rounded_products
 from adaptive_lora.training.text_pass import called_in_text, outside_towers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -49,6 +50,13 @@ class FrozenBase:
     device: torch.device
     quantised: str | None = None
     """How bitsandbytes keeps the weights of its linear layers: `nf4`, `fp4` or `int8`."""
+    products: Products | None = None
+    """What its linear layers multiply in, where that is not the dtype of their weights (`rounded.py`)."""
+
+    @property
+    def coarse(self) -> bool:
+        """Whether its logits are rounded as those of half precision are."""
+        return self.products is not None or self.model.dtype in (torch.float16, torch.bfloat16)
 
 
 def outline_of(name: str, location: str | Path, revision: str | None = None) -> ModelOutline:
@@ -78,6 +86,7 @@ def load_base(
     dtype: DType = "float32",
     device: str | torch.device = "cpu",
     quantise: Quantise | None = None,
+    products: Products | None = None,
 ) -> FrozenBase:
     """Loads model and tokenizer, frozen and in evaluation mode (its own dropout is off).
 
@@ -85,6 +94,7 @@ def load_base(
     Only safetensors are read, `trust_remote_code` is off. Raises ModelError with the remedy.
 
     `quantise` keeps linear layers in 4 or 8 bits (`quantised.py`); products, and all else, are in `dtype`.
+    `products` says what a float32 model's linear layers multiply in (`rounded.py`).
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -107,6 +117,8 @@ def load_base(
     model = (model if quantised else model.to(device)).eval().requires_grad_(False)
     scale_each_text(model)
     use_dense_products(model)
+    if products:
+        use_rounded_products(model)
     return FrozenBase(
         name=name,
         model=model,
@@ -116,6 +128,7 @@ def load_base(
         location=str(location),
         device=torch.device(device),
         quantised=quantised,
+        products=products,
     )
 
 

@@ -58,7 +58,7 @@ def check_causal(base: FrozenBase) -> None:
         for ids in (text.ids, changed)
     )
     apart = float((one - other).abs().max() / one.abs().max())
-    if not apart <= (1e-2 if base.model.dtype in (torch.float16, torch.bfloat16) else 1e-4):
+    if not apart <= (1e-2 if base.coarse else 1e-4):
         raise ModelError(
             f"{base.name} is not a causal language model: with another last token its logits before that differ by "
             f"{apart:.2g} of the largest, so that it would see the answers that it is to predict. Name a decoder."
@@ -136,4 +136,4 @@ def _apart(found: NDArray[np.float64], wanted: NDArray[np.float64], tokens: NDAr
 
 
 def _tolerances(base: FrozenBase) -> tuple[float, float]:
-    return _HALF if base.model.dtype in (torch.float16, torch.bfloat16) else _EXACT
+    return _HALF if base.coarse else _EXACT

@@ -20,6 +20,7 @@ from adaptive_lora.training.gathering import whole_modules
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
 from adaptive_lora.training.pointwise import FusedGELU, FusedRMSNorm, GatedMLP
 from adaptive_lora.training.quantised import dense_weight, is_quantised
+from adaptive_lora.training.rounded import rounded_product, rounded_weight, rounds
 
 # oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
 # of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
@@ -33,8 +34,10 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
     On the CPU in float32 through oneDNN, which torch itself uses for other types only: on processors
     that MKL is not tuned for it is about twice as fast, on others as fast. In float64 by `lora.c`: in MKL's
-    products a row's last bit depends on its index.
+    products a row's last bit depends on its index. A bfloat16 weight of a float32 input is `rounded.py`'s.
     """
+    if weight.dtype == torch.bfloat16 != x.dtype:
+        return rounded_product(x, weight, bias)
     if x.device.type == "cpu" and x.dtype == torch.float32 and _one_dnn():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if x.device.type == "cpu" and x.dtype == torch.float64 and (kernel := lora_kernel(x.dtype)) is not None:
@@ -80,7 +83,7 @@ class FusedLinear(nn.Module):
         return flat.view(*x.shape[:-1], self.weight.shape[0])
 
     def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight (d_out, d_in) for a product with an input of this dtype, which is its own."""
+        """The weight (d_out, d_in) for a product with an input of this dtype: its own, or the rounded one."""
         return self.weight
 
 
@@ -102,11 +105,11 @@ def fused_linear(module: nn.Module) -> FusedLinear | DequantisedLinear | None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
         return None
-    if type(module) is nn.Linear:
-        return FusedLinear(weight, module.bias)
-    if type(module).__name__ == "Conv1D" and weight.ndim == 2:
-        return FusedLinear(weight.t(), module.bias)  # type: ignore[arg-type]
-    return None
+    if type(module) is not nn.Linear and not (type(module).__name__ == "Conv1D" and weight.ndim == 2):
+        return None
+    own = weight if type(module) is nn.Linear else weight.t()
+    rounded = rounded_weight(module)
+    return FusedLinear(own if rounded is None else rounded, module.bias)  # type: ignore[arg-type]
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:
@@ -141,7 +144,7 @@ def _same(one: nn.Module, other: nn.Module) -> bool:
     dtype = next((p.dtype for p in one.parameters() if p.is_floating_point()), torch.float32)
     rows = torch.randn(3, _width(one), generator=torch.Generator().manual_seed(0)).to(device, dtype)
     a, b = one(rows[None]), other(rows[None])
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5}.get(a.dtype, 3e-2)
+    tolerance = 3e-2 if rounds(one) else {torch.float64: 1e-12, torch.float32: 1e-5}.get(a.dtype, 3e-2)
     return bool(a.shape == b.shape and ((a - b).abs().max() <= tolerance * a.abs().max()))
 
 
