@@ -20,7 +20,7 @@ from adaptive_lora.models.cache import revision_of
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
 from adaptive_lora.planning.outline import DType, ModelOutline, Products, Quantise, context_of
-from adaptive_lora.training.positions import scale_each_text
+from adaptive_lora.training.positions import decoder_of, scale_each_text
 from adaptive_lora.training.quantised import (
     check_quantisation,
     parameter_count,
@@ -93,8 +93,7 @@ def load_base(
     Where position scaling depends on length, each text has that of its own (`positions.py`).
     Only safetensors are read, `trust_remote_code` is off. Raises ModelError with the remedy.
 
-    `quantise` keeps linear layers in 4 or 8 bits (`quantised.py`); products, and all else, are in `dtype`.
-    `products` says what a float32 model's linear layers multiply in (`rounded.py`).
+    `quantise` keeps linear layers in 4 or 8 bits (`quantised.py`), `products` is what they multiply in (`rounded.py`).
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -118,7 +117,7 @@ def load_base(
     scale_each_text(model)
     use_dense_products(model)
     if products:
-        use_rounded_products(model)
+        use_rounded_products(decoder_of(model))
     return FrozenBase(
         name=name,
         model=model,
@@ -150,9 +149,7 @@ def frozen(model: Any, tokenizer: Any) -> Iterator[FrozenBase]:
     try:
         model.eval().requires_grad_(False)
         outline, device = outline_of_model(name, model), gradients[0][0].device
-        yield FrozenBase(
-            name, model, tokenizer, outline, revision, name, device, quantised=quantisation_of(model.config)
-        )
+        yield FrozenBase(name, model, tokenizer, outline, revision, name, device, quantisation_of(model.config))
     finally:
         for restore in undo:
             restore()

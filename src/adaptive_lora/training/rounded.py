@@ -15,21 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptive_lora.training.positions import decoder_of
-
 _ROUNDED = "_rounded_weight"
 
 
-def use_rounded_products(model: Any) -> None:
-    """Gives every plain linear layer of a frozen float32 model's decoder the product above; the output layer has none.
+def use_rounded_products(decoder: nn.Module) -> None:
+    """Gives every plain linear layer of a frozen float32 model's decoder, which has no output layer, the product above.
 
     The rounded weights are kept beside the model's own, half as large.
     """
     with torch.no_grad():
-        for layer in decoder_of(model).modules():
+        layer: Any
+        for layer in decoder.modules():
             if type(layer) is nn.Linear or (type(layer).__name__ == "Conv1D" and layer.weight.ndim == 2):
-                weight = layer.weight if type(layer) is nn.Linear else layer.weight.t()
-                layer.__dict__[_ROUNDED] = weight.detach().to(torch.bfloat16)
+                own = layer.weight if type(layer) is nn.Linear else layer.weight.t()
+                layer.__dict__[_ROUNDED] = own.detach().to(torch.bfloat16)
                 layer.forward = functools.partial(_forward, layer)
 
 
