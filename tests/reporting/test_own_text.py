@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from adaptive_lora.reporting.paper.build import own_manuscript
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People
 from adaptive_lora.reporting.paper.other_studies import Beside
+from adaptive_lora.reporting.recovered import read_recovered
 from tests.committed import RESULTS
 
 GSM8K = "gsm8k-stories260k"
@@ -59,6 +61,33 @@ Better: << gsm.better[0].name >>, [[table:{GSM8K}-verdicts]].
     assert rf"\label{{tab:{GSM8K}-verdicts}}" in render_latex(paper)
 
 
+def test_a_figure_can_have_a_caption_of_its_own(made: Callable[..., Manuscript]) -> None:
+    body = f"""# One
+
+::figure {GSM8K}-differences
+On << study("{GSM8K}").n("model") >>, by *seed* and 100 % ours, as in @hu2022lora.
+
+::figure {GSM8K}-rates
+"""
+    paper = made(body)
+    markdown, latex = render_markdown(paper), render_latex(paper)
+    assert "**Figure 1.** On stories260K, by *seed* and 100 % ours, as in [Hu et al. (2022)]" in markdown
+    own = r"\caption{On stories260K, by \emph{seed} and 100 \% ours, as in \citet{hu2022lora}.}"
+    assert own in latex.replace("\n", "")
+    assert f"**Figure 2.** {paper.figures[f'{GSM8K}-rates']}" in markdown  # its usual one
+    assert [work.key for work in paper.works] == ["hu2022lora"]
+
+
+def test_planted_ranks_of_several_files(studies: tuple[Findings, Beside], tmp_path: Path) -> None:
+    names = ("recovery-stories260K", "recovery-stories260K-hindsight")
+    own, beside = studies
+    beside = replace(beside, planted={name: read_recovered(RESULTS / "bench" / f"{name}.json") for name in names})
+    body = f"""<< planted.found.circumstances.steps >>
+<< "hindsight" in recovery("{names[0]}").found.order() >> << "hindsight" in recovery("{names[1]}").found.order() >>"""
+    paper, _ = own_manuscript(own, beside, People(), write(tmp_path, body))
+    assert f"{beside.planted[names[0]].circumstances['steps']} False True" in render_markdown(paper)
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -69,6 +98,7 @@ Better: << gsm.better[0].name >>, [[table:{GSM8K}-verdicts]].
         ("::table demo-vedicts", "shows the table demo-vedicts, which the results do not have"),
         ("::figure demo-nothing", "shows the figure demo-nothing, which the results do not have"),
         ("Of [@nobody2020].", "cites `nobody2020`"),
+        ('<< recovery("babyllama") >>', r"planted ranks 'babyllama'.* There are: none"),
     ],
 )
 def test_what_nobody_has_is_refused(made: Callable[..., Manuscript], body: str, said: str) -> None:

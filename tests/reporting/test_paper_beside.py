@@ -19,6 +19,7 @@ from adaptive_lora.reporting.paper.build import manuscript
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People
 from adaptive_lora.reporting.paper.other_studies import open_beside
 from adaptive_lora.reporting.paper.study_facts import winners
+from tests.committed import RESULTS
 from tests.reporting.test_paper import higher, lower, no_difference, set_losses, study, tables_of, uncompiled
 
 __all__ = ["study", "uncompiled"]  # fixtures
@@ -101,8 +102,11 @@ def test_two_studies_of_one_name_and_two_files_of_planted_ranks_are_refused(fold
         made(one, one)
     with pytest.raises(PaperError, match="Two studies are called second"):
         made(one, other, other)
-    with pytest.raises(PaperError, match="takes one file of planted ranks, not 2"):
-        made(one, Path("a.json"), Path("b.json"))
+    with pytest.raises(PaperError, match=r"have one name: there/a\.json, here/a\.json"):
+        made(one, Path("there/a.json"), Path("here/a.json"))
+    planted = [RESULTS / "bench" / f"recovery-{name}.json" for name in ("stories260K", "stories260K-dev")]
+    with pytest.raises(PaperError, match="recovery-stories260K and recovery-stories260K-dev were given"):
+        made(one, *planted)
 
 
 def test_a_missing_fact_of_another_study_stops_the_build(folders: tuple[Path, Path]) -> None:

@@ -15,6 +15,7 @@ from adaptive_lora.files import write_atomically
 from adaptive_lora.reporting.figures.planted import recovery_heat_map, recovery_map_caption
 from adaptive_lora.reporting.figures.theme import save, settle
 from adaptive_lora.reporting.findings import Findings
+from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
 from adaptive_lora.reporting.paper.bibliography import in_order, work
 from adaptive_lora.reporting.paper.compiling import Compiled, compile_pdf
@@ -85,6 +86,8 @@ def write_paper(
 def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscript, dict[str, Figure]]:
     """The manuscript and all figures that it may show."""
     check_labels(found, beside.studies)
+    if len(beside.planted) > 1:
+        raise PaperError(f"A paper takes one file of planted ranks, and {listed(list(beside.planted))} were given.")
     tables, drawn = study_tables(found), study_figures(found)
     own, others, planted = Account(found, gather(found), list(tables), list(drawn)), [], None
     for other in beside.studies:
@@ -107,8 +110,7 @@ def manuscript(found: Findings, beside: Beside, people: People) -> tuple[Manuscr
 def own_manuscript(found: Findings, beside: Beside, people: People, text: Path) -> tuple[Manuscript, dict[str, Figure]]:
     """As `manuscript`, of a text that a person wrote."""
     check_labels(found, beside.studies)
-    planted = planted_context(beside.recovered) if beside.recovered else None
-    made = own_text(text, (found, *beside.studies), planted, people.tools)
+    made = own_text(text, (found, *beside.studies), beside.planted, people.tools)
     tables, drawn = dict(made.tables), dict(made.figures)
     if beside.recovered:
         tables |= planted_tables(beside.recovered)

@@ -2,8 +2,8 @@
 
 The text it is read from knows, beside plain words: `$math$`, `` `code` ``, `*emphasis*`, `!!missing!!`, `[@key; @key]`
 and `@key` for works, `[[table:name]]` and `[[figure:name]]`; a line of its own `# heading`, `## heading`, `- item`,
-`::table name`, `::figure name`, and `$$` around an equation. What stands between `LITERAL` marks, as all facts do, is
-words alone.
+`::table name`, `::figure name` (lines below it are its caption, in place of its usual one), and `$$` around an
+equation. What stands between `LITERAL` marks, as all facts do, is words alone.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a section; `items` are those of a list, one paragraph has one."""
+    """A part of a section; `items` are those of a list, one paragraph has one, a figure its own caption."""
 
     kind: str
     """heading, subheading, paragraph, list, equation, table or figure."""
@@ -59,8 +59,9 @@ def _block(part: str) -> Iterator[Block]:
         level, _, words = lines[0].partition(" ")
         yield Block("heading" if level == "#" else "subheading", (read_spans(words),))
         lines = lines[1:]
-    elif found := re.fullmatch(r"::(table|figure) (\S+)", _without_literals(part)):
-        yield Block(found[1], content=found[2])
+    elif found := re.fullmatch(r"::(table|figure) (\S+)", _without_literals(lines[0])):
+        caption = "\n".join(lines[1:])
+        yield Block(found[1], (read_spans(caption),) if caption else (), found[2])
         return
     if lines and lines[0].startswith("- "):
         items = re.split(r"(?:^|\n)- ", "\n".join(lines))[1:]

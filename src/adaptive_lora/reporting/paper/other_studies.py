@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from adaptive_lora.errors import PaperError
@@ -20,7 +20,13 @@ class Beside:
     """In the order in which it is reported."""
 
     studies: tuple[Findings, ...] = ()
-    recovered: Recovered | None = None
+    planted: Mapping[str, Recovered] = field(default_factory=dict)
+    """By the name of the file, without `.json`."""
+
+    @property
+    def recovered(self) -> Recovered | None:
+        """The first of them."""
+        return next(iter(self.planted.values()), None)
 
 
 ALONE = Beside()
@@ -28,15 +34,13 @@ ALONE = Beside()
 
 @contextlib.contextmanager
 def open_beside(paths: Sequence[Path]) -> Iterator[Beside]:
-    """Of folders of studies or exports, and of one `.json` of planted ranks; PaperError for two of these."""
+    """Of folders of studies or exports, and of `.json` files of planted ranks; PaperError for two of one name."""
     planted = [path for path in paths if path.suffix == ".json"]
-    if len(planted) > 1:
-        raise PaperError(
-            f"A paper takes one file of planted ranks, not {len(planted)}: {', '.join(map(str, planted))}."
-        )
+    if len({path.stem for path in planted}) < len(planted):
+        raise PaperError(f"Two files of planted ranks have one name: {', '.join(map(str, planted))}.")
     with contextlib.ExitStack() as stack:
         studies = [stack.enter_context(open_findings(path)) for path in paths if path not in planted]
-        yield Beside(tuple(studies), read_recovered(planted[0]) if planted else None)
+        yield Beside(tuple(studies), {path.stem: read_recovered(path) for path in planted})
 
 
 def label_of(found: Findings) -> str:

@@ -4,7 +4,8 @@ The folder has `title.txt`, `abstract.txt`, and the parts of the body as other `
 names. They are templates as those of the package (`document`, `text_environment`) and know
 
     study("LABEL")   what templates know of one study: n("fact"), found, better, worse, ceilings, ...
-    planted          what became of planted ranks; None without a file of them
+    planted          what became of planted ranks, of the first file of them; None without one
+    recovery("NAME") the same of any file, by its name without `.json`
 
 and show `LABEL-NAME` of any table or figure that a study's paper could have. A claim stands in a condition on the
 verdict that it rests on, so that other results cannot leave it standing.
@@ -12,6 +13,7 @@ verdict that it rests on, so that other results cannot leave it standing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,10 +29,12 @@ from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.paper.document import Block, read_blocks
 from adaptive_lora.reporting.paper.figures import study_figures
 from adaptive_lora.reporting.paper.other_studies import label_of
+from adaptive_lora.reporting.paper.planted import planted_context
 from adaptive_lora.reporting.paper.prose import Account
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import study_tables
 from adaptive_lora.reporting.paper.text_environment import own_environment
+from adaptive_lora.reporting.recovered import Recovered
 from adaptive_lora.reporting.tables import Table
 
 HEAD = ("title", "abstract")
@@ -47,13 +51,15 @@ class OwnText:
     """Name -> figure and caption, of those that are shown."""
 
 
-def own_text(folder: Path, studies: Sequence[Findings], planted: Mapping[str, Any] | None, tools: str) -> OwnText:
+def own_text(folder: Path, studies: Sequence[Findings], planted: Mapping[str, Recovered], tools: str) -> OwnText:
     """Fills in a person's text; PaperError with what it asks for and nobody has."""
     parts = _parts(folder)
     by_label = {label_of(found): found for found in studies}
     tables = {f"{label}-{name}": replace(table, name=f"{label}-{name}")
               for label, found in by_label.items() for name, table in study_tables(found).items()}  # fmt: skip
-    context = {"study": _lookup(by_label, tables), "planted": planted, "tools": tools, "listed": listed,
+    recovered = {name: planted_context(file) for name, file in planted.items()}
+    context = {"study": _lookup(by_label, tables), "planted": next(iter(recovered.values()), None),
+               "recovery": functools.partial(_recovery, recovered), "tools": tools, "listed": listed,
                "studies": list(by_label)}  # fmt: skip
     made, text = own_environment(folder), {}
     for name in parts:
@@ -95,6 +101,15 @@ def _lookup(by_label: Mapping[str, Findings], tables: Mapping[str, Table]) -> Ca
         return known[label]
 
     return study
+
+
+def _recovery(recovered: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
+    if name not in recovered:
+        raise PaperError(
+            f"The text tells of planted ranks {name!r}{nearest_hint(name, recovered)}; name the file with --with. "
+            f"There are: {', '.join(recovered) or 'none'}."
+        )
+    return recovered[name]
 
 
 def _drawn(body: Sequence[Block], by_label: Mapping[str, Findings]) -> dict[str, tuple[Figure, str]]:
