@@ -1,6 +1,6 @@
 # make demo   the embedded study, start to report, offline        make test   the test suite
 # make paper  the manuscript from committed results           make studies  all its studies, from where they stopped
-# make pages  the report of every committed study, into runs/pages
+# make pages  the report of every committed study, into runs/pages     make figures  the pictures of README and docs
 # make setup  only the environment     make check  style, types, house rules     make bench  every measurement
 # make serving   the environment with mlx-lm in it, and a small real model (93 MB): for the README's first answer
 # make docs   the documentation, into build/site
@@ -13,11 +13,12 @@ READY  := $(VENV)/.ready
 
 STUDY  ?= results/alpaca-babyllama-full
 BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
-          results/bench/recovery-babyllama.json
+          results/bench/recovery-babyllama.json results/bench/recovery-stories260K-hindsight.json
+TEXT   ?= paper/text
 
 COMPAT ?= results/bench/compat.json
 
-.PHONY: setup demo serving studies pages paper docs test soak check bench interop interop-tools compat clean
+.PHONY: setup demo serving studies pages figures paper docs test soak check bench interop interop-tools compat clean
 
 setup: $(READY)
 
@@ -41,7 +42,10 @@ pages: $(READY)
 	$(BIN)/python scripts/pages.py
 
 paper: $(READY)
-	$(BIN)/adaptive-lora paper $(STUDY) $(addprefix --with ,$(BESIDE)) --out paper
+	$(BIN)/adaptive-lora paper $(STUDY) $(addprefix --with ,$(BESIDE)) --text $(TEXT) --out paper
+
+figures: $(READY)
+	$(BIN)/python scripts/figures.py
 
 # Strict: a broken link or a page that no one lists stops it.
 docs: $(READY)

@@ -388,7 +388,8 @@ def test_the_committed_paper_is_that_of_the_committed_results() -> None:
         pytest.skip("no paper is committed")
     own, *others = our_own()
     with open_findings(own) as study, open_beside(others) as beside:
-        paper, drawn = build.manuscript(study, beside, build.read_people((root / "paper" / "authors.txt").read_text()))
+        people = build.read_people((root / "paper" / "authors.txt").read_text())
+        paper, drawn = build.own_manuscript(study, beside, people, root / "paper" / "text")
     made = {
         "paper.md": render_markdown(paper),
         "main.tex": render_latex(paper),
