@@ -2,7 +2,7 @@
 
     python scripts/figures.py [--out FOLDER] [--check] [NAME ...]
 
-Same results, same bytes, which `--check` compares with those that are there; needs no torch. The pictures of a report are
+Same results, same bytes, which `--check` compares with those that are there; needs no torch. Pictures of a report are
 `make pages`, those of the paper `make paper`.
 """
 
