@@ -29,7 +29,7 @@ from adaptive_lora.reporting.paper.planted import planted_context, planted_table
 from adaptive_lora.reporting.paper.prose import Account, write_blocks
 from adaptive_lora.reporting.paper.study_facts import gather
 from adaptive_lora.reporting.paper.tables import changes_of_training, conclusions, side_by_side, study_tables
-from adaptive_lora.reporting.tables import Table
+from adaptive_lora.reporting.tables import Table, to_csv
 from adaptive_lora.stats.variants import variants_of
 
 
@@ -74,6 +74,8 @@ def write_paper(
         "references.bib": ("\n\n".join(work.entry for work in paper.works) + "\n").encode(),
         **_pictures({name: drawn[name] for name in shown}),
     }
+    for name, table in paper.tables.items():  # whole ones, whether the text shows them or not
+        write_atomically(folder / "tables" / f"{name}.csv", to_csv(table))
     for name, content in files.items():
         write_atomically(folder / name, content)
     compiled = compile_pdf({name: content for name, content in files.items() if not name.endswith((".svg", ".md"))})
