@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from adaptive_lora.cli.main import app
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.findings import Findings
@@ -117,3 +120,13 @@ def test_a_folder_without_its_parts_is_refused(made: Callable[..., Manuscript], 
 def test_expressions_reach_nothing_but_what_they_are_given(made: Callable[..., Manuscript]) -> None:
     with pytest.raises(PaperError, match=r"unsafe|undefined"):
         made('<< study.__globals__["PaperError"] >>')
+
+
+def test_what_a_text_can_tell_is_listed() -> None:
+    asked = ["paper", str(RESULTS / "demo"), "--with", str(RESULTS / GSM8K), "--facts"]
+    told = CliRunner().invoke(app, asked)
+    assert told.exit_code == 0 and 'study("demo")\n' in told.stdout
+    assert f'study("{GSM8K}")\n' in told.stdout and '  n("seeds.used")  12\n' in told.stdout
+    assert f"  ::table {GSM8K}-verdicts\n" in told.stdout and f"  ::figure {GSM8K}-differences\n" in told.stdout
+    listed = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
+    assert listed[GSM8K]["facts"]["seeds.used"] == "12" and "verdicts" in listed[GSM8K]["tables"]

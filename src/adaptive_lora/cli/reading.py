@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -85,9 +85,15 @@ def paper(
         Path | None, typer.Option("--text", help="Folder of a text of your own around named facts.", exists=True)
     ] = None,
     arxiv: Annotated[bool, typer.Option("--arxiv", help="Check arXiv's rules and write the archive.")] = False,
+    facts: Annotated[
+        bool, typer.Option("--facts", help="Print what --text can tell of each study; write nothing.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Write a manuscript from what is recorded: Markdown, LaTeX, figures, and a PDF where latexmk or tectonic is."""
+    if facts:
+        _print_facts([folder, *(path for path in beside or [] if path.suffix != ".json")], as_json)
+        return
     from adaptive_lora.reporting.exported import open_findings
     from adaptive_lora.reporting.paper.build import write_paper
     from adaptive_lora.reporting.paper.other_studies import open_beside
@@ -141,3 +147,25 @@ def results(
     remember(folder)
     for path in export_study(folder, to, answers):
         err.print(f"wrote {path}", markup=False)
+
+
+def _print_facts(folders: list[Path], as_json: bool) -> None:
+    """Label of each study -> name of every fact -> as it is written."""
+    from adaptive_lora.reporting.exported import open_findings
+    from adaptive_lora.reporting.paper.other_studies import label_of
+    from adaptive_lora.reporting.paper.own_text import shown_of
+    from adaptive_lora.reporting.paper.study_facts import gather
+
+    told: dict[str, dict[str, Any]] = {}
+    for folder in folders:
+        with open_findings(folder) as found:
+            known = {name: fact.text for name, fact in gather(found).items()}
+            told[label_of(found)] = {"facts": known, **shown_of(found)}
+    if as_json:
+        print_json(told)
+        return
+    for label, one in told.items():
+        lines = [f'study("{label}")', *(f'  n("{name}")  {text}' for name, text in one["facts"].items())]
+        lines += [f"  ::table {label}-{name}" for name in one["tables"]]
+        lines += [f"  ::figure {label}-{name}" for name in one["figures"]]
+        sys.stdout.write("\n".join(lines) + "\n")

@@ -112,6 +112,11 @@ def _recovery(recovered: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[
     return recovered[name]
 
 
+def shown_of(found: Findings) -> dict[str, list[str]]:
+    """Names of the tables and figures of a study that a text can show."""
+    return {"tables": list(study_tables(found)), "figures": list(study_figures(found))}
+
+
 def _drawn(body: Sequence[Block], by_label: Mapping[str, Findings]) -> dict[str, tuple[Figure, str]]:
     """Those that are shown, of the studies that have one shown."""
     wanted = [block.content for block in body if block.kind == "figure"]
