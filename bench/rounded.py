@@ -7,8 +7,8 @@ The same LoRA runs (plans x seeds), on the same records in the same order, go th
     loop      PEFT and the bare loop of `training.reference` on the model in bfloat16, one adapter of them all
 
 The sides take turns, forwards and backwards, a block of updates each; a ratio is the median over rounds of the ratio
-within a round. Both banks train every adapter to its end, and what counts as quality is the loss of each on held-out records:
-`loss_differences` are relative to float32's.
+within a round. Both banks train every adapter to its end, and what counts as quality is the loss of each on held-out
+records: `loss_differences` are relative to float32's.
 
     python bench/rounded.py --model smollm2 --data FILE --adapters 8 --steps 60 --out results/bench/rounded-smollm2.json
 """
