@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.attribution import attributed, descending
+from adaptive_lora.measures.attribution import attributed, descending, gradients_of
 from adaptive_lora.measures.hindsight import Hindsight, looked_back
 from adaptive_lora.measures.short_run import ShortRun
 from adaptive_lora.planning.strategies.base import HindsightOptions
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers
 from adaptive_lora.training.base import FrozenBase
+from adaptive_lora.training.batches import label_loss
 from tests.measures.conftest import (
     RANK,
     Recorder,
@@ -64,6 +65,22 @@ def test_a_module_that_does_nothing_is_worth_nothing(gpt2: FrozenBase) -> None:
     found = attributed(short, short.plan(), silent, batches)
     assert found[quiet] == [0.0] * RANK
     assert all(any(values) for name, values in found.items() if name != quiet)
+
+
+def test_gradients_by_logits_of_completions_are_those_by_all_logits(base: FrozenBase) -> None:
+    short, examples = short_of(base, steps=3), demo_examples(base, 5)
+    with attached(base, short.plan(), 0) as model:
+        layers = lora_layers(model).values()
+        for i, layer in enumerate(layers):
+            layer.lora_B[ADAPTER].weight.data.fill_(0.01 * (i + 1))
+        parameters = [layer.lora_A[ADAPTER].weight for layer in layers]
+        few, every = (
+            gradients_of(base.model, examples, loss, parameters)
+            for loss in (label_loss, lambda *given: label_loss(*given))
+        )
+    for a, b in zip(few, every, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+    assert all(bool(gradient.any()) for gradient in few)
 
 
 def test_descending_keeps_the_sum_of_each_pool() -> None:

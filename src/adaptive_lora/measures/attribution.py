@@ -24,7 +24,8 @@ from adaptive_lora.data.encoding import Example
 from adaptive_lora.measures.short_run import ShortRun, Weights
 from adaptive_lora.planning.plan import RankPlan
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers
-from adaptive_lora.training.batches import Loss, collate
+from adaptive_lora.training.batches import IGNORED, Loss, collate, label_loss
+from adaptive_lora.training.head import head_of
 
 POINTS = 4
 """Places on the line at which gradients are taken: exact where the loss is a polynomial of degree 8 in α."""
@@ -37,9 +38,9 @@ def attributed(
 
     `batches` are records that `weights` were not trained on; a value may be below 0 there.
     """
-    with attached(short.base, plan, 0) as model:
-        layers = lora_layers(model)
-        turned = _turned(layers, plan, weights, _moments(model, layers, weights, batches, short))
+    with attached(short.base, plan, 0) as adapted:
+        layers, model = lora_layers(adapted), short.base.model  # which has the layers in it
+        turned = _turned(layers, plan, weights, _moments(model, layers, weights, batches, short.base.device))
         sums = {name: torch.zeros(plan.ranks[name], dtype=torch.float64) for name in weights}
         tokens = sum(example.completion_tokens for examples in batches for example in examples)
         for place, weight in zip(*_rule(), strict=True):
@@ -56,10 +57,18 @@ def _rule() -> tuple[list[float], list[float]]:
     return [float(p + 1) / 2 for p in places], [float(w) / 2 for w in weights]
 
 
-def _loss(model: Any, examples: Sequence[Example], loss: Loss, device: Any) -> Tensor:
-    batch = collate(examples).to(device)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return loss(logits, batch, examples)
+def gradients_of(
+    model: Any, examples: Sequence[Example], loss: Loss, parameters: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Of the mean loss a token; that of labels by logits of completion tokens alone, few beside prompts and padding."""
+    batch, head = collate(examples).to(parameters[0].device), head_of(model)
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if head is None or loss is not label_loss:
+        return torch.autograd.grad(loss(model(**given).logits, batch, examples), parameters)
+    learnt = batch.labels[:, 1:] != IGNORED
+    rows, targets = head.decoder(**given)[0][:, :-1][learnt], batch.labels[:, 1:][learnt]
+    weights = torch.full(targets.shape, 1 / len(targets), device=rows.device)
+    return torch.autograd.grad(rows, parameters, head.losses(rows.detach(), targets, weights).gradient)
 
 
 def _add_gradients(
@@ -72,8 +81,7 @@ def _add_gradients(
     turned: Mapping[str, tuple[Tensor, Tensor]],
 ) -> None:
     """Adds - share ⟨a_i, ∂L/∂a_i⟩ of every direction, on one batch with its mean loss a token."""
-    rows = {name: layers[name].lora_A[ADAPTER].weight for name in turned}
-    found = torch.autograd.grad(_loss(model, examples, loss, next(iter(rows.values())).device), list(rows.values()))
+    found = gradients_of(model, examples, loss, [layers[name].lora_A[ADAPTER].weight for name in turned])
     for (name, (a, _)), gradient in zip(turned.items(), found, strict=True):
         sums[name].sub_(share * (a.double() * gradient.double()).sum(1).cpu())
 
@@ -84,7 +92,7 @@ def _moments(
     layers: Mapping[str, Any],
     weights: Weights,
     batches: Sequence[Sequence[Example]],
-    short: ShortRun,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """M = Σ u uᵀ, u = A x, of every module of the adapted model."""
     for name, (a, b) in weights.items():
@@ -100,10 +108,13 @@ def _moments(
         layers[name].lora_A[ADAPTER].register_forward_hook(lambda _, __, u, name=name: hook(name, u))
         for name in weights
     ]
+    head = head_of(model)
+    inner = model if head is None else head.decoder
     try:
         for examples in batches:
             for example in examples:  # one by one: padding must not count
-                _loss(model, [example], short.training.loss, short.base.device)
+                batch = collate([example]).to(device)
+                inner(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

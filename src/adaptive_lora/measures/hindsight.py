@@ -82,6 +82,7 @@ def _means(runs: Sequence[Sequence[float]]) -> list[float]:
 def hindsight_of(request: Request) -> Hindsight:
     """What a request asks for."""
     judges, rest = held_back(request.examples, request.seed)
+    judges.sort(key=lambda example: len(example.ids))  # less padding
     batches = [judges[at : at + AT_ONCE] for at in range(0, len(judges), AT_ONCE)]
     short = short_run_of(replace(request, examples=rest), round(request.hindsight.over_rank * request.budget))
     return Hindsight(short, request.hindsight, batches, request.budget)

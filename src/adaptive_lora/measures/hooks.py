@@ -22,7 +22,7 @@ from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.batches import IGNORED, Batch, Loss, collate, label_loss
-from adaptive_lora.training.head import Head
+from adaptive_lora.training.head import Head, head_of
 
 ACTIVATIONS = 1 << 29
 """Bytes of activations that a backward pass may hold, about: twice what goes into and out of all linear layers."""
@@ -118,9 +118,8 @@ class Hooks:
     @functools.cached_property
     def _head(self) -> Head | None:
         """The output layer; None where a module beyond the decoder is watched, or there is no telling them apart."""
-        try:
-            head = Head(self.base.model)
-        except (AttributeError, StopIteration):
+        head = head_of(self.base.model)
+        if head is None:
             return None
         inside = {id(module) for module in head.decoder.modules()}
         return head if all(id(self.base.model.get_submodule(name)) in inside for name in self.names) else None

@@ -111,6 +111,14 @@ class Head:
         return TokenLosses(torch.cat(nll), torch.cat(correct), torch.cat(gradients) if gradients else None)
 
 
+def head_of(model: Any) -> Head | None:
+    """None where there is no telling the decoder from the rest."""
+    try:
+        return Head(model)
+    except (AttributeError, StopIteration):
+        return None
+
+
 def _even_parts(count: int, most: int) -> Iterator[slice]:
     """The fewest slices of at most `most` rows, their sizes within one of each other; one if there are no rows."""
     parts = max(1, -(-count // most))
