@@ -1,0 +1,103 @@
+"""Every number of a result in README is that of a committed file, to the digits that are shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from tests.committed import RESULTS
+from tests.reporting.snapshot import SNAPSHOT
+
+ROOT = RESULTS.parent
+STUDIES: dict[str, Any] = json.loads(SNAPSHOT.read_text())
+"""Verdicts, differences and losses, which `test_committed_verdicts` compares with the committed studies."""
+WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NO_RESULT = re.compile(r"Python 3\.\d+|\d+ MB\)|Apache-2\.0|CC BY-NC 4\.0")
+"""Numbers of README's prose that no measurement of ours gave: versions, the size of a download."""
+
+
+def flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def prose(page: str) -> str:
+    """Without code, links' targets and html."""
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S)
+    return flat(re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "", text)))
+
+
+def bench(name: str, key: str) -> float:
+    return float(json.loads((RESULTS / "bench" / f"{name}.json").read_text())[key])
+
+
+def judged(study: str, arm: str) -> tuple[float, float, float]:
+    """How much lower the loss is, and its interval's ends, the smaller first."""
+    mean, low, high, *_ = STUDIES[study]["judged"][arm]["interval"]
+    return -mean, -high, -low
+
+
+def verdicts(study: str) -> Counter[str]:
+    return Counter(one["verdict"] for one in STUDIES[study]["judged"].values())
+
+
+def difference(study: str, arm: str) -> float:
+    return float(STUDIES[study]["arms"][arm]["difference"][0])
+
+
+def claims() -> list[str]:
+    """Sentences of README as they must stand there."""
+    gsm, full, alpaca = "gsm8k-stories260k", "alpaca-babyllama-full", "alpaca-stories260k"
+    price = difference(gsm, "shuffled-lora-drop@rank:4")
+    worth = price - difference(gsm, "lora-drop@rank:4")
+    counted, on_alpaca, on_llama = verdicts(gsm), verdicts(alpaca), verdicts(full)
+    apart = max(abs(arm["difference"][0]) for arm in STUDIES["smollm2-alpaca"]["arms"].values() if arm["difference"])
+    babyllama, xeon, smollm2 = "throughput-babyllama", "throughput-babyllama-xeon", "throughput-smollm2"
+
+    def speeds(name: str) -> str:
+        return f"{bench(name, 'speedup_vs_trainer'):.1f} times | {bench(name, 'speedup_vs_loop'):.1f} times"
+
+    return [
+        "is *better* than uniform by {:.3f} nats per token [{:.3f}, {:.3f}]".format(*judged(gsm, "lora-drop@rank:4")),
+        f"its information is worth {worth:.3f}, its unevenness costs {price:.3f}",
+        f"it is better by {judged(gsm, 'lora-drop-half@rank:4')[0]:.3f}",
+        f"there {WORDS[counted['worse']]} are worse, {WORDS[counted['equivalent']]} equivalent, "
+        f"{WORDS[counted['undecided']]} undecided",
+        f"{WORDS[on_alpaca['worse']]} are worse and {WORDS[on_alpaca['equivalent']]} equivalent",
+        f"of {WORDS[on_llama.total()]} comparisons",
+        f"{WORDS[on_llama['worse']]} are worse and {WORDS[on_llama['undecided']]} undecided",
+        f"four plans ended within {apart:.4f} nats of uniform",
+        f"({bench(babyllama, 'speedup_vs_trainer'):.1f} times faster",
+        f"| {speeds(babyllama)} |",
+        f"| {speeds(xeon)} | {bench(xeon, 'share_of_matmul_peak'):.2f} |",
+        f"| {speeds(smollm2)} | {bench(smollm2, 'share_of_matmul_peak'):.2f} |",
+        f"evaluated at {bench('evaluation-smollm2', 'speedup_vs_loop'):.1f} times",
+        f"takes {bench('memory-smollm2', 'state_bytes_per_adapter') / 1e6:.0f} MB",
+        f"{int(bench('throughput-babyllama', 'adapters'))} adapters take a quarter of the time",
+        "babyllama, 1.0M",
+    ]
+
+
+def test_readme_has_the_numbers_of_committed_files() -> None:
+    said = prose("README.md")
+    assert not [claim for claim in claims() if flat(claim) not in said]
+
+
+def test_readme_has_no_other_number_of_a_result() -> None:
+    """A number with a decimal point that no claim has is nobody's."""
+    left = prose("README.md")
+    for claim in claims():
+        left = left.replace(flat(claim), "")
+    found = re.findall(r".{0,40}\d+\.\d+.{0,20}", NO_RESULT.sub("", left))
+    assert not found
+
+
+def test_another_number_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDIES["smollm2-alpaca"]["arms"]["random@rank:8"], "difference", [0.0123, 0.01, 0.02, 3])
+    said = prose("README.md")
+    assert [claim for claim in claims() if flat(claim) not in said] == [
+        "four plans ended within 0.0123 nats of uniform"
+    ]
