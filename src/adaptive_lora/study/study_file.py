@@ -186,13 +186,13 @@ def fill_in(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """How a report names a source of data: as it is written, but for `${NAME:-default}`, where what was taken
-    is named: the default, or the file without its folder.
+    """How a report names a source of data: as it is written, but for `${NAME}` alone and `${NAME:-default}`, where what
+    was taken is named: the default, or the file without its folder.
 
     >>> shown("${NO_SUCH_NAME:-owner/name}"), shown("${ASSETS}/a.json")
     ('owner/name', '${ASSETS}/a.json')
     """
-    if ":-" not in text:
+    if ":-" not in text and not re.fullmatch(r"\$\{\w+\}", text):
         return text
     filled = fill_in(text)
     return Path(filled).name if expanded(filled).exists() else filled

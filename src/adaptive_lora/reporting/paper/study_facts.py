@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -47,9 +48,11 @@ def short_name(source: str) -> str:
 
     >>> short_name("${ASSETS}/models/tiny"), short_name("${ASSETS}/alpaca_9k.json"), short_name("owner/name")
     ('tiny', 'alpaca_9k.json', 'owner/name')
-    >>> short_name("${MINE:-owner/name}")
-    'owner/name'
+    >>> short_name("${MINE:-owner/name}"), short_name("${ADAPTIVE_LORA_REASONING}")
+    ('owner/name', 'reasoning')
     """
+    if alone := re.fullmatch(r"\$\{(?:ADAPTIVE_LORA_)?(\w+)\}", source):
+        return alone[1].lower()
     if source.startswith("${") and ":-" in source and source.endswith("}"):
         source = source.removesuffix("}").partition(":-")[2]
     return source.rsplit("/", 1)[-1] if source.startswith(("$", "/", ".", "~")) else source
