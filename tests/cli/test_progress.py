@@ -83,9 +83,15 @@ def test_lines_say_how_long_it_has_been_what_is_under_way_and_what_is_left(monke
     listener.result("evaluation uniform rank:2 seed 0 rate 0.1", "test loss 1.4")
     clock.now += 30.0
     listener.planning("update-spectrum, seed 3, step 4 of 50", 1, 6)
+    clock.now += 1000.0  # of planning, which says nothing of what runs take
+    listener.planning("update-spectrum, seed 3, step 50 of 50", 6, 6)
+    listener.begin("8 evaluation runs", 100)
+    clock.now += 50.0
+    listener.step(record(19, 1.25))
     lines = out.getvalue().splitlines()
     assert lines[0] == "[0:00:00] loading model and data"
     assert lines[1] == "[0:00:00] training 8 evaluation runs, 100 steps"
     assert lines[2] == ("[0:01:04] 8 evaluation runs: step 51/100, loss 1.5000; 2/10 runs done, about 0:04:16 left")
     assert lines[4] == "[0:01:34] planning 1/6: update-spectrum, seed 3, step 4 of 50"
-    assert len(lines) == 5 and re.match(r"\[0:01:04\] evaluation uniform", lines[3])
+    assert lines[7].endswith("step 20/100, loss 1.2500; 2/10 runs done, about 0:03:20 left of this training")
+    assert len(lines) == 8 and re.match(r"\[0:01:04\] evaluation uniform", lines[3])

@@ -74,7 +74,10 @@ On << study("{GSM8K}").n("model") >>, by *seed* and 100 % ours, as in @hu2022lor
 """
     paper = made(body)
     markdown, latex = render_markdown(paper), render_latex(paper)
-    assert "**Figure 1.** On stories260K, by *seed* and 100 % ours, as in [Hu et al. (2022)](#hu2022lora).\n\n!" in markdown
+    assert (
+        "**Figure 1.** On stories260K, by *seed* and 100 % ours, as in [Hu et al. (2022)](#hu2022lora).\n\n!"
+        in markdown
+    )
     own = r"\caption{On stories260K, by \emph{seed} and 100 \% ours, as in \citet{hu2022lora}.}"
     assert own in latex.replace("\n", "")
     assert f"**Figure 2.** {paper.figures[f'{GSM8K}-rates']}" in markdown  # its usual one

@@ -26,12 +26,13 @@ class PlainProgress:
         self._began = self._spoke = time.monotonic()
         self._done, self._total = 0, 0
         self._at_first: tuple[float, int] | None = None
-        self._label, self._steps = "", 0
+        self._label, self._steps, self._training = "", 0, self._began
 
     def stage(self, text: str) -> None:
         self._say(text)
 
     def planning(self, text: str, done: int, total: int) -> None:
+        self._at_first = time.monotonic(), self._done  # what it takes says nothing of runs
         if self._is_due():
             self._say(f"planning {done}/{total}: {text}")
 
@@ -41,13 +42,14 @@ class PlainProgress:
             self._at_first = time.monotonic(), done
 
     def begin(self, label: str, steps: int) -> None:
-        self._label, self._steps, self._spoke = label, steps, time.monotonic()
+        self._label, self._steps = label, steps
+        self._training = self._spoke = time.monotonic()
         self._say(f"training {label}, {steps} steps")
 
     def step(self, record: StepRecord) -> None:
         if self._is_due():
             text = f"{self._label}: step {record.step + 1}/{self._steps}, loss {record.loss:.4f}"
-            self._say(f"{text}; {self._done}/{self._total} runs done{self._left()}")
+            self._say(f"{text}; {self._done}/{self._total} runs done{self._left(record.step + 1)}")
 
     def result(self, label: str, outcome: str) -> None:
         self._say(f"{label}: {outcome}")
@@ -61,11 +63,13 @@ class PlainProgress:
             self._spoke = time.monotonic()
         return due
 
-    def _left(self) -> str:
-        """What the runs that are left will take, by the pace of this session; empty before its first result."""
+    def _left(self, steps: int) -> str:
+        """What all runs that are left will take, by the pace of those since the last planning; before the first of them
+        what this training will, after so many of its steps."""
+        now = time.monotonic()
         if self._at_first is None or self._done <= self._at_first[1]:
-            return ""
-        pace = (time.monotonic() - self._at_first[0]) / (self._done - self._at_first[1])
+            return f", about {_duration((now - self._training) / steps * (self._steps - steps))} left of this training"
+        pace = (now - self._at_first[0]) / (self._done - self._at_first[1])
         return f", about {_duration(pace * (self._total - self._done))} left"
 
     def _say(self, text: str) -> None:
