@@ -55,6 +55,10 @@ def claims() -> list[str]:
     worth = price - difference(gsm, "lora-drop@rank:4")
     counted, on_alpaca, on_llama = verdicts(gsm), verdicts(alpaca), verdicts(full)
     apart = max(abs(arm["difference"][0]) for arm in STUDIES["smollm2-alpaca"]["arms"].values() if arm["difference"])
+    ceiling = "ceiling-smollm2-reasoning"
+    (h2, *e2), (h4, *e4) = (STUDIES[ceiling]["judged"][f"hindsight@rank:{r}"]["interval"][:3] for r in (2, 4))
+    drop2, drop4 = (difference(ceiling, f"lora-drop@rank:{r}") for r in (2, 4))
+    half = STUDIES[ceiling]["assays"]["rank:2"]["loss_of_half"][0]
     babyllama, xeon, smollm2 = "throughput-babyllama", "throughput-babyllama-xeon", "throughput-smollm2"
 
     def speeds(name: str) -> str:
@@ -70,6 +74,9 @@ def claims() -> list[str]:
         f"of {WORDS[on_llama.total()]} comparisons",
         f"{WORDS[on_llama['worse']]} are worse and {WORDS[on_llama['undecided']]} undecided",
         f"four plans ended within {apart:.4f} nats of uniform",
+        f"the loss differs by {h2:.3f} nats per token [{e2[0]:.3f}, {e2[1]:.3f}] at rank 2 and by {h4:.3f} "
+        f"[{e4[0]:.3f}, {e4[1]:.3f}] at rank 4, and halving the budget costs {half:.3f} at rank 2",
+        f"is worse there by {drop2:.3f} and {drop4:.3f}",
         f"({bench(babyllama, 'speedup_vs_trainer'):.1f} times faster",
         f"| {speeds(babyllama)} |",
         f"| {speeds(xeon)} | {bench(xeon, 'share_of_matmul_peak'):.2f} |",
