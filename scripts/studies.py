@@ -4,7 +4,8 @@
 
 Says beforehand how long each takes, by the seconds that its committed results record, and what of it is done. Every
 study resumes where it stopped, and so does the script. Needs ADAPTIVE_LORA_ASSETS, the folder with the models and data
-that the studies name. Planted ranks (`recovery`) come last and take longest.
+that the studies name, and ADAPTIVE_LORA_REASONING, what `scripts/reasoning_tasks.py` has written. Planted ranks
+(`recovery`) come last and take longest.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from pathlib import Path
 
 STUDIES = (
     "demo", "alpaca-original", "alpaca-babyllama", "alpaca-babyllama-full", "stability", "gsm8k-stories260k",
-    "alpaca-stories260k",
+    "alpaca-stories260k", "ceiling-smollm2-reasoning", "ladder-smollm2",
 )  # fmt: skip
+ON_REASONING = ("ceiling-smollm2-reasoning", "ladder-smollm2")
+"""Studies of SmolLM2 on records that `scripts/reasoning_tasks.py` writes."""
+REASONING = "ADAPTIVE_LORA_REASONING"
 QUOTED = ("demo", "gsm8k-stories260k")
 """Studies whose data may be copied, and so quoted in what is committed; Alpaca may not."""
 RECOVERY = "recovery"
@@ -75,6 +79,8 @@ def run(name: str) -> None:
         subprocess.run([sys.executable, "bench/recovery.py", *where, *PLANTING], check=True)
         subprocess.run([sys.executable, "bench/recovery_figure.py", str(PLANTED)], check=True)
         return
+    if name in ON_REASONING:
+        subprocess.run([*CLI, "fetch", "smollm2"], check=True)
     subprocess.run([*CLI, "run", f"studies/{name}.yaml", "--out", f"runs/{name}"], check=True)
     quoted = "--answers" if name in QUOTED else "--no-answers"
     subprocess.run([*CLI, "results", f"runs/{name}", "--out", f"results/{name}", quoted], check=True)
@@ -94,6 +100,8 @@ def main() -> None:
         return
     if ASSETS not in os.environ and names != ["demo"]:
         raise SystemExit(f"Set {ASSETS} to the folder with the models and data that the studies name.")
+    if REASONING not in os.environ and set(names) & set(ON_REASONING):
+        raise SystemExit(f"Set {REASONING} to a file that `python scripts/reasoning_tasks.py FILE` has written.")
     for name in names:
         print(f"\n{name}", flush=True)
         try:
