@@ -16,8 +16,8 @@ from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase, load_base
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.fidelity import check_alone, check_bank, check_causal
-from adaptive_lora.training.fused_layers import FusedLinear, fused_linear
-from adaptive_lora.training.rounded import rounded_product, rounded_weight, use_rounded_products
+from adaptive_lora.training.fused_layers import FusedLinear, fused_linear, use_rounded_products
+from adaptive_lora.training.rounded import rounded_product, rounded_weight
 from tests.training.conftest import by_bank, by_reference, demo_examples, seven_members
 
 WriteStudy = Callable[..., Path]

@@ -20,6 +20,7 @@ from adaptive_lora.models.cache import revision_of
 from adaptive_lora.models.libraries import quiet_libraries
 from adaptive_lora.planning.modules import ExpertStack, ModuleShape, depth_of, kind_of
 from adaptive_lora.planning.outline import DType, ModelOutline, Products, Quantise, context_of
+from adaptive_lora.training.fused_layers import use_rounded_products
 from adaptive_lora.training.positions import decoder_of, scale_each_text
 from adaptive_lora.training.quantised import (
     check_quantisation,
@@ -28,7 +29,6 @@ from adaptive_lora.training.quantised import (
     quantisation_of,
     use_dense_products,
 )
-from adaptive_lora.training.rounded import use_rounded_products
 from adaptive_lora.training.text_pass import called_in_text, outside_towers
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")

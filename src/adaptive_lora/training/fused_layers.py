@@ -20,7 +20,7 @@ from adaptive_lora.training.gathering import whole_modules
 from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
 from adaptive_lora.training.pointwise import FusedGELU, FusedRMSNorm, GatedMLP
 from adaptive_lora.training.quantised import dense_weight, is_quantised
-from adaptive_lora.training.rounded import rounded_product, rounded_weight, rounds
+from adaptive_lora.training.rounded import round_weight, rounded_product, rounded_weight, rounds
 
 # oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
 # of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
@@ -110,6 +110,16 @@ def fused_linear(module: nn.Module) -> FusedLinear | DequantisedLinear | None:
     own = weight if type(module) is nn.Linear else weight.t()
     rounded = rounded_weight(module)
     return FusedLinear(own if rounded is None else rounded, module.bias)  # type: ignore[arg-type]
+
+
+def use_rounded_products(decoder: nn.Module) -> None:
+    """Gives every plain linear layer of a frozen float32 model's decoder, which has no output layer, products as in
+    `rounded.py`."""
+    for layer in decoder.modules():
+        fused = None if is_quantised(layer) else fused_linear(layer)
+        if isinstance(fused, FusedLinear):
+            fused.weight = round_weight(layer, fused.weight)
+            layer.forward = fused.forward
 
 
 def _replacement(module: nn.Module) -> nn.Module | None:

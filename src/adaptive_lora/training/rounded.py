@@ -4,13 +4,11 @@
 
 round() is to bfloat16, and so is the product before it is float32 again; sums within it are in float32. Everything else
 stays in float32: norms, attention, the output layer, losses, the adapters, their products and their optimizer. Both
-engines and all measures compute a model's frozen linear layers so once `use_rounded_products` was called.
+engines and all measures compute a model's frozen linear layers so once
+`fused_layers.use_rounded_products` was called.
 """
 
 from __future__ import annotations
-
-import functools
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,18 +16,10 @@ from torch import Tensor, nn
 _ROUNDED = "_rounded_weight"
 
 
-def use_rounded_products(decoder: nn.Module) -> None:
-    """Gives every plain linear layer of a frozen float32 model's decoder, which has no output layer, the product above.
-
-    The rounded weights are kept beside the model's own, half as large.
-    """
-    with torch.no_grad():
-        layer: Any
-        for layer in decoder.modules():
-            if type(layer) is nn.Linear or (type(layer).__name__ == "Conv1D" and layer.weight.ndim == 2):
-                own = layer.weight if type(layer) is nn.Linear else layer.weight.t()
-                layer.__dict__[_ROUNDED] = own.detach().to(torch.bfloat16)
-                layer.forward = functools.partial(_forward, layer)
+def round_weight(module: nn.Module, weight: Tensor) -> Tensor:
+    """Keeps a weight (d_out, d_in) rounded beside a layer's own, half as large; returns it."""
+    module.__dict__[_ROUNDED] = rounded = weight.detach().to(torch.bfloat16)
+    return rounded
 
 
 def rounded_weight(module: nn.Module) -> Tensor | None:
@@ -50,20 +40,3 @@ def rounded_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     """
     y = torch.nn.functional.linear(x.to(weight.dtype), weight).to(x.dtype)
     return y if bias is None else y.add_(bias)
-
-
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return rounded_product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return rounded_product(gradients[0], ctx.weight.t()), None, None
-
-
-def _forward(layer: Any, x: Tensor) -> Tensor:
-    bias = None if layer.bias is None else layer.bias.detach()
-    flat: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), layer.__dict__[_ROUNDED], bias)
-    return flat.view(*x.shape[:-1], flat.shape[-1])
