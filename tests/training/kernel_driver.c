@@ -293,7 +293,7 @@ static void run(int64_t count, const int64_t *rows, const int64_t *ranks, int64_
     free(s), free(x), free(y), free(g), free(u), free(gx), free(kept);
 }
 
-/* A plain product takes any widths, those narrower than a vector too. */
+/* A plain product takes any widths, those narrower than a vector too; a row alone has the bits that it has in a tile. */
 static void run_product(int64_t n, int64_t d_in, int64_t d_out) {
     REAL *x = random_reals(n * d_in), *w = random_reals(d_out * d_in), *y = malloc(sizeof(REAL) * n * d_out);
     segment s = {0, n, d_out, w, 0, 0, 0, 0, 0, 1};
@@ -301,7 +301,14 @@ static void run_product(int64_t n, int64_t d_in, int64_t d_out) {
     if (lora_product(&a)) exit(2);
     for (int64_t i = 0; i < n * d_out; i++)
         check("product", y[i], dot(x + i / d_out * d_in, 1, w + i % d_out * d_in, 1, d_in), TOLERANCE);
-    free(x), free(w), free(y);
+    REAL *alone = malloc(sizeof(REAL) * d_out);
+    for (int64_t i = 0; i < n; i++) {
+        segment one = {0, 1, d_out, w, 0, 0, 0, 0, 0, 1};
+        lora_args b = {d_in, d_out, 1, &one, x + i * d_in, alone, 0, 0};
+        if (lora_product(&b)) exit(2);
+        if (memcmp(alone, y + i * d_out, sizeof(REAL) * d_out)) check("bits of a row alone", 1, 0, 0);
+    }
+    free(x), free(w), free(y), free(alone);
 }
 
 int main(void) {

@@ -18,6 +18,14 @@ KERNELS = {
     "lora double": ("-DREAL=double",),
     "pointwise": ("-DPOINTWISE",),
 }
+REGISTERS = {
+    "native": (),
+    "SSE": ("-DBYTES=16", "-DMANY_REGISTERS=0"),
+    "NEON": ("-DBYTES=16", "-DMANY_REGISTERS=1"),
+    "AVX2": ("-DBYTES=32", "-DMANY_REGISTERS=0"),
+    "AVX-512": ("-DBYTES=64", "-DMANY_REGISTERS=1"),
+}
+"""What `vectors.h` cuts tiles to; the compiler makes of each what this processor has."""
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +51,13 @@ def run(compiler: str, source: Path, flags: tuple[str, ...], folder: Path) -> su
     return subprocess.run([program], capture_output=True, text=True, check=False, timeout=60)
 
 
+@pytest.mark.parametrize("registers", REGISTERS)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_a_kernel_stays_in_its_arrays_and_computes_what_it_should(compiler: str, kernel: str, tmp_path: Path) -> None:
-    done = run(compiler, kernels._SOURCES / f"{kernel.split()[0]}.c", KERNELS[kernel], tmp_path)
+def test_a_kernel_stays_in_its_arrays_and_computes_what_it_should(
+    compiler: str, kernel: str, registers: str, tmp_path: Path
+) -> None:
+    flags = (*KERNELS[kernel], *REGISTERS[registers])
+    done = run(compiler, kernels._SOURCES / f"{kernel.split()[0]}.c", flags, tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -12,7 +12,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define ROWS 8
+#define ROWS (MANY_REGISTERS ? 8 : 4) /* even */
 #define PANEL (2 * LANES)
 #define HIDDEN -1e30f /* the score of a masked key */
 
@@ -125,7 +125,8 @@ static int64_t row_pitch(const attention_args *a) {
 
 /* x where j + lane < seen, else `other`. */
 static inline lanes mask_from(lanes x, int64_t j, int64_t seen, float other) {
-    ints index = (ints){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + (int32_t)j;
+    ints index;
+    for (int32_t i = 0; i < LANES; i++) index[i] = (int32_t)j + i;
     ints visible = index < (int32_t)seen;
     return (lanes)(((ints)x & visible) | ((ints)splat(other) & ~visible));
 }

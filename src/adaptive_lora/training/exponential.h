@@ -5,7 +5,7 @@
 
 #include "vectors.h"
 
-typedef int32_t ints __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t ints __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 INLINE lanes maximum(lanes x, lanes y) {
     ints smaller = (ints)(x < y);

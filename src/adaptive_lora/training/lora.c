@@ -13,7 +13,9 @@
 
 #include <stdlib.h>
 
+/* Rows of a tile, and columns or vectors: as many sums as half of the registers hold. */
 #define TILE 4
+#define ACROSS (MANY_REGISTERS ? 4 : 2)
 
 typedef struct {
     int64_t begin, end, rank;
@@ -43,7 +45,7 @@ INLINE lanes load_tail(const REAL *p, int64_t width) {
 /* out[i][j] = scale sum_d x[i][d] w[j][d] for a tile of rows of x and of w, each `width` long; out's rows are m long. */
 INLINE void dots(const int rows, const int columns, int64_t width, REAL scale, const REAL *x, const REAL *w, int64_t m,
                  REAL *out) {
-    lanes sum[TILE][TILE];
+    lanes sum[TILE][ACROSS];
     int64_t d = 0;
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) sum[i][j] = (lanes){};
@@ -58,11 +60,11 @@ INLINE void dots(const int rows, const int columns, int64_t width, REAL scale, c
             for (int i = 0; i < rows; i++) sum[i][j] += load_tail(x + i * width, width) * v;
         }
 #ifdef SHUFFLES
-    if (rows == TILE && columns == TILE) {
-        REAL sums[TILE][TILE];
-        sums_of(sum[0], sums[0]);
+    if (rows == TILE && columns == ACROSS && TILE * ACROSS % LANES == 0) {
+        REAL sums[TILE][ACROSS];
+        for (int k = 0; k < TILE * ACROSS; k += LANES) sums_of(sum[0] + k, sums[0] + k);
         for (int i = 0; i < TILE; i++)
-            for (int j = 0; j < TILE; j++) out[i * m + j] = scale * sums[i][j];
+            for (int j = 0; j < ACROSS; j++) out[i * m + j] = scale * sums[i][j];
         return;
     }
 #endif
@@ -80,9 +82,9 @@ INLINE void dots(const int rows, const int columns, int64_t width, REAL scale, c
 /* out (n, m) = scale x (n, width) w (m, width)^T */
 static void inner_products(int64_t n, int64_t m, int64_t width, REAL scale, const REAL *x, const REAL *w, REAL *out) {
     int64_t i, j = 0;
-    for (; j + TILE <= m; j += TILE) COLUMNS_OF(TILE);
-    if (m - j == 3) COLUMNS_OF(3);
-    if (m - j == 2) COLUMNS_OF(2);
+    for (; j + ACROSS <= m; j += ACROSS) COLUMNS_OF(ACROSS);
+    if (ACROSS > 3 && m - j == 3) COLUMNS_OF(3);
+    if (ACROSS > 2 && m - j == 2) COLUMNS_OF(2);
     if (m - j == 1) COLUMNS_OF(1);
 }
 
@@ -90,7 +92,7 @@ static void inner_products(int64_t n, int64_t m, int64_t width, REAL scale, cons
    `row` apart along i and `column` apart along j. */
 INLINE void sums(const int rows, const int vectors, const int ragged, int64_t terms, REAL scale, const REAL *c,
                  int64_t row, int64_t column, const REAL *v, int64_t width, REAL *out) {
-    lanes sum[TILE][TILE];
+    lanes sum[TILE][ACROSS];
     for (int i = 0; i < rows; i++)
         for (int k = 0; k < vectors; k++) sum[i][k] = (lanes){};
     for (int64_t j = 0; j < terms; j++)
@@ -118,7 +120,7 @@ INLINE void sums(const int rows, const int vectors, const int ragged, int64_t te
 static void add_product(int64_t n, int64_t terms, int64_t width, REAL scale, const REAL *c, int64_t row,
                         int64_t column, const REAL *v, REAL *out) {
     int64_t d = 0;
-    for (; d + TILE * LANES <= width; d += TILE * LANES) ROWS_OF(TILE, 0, v + d, out + d);
+    for (; d + ACROSS * LANES <= width; d += ACROSS * LANES) ROWS_OF(ACROSS, 0, v + d, out + d);
     for (; d + LANES <= width; d += LANES) ROWS_OF(1, 0, v + d, out + d);
     if (width % LANES) ROWS_OF(1, 1, v, out);
 }
