@@ -196,8 +196,13 @@ class Findings:
 
     @property
     def tuning_is_shared(self) -> bool:
-        """Whether the baseline's rate at the first budget is that of all arms."""
-        return bool(self.facts["spec"]["train"].get("tune") == "shared")
+        """Whether the baseline's rate, at the first budget or at each, is that of all arms."""
+        return self.facts["spec"]["train"].get("tune") in ("shared", "shared-by-budget")
+
+    @property
+    def shared_by_budget(self) -> bool:
+        """Whether that rate is of each budget by itself."""
+        return bool(self.facts["spec"]["train"].get("tune") == "shared-by-budget")
 
     @property
     def tuned_by_baseline(self) -> bool:

@@ -98,31 +98,31 @@ class LearningRateSearch:
 
 @dataclass(frozen=True)
 class SharedSearch(LearningRateSearch):
-    """A search by `tune: shared`: the grid for the baseline at the first budget, whose best rate every cell has."""
-
-    @property
-    def first(self) -> CellKey:
-        """The one cell that is tuned."""
-        return self.matrix.baseline.name, self.matrix.spec.budgets[0]
+    """A search by `tune: shared` or `shared-by-budget`: the grid for the baseline at the first budget, or at each, whose
+    best rate every cell has there."""
 
     @functools.cached_property
     def chosen(self) -> Rates:
-        """Every cell's, once the one is known; empty where every rate diverged."""
+        """Every cell's whose budget's is known; left out where every rate diverged."""
         if fixed := self.matrix.fixed_rates:
             return fixed
-        rate = best_rate(self.losses(self.grid).get(self.first, {}))
-        return {} if rate is None else {cell.key: rate for cell in self.matrix.cells}
+        best = {key: best_rate(by_rate) for key, by_rate in self.losses(self.grid).items()}
+        of_cell = {cell.key: best.get(self.matrix.tuned_for_all[cell.budget]) for cell in self.matrix.cells}
+        return {key: rate for key, rate in of_cell.items() if rate is not None}
 
     @property
     def untrainable(self) -> set[CellKey]:
-        """All cells, where the one diverged at every rate of the grid."""
-        failed = not self.matrix.fixed_rates and self.first in self.losses(self.grid) and not self.chosen
-        return {cell.key for cell in self.matrix.cells} if failed else set()
+        """All cells of a budget whose baseline diverged at every rate of the grid."""
+        if self.matrix.fixed_rates:
+            return set()
+        known = self.losses(self.grid)
+        done = {cell.key for cell in self.matrix.cells if self.matrix.tuned_for_all[cell.budget] in known}
+        return done - set(self.chosen)
 
     @property
     def asked(self) -> dict[CellKey, tuple[float, ...]]:
-        """The one cell's rates."""
-        return {self.first: self.grid}
+        """The rates of the cells that are tuned."""
+        return {key: self.grid for key in self.matrix.tuned_for_all.values()}
 
     def expected_runs(self) -> dict[Phase, int]:
         """As of every search."""

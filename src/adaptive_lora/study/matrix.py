@@ -165,6 +165,18 @@ class StudyMatrix:
         rates = tuple(self.spec.train.learning_rate)
         return around(rates[0]) if len(rates) == 1 and self.spec.train.tune == "baseline" else rates
 
+    @property
+    def shares_rates(self) -> bool:
+        """Whether what is tuned on the baseline alone holds for every arm."""
+        return self.spec.train.tune in ("shared", "shared-by-budget")
+
+    @functools.cached_property
+    def tuned_for_all(self) -> Mapping[str, CellKey]:
+        """Budget -> the cell whose rate every arm has there, by `tune: shared` and `tune: shared-by-budget`."""
+        budgets = tuple(dict.fromkeys(cell.budget for cell in self.cells))
+        name, first = self.baseline.name, self.spec.budgets[0]
+        return {budget: (name, first if self.spec.train.tune == "shared" else budget) for budget in budgets}
+
     def tuning_runs(self, grid: Sequence[float] | Mapping[CellKey, Collection[float]] | None = None) -> Iterator[Run]:
         """Every cell at every rate of the grid, or of its own, with every tuning seed; none where there is one rate and
         so no choice. By default the rates of the study file, or what its way of tuning asks for at least."""
@@ -240,12 +252,12 @@ class StudyMatrix:
 def first_rates(matrix: StudyMatrix) -> dict[CellKey, tuple[float, ...]]:
     """Cell -> as many rates as are tried there where no first guess is far off; for counting.
 
-    By `tune: shared` the grid for the baseline at the first budget. By `tune: baseline` the baseline at the rates it
+    By `tune: shared` the grid for the baseline at the first budget, or at each. By `tune: baseline` the baseline at the rates it
     starts from; every arm at the two beside the rate that is found; controls at none, as theirs follow from others.
     """
     start = matrix.start
-    if matrix.spec.train.tune == "shared":
-        return {(matrix.baseline.name, matrix.spec.budgets[0]): start}
+    if matrix.shares_rates:
+        return {key: start for key in matrix.tuned_for_all.values()}
     low, _, high = around(start[len(start) // 2])
     first = matrix.cells[0].budget
     found: dict[CellKey, tuple[float, ...]] = {}

@@ -92,11 +92,12 @@ class TrainPart(Part):
     grid, sets `widen`."""
     widen: bool = False
     """Whether the grid grows, for all arms, while the best rate of one lies at its edge."""
-    tune: Literal["baseline", "every-arm", "shared"] = "every-arm"
+    tune: Literal["baseline", "every-arm", "shared", "shared-by-budget"] = "every-arm"
     """`every-arm`: the whole grid for each arm, controls too. `baseline`: for the baseline alone, in steps of 1.8
     around the rate, or the best of the rates, that `learning_rate` gives, as far as it takes; each arm is then tried
     one step to either side and gets a rate of its own where it prefers one beyond the noise. `shared`: the whole grid
-    for the baseline at the first budget alone, whose rate all arms have at all budgets; the least there is to train."""
+    for the baseline at the first budget alone, whose rate all arms have at all budgets; the least there is to train.
+    `shared-by-budget`: the same at each budget by itself, half and double ones too."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How the rate falls after the warm-up: to 0 linearly, to 0 as a cosine, or not at all."""
     warmup: Annotated[float, Field(ge=0)] = 0.0
