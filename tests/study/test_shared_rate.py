@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ SHARED = (
 FIRST = ("uniform", "rank:2")
 
 
-def tuned(matrix: StudyMatrix, folder: Path, losses: dict[float, float | None]) -> Ledger:
-    """A ledger with all that the search asks for, at these validation losses."""
+def tuned(matrix: StudyMatrix, folder: Path, losses: Mapping[Any, float | None]) -> Ledger:
+    """A ledger with all that the search asks for, at these validation losses: by rate, or by budget and rate."""
     folder.mkdir(exist_ok=True)
     ledger = create_or_open(folder)
     done: object = None
@@ -40,7 +41,8 @@ def tuned(matrix: StudyMatrix, folder: Path, losses: dict[float, float | None]) 
         runs = {run.run_id({}): run for run in matrix.tuning_runs(asked)}
         ledger.register(runs)
         for run_id, run in runs.items():
-            loss = losses[run.learning_rate]
+            here = run.budget, run.learning_rate
+            loss = losses[here if here in losses else run.learning_rate]
             if ledger.status_of(run_id).is_finished:
                 continue
             if loss is None:
@@ -72,18 +74,49 @@ def test_a_rate_that_nobody_can_train_at_leaves_nothing_to_evaluate(study_file: 
         assert search.expected_runs() == {Phase.TUNING: 2, Phase.EVALUATION: 0}
 
 
-def test_a_study_with_one_rate_for_all_says_so(study_file: WriteStudy, tmp_path: Path) -> None:
-    study, out = load_study(study_file(*SHARED, ("steps: 6", "steps: 2"))), tmp_path / "out"
-    assert run_study(study, out).finished
-    runs = load_results(out)
+BY_BUDGET = (*SHARED, ("tune: shared,", "tune: shared-by-budget,"))
+
+
+def test_by_budget_every_arm_has_the_rate_of_the_baseline_there(study_file: WriteStudy, tmp_path: Path) -> None:
+    """The control at half of the budget is a budget of its own, whose grid is that of all."""
+    matrix = load_study(study_file(*BY_BUDGET)).matrix
+    half, arm = ("uniform", "rank:1"), ("linear-decay", "rank:2")
+    assert {cell.key for cell in matrix.cells} == {FIRST, arm, half}
+    assert matrix.counts() == {Phase.TUNING: 4, Phase.EVALUATION: 6}
+    losses = {1e-3: 3.0, 3e-3: 1.0, 1e-2: 2.0} | {("rank:1", 1e-3): 3.0, ("rank:1", 3e-3): 2.0, ("rank:1", 1e-2): 1.0}
+    with contextlib.closing(tuned(matrix, tmp_path / "a", losses | {3e-2: 2.0})) as ledger:
+        search = search_of(matrix, ledger)
+        assert isinstance(search, SharedSearch) and search.untrainable == set()
+        assert search.asked == dict.fromkeys([FIRST, half], (1e-3, 3e-3, 1e-2, 3e-2))
+        assert search.chosen == {FIRST: 3e-3, arm: 3e-3, half: 1e-2}
+        assert search.expected_runs() == {Phase.TUNING: 8, Phase.EVALUATION: 6}
+
+
+def test_by_budget_one_that_nobody_can_train_at_leaves_the_others(study_file: WriteStudy, tmp_path: Path) -> None:
+    matrix = load_study(study_file(*BY_BUDGET, ("3e-3, auto]", "3e-3]"))).matrix
+    losses = {1e-3: 1.0, 3e-3: 2.0, ("rank:2", 1e-3): None, ("rank:2", 3e-3): None}
+    with contextlib.closing(tuned(matrix, tmp_path / "a", losses)) as ledger:
+        search = search_of(matrix, ledger)
+        assert search.chosen == {("uniform", "rank:1"): 1e-3}
+        assert search.untrainable == {FIRST, ("linear-decay", "rank:2")}
+
+
+@pytest.mark.parametrize("by_budget", [False, True])
+def test_a_study_with_one_rate_for_all_says_so(study_file: WriteStudy, tmp_path: Path, by_budget: bool) -> None:
+    study = load_study(study_file(*(BY_BUDGET if by_budget else SHARED), ("steps: 6", "steps: 2")))
+    assert run_study(study, tmp_path / "out").finished
+    runs = load_results(tmp_path / "out")
     tuning, evaluation = (runs[runs["phase"] == phase] for phase in (Phase.TUNING, Phase.EVALUATION))
-    assert set(zip(tuning["arm"], tuning["budget"], strict=True)) == {FIRST} and len(tuning) >= 2
-    assert evaluation["learning_rate"].nunique() == 1 and len(evaluation) == 6
-    assert set(evaluation["learning_rate"]) <= set(tuning["learning_rate"])
-    with open_findings(out) as found:
-        assert found.tuning_is_shared and not found.tuned
+    cells = {FIRST, ("uniform", "rank:1")} if by_budget else {FIRST}
+    assert set(zip(tuning["arm"], tuning["budget"], strict=True)) == cells and len(tuning) >= 2 * len(cells)
+    assert (evaluation.groupby("budget" if by_budget else "phase")["learning_rate"].nunique() == 1).all()
+    assert set(evaluation["learning_rate"]) <= set(tuning["learning_rate"]) and len(evaluation) == 6
+    with open_findings(tmp_path / "out") as found:
+        assert found.tuning_is_shared and not found.tuned and found.shared_by_budget == by_budget
         decisions = memory_texts(found)["decisionLog"]
-    assert "for all; chosen on validation for the baseline at the first budget" in decisions
+    first = "for all; chosen on validation for the baseline at the first budget"
+    assert (first in decisions) != by_budget
+    assert ("for all; at each budget the one chosen on validation for the baseline" in decisions) == by_budget
 
 
 class Counted(Silent):

@@ -98,8 +98,8 @@ class LearningRateSearch:
 
 @dataclass(frozen=True)
 class SharedSearch(LearningRateSearch):
-    """A search by `tune: shared` or `shared-by-budget`: the grid for the baseline at the first budget, or at each, whose
-    best rate every cell has there."""
+    """A search by `tune: shared` or `shared-by-budget`: the grid for the baseline, at the first budget or at each,
+    whose best rate every cell has."""
 
     @functools.cached_property
     def chosen(self) -> Rates:
@@ -122,7 +122,7 @@ class SharedSearch(LearningRateSearch):
     @property
     def asked(self) -> dict[CellKey, tuple[float, ...]]:
         """The rates of the cells that are tuned."""
-        return {key: self.grid for key in self.matrix.tuned_for_all.values()}
+        return dict.fromkeys(self.matrix.tuned_for_all.values(), self.grid)
 
     def expected_runs(self) -> dict[Phase, int]:
         """As of every search."""

@@ -252,12 +252,13 @@ class StudyMatrix:
 def first_rates(matrix: StudyMatrix) -> dict[CellKey, tuple[float, ...]]:
     """Cell -> as many rates as are tried there where no first guess is far off; for counting.
 
-    By `tune: shared` the grid for the baseline at the first budget, or at each. By `tune: baseline` the baseline at the rates it
-    starts from; every arm at the two beside the rate that is found; controls at none, as theirs follow from others.
+    By `tune: shared` the grid for the baseline at the first budget, by `shared-by-budget` at each. By `tune: baseline`
+    the baseline at the rates it starts from; every arm at the two beside the rate that is found; controls at none, as
+    theirs follow from others.
     """
     start = matrix.start
     if matrix.shares_rates:
-        return {key: start for key in matrix.tuned_for_all.values()}
+        return dict.fromkeys(matrix.tuned_for_all.values(), start)
     low, _, high = around(start[len(start) // 2])
     first = matrix.cells[0].budget
     found: dict[CellKey, tuple[float, ...]] = {}
