@@ -136,3 +136,21 @@ def test_what_a_text_can_tell_is_listed(studies: tuple[Findings, Beside], monkey
     assert f"  ::table {GSM8K}-verdicts\n" in told.stdout and f"  ::figure {GSM8K}-differences\n" in told.stdout
     listed = json.loads(CliRunner().invoke(app, [*asked, "--json"]).stdout)
     assert listed[GSM8K]["facts"]["seeds.used"] == "12" and "verdicts" in listed[GSM8K]["tables"]
+
+
+def test_ceilings_of_several_studies_share_a_figure(tmp_path: Path) -> None:
+    """Rows are named by what the studies' names do not share, and say the verdict of each."""
+    ran = RESULTS / "ceiling-smollm2-reasoning"
+    with open_findings(ran) as one, open_findings(ran) as two, open_findings(RESULTS / "demo") as demo:
+        other = replace(two, facts={**two.facts, "name": "ceiling-smollm2-again"})
+        body = "# One\n\nSee [[figure:ceilings]].\n\n::figure ceilings\n"
+        paper, drawn = own_manuscript(one, Beside((other, demo)), People(), write(tmp_path, body))
+        (axes,) = drawn["ceilings"].axes
+        budgets = ("rank:2", "rank:4")
+        assert [text.get_text() for text in axes.get_yticklabels()] == [
+            f"{name}, {budget}" for name in ("reasoning", "again") for budget in budgets
+        ]
+        assert [text.get_text() for text in axes.texts] == ["open", "insensitive"] * 2
+        assert "a quarter of what half of the budget costs" in paper.figures["ceilings"]
+        with pytest.raises(PaperError, match="figure ceilings, which the results do not have"):
+            own_manuscript(demo, Beside(), People(), write(tmp_path, body))

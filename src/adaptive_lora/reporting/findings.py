@@ -200,11 +200,6 @@ class Findings:
         return self.facts["spec"]["train"].get("tune") in ("shared", "shared-by-budget")
 
     @property
-    def shared_by_budget(self) -> bool:
-        """Whether that rate is of each budget by itself."""
-        return bool(self.facts["spec"]["train"].get("tune") == "shared-by-budget")
-
-    @property
     def tuned_by_baseline(self) -> bool:
         """Whether on the baseline, and arms checked beside it."""
         return tuned_by_baseline(self.facts)

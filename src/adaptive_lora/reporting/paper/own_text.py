@@ -7,13 +7,15 @@ names. They are templates as those of the package (`document`, `text_environment
     planted          what became of planted ranks, of the first file of them; None without one
     recovery("NAME") the same of any file, by its name without `.json`
 
-and show `LABEL-NAME` of any table or figure that a study's paper could have. A claim stands in a condition on the
-verdict that it rests on, so that other results cannot leave it standing.
+and show `LABEL-NAME` of any table or figure that a study's paper could have, and the figure `ceilings` of all
+studies that locked one. A claim stands in a condition on the verdict that it rests on, so that other results cannot
+leave it standing.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +26,8 @@ from jinja2.exceptions import SecurityError
 from matplotlib.figure import Figure
 
 from adaptive_lora.errors import PaperError, nearest_hint
+from adaptive_lora.reporting.choices import ceilings_of
+from adaptive_lora.reporting.figures.ceilings import several_ceilings
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.paper.document import Block, read_blocks
@@ -36,8 +40,11 @@ from adaptive_lora.reporting.paper.tables import study_tables
 from adaptive_lora.reporting.paper.text_environment import own_environment
 from adaptive_lora.reporting.recovered import Recovered
 from adaptive_lora.reporting.tables import Table
+from adaptive_lora.reporting.templating import render
+from adaptive_lora.stats.ceiling import Ceiling
 
 HEAD = ("title", "abstract")
+CEILINGS = "ceilings"
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,18 @@ def _drawn(body: Sequence[Block], by_label: Mapping[str, Findings]) -> dict[str,
     """Those that are shown, of the studies that have one shown."""
     wanted = [block.content for block in body if block.kind == "figure"]
     found: dict[str, tuple[Figure, str]] = {}
+    if CEILINGS in wanted and (figure := several_ceilings(_ceilings(by_label))) is not None:
+        found[CEILINGS] = figure, render("captions.ceilings_figure")
     for label, findings in by_label.items():
         if any(name.startswith(f"{label}-") for name in wanted):
             found |= {f"{label}-{name}": drawing for name, drawing in study_figures(findings).items()}
     return {name: found[name] for name in wanted if name in found}
+
+
+def _ceilings(by_label: Mapping[str, Findings]) -> dict[str, Sequence[Ceiling]]:
+    """By the words of labels beyond those that all begin with."""
+    known = {label: own for label, found in by_label.items() if (own := ceilings_of(found))}
+    words = [label.split("-") for label in known]
+    same = itertools.takewhile(lambda at: len(set(at)) == 1, zip(*words, strict=False)) if len(words) > 1 else ()
+    start = len(list(same))
+    return {"-".join(label.split("-")[start:]) or label: own for label, own in known.items()}
