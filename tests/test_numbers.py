@@ -72,6 +72,7 @@ def claims() -> list[str]:
     moved = sorted([half_of("ladder-smollm2"), *(ladder[name] for name in LADDER[:4])])
     assert max(ladder[name] for name in LADDER[4:]) < 0.01
     babyllama, xeon, smollm2 = "throughput-babyllama", "throughput-babyllama-xeon", "throughput-smollm2"
+    avx2 = "throughput-babyllama-avx2"
 
     def speeds(name: str) -> str:
         return f"{bench(name, 'speedup_vs_trainer'):.1f} times | {bench(name, 'speedup_vs_loop'):.1f} times"
@@ -94,6 +95,7 @@ def claims() -> list[str]:
         f"is worse there by {drop2:.3f} and {drop4:.3f}",
         f"({bench(babyllama, 'speedup_vs_trainer'):.1f} times faster",
         f"| {speeds(babyllama)} |",
+        f"| {speeds(avx2)} | {bench(avx2, 'share_of_matmul_peak'):.2f} |",
         f"| {speeds(xeon)} | {bench(xeon, 'share_of_matmul_peak'):.2f} |",
         f"| {speeds(smollm2)} | {bench(smollm2, 'share_of_matmul_peak'):.2f} |",
         f"evaluated at {bench('evaluation-smollm2', 'speedup_vs_loop'):.1f} times",
