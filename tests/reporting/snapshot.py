@@ -1,4 +1,4 @@
-"""Every number of the committed studies' verdicts, arms and assays, as `verdicts.json` has them.
+"""Every number of the committed studies' verdicts, arms, assays, ceilings and ladders, as `verdicts.json` has them.
 
 `python -m tests.reporting.snapshot` writes that file anew: after studies were run again, or the statistics were changed
 on purpose. `git diff` of it then shows what moved.
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from adaptive_lora.files import write_atomically
+from adaptive_lora.reporting.choices import ceiling_cells, ceilings_of, ladder_rows
 from adaptive_lora.reporting.exported import open_findings
 from adaptive_lora.reporting.findings import Findings
+from adaptive_lora.stats.ceiling import Ceiling
 from adaptive_lora.stats.estimators import Interval
 from adaptive_lora.stats.verdicts import Judgement
 
@@ -35,8 +37,17 @@ def of_judgement(j: Judgement) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def of_ceiling(found: Findings, c: Ceiling) -> dict[str, Any]:
+    cell = next(cell for cell in ceiling_cells(found) if cell.budget == c.budget)
+    return {
+        "verdict": str(c.verdict), "half": interval(c.cost_of_half), "double": interval(cell.double),
+        "gains": {name: interval(gain) for name, gain in cell.gains.items()},
+        "beyond": {own.arm: [*(interval(own.beyond) or ()), own.p_closed, own.p_pays] for own in c.arms},
+    }  # fmt: skip
+
+
 def numbers(found: Findings) -> dict[str, Any]:
-    """Every number that a verdict, a summary of an arm or an assay has."""
+    """Every number that a verdict, a summary of an arm, an assay, a ceiling or a ladder has."""
     return {
         "judged": {f"{c.arm}@{c.budget}": of_judgement(j) for c, j in found.judged.items()},
         "arms": {
@@ -49,6 +60,8 @@ def numbers(found: Findings) -> dict[str, Any]:
             a.budget: {"half": a.half, "loss_of_half": interval(a.loss_of_half), "seen": str(a.result)}
             for a in found.assays
         },
+        "ceilings": {c.budget: of_ceiling(found, c) for c in ceilings_of(found)},
+        "ladder": {row.label: [row.effect, row.low, row.high, row.n] for row in ladder_rows(found)},
     }  # fmt: skip
 
 
