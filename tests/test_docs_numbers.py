@@ -1,8 +1,8 @@
 """Numbers of the documentation and of the log's newer entries stand in the committed files that they name.
 
 A paragraph, list item or table row that names files under `results/` may show, with a decimal point, only numbers of
-these files: a value, its share in percent, a thousandth or a millionth of it, to the digits that are shown. Older entries of
-the log tell of files as they were then.
+these files: a value, its share in percent, a thousandth or a millionth of it, to the digits that are shown. Older
+entries of the log tell of files as they were then.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ OLDER = "## 2026-11-29 · What could any allocation gain"
 NAMED = re.compile(r"results/[\w./-]*[\w-]")
 NUMBER = re.compile(r"(?<![\w.-])\d[\d,]*\.\d+(?![\w.])")
 NO_RESULT = re.compile(
-    r"[Rr]ates? (of )?0\.\d+|SmolLM2 \d\.\d+|`[^`]*`|\]\([^)]*\)|\([^()]*trial[^()]*\)|[Tt]rial.*?(?:\. |;|$)|goals? \d\.\d+",
+    r"[Rr]ates? (of )?0\.\d+|SmolLM2 \d\.\d+|`[^`]*`|\]\([^)]*\)|goals? \d\.\d+"
+    r"|\([^()]*trial[^()]*\)|[Tt]rial.*?(?:\. |;|$)",
     re.S,
 )
 """What a sentence may say besides: rates that were set, code, links, and what it calls a trial, which has no file."""
