@@ -58,7 +58,7 @@ def test_the_paper_tells_them_with_their_verdicts(gsm8k: Findings) -> None:
     text = " ".join(write(found=gsm8k, named=lambda what: what.arm, nats="nats per token").split())
     for sign in "\x02\x03":
         text = text.replace(sign, "")
-    assert "::table decomposition" in text and "::figure decomposition" in text
+    assert "`tables/decomposition.csv`" in text and "::figure decomposition" in text
     assert text.count("the price is") == 5 and text.count("(it helps)") == 1 and text.count("(a cost)") == 4
 
 

@@ -23,6 +23,7 @@ from adaptive_lora.errors import PaperError
 from adaptive_lora.planning.strategies import STRATEGIES
 from adaptive_lora.reporting.escaping import escape_latex
 from adaptive_lora.reporting.exported import export_all, open_findings
+from adaptive_lora.reporting.formatting import interval_ends
 from adaptive_lora.reporting.paper import build, compiling
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
 from adaptive_lora.reporting.paper.bibliography import read_works, work, works
@@ -313,6 +314,41 @@ def test_an_equivalence_is_only_as_good_as_the_assay_of_its_own_budget() -> None
     assert "The equivalence of empirical at rank:8 is to be read with that" in text
     assert "not for want of sensitivity" not in text
     assert "spectral at rank:8 and lora-drop at rank:8: plans that were worse than plans by chance" in text
+
+
+@pytest.mark.parametrize("name", ["gsm8k-stories260k", "alpaca-babyllama-full", "ceiling-smollm2-reasoning"])
+def test_every_comparison_is_told_with_its_interval_and_every_caution(name: str) -> None:
+    text = " ".join(told(RESULTS / name).split())
+    with open_findings(RESULTS / name) as found:
+        several, judged, cautions = len(found.facts["spec"]["budgets"]) > 1, found.judged, found.cautions
+    for comparison, judgement in judged.items():
+        arm = f"{comparison.arm} at {comparison.budget}" if several else comparison.arm
+        assert judgement.interval is not None
+        told_so = rf"{arm}[ ,](?:(?!; | arm ).)*?{re.escape(interval_ends(judgement.interval, '+±'))}"
+        assert re.search(told_so, text), comparison
+        assert all(str(caution) in text for caution in cautions[comparison])
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("gsm8k-stories260k", {"overview", "differences", "decomposition", "rates"}),
+        ("stability", {"overview", "differences", "rates", "loss-by-budget", "stability"}),
+    ],
+)
+def test_a_map_of_breaks_needs_one_and_losses_by_budget_need_several(name: str, figures: set[str]) -> None:
+    with open_findings(RESULTS / name) as found:
+        drawn = ["overview", "differences", "loss-by-budget", "rates", "stability", "decomposition"]
+        body = write_blocks(Account(found, gather(found), list(study_tables(found)), drawn), "none")["body"]
+    assert {block.content for block in body if block.kind == "figure"} == figures
+    referred = {s.content for block in body for item in block.items for s in item if s.kind == "figure"}
+    assert referred <= figures
+
+
+def test_a_study_from_before_rates_could_be_shared_has_a_paper() -> None:
+    assert "tune" not in json.loads((RESULTS / "demo" / "facts.json").read_text())["spec"]["train"]
+    text = " ".join(told(RESULTS / "demo").split())
+    assert "All arms use one learning rate, 0.01. It was not tuned" in text and "All arms share the rate 0.01." in text
 
 
 def test_every_number_in_a_template_is_a_fact() -> None:

@@ -6,7 +6,6 @@ stand in conditions on the verdicts: a study in which no arm is better cannot be
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from adaptive_lora.stats.verdicts import Verdict
 
 PARTS = (
     "introduction", "related", "method", "protocol", "setup", "results", "stability", "further", "planted",
-    "discussion", "limitations", "statements", "appendix",
+    "discussion", "limitations", "statements",
 )  # fmt: skip
 _OWN = re.compile(r"((?:\[\[|^::)(?:table|figure)[: ])OWN-", re.M)
 """`[[table:OWN-arms]]` and `::table OWN-arms` of a study beside the paper's own."""
@@ -105,7 +104,7 @@ def _setup(found: Findings) -> dict[str, Any]:
         "measuring": [name for name in strategies if name not in ("shuffled", "inverted", "by-kind", "by-depth")
                       and STRATEGIES[name].needs(STRATEGIES[name].options())],
         "summary": lambda name: STRATEGIES[name].summary,
-        "options_of": functools.partial(_options_of, spec["arms"]),
+        "options": _options(spec["arms"]),
         # Fixed ranks that are a hypothesis cost what the baseline costs; the others have a size of their own.
         "own_size": [arm["name"] for arm in spec["arms"] if arm["ranks"] is not None and arm["name"] not in judged],
         "retreats": [arm for arm in found.arms if arm.same and arm.arm in own],
@@ -141,6 +140,7 @@ def _training(found: Findings) -> Mapping[str, Any]:
         "less_stable": [sweep.label for sweep in first if sweep.arm not in own_way],
         "changed_less_stable": [sweep.label for sweep in first if sweep.arm in own_way],
         "effects": effects,
+        "broken": bool(seen.breaks),
     }  # fmt: skip
 
 
@@ -228,13 +228,13 @@ def _beside_chance(found: Findings, controls: Sequence[str]) -> Mapping[str, lis
     return seen
 
 
-def _options_of(arms: Sequence[Mapping[str, Any]], strategy: str) -> Mapping[str, Mapping[str, Any]]:
+def _options(arms: Sequence[Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
     """Arm -> option -> value, for every arm of a strategy that has options of its own."""
     found = {}
     for arm in arms:
-        if arm["strategy"] == strategy:
+        if arm["strategy"] in STRATEGIES:
             try:
-                options = check_options(STRATEGIES[strategy], arm["options"]).model_dump(mode="json")
+                options = check_options(STRATEGIES[arm["strategy"]], arm["options"]).model_dump(mode="json")
             except StrategyError:  # the source is a file of the study's author, which reading does not load
                 options = arm["options"]
             hidden = {"seed", "source_options", *(n for n in ("min_rank", "power") if options.get(n) == 1)}

@@ -14,14 +14,28 @@ from adaptive_lora.reporting.tables import Cell, Column, Row, Table
 from adaptive_lora.reporting.templating import render
 from adaptive_lora.stats.estimators import Interval
 
+
+def _verdicts(found: Findings) -> Table | None:
+    """As narrow as a line: how well an undecided difference is known is what its interval says."""
+    if (table := sections.verdicts(found)) is None:
+        return None
+    short = {"adjusted_p": "p", "equivalence_p": "p of equivalence"}
+    rows = tuple(
+        replace(row, cells=tuple(c.partition(" (known to ")[0] if isinstance(c, str) else c for c in row.cells))
+        for row in table.rows
+    )
+    columns = tuple(replace(column, title=short.get(column.name, column.title)) for column in table.columns)
+    return replace(table, columns=columns, rows=rows)
+
+
 _SHOWN: tuple[tuple[Callable[[Findings], Table | None], str, tuple[str, ...]], ...] = (
-    (sections.verdicts, "verdicts", ("arm", "budget", "verdict", "difference", "adjusted_p", "equivalence_p", "seeds",
-                                         "look", "cautions")),
+    (_verdicts, "verdicts", ("arm", "budget", "verdict", "difference", "adjusted_p", "equivalence_p", "seeds",
+                                         "look")),
     (sections.arms, "arms", ("arm", "budget", "test_loss", "difference", "perplexity", "seeds")),
     (sections.arms, "every-arm", ("arm", "budget", "exact_match", "trainable_parameters", "learning_rate",
                                   "plan_seconds", "train_seconds", "notes")),
     (sections.verdicts, "what-varies", ("arm", "budget", "difference", "over_seeds", "over_records", "margin",
-                                            "records")),
+                                            "records", "cautions")),
     (evidence.sizes, "sizes", ("arm", "budget", "difference", "perplexity_percent", "share_of_gain", "improvement",
                                "sd")),
     (ceiling, "ceiling", ("budget", "arm", "gain", "half", "beyond", "p_closed", "verdict")),
@@ -40,18 +54,29 @@ _TITLES = {
     "arms": "Test losses",
     "every-arm": "Size, rate and time of every arm",
 }
+_CAPTIONS = {"arms": "arms", "every-arm": "every_arm", "verdicts": "verdicts"}
 
 
 def study_tables(found: Findings) -> dict[str, Table]:
     """Name -> table, of those that have something to show."""
     made = {}
-    one_budget = found.runs["budget"].nunique() == 1
     for maker, name, columns in _SHOWN:
         if (table := maker(found)) is not None:
-            caption = render("paper.every_arm") if name == "every-arm" else table.caption
+            caption = _caption(found, name) or table.caption
             named = replace(table, name=name, title=_TITLES.get(name, table.title), caption=caption)
-            made[name] = narrowed(named, tuple(c for c in columns if c != "budget" or not one_budget))
+            made[name] = narrowed(named, tuple(c for c in columns if c != "budget" or _names_budgets(found, table)))
     return made
+
+
+def _names_budgets(found: Findings, table: Table) -> bool:
+    """Whether its rows are of several budgets, or of one of a study that has several."""
+    own = {row.cells[i] for i, column in enumerate(table.columns) if column.name == "budget" for row in table.rows}
+    return len(own | set(found.facts["spec"]["budgets"])) > 1
+
+
+def _caption(found: Findings, name: str) -> str | None:
+    """Of a table whose caption on the report's page says more than the paper needs, which has it in its text."""
+    return render(f"paper.{_CAPTIONS[name]}", found) if name in _CAPTIONS else None
 
 
 def narrowed(table: Table, names: tuple[str, ...]) -> Table:

@@ -15,6 +15,7 @@ from adaptive_lora.reporting import templating
 from adaptive_lora.reporting.escaping import visible
 from adaptive_lora.reporting.paper.document import LITERAL
 from adaptive_lora.reporting.paper.facts import NATS, Fact, Value
+from adaptive_lora.stats.looks import decided_at
 from adaptive_lora.stats.power import width_with
 
 _MARKS = {
@@ -30,7 +31,7 @@ def environment(
     made = templating.environment(folder, autoescape=autoescape, finalize=finalize, **_MARKS)
     made.filters["value"] = value
     made.globals.update(nats=NATS, render=templating.render, render_all=templating.render_all)
-    made.globals.update(width_with=width_with)
+    made.globals.update(width_with=width_with, look_levels=decided_at)
     return made
 
 
