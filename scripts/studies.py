@@ -21,9 +21,10 @@ from pathlib import Path
 STUDIES = (
     "demo", "alpaca-original", "alpaca-babyllama", "alpaca-babyllama-full", "stability", "gsm8k-stories260k",
     "alpaca-stories260k", "ceiling-smollm2-reasoning", "ladder-smollm2",
+    "ceiling-stories260k-reasoning",
 )  # fmt: skip
-ON_REASONING = ("ceiling-smollm2-reasoning", "ladder-smollm2")
-"""Studies of SmolLM2 on records that `scripts/reasoning_tasks.py` writes."""
+ON_REASONING = ("ceiling-smollm2-reasoning", "ladder-smollm2", "ceiling-stories260k-reasoning")
+"""Studies on records that `scripts/reasoning_tasks.py` writes."""
 REASONING = "ADAPTIVE_LORA_REASONING"
 QUOTED = ("demo", "gsm8k-stories260k")
 """Studies whose data may be copied, and so quoted in what is committed; Alpaca may not."""
