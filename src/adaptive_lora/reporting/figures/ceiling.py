@@ -125,10 +125,10 @@ def _panel(ax: Axes, cell: CeilingCell | None, budget: str, names: Sequence[str]
             continue
         yardstick = name in (HALF, DOUBLE)
         colour, marker = ("#666666", "D") if yardstick else (COLOURS[number % 6], MARKERS[number % 6])
-        _mark(ax, place, value, colour, marker)
+        mark_interval(ax, place, value, colour, marker)
 
 
-def _mark(ax: Axes, place: float, value: Interval, colour: str, marker: str) -> None:
+def mark_interval(ax: Axes, place: float, value: Interval, colour: str, marker: str) -> None:
     """Mean and interval; an arrow at the edge where the mean lies beyond it."""
     low, high = ax.get_xlim()
     if value.low is not None and value.high is not None:

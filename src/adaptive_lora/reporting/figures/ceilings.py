@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from adaptive_lora.reporting.figures.axes import reach
+from adaptive_lora.reporting.figures.ceiling import mark_interval
 from adaptive_lora.reporting.figures.theme import COLOURS, MARKERS, themed
 from adaptive_lora.stats.ceiling import Ceiling
 
@@ -50,19 +51,14 @@ def _cell(ax: Axes, cell: Ceiling, arms: Sequence[str], top: float) -> None:
     ax.barh(top + (len(arms) - 1) / 2, cell.threshold, len(arms), color="#999999", alpha=0.25, lw=0, zorder=0)
     ax.text(1.01, top + (len(arms) - 1) / 2, str(cell.verdict), transform=ax.get_yaxis_transform(), fontsize=8,
             fontweight="bold", va="center")  # fmt: skip
-    low, high = ax.get_xlim()
     for own in cell.arms:
         number = arms.index(own.arm)
-        place, colour = top + number, COLOURS[number % len(COLOURS)]
-        if own.gain.low is not None and own.gain.high is not None:
-            ax.plot([own.gain.low, own.gain.high], [place, place], color=colour, lw=1.5, zorder=3)
-        beyond = "<" if own.gain.mean < low else ">" if own.gain.mean > high else MARKERS[number % len(MARKERS)]
-        ax.plot(min(max(own.gain.mean, low), high), place, beyond, ms=4, color=colour, clip_on=False, zorder=4)
+        mark_interval(ax, top + number, own.gain, COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)])
 
 
 def _keys(arms: Sequence[str]) -> list[Line2D | Patch]:
     marks = [
-        Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], ms=4, lw=1.5, label=arm)
+        Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], ms=4.5, lw=1.5, label=arm)
         for n, arm in enumerate(arms)
     ]
     return [*marks, Patch(facecolor="#999999", alpha=0.25, lw=0, label="up to a quarter of what half costs")]
