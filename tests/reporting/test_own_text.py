@@ -138,6 +138,16 @@ def test_what_a_text_can_tell_is_listed(studies: tuple[Findings, Beside], monkey
     assert listed[GSM8K]["facts"]["seeds.used"] == "12" and "verdicts" in listed[GSM8K]["tables"]
 
 
+@pytest.mark.parametrize("kind, name", [("figure", "differences"), ("table", "verdicts")])
+def test_what_a_sentence_refers_to_is_shown(made: Callable[..., Manuscript], kind: str, name: str) -> None:
+    text = f"# One\n\nSee [[{kind}:{GSM8K}-{name}]].\n"
+    with pytest.raises(
+        PaperError, match=f"refers to the {kind} {GSM8K}-{name} and does not show it; add a line `::{kind}"
+    ):
+        made(text)
+    assert made(f"{text}\n::{kind} {GSM8K}-{name}\n")
+
+
 def test_ceilings_of_several_studies_share_a_figure(tmp_path: Path) -> None:
     """Rows are named by what the studies' names do not share, and say the verdict of each."""
     ran = RESULTS / "ceiling-smollm2-reasoning"

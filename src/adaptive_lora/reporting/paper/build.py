@@ -19,7 +19,7 @@ from adaptive_lora.reporting.formatting import listed
 from adaptive_lora.reporting.paper.arxiv import archive, broken_rules, upload_of
 from adaptive_lora.reporting.paper.bibliography import in_order, work
 from adaptive_lora.reporting.paper.compiling import Compiled, compile_pdf
-from adaptive_lora.reporting.paper.document import Block, cited, words_of
+from adaptive_lora.reporting.paper.document import Block, cited, referred, words_of
 from adaptive_lora.reporting.paper.figures import study_figures
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown, render_references
 from adaptive_lora.reporting.paper.manuscript import Manuscript, People, read_people
@@ -130,6 +130,12 @@ def _bound(
     for kind, known in (("table", tables), ("figure", drawn)):
         if missing := [b.content for b in blocks["body"] if b.kind == kind and b.content not in known]:
             raise PaperError(f"The text shows the {kind} {', '.join(missing)}, which the results do not have.")
+        shown = {block.content for block in blocks["body"] if block.kind == kind}
+        if unseen := [name for name in referred([*blocks["abstract"], *blocks["body"]], kind) if name not in shown]:
+            raise PaperError(
+                f"The text refers to the {kind} {', '.join(unseen)} and does not show it; add a line "
+                f"`::{kind} {unseen[0]}`."
+            )
     paper = Manuscript(
         title=" ".join(span.content for block in blocks["title"] for item in block.items for span in item),
         abstract=tuple(blocks["abstract"]),

@@ -96,6 +96,12 @@ def words_of(blocks: Sequence[Block]) -> int:
     return sum(1 if span.kind in ("math", "cite") else len(span.content.split()) for span in spans)
 
 
+def referred(blocks: Sequence[Block], kind: str) -> list[str]:
+    """Names of the tables or figures (`kind`) that sentences refer to, each once."""
+    spans = [span for block in blocks for item in block.items for span in item if span.kind == kind]
+    return list(dict.fromkeys(span.content for span in spans))
+
+
 def cited(blocks: Sequence[Block]) -> list[str]:
     """Keys of works in the order they are first cited."""
     spans = [span for block in blocks for item in block.items for span in item if span.kind in ("cite", "citetext")]
