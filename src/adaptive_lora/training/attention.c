@@ -126,8 +126,8 @@ static int64_t row_pitch(const attention_args *a) {
 /* x where j + lane < seen, else `other`. */
 static inline lanes mask_from(lanes x, int64_t j, int64_t seen, float other) {
     ints index;
-    for (int32_t i = 0; i < LANES; i++) index[i] = (int32_t)j + i;
-    ints visible = index < (int32_t)seen;
+    for (int32_t i = 0; i < LANES; i++) index[i] = i; /* a constant */
+    ints visible = index + (int32_t)j < (int32_t)seen;
     return (lanes)(((ints)x & visible) | ((ints)splat(other) & ~visible));
 }
 
