@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -171,3 +172,15 @@ def test_values_wider_than_keys_are_right_or_refused(dtype: torch.dtype) -> None
         except NotCausalOnly:
             return
     torch.testing.assert_close(out.double(), written_out(query, key, value, (9, 5), 0.25), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors are not slowed by them")
+def test_numbers_that_slow_the_processor_are_zero_within_the_kernel_alone(kernel: None) -> None:
+    """Weights of distant keys times gradients are such numbers: on real texts they took half of a training's time."""
+    tiny = torch.tensor([1e-39])
+    query, key, value, outer = inputs([9], 2, 2, 8, torch.float32)
+    for values, gradient in ((value * 1e-39, outer), (value, outer * 1e-39)):
+        assert values.any() and gradient.any()
+        out, *gradients = with_gradients([query, key, values, gradient], [9], scaling=0.3)
+        assert not (out if values is not value else gradients[2]).any()
+        assert (tiny * 1).any()

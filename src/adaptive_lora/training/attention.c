@@ -160,7 +160,7 @@ static inline void exponentiate(float *row, int64_t seen, int64_t count, float *
     scale[1] = 1 / sum_of(sums);
 }
 
-int attention_forward(const attention_args *a) {
+static int forward(const attention_args *a) {
     int64_t width = a->width, wide = round_up(width), pitch = row_pitch(a), per_key = a->heads / a->groups;
     float *workspace = aligned_alloc(4 * LANES, sizeof(float) * (3 * pitch * wide + ROWS * (pitch + 2 * wide)));
     if (!workspace) return 1;
@@ -218,7 +218,7 @@ static inline void softmax_backward(float *row, float *gradient, int64_t seen, i
     }
 }
 
-int attention_backward(const attention_args *a) {
+static int backward(const attention_args *a) {
     int64_t width = a->width, wide = round_up(width), pitch = row_pitch(a), per_key = a->heads / a->groups;
     int64_t stride = a->heads * width;
     float *workspace = aligned_alloc(4 * LANES, sizeof(float) * (6 * pitch * wide + ROWS * (2 * pitch + 3 * wide)));
@@ -272,4 +272,18 @@ int attention_backward(const attention_args *a) {
     }
     free(workspace);
     return 0;
+}
+
+int attention_forward(const attention_args *a) {
+    unsigned before = flush_to_zero();
+    int failed = forward(a);
+    flush_as_before(before);
+    return failed;
+}
+
+int attention_backward(const attention_args *a) {
+    unsigned before = flush_to_zero(); /* weights of distant keys, times gradients */
+    int failed = backward(a);
+    flush_as_before(before);
+    return failed;
 }

@@ -59,6 +59,26 @@ INLINE REAL sum_of(lanes x) {
     return a[0];
 }
 
+/* Between the two, this thread takes numbers below 1.2e-38 (of doubles 2.2e-308) for 0: an x86 processor needs a hundred
+   times as long for an operation on one of them. They are below the rounding of every sum here. */
+INLINE unsigned flush_to_zero(void) {
+#ifdef __SSE2__
+    unsigned before = __builtin_ia32_stmxcsr();
+    __builtin_ia32_ldmxcsr(before | 0x8040); /* what results, and what is read */
+    return before;
+#else
+    return 0;
+#endif
+}
+
+INLINE void flush_as_before(unsigned before) {
+#ifdef __SSE2__
+    __builtin_ia32_ldmxcsr(before);
+#else
+    (void)before;
+#endif
+}
+
 #define IS_float 1
 #define IS_OF(type) IS_##type
 #define IS(type) IS_OF(type)
