@@ -3,9 +3,8 @@
 #   others by e^87 to e^104: their weights are subnormal numbers, which the processor multiplies by a slow path. With a gap
 #   of e^20 in its place the same shapes take the usual time; so they do after torch.set_flush_denormal(True).
 # Version: torch 2.13.0 (CPU), float32.
-# Why it hurts: no input is unusual. Trained models have heads that look at one token alone ("attention sinks"), and on long
-#   texts weights of the other tokens come to lie there. The loss is right, nothing warns, and a fine-tuning takes several
-#   times as long on one text as on another of the same length.
+# Why it hurts: the loss is right and nothing warns. Heads that look at one token alone can have the others' weights there,
+#   and then a pass over one text takes many times as long as over another of the same length.
 # Where: exponentials and products of scaled_dot_product_attention, forward and backward, on processors that handle
 #   subnormal numbers by microcode. Processors of other kinds may not show it, so that there this says nothing.
 set -euo pipefail
