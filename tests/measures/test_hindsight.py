@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.attribution import attributed, descending, gradients_of
+from adaptive_lora.measures.attribution import Trained, attributed, descending
 from adaptive_lora.measures.hindsight import Hindsight, looked_back
 from adaptive_lora.measures.short_run import ShortRun
 from adaptive_lora.planning.strategies.base import HindsightOptions
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers
 from adaptive_lora.training.base import FrozenBase
-from adaptive_lora.training.batches import label_loss
 from tests.measures.conftest import (
     RANK,
     Recorder,
@@ -46,10 +45,11 @@ def loss_with(short: ShortRun, weights: object, batches: object, share: float) -
 
 
 def test_values_add_up_to_the_fall_of_the_loss(base: FrozenBase) -> None:
-    short, batches = short_of(base, steps=12, learning_rate=4e-3), in_threes(demo_examples(base, 40)[31:])
+    """Without dropout, whatever the runs had."""
+    short, batches = short_of(base, steps=12, learning_rate=4e-3, dropout=0.3), in_threes(demo_examples(base, 40)[31:])
     before = inner_state(base)
     (weights,) = trained(short, [3])
-    found = attributed(short, short.plan(), weights, batches)
+    (found,) = attributed(short, [Trained(short.plan(), weights, batches)])
     assert_clean(base, before)
     fall = loss_with(short, weights, batches, 0) - loss_with(short, weights, batches, 1)
     assert abs(fall) > 0.01
@@ -62,25 +62,9 @@ def test_a_module_that_does_nothing_is_worth_nothing(gpt2: FrozenBase) -> None:
     (weights,) = trained(short, [3])
     quiet = short.modules[2].name
     silent = {**weights, quiet: (weights[quiet][0], torch.zeros_like(weights[quiet][1]))}
-    found = attributed(short, short.plan(), silent, batches)
+    (found,) = attributed(short, [Trained(short.plan(), silent, batches)])
     assert found[quiet] == [0.0] * RANK
     assert all(any(values) for name, values in found.items() if name != quiet)
-
-
-def test_gradients_by_logits_of_completions_are_those_by_all_logits(base: FrozenBase) -> None:
-    short, examples = short_of(base, steps=3), demo_examples(base, 5)
-    with attached(base, short.plan(), 0) as model:
-        layers = lora_layers(model).values()
-        for i, layer in enumerate(layers):
-            layer.lora_B[ADAPTER].weight.data.fill_(0.01 * (i + 1))
-        parameters = [layer.lora_A[ADAPTER].weight for layer in layers]
-        few, every = (
-            gradients_of(base.model, examples, loss, parameters)
-            for loss in (label_loss, lambda *given: label_loss(*given))
-        )
-    for a, b in zip(few, every, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
-    assert all(bool(gradient.any()) for gradient in few)
 
 
 def test_descending_keeps_the_sum_of_each_pool() -> None:
@@ -101,9 +85,9 @@ def test_the_second_round_trains_what_the_first_would_cut(gpt2: FrozenBase) -> N
     short = short_of(gpt2, bank=record.bank())
     search = hindsight(short)
     (found,) = looked_back([search])
-    first, second = ({member.plan.ranks == short.plan().ranks for member in own} for own in record.members)
-    assert first == {True} and second == {False}
-    (plan,) = {tuple(member.plan.ranks.items()) for member in record.members[1]}
+    first, valued, second, _ = ({member.plan.ranks == short.plan().ranks for member in own} for own in record.members)
+    assert first == valued == {True} and second == {False}
+    (plan,) = {tuple(member.plan.ranks.items()) for member in record.members[2]}
     assert sum(m.params_per_rank * dict(plan)[m.name] for m in short.modules) <= short.budget
     assert {name: len(values) for name, values in found.values.items()} == dict(plan)  # type: ignore[union-attr]
     assert found.facts["short_runs"] == 4 and found.facts["rounds"] == 2  # type: ignore[union-attr]

@@ -13,7 +13,9 @@ there, whatever its size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,33 +25,69 @@ from torch import Tensor
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.measures.short_run import ShortRun, Weights
 from adaptive_lora.planning.plan import RankPlan
-from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers
-from adaptive_lora.training.batches import IGNORED, Loss, collate, label_loss
-from adaptive_lora.training.head import head_of
+from adaptive_lora.training.bank import Bank, Member
+from adaptive_lora.training.current_batch import get_current_batch
+from adaptive_lora.training.memory import members_at_once
 
 POINTS = 4
 """Places on the line at which gradients are taken: exact where the loss is a polynomial of degree 8 in α."""
 
+Values = dict[str, list[float]]
+"""Module -> v_i of its directions, the largest direction first, nats a token."""
 
-def attributed(
-    short: ShortRun, plan: RankPlan, weights: Weights, batches: Sequence[Sequence[Example]]
-) -> dict[str, list[float]]:
-    """Module -> v_i of its directions, the largest direction first, nats a token; see the module's text.
 
-    `batches` are records that `weights` were not trained on; a value may be below 0 there.
+@dataclass(frozen=True)
+class Trained:
+    """A run whose directions are to be valued."""
+
+    plan: RankPlan
+    weights: Weights
+    batches: Sequence[Sequence[Example]]
+    """Records that it was not trained on; a value may be below 0 there."""
+
+
+def attributed(short: ShortRun, runs: Sequence[Trained], beat: Callable[[], None] = lambda: None) -> list[Values]:
+    """What the directions of each run are worth; see the module's text. `short` gives base and bank.
+
+    `beat` is called after every pass, and may raise to stop.
     """
-    with attached(short.base, plan, 0) as adapted:
-        layers, model = lora_layers(adapted), short.base.model  # which has the layers in it
-        turned = _turned(layers, plan, weights, _moments(model, layers, weights, batches, short.base.device))
-        sums = {name: torch.zeros(plan.ranks[name], dtype=torch.float64) for name in weights}
-        tokens = sum(example.completion_tokens for examples in batches for example in examples)
-        for place, weight in zip(*_rule(), strict=True):
-            for name, (a, _) in turned.items():
-                layers[name].lora_A[ADAPTER].weight.data.copy_(place * a)
-            for examples in batches:
-                share = weight * sum(example.completion_tokens for example in examples) / tokens
-                _add_gradients(model, layers, examples, short.training.loss, share, sums, turned)
-    return {name: values.tolist() for name, values in sums.items()}
+    size = members_at_once(short.base, [run.plan for run in runs]) if runs else 1
+    options, found = replace(short.training.options, dropout=0.0), list[Values]()
+    for some in (runs[at : at + size] for at in range(0, len(runs), size)):
+        members = [
+            Member(
+                plan=run.plan, options=options, seed=short.seed, examples=[e for batch in run.batches for e in batch]
+            )
+            for run in some
+        ]
+        with short.training.bank(short.base, members) as bank:
+            found += _attributed(bank, some, beat)
+    return found
+
+
+def _attributed(bank: Bank, runs: Sequence[Trained], beat: Callable[[], None]) -> list[Values]:
+    turned = []
+    for i, run in enumerate(runs):
+        _write(bank, i, {name: a for name, (a, _) in run.weights.items()}, {n: b for n, (_, b) in run.weights.items()})
+        turned.append(_turned(run.weights, _moments(bank, i, run)))
+        beat()
+        _write(bank, i, {}, {name: b for name, (_, b) in turned[-1].items()})
+    sums = [{name: torch.zeros(run.plan.ranks[name], dtype=torch.float64) for name in run.weights} for run in runs]
+    tokens = [sum(_completion(batch) for batch in run.batches) for run in runs]
+    for place, weight in zip(*_rule(), strict=True):
+        for i, own in enumerate(turned):
+            _write(bank, i, {name: place * a for name, (a, _) in own.items()}, {})
+        for at in range(max(len(run.batches) for run in runs)):
+            batches = {i: run.batches[at] for i, run in enumerate(runs) if at < len(run.batches)}
+            bank.take_gradients(batches)
+            for i, batch in batches.items():
+                _add(bank, i, weight * _completion(batch) / tokens[i], sums[i], turned[i])
+            beat()
+    return [{name: values.tolist() for name, values in own.items()} for own in sums]
+
+
+def _completion(batch: Sequence[Example]) -> int:
+    return sum(example.completion_tokens for example in batch)
 
 
 def _rule() -> tuple[list[float], list[float]]:
@@ -57,83 +95,56 @@ def _rule() -> tuple[list[float], list[float]]:
     return [float(p + 1) / 2 for p in places], [float(w) / 2 for w in weights]
 
 
-def gradients_of(
-    model: Any, examples: Sequence[Example], loss: Loss, parameters: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Of the mean loss a token; that of labels by logits of completion tokens alone, few beside prompts and padding."""
-    batch, head = collate(examples).to(parameters[0].device), head_of(model)
-    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    if head is None or loss is not label_loss:
-        return torch.autograd.grad(loss(model(**given).logits, batch, examples), parameters)
-    learnt = batch.labels[:, 1:] != IGNORED
-    rows, targets = head.decoder(**given)[0][:, :-1][learnt], batch.labels[:, 1:][learnt]
-    weights = torch.full(targets.shape, 1 / len(targets), device=rows.device)
-    return torch.autograd.grad(rows, parameters, head.losses(rows.detach(), targets, weights).gradient)
+@torch.no_grad()
+def _write(bank: Bank, member: int, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Puts A (r, d_in) and B (d_out, r) of some modules into a member."""
+    pairs = bank.slots[member].pairs
+    for name, own in a.items():
+        pairs[name].a.copy_(own)
+    for name, own in b.items():
+        pairs[name].b.copy_(own.t())
 
 
-def _add_gradients(
-    model: Any,
-    layers: Mapping[str, Any],
-    examples: Sequence[Example],
-    loss: Loss,
-    share: float,
-    sums: Mapping[str, Tensor],
-    turned: Mapping[str, tuple[Tensor, Tensor]],
-) -> None:
+def _add(bank: Bank, member: int, share: float, sums: Mapping[str, Tensor], turned: Weights) -> None:
     """Adds - share ⟨a_i, ∂L/∂a_i⟩ of every direction, on one batch with its mean loss a token."""
-    found = gradients_of(model, examples, loss, [layers[name].lora_A[ADAPTER].weight for name in turned])
-    for (name, (a, _)), gradient in zip(turned.items(), found, strict=True):
-        sums[name].sub_(share * (a.double() * gradient.double()).sum(1).cpu())
+    for name, (a, _) in turned.items():
+        gradient = bank.slots[member].pairs[name].a_gradient.cpu()
+        sums[name].sub_(share * (a.double() * gradient.double()).sum(1))
 
 
 @torch.no_grad()
-def _moments(
-    model: Any,
-    layers: Mapping[str, Any],
-    weights: Weights,
-    batches: Sequence[Sequence[Example]],
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """M = Σ u uᵀ, u = A x, of every module of the adapted model."""
-    for name, (a, b) in weights.items():
-        layers[name].lora_A[ADAPTER].weight.copy_(a)
-        layers[name].lora_B[ADAPTER].weight.copy_(b)
+def _moments(bank: Bank, member: int, run: Trained) -> dict[str, Tensor]:
+    """M = Σ u uᵀ, u = A x, of every module of the adapted model, over the tokens of the records."""
     totals: dict[str, Tensor] = {}
 
-    def hook(name: str, u: Tensor) -> None:
-        rows = u.double().flatten(0, -2)
+    def watch(name: str, _: Any, inputs: tuple[Tensor, ...]) -> None:
+        batch = get_current_batch()
+        assert batch is not None  # `logits` sets it
+        pack, (begin, end) = batch.pack, batch.pack.segments[0]
+        x = inputs[0].flatten(0, -2)[begin:end]
+        x = x[: pack.tokens[0]] if pack.real[0] is None else x[pack.real[0]]  # neither padding nor filling
+        rows = (x @ run.weights[name][0].to(x).t()).double().cpu()
         totals[name] = totals.get(name, 0) + rows.T @ rows
 
-    handles = [
-        layers[name].lora_A[ADAPTER].register_forward_hook(lambda _, __, u, name=name: hook(name, u))
-        for name in weights
-    ]
-    head = head_of(model)
-    inner = model if head is None else head.decoder
+    layers = {name: bank.base.model.get_submodule(name) for name in run.weights}
+    handles = [layer.register_forward_pre_hook(functools.partial(watch, name)) for name, layer in layers.items()]
     try:
-        for examples in batches:
-            for example in examples:  # one by one: padding must not count
-                batch = collate([example]).to(device)
-                inner(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+        for batch in run.batches:
+            bank.logits(member, batch)
     finally:
         for handle in handles:
             handle.remove()
     return totals
 
 
-@torch.no_grad()
-def _turned(
-    layers: Mapping[str, Any], plan: RankPlan, weights: Weights, moments: Mapping[str, Tensor]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """The same update with B = U, the left singular vectors of ΔW C^½, and A = Uᵀ ΔW; written into the layers."""
+def _turned(weights: Weights, moments: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The same update with B = U, the left singular vectors of ΔW C^½, and A = Uᵀ ΔW."""
     turned = {}
     for name, (a, b) in weights.items():
         values, vectors = torch.linalg.eigh(moments[name])
         half = vectors * values.clamp_min(0).sqrt()  # M = half halfᵀ
-        u = torch.linalg.svd(b.double() @ half.to(b.device), full_matrices=False)[0]  # (d_out, R)
-        own = (u.T @ b.double()) @ a.double(), u
-        turned[name] = own[0].to(a.dtype), own[1].to(b.dtype)
-        layers[name].lora_B[ADAPTER].weight.copy_(turned[name][1])
+        u = torch.linalg.svd(b.double() @ half, full_matrices=False)[0]  # (d_out, R)
+        turned[name] = ((u.T @ b.double()) @ a.double()).to(a.dtype), u.to(b.dtype)
     return turned
 
 

@@ -8,13 +8,14 @@ that no run has seen (`attribution`), k-th by k-th averaged over the runs of a r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.attribution import attributed, descending
+from adaptive_lora.measures.attribution import Trained, attributed, descending
 from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, no_tick, part_of
 from adaptive_lora.measures.marginal_gain import held_back
 from adaptive_lora.measures.request import Measurement, Request
@@ -54,12 +55,13 @@ class Hindsight:
         """Of the runs of a round."""
         return [derive_seed(self.short.seed, "calibration", "fat", i) for i in range(self.options.runs)]
 
-    def finish_round(self, runs: Sequence[Weights | TrainingError], last: bool) -> None:
-        """Values the runs of the newest plan, and makes the next one from them."""
+    def trained(self, runs: Sequence[Weights | TrainingError]) -> list[Trained]:
+        """The runs of the newest plan, whose directions are to be valued; none where one of them diverged."""
         self.error = first_error(runs)
-        if self.error is not None:
-            return
-        found = [attributed(self.short, self.plan, run, self.batches) for run in runs if isinstance(run, Mapping)]
+        return [Trained(self.plan, run, self.batches) for run in runs if isinstance(run, Mapping) and not self.error]
+
+    def finish_round(self, found: Sequence[Values], last: bool) -> None:
+        """Takes what directions were worth to the runs of the newest plan, and makes the next one from it."""
         self.values = {name: descending(_means([own[name] for own in found])) for name in self.plan.ranks}
         if not last and any(map(any, self.values.values())):
             modules, options = self.short.modules, self.options
@@ -98,9 +100,13 @@ def looked_back(searches: Sequence[Hindsight], tick: Tick = no_tick) -> list[Mea
             break
         members = [s.short.member(seed, s.plan) for s in active for seed in s.seeds]
         runs = iter(train_short_runs(active[0].short, members, part_of(tick, steps * done, steps * rounds)))
-        for search in active:
-            search.finish_round([next(runs) for _ in search.seeds], done + 1 == search.options.rounds)
-            tick(steps * (done + 1), steps * rounds)
+        trained = [search.trained([next(runs) for _ in search.seeds]) for search in active]
+        beat = functools.partial(tick, steps * (done + 1), steps * rounds)
+        found = iter(attributed(active[0].short, [run for own in trained for run in own], beat))
+        for search, own in zip(active, trained, strict=True):
+            if own:
+                search.finish_round([next(found) for _ in own], done + 1 == search.options.rounds)
+        beat()
     return [search.error or search.result() for search in searches]
 
 

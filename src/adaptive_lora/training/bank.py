@@ -12,9 +12,9 @@ import contextlib
 import functools
 import math
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -40,14 +40,6 @@ __all__ = ["Bank", "Member"]
 
 _CPU_CHUNK, _ACCELERATOR_CHUNK = 4096, 32768
 """Positions in one pass through the base; on the CPU about what keeps a chunk's activations in the caches."""
-
-
-@dataclass
-class _Counts:
-    """Positions computed and tokens among them, over all updates."""
-
-    positions: int = 0
-    tokens: int = 0
 
 
 class Bank:
@@ -95,7 +87,7 @@ class Bank:
         self.tokens: dict[int, int] = {}
         """By member, the tokens of its last update."""
         self._positions, self._stopped = dict[int, int](), set[int]()
-        self._counts, self._lock = _Counts(), threading.Lock()
+        self._counts, self._lock = Counter[str](), threading.Lock()
         layers = {name: functools.partial(MultiLoraLinear, name=name) for name in ordered}
         self._layers = OpenModel(base, layers, checkpointing, [*texts, *(e for m in members for e in m.examples)])
         self._open = contextlib.ExitStack()
@@ -143,7 +135,8 @@ class Bank:
     @property
     def padding_share(self) -> float:
         """Share of all positions computed in training that held no token."""
-        return 1 - self._counts.tokens / self._counts.positions if self._counts.positions else 0.0
+        found = self._counts
+        return 1 - found["tokens"] / found["positions"] if found["positions"] else 0.0
 
     def bytes_per_position(self) -> int:
         """Activations saved for the backward pass, per computed position (padding and filling included); measured.
@@ -168,11 +161,7 @@ class Bank:
         """
         results: list[StepRecord | Diverged | None] = [None] * len(self.slots)
         batches = {i: self.slots[i].member.batch(self.slots[i].step) for i in self.running}
-        # Before any pass: all passes of a step read the copies, and none may see another's update.
-        self._adapters.refresh(self._dtype)
-        self.tokens = positions_of(batches)
-        self._positions = positions_of(batches, self.model.padded, self._block)
-        chunks = chunks_of(self._positions, self.chunk_tokens, self.workers)
+        chunks = self._chunks(batches)
         for chunk, outcomes in zip(chunks, self._map(lambda c: self._update(c, batches), chunks, True), strict=True):
             for i, outcome in zip(chunk, outcomes, strict=True):
                 results[i] = outcome
@@ -227,27 +216,39 @@ class Bank:
             hidden.backward(losses.gradient)
         sums = sum_by(losses.nll, owners, len(members)).tolist()
         with self._lock:
-            self._counts.positions += packed.size
-            self._counts.tokens += sum(packed.tokens)
+            self._counts.update(positions=packed.size, tokens=sum(packed.tokens))
         return [(s / n if n else math.nan, int(n)) for s, n in zip(sums, tokens.tolist(), strict=True)]
 
-    def _update(self, members: Sequence[int], batches: dict[int, list[Example]]) -> list[StepRecord | Diverged]:
-        slots = [self.slots[i] for i in members]
-        # Here and not after the update: a pass that ran out of memory has added some of the gradients already.
-        torch._foreach_zero_([slot.gradient for slot in slots])
+    def take_gradients(self, batches: Mapping[int, Sequence[Example]]) -> None:
+        """The gradient of each member's mean loss on its batch, alone in its vector; nothing is updated."""
+        self._map(lambda members: self._anew(members, batches), self._chunks(batches), True)
+
+    def _chunks(self, batches: Mapping[int, Sequence[Example]]) -> list[list[int]]:
+        # Before any pass: all passes of a step read the copies, and none may see another's update.
+        self._adapters.refresh(self._dtype)
+        self.tokens = positions_of(batches)
+        self._positions = positions_of(batches, self.model.padded, self._block)
+        return chunks_of(self._positions, self.chunk_tokens, self.workers)
+
+    def _update(self, members: Sequence[int], batches: Mapping[int, Sequence[Example]]) -> list[StepRecord | Diverged]:
+        losses, slots = self._anew(members, batches), [self.slots[i] for i in members]
+        # The norm comes before clipping, and nothing is applied to a member before both are known to be finite.
+        norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots])).tolist()
+        return checked_updates(slots, losses, norms)
+
+    def _anew(self, members: Sequence[int], batches: Mapping[int, Sequence[Example]]) -> list[tuple[float, int]]:
+        """`gradients` from 0; of halves of the members where memory runs out."""
+        # Here and not after an update: a pass that ran out of memory has added some of the gradients already.
+        torch._foreach_zero_([self.slots[i].gradient for i in members])
         try:
-            losses = self.gradients(members, [batches[i] for i in members])
+            return self.gradients(members, [batches[i] for i in members])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or len(members) == 1:
                 raise
-        else:
-            # The norm comes before clipping, and nothing is applied to a member before both are known to be finite.
-            norms = torch.stack(torch._foreach_norm([slot.gradient for slot in slots])).tolist()
-            return checked_updates(slots, losses, norms)
         # Outside the handler: the error holds the frames, and they hold the memory.
         self._back_off(sum(self._positions[i] for i in members))
         half = len(members) // 2
-        return self._update(members[:half], batches) + self._update(members[half:], batches)
+        return self._anew(members[:half], batches) + self._anew(members[half:], batches)
 
     def _back_off(self, tried: int) -> None:
         """Halves the passes after one of `tried` positions ran out of memory."""
