@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from adaptive_lora.cli.main import app
 from adaptive_lora.errors import PaperError
 from adaptive_lora.reporting import exported
+from adaptive_lora.reporting.choices import ceilings_of
 from adaptive_lora.reporting.exported import open_findings
+from adaptive_lora.reporting.figures.ceilings import several_ceilings
 from adaptive_lora.reporting.findings import Findings
 from adaptive_lora.reporting.paper.build import own_manuscript
 from adaptive_lora.reporting.paper.forms import render_latex, render_markdown
@@ -148,19 +150,28 @@ def test_what_a_sentence_refers_to_is_shown(made: Callable[..., Manuscript], kin
     assert made(f"{text}\n::{kind} {GSM8K}-{name}\n")
 
 
+def test_many_ceilings_stand_in_two_columns_of_like_height() -> None:
+    with open_findings(RESULTS / "ceiling-stories260k-reasoning") as found:
+        own = ceilings_of(found)
+    names = [f"study {n}" for n in range(5)]
+    figure = several_ceilings(dict.fromkeys(names, own))
+    assert figure is not None and several_ceilings({}) is None and several_ceilings({"none": []}) is None
+    titles = [[text.get_text() for text in axes.texts if text.get_text() in names] for axes in figure.axes]
+    assert titles == [names[:2], names[2:]] or titles == [names[:3], names[3:]]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
 def test_ceilings_of_several_studies_share_a_figure(tmp_path: Path) -> None:
-    """Rows are named by what the studies' names do not share, and say the verdict of each."""
+    """Each under what its name does not share with the others, with the verdict of every budget."""
     ran = RESULTS / "ceiling-smollm2-reasoning"
     with open_findings(ran) as one, open_findings(ran) as two, open_findings(RESULTS / "demo") as demo:
         other = replace(two, facts={**two.facts, "name": "ceiling-smollm2-again"})
         body = "# One\n\nSee [[figure:ceilings]].\n\n::figure ceilings\n"
         paper, drawn = own_manuscript(one, Beside((other, demo)), People(), write(tmp_path, body))
         (axes,) = drawn["ceilings"].axes
-        budgets = ("rank:2", "rank:4")
-        assert [text.get_text() for text in axes.get_yticklabels()] == [
-            f"{name}, {budget}" for name in ("reasoning", "again") for budget in budgets
-        ]
-        assert [text.get_text() for text in axes.texts] == ["open", "insensitive"] * 2
+        assert [text.get_text() for text in axes.get_yticklabels()] == ["rank:2", "rank:4"] * 2
+        said = [text.get_text() for text in axes.texts]
+        assert said == ["reasoning", "open", "insensitive", "again", "open", "insensitive"]
         assert "a quarter of what half of the budget costs" in paper.figures["ceilings"]
         with pytest.raises(PaperError, match="figure ceilings, which the results do not have"):
             own_manuscript(demo, Beside(), People(), write(tmp_path, body))
