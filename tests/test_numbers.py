@@ -72,7 +72,7 @@ def claims() -> list[str]:
     moved = sorted([half_of("ladder-smollm2"), *(ladder[name] for name in LADDER[:4])])
     assert max(ladder[name] for name in LADDER[4:]) < 0.01
     babyllama, xeon, smollm2 = "throughput-babyllama", "throughput-babyllama-xeon", "throughput-smollm2"
-    avx2 = "throughput-babyllama-avx2"
+    avx2, stories = "throughput-babyllama-avx2", "throughput-stories260k"
 
     def speeds(name: str) -> str:
         return f"{bench(name, 'speedup_vs_trainer'):.1f} times | {bench(name, 'speedup_vs_loop'):.1f} times"
@@ -96,6 +96,7 @@ def claims() -> list[str]:
         f"({bench(babyllama, 'speedup_vs_trainer'):.1f} times faster",
         f"| {speeds(babyllama)} |",
         f"| {speeds(avx2)} | {bench(avx2, 'share_of_matmul_peak'):.2f} |",
+        f"| {speeds(stories)} | {bench(stories, 'share_of_matmul_peak'):.2f} |",
         f"| {speeds(xeon)} | {bench(xeon, 'share_of_matmul_peak'):.2f} |",
         f"| {speeds(smollm2)} | {bench(smollm2, 'share_of_matmul_peak'):.2f} |",
         f"evaluated at {bench('evaluation-smollm2', 'speedup_vs_loop'):.1f} times",

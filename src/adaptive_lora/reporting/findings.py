@@ -36,6 +36,7 @@ from adaptive_lora.study.learning_rate_search import Edge
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.lock import verdicts_rest_on
 from adaptive_lora.study.results import costs_table, curves_table, ranks_table, runs_table
+from adaptive_lora.study.schema_training import ONE_RATE_FOR_ALL
 from adaptive_lora.study.status import StudyStatus, status_of
 
 
@@ -197,7 +198,7 @@ class Findings:
     @property
     def tuning_is_shared(self) -> bool:
         """Whether the baseline's rate, at the first budget or at each, is that of all arms."""
-        return self.facts["spec"]["train"].get("tune") in ("shared", "shared-by-budget")
+        return self.facts["spec"]["train"].get("tune") in ONE_RATE_FOR_ALL
 
     @property
     def tuned_by_baseline(self) -> bool:

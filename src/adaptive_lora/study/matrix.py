@@ -28,7 +28,7 @@ from adaptive_lora.study.protocol import (
     unclipped_controls,
 )
 from adaptive_lora.study.schema import ArmPart, ScalingPart, StudySpec
-from adaptive_lora.study.schema_training import TrainPart
+from adaptive_lora.study.schema_training import ONE_RATE_FOR_ALL, TrainPart
 from adaptive_lora.study.settings import own_training, scaling_of, steps_of, training_of
 
 CellKey = tuple[str, str]
@@ -168,7 +168,7 @@ class StudyMatrix:
     @property
     def shares_rates(self) -> bool:
         """Whether what is tuned on the baseline alone holds for every arm."""
-        return self.spec.train.tune in ("shared", "shared-by-budget")
+        return self.spec.train.tune in ONE_RATE_FOR_ALL
 
     @functools.cached_property
     def tuned_for_all(self) -> Mapping[str, CellKey]:

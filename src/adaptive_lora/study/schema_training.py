@@ -64,6 +64,9 @@ class ArmTrainPart(Part):
         return without_default(dump(self), "clip", True)
 
 
+ONE_RATE_FOR_ALL = ("shared", "shared-by-budget")
+"""Ways to tune by which all arms of a budget have one rate."""
+
 FIRST_RATES = (3e-4, 1e-3, 3e-3)
 """Where `learning_rate: auto` begins."""
 
