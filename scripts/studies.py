@@ -21,9 +21,11 @@ from pathlib import Path
 STUDIES = (
     "demo", "alpaca-original", "alpaca-babyllama", "alpaca-babyllama-full", "stability", "gsm8k-stories260k",
     "alpaca-stories260k", "ceiling-smollm2-reasoning", "ladder-smollm2",
-    "ceiling-stories260k-reasoning",
+    "ceiling-babyllama-reasoning", "ceiling-stories260k-reasoning",
 )  # fmt: skip
-ON_REASONING = ("ceiling-smollm2-reasoning", "ladder-smollm2", "ceiling-stories260k-reasoning")
+ON_REASONING = (
+    "ceiling-smollm2-reasoning", "ladder-smollm2", "ceiling-babyllama-reasoning", "ceiling-stories260k-reasoning",
+)  # fmt: skip
 """Studies on records that `scripts/reasoning_tasks.py` writes."""
 REASONING = "ADAPTIVE_LORA_REASONING"
 QUOTED = ("demo", "gsm8k-stories260k")
