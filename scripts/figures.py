@@ -13,7 +13,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from adaptive_lora.reporting.choices import ceilings_of
 from adaptive_lora.reporting.exported import open_findings
+from adaptive_lora.reporting.figures.ceilings import several_ceilings
 from adaptive_lora.reporting.figures.planted import recovery_heat_map
 from adaptive_lora.reporting.figures.recovery import recovery_figure
 from adaptive_lora.reporting.figures.theme import save
@@ -31,10 +35,16 @@ STUDIES: Mapping[str, Sequence[str]] = {
 """Export -> the figures of it that are shown; exports that are not there have not been run."""
 PLANTED = ("recovery-babyllama",)
 """Files of planted ranks: a heat map and intervals of each."""
+CEILINGS = "ceilings"
+"""One figure of every export that has a ceiling."""
+MODELS = ("smollm2", "babyllama", "stories260k")
+"""In its order."""
 
 
 def draw(name: str, out: Path) -> list[Path]:
     """The files of one study or one file of planted ranks, under `out` as they lie in `results`."""
+    if name == CEILINGS:
+        return save(_ceilings(), out / CEILINGS, ("svg",))
     if name in PLANTED:
         found = read_recovered(ROOT / "results" / "bench" / f"{name}.json")
         stem = out / "bench" / name
@@ -45,6 +55,17 @@ def draw(name: str, out: Path) -> list[Path]:
     with open_findings(ROOT / "results" / name) as study:
         drawn = study_figures(study)
         return [path for figure in STUDIES[name] for path in save(drawn[figure][0], out / name / figure, ("svg",))]
+
+
+def _ceilings() -> Figure:
+    by_study = {}
+    named = {path.name.removeprefix("ceiling-"): path for path in (ROOT / "results").glob("ceiling-*")}
+    for name in sorted(named, key=lambda name: (MODELS.index(name.split("-")[0]), name)):
+        with open_findings(named[name]) as study:
+            by_study[name] = ceilings_of(study)
+    figure = several_ceilings(by_study)
+    assert figure is not None, "no export has a ceiling"
+    return figure
 
 
 def check(names: Sequence[str], out: Path) -> None:
@@ -63,7 +84,7 @@ def check(names: Sequence[str], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [name for name in STUDIES if (ROOT / "results" / name).is_dir()] + list(PLANTED)
+    known = [name for name in STUDIES if (ROOT / "results" / name).is_dir()] + [*PLANTED, CEILINGS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; default: all")
     parser.add_argument("--out", type=Path, default=ROOT / "results")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where a picture would change")
