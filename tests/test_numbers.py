@@ -68,6 +68,9 @@ def claims() -> list[str]:
     (h2, *e2), (h4, *e4) = (STUDIES[ceiling]["judged"][f"hindsight@rank:{r}"]["interval"][:3] for r in (2, 4))
     drop2, drop4 = (difference(ceiling, f"lora-drop@rank:{r}") for r in (2, 4))
     half = STUDIES[ceiling]["assays"]["rank:2"]["loss_of_half"][0]
+    closed = STUDIES["ceiling-stories260k-alpaca"]["ceilings"]["rank:4"]
+    assert closed["verdict"] == "closed" and len(closed["beyond"]) == 4
+    best = max((closed["gains"][arm] for arm in closed["beyond"]), key=lambda gain: gain[0])
     ladder = {name: abs(difference("ladder-smollm2", f"{name}@rank:4")) for name in LADDER}
     moved = sorted([half_of("ladder-smollm2"), *(ladder[name] for name in LADDER[:4])])
     assert max(ladder[name] for name in LADDER[4:]) < 0.01
@@ -89,6 +92,8 @@ def claims() -> list[str]:
         f"four plans ended within {apart:.4f} nats of uniform",
         f"the loss differs by {h2:.3f} nats per token [{e2[0]:.3f}, {e2[1]:.3f}] at rank 2 and by {h4:.3f} "
         f"[{e4[0]:.3f}, {e4[1]:.3f}] at rank 4, and halving the budget costs {half:.3f} at rank 2",
+        f"at rank 4 halving the budget costs {closed['half'][0]:.3f}, and the best of four plans gains "
+        "{:.3f} [{:.3f}, {:.3f}]".format(*best),
         "learning rate, targets and budget move the test loss by "
         f"{moved[0]:.2f} to {moved[-1]:.2f} nats per token, three allocations of rank by "
         "less than 0.01",
