@@ -104,6 +104,7 @@ def test_planted_ranks_of_several_files(studies: tuple[Findings, Beside], tmp_pa
         ('<< study("gsm8k-stories260").n("seeds") >>', r"a study 'gsm8k-stories260' \(did you mean"),
         ('<< study("demo").n("sneeds") >>', "needs the fact `sneeds`"),
         ("<< nothing >>", "10-body.txt asks for what no study has: 'nothing' is undefined"),
+        ('<< 1 + "a" >>', "10-body.txt could not be filled in: TypeError: unsupported operand"),
         ("One.\n\n<% if %>", "10-body.txt, line 3"),
         ("::table demo-vedicts", "shows the table demo-vedicts, which the results do not have"),
         ("::figure demo-nothing", "shows the figure demo-nothing, which the results do not have"),

@@ -76,6 +76,8 @@ def own_text(folder: Path, studies: Sequence[Findings], planted: Mapping[str, Re
             raise PaperError(f"{folder / name}.txt asks for what no study has: {error}.") from None
         except jinja2.TemplateSyntaxError as error:
             raise PaperError(f"{folder / name}.txt, line {error.lineno}: {error.message}") from None
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # else blamed on a study
+            raise PaperError(f"{folder / name}.txt could not be filled in: {type(error).__name__}: {error}.") from error
     body = [block for name in parts if name not in HEAD for block in text[name]]
     return OwnText({**{name: text[name] for name in HEAD}, "body": body}, tables, _drawn(body, by_label))
 
