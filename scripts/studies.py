@@ -21,7 +21,8 @@ from pathlib import Path
 STUDIES = (
     "demo", "alpaca-original", "alpaca-babyllama", "alpaca-babyllama-full", "stability", "gsm8k-stories260k",
     "alpaca-stories260k", "ceiling-smollm2-reasoning", "ladder-smollm2",
-    "ceiling-babyllama-reasoning", "ceiling-stories260k-alpaca", "ceiling-stories260k-reasoning",
+    "ceiling-babyllama-alpaca", "ceiling-babyllama-reasoning", "ceiling-stories260k-alpaca",
+    "ceiling-stories260k-reasoning",
 )  # fmt: skip
 ON_REASONING = (
     "ceiling-smollm2-reasoning", "ladder-smollm2", "ceiling-babyllama-reasoning", "ceiling-stories260k-reasoning",

@@ -94,6 +94,9 @@ def claims() -> list[str]:
         f"[{e4[0]:.3f}, {e4[1]:.3f}] at rank 4, and halving the budget costs {half:.3f} at rank 2",
         f"at rank 4 halving the budget costs {closed['half'][0]:.3f}, and the best of four plans gains "
         "{:.3f} [{:.3f}, {:.3f}]".format(*best),
+        "is better than uniform at rank 2, by {:.3f} [{:.3f}, {:.3f}]".format(
+            *judged("ceiling-babyllama-alpaca", "hindsight@rank:2")
+        ),
         "learning rate, targets and budget move the test loss by "
         f"{moved[0]:.2f} to {moved[-1]:.2f} nats per token, three allocations of rank by "
         "less than 0.01",
