@@ -55,3 +55,12 @@ def test_they_stand_first_in_the_bank() -> None:
         text = memory_texts(found, False)["activeContext"]
     lines = [line for line in text.splitlines() if line and not line.startswith(("#", "<!--"))]
     assert lines[0].strip() == " ".join(sentences("demo"))
+
+
+def test_what_knows_the_end_is_said_to_and_only_larger_budgets_can_be_spared() -> None:
+    """Half of rank 2 and of rank 8 is not shown to cost anything, and half of rank 4 is."""
+    where, how_much, _ = sentences("ceiling-babyllama-alpaca")
+    assert where.startswith("Tomorrow, spend the rank as hindsight at rank:2 does (")
+    assert "), with ranks that are known only after trainings of the whole length." in where
+    assert how_much.startswith("Take no less rank than rank:4,")
+    assert how_much.endswith("and hardly more: half of rank:8 is not shown to cost anything.")
