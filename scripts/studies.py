@@ -22,7 +22,7 @@ STUDIES = (
     "demo", "alpaca-original", "alpaca-babyllama", "alpaca-babyllama-full", "stability", "gsm8k-stories260k",
     "alpaca-stories260k", "ceiling-smollm2-reasoning", "ladder-smollm2",
     "ceiling-babyllama-alpaca", "ceiling-babyllama-reasoning", "ceiling-stories260k-alpaca",
-    "ceiling-stories260k-reasoning",
+    "ceiling-stories260k-gsm8k", "ceiling-stories260k-reasoning",
 )  # fmt: skip
 ON_REASONING = (
     "ceiling-smollm2-reasoning", "ladder-smollm2", "ceiling-babyllama-reasoning", "ceiling-stories260k-reasoning",

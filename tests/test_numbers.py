@@ -71,6 +71,8 @@ def claims() -> list[str]:
     closed = STUDIES["ceiling-stories260k-alpaca"]["ceilings"]["rank:4"]
     assert closed["verdict"] == "closed" and len(closed["beyond"]) == 4
     best = max((closed["gains"][arm] for arm in closed["beyond"]), key=lambda gain: gain[0])
+    pays = STUDIES["ceiling-stories260k-gsm8k"]["ceilings"]["rank:8"]
+    assert pays["verdict"] == "pays"
     ladder = {name: abs(difference("ladder-smollm2", f"{name}@rank:4")) for name in LADDER}
     moved = sorted([half_of("ladder-smollm2"), *(ladder[name] for name in LADDER[:4])])
     assert max(ladder[name] for name in LADDER[4:]) < 0.01
@@ -94,6 +96,8 @@ def claims() -> list[str]:
         f"[{e4[0]:.3f}, {e4[1]:.3f}] at rank 4, and halving the budget costs {half:.3f} at rank 2",
         f"at rank 4 halving the budget costs {closed['half'][0]:.3f}, and the best of four plans gains "
         "{:.3f} [{:.3f}, {:.3f}]".format(*best),
+        "gains {:.3f} [{:.3f}, {:.3f}], more than a quarter".format(*pays["gains"]["lora-drop"]),
+        f"of the {pays['half'][0]:.3f} that half the budget costs",
         "is better than uniform at rank 2, by {:.3f} [{:.3f}, {:.3f}]".format(
             *judged("ceiling-babyllama-alpaca", "hindsight@rank:2")
         ),
