@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from adaptive_lora.measures.hindsight import Hindsight, looked_back
 from adaptive_lora.measures.short_run import ShortRun
 from adaptive_lora.planning.strategies.base import HindsightOptions
 from adaptive_lora.training.adapter import ADAPTER, attached, lora_layers
+from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase
 from tests.measures.conftest import (
     RANK,
@@ -55,6 +57,16 @@ def test_values_add_up_to_the_fall_of_the_loss(base: FrozenBase) -> None:
     assert abs(fall) > 0.01
     assert sum(map(sum, found.values())) == pytest.approx(fall, rel=2e-2)
     assert {len(values) for values in found.values()} == {RANK}
+
+
+def test_a_bank_as_on_accelerators_finds_the_same_values(base: FrozenBase) -> None:
+    """Its segments are filled up, and what fills them is no token."""
+    short, batches = short_of(base, steps=8), in_threes(demo_examples(base, 9))
+    runs = [Trained(short.plan(), weights, batches) for weights in trained(short, [3, 4])]
+    stacked = replace(short, training=replace(short.training, bank=partial(Bank, stacked=True)))
+    for plain, ours in zip(attributed(short, runs), attributed(stacked, runs), strict=True):
+        for name, values in plain.items():
+            assert ours[name] == pytest.approx(values, rel=1e-3, abs=1e-6)
 
 
 def test_a_module_that_does_nothing_is_worth_nothing(gpt2: FrozenBase) -> None:

@@ -165,6 +165,16 @@ def test_in_half_precision_losses_are_the_references_as_far_as_it_goes() -> None
         assert [r.loss for r in ours.records] == pytest.approx(losses, rel=1e-2)
 
 
+def test_in_half_precision_logits_are_those_of_the_newest_parameters() -> None:
+    """Products there are with copies, which what writes into a member does not change."""
+    base, examples = long_texts(torch.bfloat16)
+    with Bank(base, seven_members_of(base, examples)[1:2], stacked=True) as bank:
+        before = bank.logits(0, examples[:2])
+        for pair in bank.slots[0].pairs.values():
+            pair.b.fill_(1.0)
+        assert not torch.equal(bank.logits(0, examples[:2]), before)
+
+
 def seven_members_of(base: FrozenBase, examples: list[Example]) -> list[Member]:
     """The seven members on other examples."""
     with pytest.MonkeyPatch.context() as patch:

@@ -32,7 +32,7 @@ from adaptive_lora.training.memory import members_at_once
 POINTS = 4
 """Places on the line at which gradients are taken: exact where the loss is a polynomial of degree 8 in α."""
 
-Values = dict[str, list[float]]
+Values = Mapping[str, list[float]]
 """Module -> v_i of its directions, the largest direction first, nats a token."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
-from adaptive_lora.measures.attribution import Trained, attributed, descending
+from adaptive_lora.measures.attribution import Trained, Values, attributed, descending
 from adaptive_lora.measures.groups import GroupResult, MeasureGroup, MeasurementResult, Tick, no_tick, part_of
 from adaptive_lora.measures.marginal_gain import held_back
 from adaptive_lora.measures.request import Measurement, Request
@@ -28,9 +28,6 @@ from adaptive_lora.streams import derive_seed
 
 AT_ONCE = 4
 """Records of a backward pass that values directions."""
-
-Values = Mapping[str, list[float]]
-"""Module -> what its directions are worth, descending, nats a token."""
 
 
 @dataclass

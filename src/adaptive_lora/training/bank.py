@@ -161,7 +161,7 @@ class Bank:
         """
         results: list[StepRecord | Diverged | None] = [None] * len(self.slots)
         batches = {i: self.slots[i].member.batch(self.slots[i].step) for i in self.running}
-        chunks = self._chunks(batches)
+        self.tokens, chunks = positions_of(batches), self._chunks(batches)
         for chunk, outcomes in zip(chunks, self._map(lambda c: self._update(c, batches), chunks, True), strict=True):
             for i, outcome in zip(chunk, outcomes, strict=True):
                 results[i] = outcome
@@ -226,7 +226,6 @@ class Bank:
     def _chunks(self, batches: Mapping[int, Sequence[Example]]) -> list[list[int]]:
         # Before any pass: all passes of a step read the copies, and none may see another's update.
         self._adapters.refresh(self._dtype)
-        self.tokens = positions_of(batches)
         self._positions = positions_of(batches, self.model.padded, self._block)
         return chunks_of(self._positions, self.chunk_tokens, self.workers)
 
@@ -260,6 +259,7 @@ class Bank:
     def logits(self, member: int, examples: Sequence[Example]) -> Tensor:
         """A member's logits of every completion token of the examples, (C, V), one example after another."""
         self._layers.compare(examples)
+        self._adapters.refresh(self._dtype)
         with current_batch(batch := self._batch([member], [examples], training=False)):
             return self.model.head.logits(self.model.hidden(batch.pack)[batch.pack.keep])
 

@@ -91,14 +91,15 @@ def _cell(ax: Axes, cell: Ceiling, arms: Sequence[str], top: float) -> None:
     ax.text(1.01, middle, str(cell.verdict), transform=ax.get_yaxis_transform(), fontsize=8, fontweight="bold",
             va="center")  # fmt: skip
     for line, own in enumerate(sorted(cell.arms, key=lambda own: arms.index(own.arm))):
-        number = arms.index(own.arm)
-        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
-        mark_interval(ax, top + line + 0.5, own.gain, colour, marker)
+        mark_interval(ax, top + line + 0.5, own.gain, *_look(arms.index(own.arm)))
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of an arm."""
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def _keys(arms: Sequence[str]) -> list[Line2D | Patch]:
-    marks = [
-        Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKERS[n % len(MARKERS)], ms=4.5, lw=1.5, label=arm)
-        for n, arm in enumerate(arms)
-    ]
+    looks = [(arm, *_look(number)) for number, arm in enumerate(arms)]
+    marks = [Line2D([], [], color=c, marker=m, ms=4.5, lw=1.5, label=arm) for arm, c, m in looks]
     return [*marks, Patch(facecolor="#999999", alpha=0.25, lw=0, label="up to a quarter of what half costs")]

@@ -67,7 +67,7 @@ def own_text(folder: Path, studies: Sequence[Findings], planted: Mapping[str, Re
     recovered = {name: planted_context(file) for name, file in planted.items()}
     context = {"study": _lookup(by_label, tables), "planted": next(iter(recovered.values()), None),
                "recovery": functools.partial(_recovery, recovered), "tools": tools, "listed": listed,
-               "studies": list(by_label)}  # fmt: skip
+               "studies": list(by_label), "cells": functools.partial(_cells, by_label)}  # fmt: skip
     made, text = own_environment(folder), {}
     for name in parts:
         try:
@@ -110,6 +110,14 @@ def _lookup(by_label: Mapping[str, Findings], tables: Mapping[str, Table]) -> Ca
         return known[label]
 
     return study
+
+
+def _cells(
+    by_label: Mapping[str, Findings], labels: Sequence[str], verdict: str | None = None
+) -> list[tuple[str, Ceiling]]:
+    """Label and budget of every ceiling of these studies, or of those with a verdict."""
+    every = [(label, cell) for label in labels if label in by_label for cell in ceilings_of(by_label[label])]
+    return [(label, cell) for label, cell in every if verdict in (None, cell.verdict)]
 
 
 def _recovery(recovered: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, Any]:
