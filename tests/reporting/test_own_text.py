@@ -151,6 +151,14 @@ def test_what_a_sentence_refers_to_is_shown(made: Callable[..., Manuscript], kin
     assert made(f"{text}\n::{kind} {GSM8K}-{name}\n")
 
 
+def test_ceilings_are_counted_by_verdict(tmp_path: Path) -> None:
+    names = ["ceiling-smollm2-reasoning", "ceiling-not-run"]
+    with open_findings(RESULTS / names[0]) as found:
+        counts = " ".join(f"<< cells({names}, {verdict}) | length >>" for verdict in ('"open"', '"closed"', "none"))
+        paper, _ = own_manuscript(found, Beside(), People(), write(tmp_path, f"# One\n\nThere are {counts}.\n"))
+    assert "There are 1 0 2." in render_markdown(paper)
+
+
 def test_many_ceilings_stand_in_two_columns_of_like_height() -> None:
     with open_findings(RESULTS / "ceiling-stories260k-reasoning") as found:
         own = ceilings_of(found)
