@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -21,7 +22,13 @@ CHUNK = 4096
 """Rows of one product, as of a bank's pass on a CPU."""
 
 
-def seconds_of_products(base: FrozenBase, tokens: float, learnt: float, threads: int) -> float:
+def seconds_of_products(
+    base: FrozenBase,
+    tokens: float,
+    learnt: float,
+    threads: int,
+    product: Callable[[Tensor, Tensor], Tensor] = frozen_linear,
+) -> float:
     """Of one update of one adapter with so many tokens, so many of them learnt; the median over rounds."""
     rows, learnt_rows = CHUNK, max(1, round(CHUNK * learnt / tokens))
     weights = [_weight(base, m.name, m.fan_in_fan_out) for m in base.outline.modules]
@@ -29,8 +36,8 @@ def seconds_of_products(base: FrozenBase, tokens: float, learnt: float, threads:
 
     def work(_: int) -> None:
         for weight, count in [*((w, rows) for w in weights), (head, learnt_rows)]:
-            frozen_linear(torch.ones(count, weight.shape[1], dtype=weight.dtype), weight)
-            frozen_linear(torch.ones(count, weight.shape[0], dtype=weight.dtype), weight.t())
+            product(torch.ones(count, weight.shape[1], dtype=weight.dtype), weight)
+            product(torch.ones(count, weight.shape[0], dtype=weight.dtype), weight.t())
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(work, range(threads)))

@@ -101,11 +101,12 @@ def _bank() -> tuple[State, str]:
 
 
 def _kernels() -> tuple[State, str]:
-    from adaptive_lora.training.kernels import kernel_places, kernel_status
+    from adaptive_lora.training.kernels import kernel_places, kernel_status, split_kernel
 
     status, places = kernel_status(), kernel_places()
     compiled = all(text == "compiled" for text in status.values())
-    found = ", ".join(f"{name}: {text}" for name, text in status.items())
+    products = "by bfloat16 tiles" if split_kernel() else "oneDNN"
+    found = ", ".join(f"{name}: {text}" for name, text in {**status, "float32 products": products}.items())
     return ("ok" if compiled and not places else "note"), "; ".join([found, *places])
 
 

@@ -222,9 +222,16 @@ def test_the_doctor_says_which_kernels_are_used_and_why(fresh: pytest.MonkeyPatc
 def test_the_doctor_says_where_kernels_are_kept_instead(fresh: pytest.MonkeyPatch) -> None:
     kernel = kernels._Kernel(CDLL(None), place="~/.cache belongs to another user; kept in /tmp/private")
     fresh.setattr(kernels, "_loaded", lambda *_: kernel)
+    fresh.setattr(kernels, "split_kernel", lambda: None)
     state, found = doctor.CHECKS["kernels"][0]()
     assert state == "note" and found.count("~/.cache belongs to another user; kept in /tmp/private") == 1
     fresh.undo()
+
+
+def test_the_doctor_says_what_multiplies_float32(fresh: pytest.MonkeyPatch) -> None:
+    for kernel, words in ((None, "float32 products: oneDNN"), (CDLL(None), "float32 products: by bfloat16 tiles")):
+        fresh.setattr(kernels, "split_kernel", lambda kernel=kernel: kernel)
+        assert words in doctor.CHECKS["kernels"][0]()[1]
 
 
 @pytest.mark.parametrize("setting", ["ADAPTIVE_LORA_KERNEL=off", "CC=no-such-compiler"])

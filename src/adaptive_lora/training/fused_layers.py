@@ -21,6 +21,7 @@ from adaptive_lora.training.kernels import LoraArgs, LoraSegment, lora_kernel
 from adaptive_lora.training.pointwise import FusedGELU, FusedRMSNorm, GatedMLP
 from adaptive_lora.training.quantised import dense_weight, is_quantised
 from adaptive_lora.training.rounded import round_weight, rounded_product, rounded_weight, rounds
+from adaptive_lora.training.split_product import split_product, splits
 
 # oneDNN and torch cache a prepared primitive, workspace included, for each shape of a product: by default a thousand
 # of each. A bank's passes hardly ever have the same number of rows twice, so that memory would grow with every
@@ -32,12 +33,16 @@ for _variable in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weight^T + bias; x (N, d_in), weight (d_out, d_in), any strides.
 
-    On the CPU in float32 through oneDNN, which torch itself uses for other types only: on processors
-    that MKL is not tuned for it is about twice as fast, on others as fast. In float64 by `lora.c`: in MKL's
-    products a row's last bit depends on its index. A bfloat16 weight of a float32 input is `rounded.py`'s.
+    On the CPU in float32 by `split_product.py` where the processor has tiles, else through oneDNN, which torch itself
+    uses for other types only: on processors that MKL is not tuned for it is about twice as fast, on others as fast. In
+    float64 by `lora.c`: in MKL's products a row's last bit depends on its index. A bfloat16 weight of a float32 input
+    is `rounded.py`'s.
     """
     if weight.dtype == torch.bfloat16 != x.dtype:
         return rounded_product(x, weight, bias)
+    if splits(x, weight):
+        y = split_product(x, weight)
+        return y if bias is None else y.add_(bias)
     if x.device.type == "cpu" and x.dtype == torch.float32 and _one_dnn():
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if x.device.type == "cpu" and x.dtype == torch.float64 and (kernel := lora_kernel(x.dtype)) is not None:

@@ -24,6 +24,7 @@ _BOTH = ("forward", "backward")
 _FUNCTIONS = {
     "attention": _BOTH,
     "lora": (*_BOTH, "product"),
+    "split_product": ("available", "size", "multiply"),
     "pointwise": ("costs", *(f"{what}_{way}" for what in ("norm", "gate", "gelu", "rotate") for way in _BOTH)),
 }
 _REALS = {torch.float32: "float", torch.float64: "double"}
@@ -78,6 +79,12 @@ class PointwiseArgs(ctypes.Structure):
     ]
 
 
+class SplitArgs(ctypes.Structure):
+    """`split_args` of split_product.c."""
+
+    _fields_ = _fields(sizes="rows d_in d_out w_row w_column") + _fields("x w y workspace", "bytes")
+
+
 @dataclass(frozen=True)
 class _Kernel:
     """A loaded library, or the reason why there is none."""
@@ -107,8 +114,15 @@ def pointwise_kernel() -> ctypes.CDLL | None:
     return _loaded("pointwise", PointwiseArgs).library
 
 
+@functools.cache
+def split_kernel() -> ctypes.CDLL | None:
+    """The library with `split_product_multiply`; None where it cannot be compiled or this processor has no tiles."""
+    library = _loaded("split_product", SplitArgs).library
+    return library if library is not None and library.split_product_available(None) else None
+
+
 def kernel_status() -> dict[str, str]:
-    """By kernel, `compiled`, or `torch (REASON)` where torch's own operations stand in for it."""
+    """By kernel that every processor has, `compiled`, or `torch (REASON)` where torch's own operations stand in."""
     kernels = _kernels().items()
     return {name: "compiled" if kernel.library else f"torch ({kernel.reason})" for name, kernel in kernels}
 
@@ -129,6 +143,7 @@ def _kernels() -> dict[str, _Kernel]:
 def forget_kernels() -> None:
     """Makes the next call look for a compiler and the cache again."""
     _loaded.cache_clear()
+    split_kernel.cache_clear()
 
 
 @functools.cache
