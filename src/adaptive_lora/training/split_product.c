@@ -8,8 +8,8 @@
    rounds off. Tiles multiply bfloat16 many times as fast as vectors multiply float32, so that six products take less
    time than one.
 
-   Both matrices are cut into parts block by block, as tiles of 16 by 32 numbers: x for as many rows as stay in cache, W
-   once a call, or as much of it as 4096 columns of y need. A row of y depends on its row of x alone, and on no other row nor its place.
+   Both matrices are cut into parts as tiles of 16 by 32 numbers, of x as many as stay in cache, of W as many as 4096
+   columns of y need. A row of y depends on its row of x alone, and on no other row nor its place.
    Numbers whose parts are subnormal are 0, and an infinite one makes a row NaN. */
 
 #include <stdint.h>
@@ -40,6 +40,7 @@ enum {
     ROWS = 256, /* of x that are cut at a time */
     COLUMNS = 64, /* of y that are computed at a time: parts of so much of W stay in cache */
     PANEL = 4096, /* of y for which W is cut at a time */
+    DEPTH = 576, /* of the common dimension that is cut at a time: a multiple of STEPS tiles */
 };
 
 typedef struct {
@@ -81,14 +82,15 @@ static int64_t place(int64_t block, int64_t blocks, int64_t step, int64_t steps)
     return (before * blocks + block * deep + step - before) * PARTS * 2 * TILE;
 }
 
-/* Rows of x from `x` on as tiles: a row of a tile is 32 numbers of a row of x. */
-static void cut_rows(const float *x, int64_t rows, int64_t d_in, uint16_t *tiles) {
-    int64_t blocks = up_to(rows, BLOCK) / BLOCK, steps = up_to(d_in, DEEP) / DEEP;
+/* Rows of x from `top` on, numbers from `k` on, as tiles: a row of a tile is 32 numbers of a row of x. */
+static void cut_rows(const split_args *t, int64_t top, int64_t rows, int64_t k, int64_t depth, uint16_t *tiles) {
+    int64_t blocks = up_to(rows, BLOCK) / BLOCK, steps = up_to(depth, DEEP) / DEEP;
     for (int64_t r = 0; r < blocks * BLOCK; r++)
         for (int64_t s = 0; s < steps; s++) {
-            int64_t at = r * d_in + s * DEEP, left = r < rows ? d_in - s * DEEP : 0;
+            int64_t left = r < rows ? depth - s * DEEP : 0;
+            const float *x = t->x + (top + r) * t->d_in + k + s * DEEP;
             __m512i part[PARTS];
-            cut(load(x + at, left), load(x + at + SIDE, left - SIDE), part);
+            cut(load(x, left), load(x + SIDE, left - SIDE), part);
             uint16_t *out = tiles + place(r / BLOCK, blocks, s, steps);
             for (int p = 0; p < PARTS; p++)
                 _mm512_storeu_si512(out + (2 * p + r % BLOCK / SIDE) * TILE + r % SIDE * DEEP, part[p]);
@@ -150,17 +152,15 @@ static void cut_across(const split_args *t, int64_t n, int64_t k, uint16_t *out)
     }
 }
 
-/* Rows of W from `left` on. */
-static void cut_weight(const split_args *t, int64_t left, int64_t columns, uint16_t *tiles) {
-    int64_t blocks = up_to(columns, BLOCK) / BLOCK, steps = up_to(t->d_in, DEEP) / DEEP;
-    for (int64_t block = 0; block < blocks; block++)
-        for (int64_t s = 0; s < steps; s++)
-            for (int half = 0; half < 2; half++) {
-                uint16_t *out = tiles + place(block, blocks, s, steps) + half * TILE;
-                int64_t n = left + block * BLOCK + half * SIDE;
-                if (t->w_column == 1) cut_along(t, n, s * DEEP, out);
-                else cut_across(t, n, s * DEEP, out);
-            }
+/* Rows of W from `left` on, numbers from `k` on; where its columns are in memory one after another, so are they here. */
+static void cut_weight(const split_args *t, int64_t left, int64_t columns, int64_t k, int64_t depth, uint16_t *tiles) {
+    int64_t blocks = up_to(columns, BLOCK) / BLOCK, steps = up_to(depth, DEEP) / DEEP, halves = 2 * blocks;
+    for (int64_t i = 0; i < halves * steps; i++) {
+        int64_t half = t->w_column == 1 ? i / steps : i % halves, s = t->w_column == 1 ? i % steps : i / halves;
+        uint16_t *out = tiles + place(half / 2, blocks, s, steps) + half % 2 * TILE;
+        if (t->w_column == 1) cut_along(t, left + half * SIDE, k + s * DEEP, out);
+        else cut_across(t, left + half * SIDE, k + s * DEEP, out);
+    }
 }
 
 /* Tiles 0 to 3 are sums, 4 and 5 two tiles of x, 6 and 7 two of W. A compiler's instructions for them are statements. */
@@ -237,27 +237,27 @@ static void multiply_block(const split_args *t, const uint16_t *a, const uint16_
     copy(y, t->d_out, whole, BLOCK, rows, columns);
 }
 
-/* y of the rows from `top` on, whose tiles are `x`, and the columns from `left` on, whose tiles are `w`. */
-static void multiply_panel(const split_args *t, int64_t top, int64_t left, int64_t columns, const uint16_t *x,
-                           const uint16_t *w) {
+/* Adds to y of the rows from `top` on, whose tiles are `x`, and the columns from `left` on, whose tiles are `w`. */
+static void multiply_panel(const split_args *t, int64_t top, int64_t left, int64_t columns, int64_t depth, int fresh,
+                           const uint16_t *x, const uint16_t *w) {
     int64_t down = up_to(smaller(ROWS, t->rows - top), BLOCK) / BLOCK, across = up_to(columns, BLOCK) / BLOCK;
-    int64_t steps = up_to(t->d_in, DEEP) / DEEP;
+    int64_t steps = up_to(depth, DEEP) / DEEP;
     for (int64_t from = 0; from < across; from += COLUMNS / BLOCK)
         for (int64_t s = 0; s < steps; s += STEPS)
             for (int64_t i = 0; i < down; i++)
                 for (int64_t j = from; j < smaller(across, from + COLUMNS / BLOCK); j++)
                     multiply_block(t, x + place(i, down, s, steps), w + place(j, across, s, steps),
-                                   smaller(STEPS, steps - s), s == 0, top + i * BLOCK, left + j * BLOCK);
+                                   smaller(STEPS, steps - s), fresh && s == 0, top + i * BLOCK, left + j * BLOCK);
 }
 
 /* Numbers of the tiles of W that are cut at a time. */
 static int64_t cut_of_weight(const split_args *t) {
-    return smaller(PANEL, up_to(t->d_out, BLOCK)) * up_to(t->d_in, DEEP) * PARTS;
+    return smaller(PANEL, up_to(t->d_out, BLOCK)) * smaller(DEPTH, up_to(t->d_in, DEEP)) * PARTS;
 }
 
 /* Sets `bytes`. */
 int split_product_size(split_args *t) {
-    int64_t of_x = smaller(ROWS, up_to(t->rows, BLOCK)) * up_to(t->d_in, DEEP) * PARTS;
+    int64_t of_x = smaller(ROWS, up_to(t->rows, BLOCK)) * smaller(DEPTH, up_to(t->d_in, DEEP)) * PARTS;
     t->bytes = (cut_of_weight(t) + of_x) * sizeof(uint16_t);
     return 0;
 }
@@ -268,14 +268,15 @@ int split_product_multiply(split_args *t) {
     tile_shapes shapes = {.palette = 1};
     for (int i = 0; i < 8; i++) shapes.bytes[i] = DEEP * sizeof(uint16_t), shapes.rows[i] = SIDE;
     _tile_loadconfig(&shapes);
-    for (int64_t left = 0; left < t->d_out; left += PANEL) {
-        int64_t columns = smaller(PANEL, t->d_out - left);
-        cut_weight(t, left, columns, w);
-        for (int64_t top = 0; top < t->rows; top += ROWS) {
-            cut_rows(t->x + top * t->d_in, smaller(ROWS, t->rows - top), t->d_in, x);
-            multiply_panel(t, top, left, columns, x, w);
+    for (int64_t left = 0; left < t->d_out; left += PANEL)
+        for (int64_t k = 0; k < t->d_in; k += DEPTH) {
+            int64_t columns = smaller(PANEL, t->d_out - left), depth = smaller(DEPTH, t->d_in - k);
+            cut_weight(t, left, columns, k, depth, w);
+            for (int64_t top = 0; top < t->rows; top += ROWS) {
+                cut_rows(t, top, smaller(ROWS, t->rows - top), k, depth, x);
+                multiply_panel(t, top, left, columns, depth, k == 0, x, w);
+            }
         }
-    }
     _tile_release();
     return 0;
 }
