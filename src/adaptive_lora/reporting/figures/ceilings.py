@@ -72,7 +72,8 @@ def _column(ax: Axes, column: Sequence[_Study], arms: Sequence[str]) -> None:
     ax.axvline(0, color="black", lw=0.8, zorder=1)
     top, middles, budgets = 0.0, list[float](), list[str]()
     for label, cells in column:
-        ax.text(0.01, top + 0.9, label, transform=ax.get_yaxis_transform(), fontsize=8, va="center", style="italic")
+        ax.text(0.01, top + 0.9, label, transform=ax.get_yaxis_transform(), fontsize=8, va="center", style="italic",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})  # fmt: skip
         top += 1.8
         for cell in cells:
             middles.append(top + len(cell.arms) / 2)
