@@ -1,6 +1,7 @@
 /* Runs a C kernel on many shapes against plain loops; built with sanitizers by test_sanitizers.py, once a kernel.
 
-   KERNEL is the path of the kernel, in quotes; -DATTENTION or -DPOINTWISE says which, -DREAL=... the type of lora.c.
+   KERNEL is the path of the kernel, in quotes; -DATTENTION, -DPOINTWISE or -DSPLIT says which, -DREAL=... the type of
+   lora.c.
    Every array has an allocation of its own, of exactly its size, so that each access beyond it is seen. */
 
 #include KERNEL
@@ -219,6 +220,45 @@ int main(void) {
             run_costs(rows, widths[i], i % 2);
             run_costs(rows, 500 + widths[i], rows % 2);
         }
+    return failures > 0;
+}
+
+#elif defined SPLIT
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* Numbers that end where nothing may be read: sanitizers do not see loads under a mask. */
+static float *numbers_at_an_end(int64_t n) {
+    int64_t page = sysconf(_SC_PAGESIZE), bytes = (n * (int64_t)sizeof(float) + page - 1) / page * page;
+    char *p = mmap(0, bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED || mprotect(p + bytes, page, PROT_NONE)) exit(2);
+    float *x = (float *)(p + bytes) - n;
+    for (int64_t i = 0; i < n; i++) x[i] = 2 * uniform();
+    return x;
+}
+
+/* W lies along its rows or along its columns. */
+static void run(int64_t rows, int64_t d_in, int64_t d_out, int along) {
+    float *x = numbers_at_an_end(rows * d_in), *w = numbers_at_an_end(d_out * d_in);
+    split_args a = {rows, d_in, d_out, along ? d_in : 1, along ? 1 : d_out, x, w, malloc(sizeof(float) * rows * d_out)};
+    split_product_size(&a);
+    a.workspace = aligned_alloc(64, a.bytes);
+    split_product_multiply(&a);
+    for (int64_t i = 0; i < rows * d_out; i++) {
+        double sum = 0;
+        for (int64_t k = 0; k < d_in; k++)
+            sum += (double)x[i / d_out * d_in + k] * w[i % d_out * a.w_row + k * a.w_column];
+        check("product", a.y[i], sum, 1e-5);
+    }
+    free(a.y), free(a.workspace);
+}
+
+int main(void) {
+    if (!split_product_available(0)) return 0;
+    const int64_t shapes[][3] = {{1, 32, 32}, {33, 70, 45}, {31, 33, 65}, {65, 600, 40}, {260, 40, 33}, {2, 35, 4100}};
+    for (int i = 0; i < 6; i++)
+        for (int along = 0; along < 2; along++) run(shapes[i][0], shapes[i][1], shapes[i][2], along);
     return failures > 0;
 }
 
