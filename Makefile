@@ -13,7 +13,7 @@ READY  := $(VENV)/.ready
 
 STUDY  ?= results/alpaca-babyllama-full
 BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-original results/stability \
-          results/ceiling-smollm2-reasoning results/ladder-smollm2 \
+          results/ceiling-smollm2-reasoning results/ladder-smollm2 results/ladder-babyllama \
           results/ceiling-babyllama-alpaca results/ceiling-babyllama-reasoning \
           results/ceiling-stories260k-alpaca results/ceiling-stories260k-gsm8k \
           results/ceiling-stories260k-reasoning \

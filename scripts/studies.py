@@ -20,7 +20,7 @@ from pathlib import Path
 
 STUDIES = (
     "demo", "alpaca-original", "alpaca-babyllama", "alpaca-babyllama-full", "stability", "gsm8k-stories260k",
-    "alpaca-stories260k", "ceiling-smollm2-reasoning", "ladder-smollm2",
+    "alpaca-stories260k", "ceiling-smollm2-reasoning", "ladder-smollm2", "ladder-babyllama",
     "ceiling-babyllama-alpaca", "ceiling-babyllama-reasoning", "ceiling-stories260k-alpaca",
     "ceiling-stories260k-gsm8k", "ceiling-stories260k-reasoning",
 )  # fmt: skip
