@@ -76,6 +76,10 @@ def claims() -> list[str]:
     ladder = {name: abs(difference("ladder-smollm2", f"{name}@rank:4")) for name in LADDER}
     moved = sorted([half_of("ladder-smollm2"), *(ladder[name] for name in LADDER[:4])])
     assert max(ladder[name] for name in LADDER[4:]) < 0.01
+    small = {name: difference("ladder-babyllama", f"{name}@rank:4")
+             for name in ("three-times-the-rate", "query-value", "hindsight")}  # fmt: skip
+    low, high = STUDIES["ladder-babyllama"]["ladder"]["half the budget"][1:3]
+    assert low < 0 < high
     babyllama, xeon, smollm2 = "throughput-babyllama", "throughput-babyllama-xeon", "throughput-smollm2"
     avx2, stories = "throughput-babyllama-avx2", "throughput-stories260k"
 
@@ -104,6 +108,8 @@ def claims() -> list[str]:
         "learning rate, targets and budget move the test loss by "
         f"{moved[0]:.2f} to {moved[-1]:.2f} nats per token, three allocations of rank by "
         "less than 0.01",
+        f"costs {small['three-times-the-rate']:.2f} nats, query and value alone {small['query-value']:.2f} and the ranks "
+        f"of {small['hindsight']:.3f}",
         f"is worse there by {drop2:.3f} and {drop4:.3f}",
         f"({bench(babyllama, 'speedup_vs_trainer'):.1f} times faster",
         f"| {speeds(babyllama)} |",
