@@ -108,8 +108,8 @@ def claims() -> list[str]:
         "learning rate, targets and budget move the test loss by "
         f"{moved[0]:.2f} to {moved[-1]:.2f} nats per token, three allocations of rank by "
         "less than 0.01",
-        f"costs {small['three-times-the-rate']:.2f} nats, query and value alone {small['query-value']:.2f} and the ranks "
-        f"of {small['hindsight']:.3f}",
+        f"costs {small['three-times-the-rate']:.2f} nats, query and value alone {small['query-value']:.2f} and the "
+        f"ranks of {small['hindsight']:.3f}",
         f"is worse there by {drop2:.3f} and {drop4:.3f}",
         f"({bench(babyllama, 'speedup_vs_trainer'):.1f} times faster",
         f"| {speeds(babyllama)} |",
