@@ -129,6 +129,7 @@ def test_a_map_of_planted_truths_has_every_share_and_its_cost() -> None:
     cells = [float(np.asarray(mesh.get_array()).ravel()[0]) for mesh in ax.findobj(QuadMesh)]  # type: ignore[attr-defined]
     assert len(cells) >= len(names) * (1 + len(found.shown)) and np.nanmax(np.abs(cells)) <= 1
     assert found.cost(found.order()[0]) == (1600 + 400 + 200) / 200 and found.cost("uniform") == 0
+    assert found.cost("uniform-x1.25") == 0.25 and found.cost("uniform-x12") == 11
     assert texts(figure).count("11") == 1
     for caption in (recovery_map_caption(found), recovery_map_caption(PROVISIONAL)):
         assert not _RUN_ON.search(caption), caption

@@ -25,6 +25,8 @@ from adaptive_lora.stats.recovery import CLEAR, CONCENTRATED, CONTROLS, shares_b
 
 REFERENCES = ("oracle", "floor", "uniform")
 """What every result has beside the strategies."""
+LONGER = "uniform-x"
+"""Before how many times as long: uniform ranks with what others train to plan."""
 _UNIFORM = "uniform"
 _LEVEL = 0.95
 
@@ -133,8 +135,11 @@ class Recovered:
     def cost(self, name: str) -> float | None:
         """Tokens that went through the model before there was a plan, over those of one training; median over results.
 
-        None where the file does not say. 0 for plans by shapes alone.
+        None where the file does not say. 0 for plans by shapes alone; of `uniform-xN`, uniform ranks trained N times as
+        long, what that takes beyond one training.
         """
+        if name.startswith(LONGER):
+            return float(name.removeprefix(LONGER)) - 1
         said = [self.circumstances.get(key) for key in ("steps", "batch_size", "length")]
         plans = [r["planning"][name] for r in self.results if name in r.get("planning", {})]
         if not plans or not all(isinstance(n, int) and n > 0 for n in said):
