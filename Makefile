@@ -17,7 +17,8 @@ BESIDE ?= results/gsm8k-stories260k results/alpaca-stories260k results/alpaca-or
           results/ceiling-babyllama-alpaca results/ceiling-babyllama-reasoning \
           results/ceiling-stories260k-alpaca results/ceiling-stories260k-gsm8k \
           results/ceiling-stories260k-reasoning \
-          results/bench/recovery-babyllama.json results/bench/recovery-stories260K-hindsight.json
+          results/bench/recovery-babyllama.json results/bench/recovery-stories260K-hindsight.json \
+          results/bench/recovery-stories260K-equal-cost.json
 TEXT   ?= paper/text
 
 COMPAT ?= results/bench/compat.json

@@ -33,7 +33,7 @@ STUDIES: Mapping[str, Sequence[str]] = {
     "ladder-smollm2": ("ladder",),
 }
 """Export -> the figures of it that are shown; exports that are not there have not been run."""
-PLANTED = ("recovery-babyllama",)
+PLANTED = ("recovery-babyllama", "recovery-stories260K-equal-cost")
 """Files of planted ranks: a heat map and intervals of each."""
 CEILINGS = "ceilings"
 """One figure of every export that has a ceiling."""
