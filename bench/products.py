@@ -28,9 +28,11 @@ def seconds_of_products(
     learnt: float,
     threads: int,
     product: Callable[[Tensor, Tensor], Tensor] = frozen_linear,
+    rows: int = CHUNK,
 ) -> float:
-    """Of one update of one adapter with so many tokens, so many of them learnt; the median over rounds."""
-    rows, learnt_rows = CHUNK, max(1, round(CHUNK * learnt / tokens))
+    """Of one update of one adapter with so many tokens, so many of them learnt, in products of `rows` rows; the median
+    over rounds."""
+    learnt_rows = max(1, round(rows * learnt / tokens))
     weights = [_weight(base, m.name, m.fan_in_fan_out) for m in base.outline.modules]
     head: Tensor = base.model.get_output_embeddings().weight.detach()
 

@@ -1,6 +1,6 @@
 /* Runs a C kernel on many shapes against plain loops; built with sanitizers by test_sanitizers.py, once a kernel.
 
-   KERNEL is the path of the kernel, in quotes; -DATTENTION, -DPOINTWISE or -DSPLIT says which, -DREAL=... the type of
+   KERNEL is the path of the kernel, in quotes; -DATTENTION, -DDROPOUT, -DPOINTWISE or -DSPLIT says which, -DREAL=... the type of
    lora.c.
    Every array has an allocation of its own, of exactly its size, so that each access beyond it is seen. */
 
@@ -242,7 +242,7 @@ static float *numbers_at_an_end(int64_t n) {
 static void run(int64_t rows, int64_t d_in, int64_t d_out, int along) {
     float *x = numbers_at_an_end(rows * d_in), *w = numbers_at_an_end(d_out * d_in);
     split_args a = {rows, d_in, d_out, along ? d_in : 1, along ? 1 : d_out, x, w, malloc(sizeof(float) * rows * d_out)};
-    split_product_size(&a);
+    split_product_multiply(&a);
     a.workspace = aligned_alloc(64, a.bytes);
     split_product_multiply(&a);
     for (int64_t i = 0; i < rows * d_out; i++) {
@@ -259,6 +259,50 @@ int main(void) {
     const int64_t shapes[][3] = {{1, 32, 32}, {33, 70, 45}, {31, 33, 65}, {65, 600, 40}, {260, 40, 33}, {2, 35, 4100}};
     for (int i = 0; i < 6; i++)
         for (int along = 0; along < 2; along++) run(shapes[i][0], shapes[i][1], shapes[i][2], along);
+    return failures > 0;
+}
+
+#elif defined DROPOUT
+#include <stdlib.h>
+
+/* Modules of so many trials, the gaps coming in blocks of `block`. */
+static void run(int64_t modules, const int64_t *sizes, int64_t block, double scale) {
+    int64_t *ends = malloc(sizeof(int64_t) * modules), *cuts = calloc(modules + 1, sizeof(int64_t)), total = 0;
+    for (int64_t m = 0; m < modules; m++) ends[m] = total += sizes[m];
+    double *gaps = malloc(sizeof(double) * block);
+    int64_t *wanted = malloc(sizeof(int64_t) * (total + 1)), *owner = malloc(sizeof(int64_t) * (total + 1)), at = -1, n = 0;
+    dropout_args a = {gaps, block, scale, ends, modules, 0, cuts, 0, -1, 0};
+    while (a.module < modules) {
+        for (int64_t i = 0; i < block; i++) {
+            gaps[i] = (1 + uniform()) * (1 + uniform());
+            at += gaps[i] * scale > total ? total + 1 : (int64_t)(gaps[i] * scale) + 1;
+            if (at >= total) continue;
+            int64_t m = 0;
+            while (at >= ends[m]) m++;
+            wanted[n] = at - (ends[m] - sizes[m]);
+            owner[n++] = m;
+        }
+        a.positions = realloc(a.positions, sizeof(int64_t) * (n ? n : 1));
+        dropout_positions(&a);
+    }
+    check("found", a.found, n, 0);
+    check("first cut", cuts[0], 0, 0);
+    check("last cut", cuts[modules], n, 0);
+    for (int64_t i = 0; i < n; i++) {
+        check("position", a.positions[i], wanted[i], 0);
+        check("in its module", cuts[owner[i]] <= i && i < cuts[owner[i] + 1], 1, 0);
+    }
+    free(ends), free(cuts), free(gaps), free(wanted), free(owner), free(a.positions);
+}
+
+int main(void) {
+    const int64_t sizes[] = {70, 0, 0, 1, 33, 400, 0};
+    for (int64_t modules = 1; modules <= 7; modules++)
+        for (int64_t block = 1; block < 300; block = 3 * block + 1) {
+            run(modules, sizes, block, 0.4);
+            run(modules, sizes, block, 30);
+            run(modules, sizes, block, 1e300);
+        }
     return failures > 0;
 }
 

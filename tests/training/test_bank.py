@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from adaptive_lora.training.adapter import attached, set_step, set_training, tra
 from adaptive_lora.training.bank import Bank, Member
 from adaptive_lora.training.base import FrozenBase, load_base
 from adaptive_lora.training.batches import collate, sequence_losses
-from adaptive_lora.training.dropout import DropoutMasks
+from adaptive_lora.training.dropout import DropoutMasks, Positions
 from adaptive_lora.training.evaluate import evaluate
 from adaptive_lora.training.options import TrainingOptions
 from adaptive_lora.training.reference import Diverged, train
@@ -150,17 +151,19 @@ def test_both_engines_drop_what_the_masks_say(
     """DropoutMasks put in from outside: every ninth entry, beginning where seed and step say."""
     asked: set[tuple[Any, ...]] = set()
 
-    def injected_mask(self: DropoutMasks, name: str, step: int, tokens: int, device: torch.device) -> Tensor:
-        asked.add((self.seed, self.p, name, step, tokens))
-        return torch.arange((self.seed + step) % 9, tokens * self.widths[name], 9)
+    def injected_masks(self: DropoutMasks, step: int, tokens: int) -> Positions:
+        asked.add((self.seed, self.p, step, tokens))
+        own = [np.arange((self.seed + step) % 9, tokens * width, 9) for width in self.widths.values()]
+        ends = np.cumsum([0, *map(len, own)]).tolist()
+        return Positions(np.concatenate(own), dict(zip(self.widths, itertools.pairwise(ends), strict=True)))
 
     members = [like(member, dropout=0.1) for member in seven_members(exact_gpt2, steps=3)[:3]]
     with monkeypatch.context() as injected:
-        injected.setattr(DropoutMasks, "dropped", injected_mask)
+        injected.setattr(DropoutMasks, "_draw", injected_masks)
         wanted = [by_reference(exact_gpt2, member, (1, 3)) for member in members]
         by_engine, asked = asked, set()
         assert_parity(by_bank(exact_gpt2, members, (1, 3), stacked=stacked, chunk_tokens=4096), wanted)
-    assert asked == by_engine and len(asked) == 3 * (12 + 12 + 11)
+    assert asked == by_engine and len(asked) == 3 * 3
     with pytest.raises(AssertionError):
         assert_parity(by_bank(exact_gpt2, members, (1, 3)), wanted)
 

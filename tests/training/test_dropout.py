@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptive_lora.streams import derive_seed
+from adaptive_lora.training import dropout
 from adaptive_lora.training.dropout import DropoutMasks, zero_
 
 WIDTHS = {"first": 16, "second": 48, "third": 16}
@@ -71,6 +77,36 @@ def test_erasing_takes_positions_or_a_mask(tokens: int, width: int, seed: int) -
     flags = torch.zeros(tokens * width, dtype=torch.bool).index_fill_(0, which, True)
     one, two = zero_(x.clone(), which), zero_(x.clone(), flags)
     assert torch.equal(one, two) and torch.equal(one, torch.where(flags.view_as(x), 0, x))
+
+
+@given(
+    st.lists(st.integers(0, 3000), min_size=1, max_size=6),
+    st.sampled_from([1e-30, 1e-3, 0.05, 0.5, 0.95]),
+    st.integers(0, 9),
+)
+def test_the_kernel_draws_what_numpy_does(sizes: list[int], p: float, seed: int) -> None:
+    ends = np.cumsum(np.array(sizes, np.int64))
+    drawn = []
+    for kernel in (dropout.dropout_kernel(), None):
+        stream = np.random.Generator(np.random.SFC64(seed))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dropout, "dropout_kernel", lambda kernel=kernel: kernel)
+            patch.setattr(dropout, "_BLOCK", 64)
+            positions, cuts = dropout.successes(stream, ends, p)
+        drawn.append((positions[: cuts[-1]].tolist(), cuts))
+    assert drawn[0] == drawn[1]
+
+
+def test_more_successes_than_expected_are_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is made for as many as there are likely to be: here for far fewer."""
+    whole, ends = masks(p=0.5).positions(0, 500), np.array([8000, 32000, 40000])
+    scale = -1 / math.log1p(-0.5)
+    kernel = dropout.dropout_kernel()
+    for draw in (dropout._successes, *([functools.partial(dropout._compiled_successes, kernel)] if kernel else [])):
+        stream = np.random.Generator(np.random.SFC64(derive_seed(0, "dropout", 0)))
+        positions, cuts = draw(stream, ends, scale, 100)
+        assert cuts[-1] == sum(len(whole[name]) for name in WIDTHS) > 15_000
+        assert np.array_equal(positions[: cuts[-1]], np.concatenate([whole[name] for name in WIDTHS]))
 
 
 # Flags, as accelerators draw them; here on the CPU.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -75,7 +76,8 @@ def test_nothing_is_written_beyond_the_product(monkeypatch: pytest.MonkeyPatch) 
         made.append(torch.full((size + 128,), 7, dtype=torch.uint8))
         return made[-1][64:]
 
-    monkeypatch.setattr(module, "_workspace", surrounded)
+    monkeypatch.setattr(module, "_OWN", threading.local())
+    monkeypatch.setattr(module, "_new_workspace", surrounded)
     x, weight, beyond = numbers(45, 70), numbers(77, 70, 1), torch.full((47, 77), 3.0)
     monkeypatch.setattr(Tensor, "new_empty", lambda *_: beyond[1:-1])
     assert split_product(x, weight).data_ptr() == beyond[1:].data_ptr()

@@ -9,6 +9,9 @@ those of all modules, (tokens, Σ d_in), one row a token, so that a bank has eac
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +22,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adaptive_lora.streams import derive_seed
+from adaptive_lora.training.kernels import DropoutArgs, dropout_kernel
+
+_BLOCK = 8192
+"""Exponentials that are drawn at a time."""
+_LONGEST = 9e15
+"""Of a gap, as in dropout.c."""
+
+
+@dataclass
+class Positions:
+    """Ascending indices of what is dropped, by module."""
+
+    indices: NDArray[np.int64]
+    """Of all modules, each counting from its own beginning."""
+    cuts: Mapping[str, tuple[int, int]]
+    """Where a module's are among them."""
+
+    def __post_init__(self) -> None:
+        self._begin = self.indices.ctypes.data
+
+    def __getitem__(self, name: str) -> NDArray[np.int64]:
+        return self.indices[slice(*self.cuts[name])]
+
+    def place(self, name: str) -> tuple[int, int]:
+        """Address and number of a module's indices; they stay there as long as this object lives."""
+        begin, end = self.cuts[name]
+        return self._begin + self.indices.itemsize * begin, end - begin
 
 
 @dataclass
@@ -35,7 +65,8 @@ class DropoutMasks:
     widths: Mapping[str, int]
     """d_in of every linear module of the model, in its order."""
     _drawn_for: tuple[int, int] = (-1, -1)
-    _drawn: Mapping[str, Tensor] = field(default_factory=dict)
+    _flags: Mapping[str, Tensor] = field(default_factory=dict)
+    _positions: Positions | None = None
 
     def dropped(self, name: str, step: int, tokens: int, device: torch.device) -> Tensor:
         """Which of a module's inputs, (tokens, d_in) flattened, are dropped.
@@ -43,14 +74,19 @@ class DropoutMasks:
         On the CPU their indices, int64, ascending; elsewhere a bool mask, whose size is known without
         waiting for the device.
         """
+        if not self.as_flags(device):
+            return torch.from_numpy(self.positions(step, tokens)[name])
         if self._drawn_for != (step, tokens):
             self._drawn_for = (step, tokens)
-            if self.as_flags(device):
-                flags = torch.empty(tokens, sum(self.widths.values()), dtype=torch.bool, device=device)
-                self._drawn = self.by_module(self.draw_(flags, step))
-            else:
-                self._drawn = self._draw(step, tokens)
-        return self._drawn[name].reshape(-1)
+            flags = torch.empty(tokens, sum(self.widths.values()), dtype=torch.bool, device=device)
+            self._flags = self.by_module(self.draw_(flags, step))
+        return self._flags[name].reshape(-1)
+
+    def positions(self, step: int, tokens: int) -> Positions:
+        """What `dropped` returns on the CPU, of all modules; drawn once a step."""
+        if self._positions is None or self._drawn_for != (step, tokens):
+            self._drawn_for, self._positions = (step, tokens), self._draw(step, tokens)
+        return self._positions
 
     @staticmethod
     def as_flags(device: torch.device) -> bool:
@@ -70,15 +106,11 @@ class DropoutMasks:
         """Each module's columns of flags (N, Σ d_in), as views (N, d_in)."""
         return dict(zip(self.widths, flags.split(list(self.widths.values()), dim=1), strict=True))
 
-    def _draw(self, step: int, tokens: int) -> dict[str, Tensor]:
+    def _draw(self, step: int, tokens: int) -> Positions:
         ends = np.cumsum(np.fromiter(self.widths.values(), np.int64) * tokens)
         stream = np.random.Generator(np.random.SFC64(derive_seed(self.seed, "dropout", step)))
-        indices = _successes(stream, int(ends[-1]), self.p)
-        cuts = [0, *np.searchsorted(indices, ends).tolist()]
-        begins = [0, *ends[:-1].tolist()]
-        return {
-            name: torch.from_numpy(indices[cuts[i] : cuts[i + 1]] - begins[i]) for i, name in enumerate(self.widths)
-        }
+        positions, cuts = successes(stream, ends, self.p)
+        return Positions(positions, dict(zip(self.widths, itertools.pairwise(cuts), strict=True)))
 
 
 def zero_(x: Tensor, dropped: Tensor) -> Tensor:
@@ -91,24 +123,51 @@ def zero_(x: Tensor, dropped: Tensor) -> Tensor:
     return x
 
 
-def _successes(stream: np.random.Generator, size: int, p: float) -> NDArray[np.int64]:
-    """Indices of the successes among `size` independent trials of probability p, drawn as gaps between them.
+def successes(stream: np.random.Generator, ends: NDArray[np.int64], p: float) -> tuple[NDArray[np.int64], list[int]]:
+    """Which of independent trials of probability p succeed, drawn as gaps between them: p draws a trial and no more.
 
-    A gap is geometric, floor(E / -ln(1 - p)) + 1 with E exponential: about `size` p draws instead of `size`.
+    Trials are those of several modules, up to each of `ends`. Returns ascending indices within their own module, and
+    where among them each module begins, and the last one ends. A gap is geometric, floor(E / -ln(1 - p)) + 1 with E
+    exponential.
     """
-    if not p:
-        return np.zeros(0, dtype=np.int64)
-    found: list[NDArray[np.int64]] = []
-    last = -1
-    while last < size:
-        expected = (size - last) * p
-        gaps = stream.standard_exponential(int(expected + 6 * math.sqrt(expected)) + 8)
-        gaps *= -1 / math.log1p(-p)
-        indices = gaps.astype(np.int64)
-        indices += 1
-        np.cumsum(indices, out=indices)
-        indices += last
-        found.append(indices)
-        last = int(indices[-1])
-    indices = found[0] if len(found) == 1 else np.concatenate(found)
-    return indices[: np.searchsorted(indices, size)]
+    if not p or not len(ends):
+        return np.zeros(0, np.int64), [0] * (len(ends) + 1)
+    expected = int(ends[-1]) * p
+    most = int(expected + 6 * math.sqrt(expected)) + 8  # seldom more
+    kernel = dropout_kernel()
+    draw = _successes if kernel is None else functools.partial(_compiled_successes, kernel)
+    return draw(stream, ends, -1 / math.log1p(-p), most)
+
+
+def _successes(
+    stream: np.random.Generator, ends: NDArray[np.int64], scale: float, most: int
+) -> tuple[NDArray[np.int64], list[int]]:
+    found, last = [np.zeros(0, np.int64)], -1
+    while last < ends[-1]:
+        gaps = stream.standard_exponential(most) * scale
+        indices = np.minimum(gaps, _LONGEST).astype(np.int64) + 1
+        found.append(np.cumsum(indices) + last)
+        last = int(found[-1][-1])
+    indices = np.concatenate(found)
+    cuts = [0, *np.searchsorted(indices, ends).tolist()]
+    begins = np.repeat(ends - np.diff(ends, prepend=0), np.diff(cuts))
+    return indices[: cuts[-1]] - begins, cuts
+
+
+def _compiled_successes(
+    kernel: ctypes.CDLL, stream: np.random.Generator, ends: NDArray[np.int64], scale: float, most: int
+) -> tuple[NDArray[np.int64], list[int]]:
+    """`dropout.c`, the same bits: exponentials are drawn in blocks that stay in cache, in the same order."""
+    exponentials = np.empty(min(most, _BLOCK))
+    positions, cuts = np.empty(most + len(exponentials), np.int64), np.zeros(len(ends) + 1, np.int64)
+    it = DropoutArgs(
+        exponentials.ctypes.data, len(exponentials), scale, ends.ctypes.data, len(ends),
+        positions.ctypes.data, cuts.ctypes.data, 0, -1, 0,
+    )  # fmt: skip
+    while it.module < it.modules:
+        if it.found + len(exponentials) > len(positions):
+            positions = np.concatenate([positions[: it.found], np.empty(most, np.int64)])
+            it.positions = positions.ctypes.data
+        stream.standard_exponential(out=exponentials)
+        kernel.dropout_positions(ctypes.byref(it))
+    return positions, cuts.tolist()

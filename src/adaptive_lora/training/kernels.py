@@ -23,8 +23,9 @@ _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-sha
 _BOTH = ("forward", "backward")
 _FUNCTIONS = {
     "attention": _BOTH,
+    "dropout": ("positions",),
     "lora": (*_BOTH, "product"),
-    "split_product": ("available", "size", "multiply"),
+    "split_product": ("available", "multiply"),
     "pointwise": ("costs", *(f"{what}_{way}" for what in ("norm", "gate", "gelu", "rotate") for way in _BOTH)),
 }
 _REALS = {torch.float32: "float", torch.float64: "double"}
@@ -42,6 +43,17 @@ class AttentionArgs(ctypes.Structure):
         *_fields("starts"),
         ("scaling", ctypes.c_float),
         *_fields("out scales grad_out grad_q grad_k grad_v"),
+    ]
+
+
+class DropoutArgs(ctypes.Structure):
+    """`dropout_args` of dropout.c."""
+
+    _fields_ = [
+        *_fields("exponentials", "count"),
+        ("scale", ctypes.c_double),
+        *_fields("ends", "modules"),
+        *_fields("positions cuts", "module last found"),
     ]
 
 
@@ -103,6 +115,11 @@ def attention_kernel() -> ctypes.CDLL | None:
     return _loaded("attention", AttentionArgs).library
 
 
+def dropout_kernel() -> ctypes.CDLL | None:
+    """The library with `dropout_positions`; None where it cannot be compiled."""
+    return _loaded("dropout", DropoutArgs).library
+
+
 def lora_kernel(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The library with `lora_forward`, `lora_backward` and `lora_product` for a dtype; None where there is none."""
     real = _REALS.get(dtype)
@@ -135,6 +152,7 @@ def kernel_places() -> tuple[str, ...]:
 def _kernels() -> dict[str, _Kernel]:
     return {
         "attention": _loaded("attention", AttentionArgs),
+        "dropout": _loaded("dropout", DropoutArgs),
         "lora": _loaded("lora", LoraArgs, "-DREAL=float"),
         "pointwise": _loaded("pointwise", PointwiseArgs),
     }

@@ -55,7 +55,7 @@ class FusedCpu:
     """`lora.c`: all adapters in one call, each on its own segment at its own rank."""
 
     def __init__(self, name: str, batch: BankBatch) -> None:
-        self._dropped: list[Tensor] = []  # keeps alive what `lora.c` has the addresses of
+        self._dropped: list[object] = []  # keeps alive what `lora.c` has the addresses of
         self._u_size, segments = 0, []
         for slot, (begin, end), tokens, real in zip(
             batch.slots, batch.pack.segments, batch.pack.tokens, batch.pack.real, strict=False
@@ -63,12 +63,21 @@ class FusedCpu:
             if (pair := slot.pairs.get(name)) is None:
                 continue
             dropping = batch.training and slot.masks.p > 0
-            dropped = _own_dropped(name, slot, tokens, real, pair.a.shape[1]) if dropping else torch.empty(0)
-            self._dropped.append(dropped)
+            place = self._place(name, slot, tokens, real) if dropping else (0, 0)
             self._u_size += (end - begin) * pair.a.shape[0]
             scaling = pair.scaling / (1 - slot.masks.p if batch.training else 1)
-            segments.append(LoraSegment(begin, end, *pair.addresses, dropped.data_ptr(), dropped.numel(), scaling))
+            segments.append(LoraSegment(begin, end, *pair.addresses, *place, scaling))
         self._segments = (LoraSegment * len(segments))(*segments)
+
+    def _place(self, name: str, slot: Slot, tokens: int, real: Tensor | None) -> tuple[int, int]:
+        """Address and number of the dropped entries of an adapter's own segment."""
+        if real is None:
+            positions = slot.masks.positions(slot.step, tokens)
+            self._dropped.append(positions)
+            return positions.place(name)
+        spread = _own_dropped(name, slot, tokens, real, slot.pairs[name].a.shape[1])
+        self._dropped.append(spread)
+        return spread.data_ptr(), spread.numel()
 
     def forward(self, x: Tensor, y: Tensor) -> list[Tensor]:
         """See `LoraOp.forward`."""

@@ -255,15 +255,17 @@ static int64_t cut_of_weight(const split_args *t) {
     return smaller(PANEL, up_to(t->d_out, BLOCK)) * smaller(DEPTH, up_to(t->d_in, DEEP)) * PARTS;
 }
 
-/* Sets `bytes`. */
-int split_product_size(split_args *t) {
+static int64_t needed(const split_args *t) {
     int64_t of_x = smaller(ROWS, up_to(t->rows, BLOCK)) * smaller(DEPTH, up_to(t->d_in, DEEP)) * PARTS;
-    t->bytes = (cut_of_weight(t) + of_x) * sizeof(uint16_t);
-    return 0;
+    return (cut_of_weight(t) + of_x) * sizeof(uint16_t);
 }
 
-/* Writes y. */
+/* Writes y. Where the workspace is too small: sets `bytes` to what it takes, and returns 1. */
 int split_product_multiply(split_args *t) {
+    if (t->bytes < needed(t)) {
+        t->bytes = needed(t);
+        return 1;
+    }
     uint16_t *w = t->workspace, *x = w + cut_of_weight(t);
     tile_shapes shapes = {.palette = 1};
     for (int i = 0; i < 8; i++) shapes.bytes[i] = DEEP * sizeof(uint16_t), shapes.rows[i] = SIDE;
@@ -288,7 +290,6 @@ int split_product_available(split_args *unused) {
     return 0;
 }
 
-int split_product_size(split_args *unused) { return split_product_available(unused); }
 int split_product_multiply(split_args *unused) { return split_product_available(unused); }
 
 #endif

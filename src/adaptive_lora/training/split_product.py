@@ -9,7 +9,6 @@ float32 stands in.
 
 from __future__ import annotations
 
-import ctypes
 import threading
 
 import torch
@@ -38,15 +37,17 @@ def split_product(x: Tensor, weight: Tensor) -> Tensor:
     assert kernel is not None, "`splits` was asked first"
     x, weight = x.contiguous(), weight if 1 in weight.stride() else weight.contiguous()
     y = x.new_empty(len(x), len(weight))
-    it = SplitArgs(*x.shape, len(weight), *weight.stride(), x.data_ptr(), weight.data_ptr(), y.data_ptr())
-    kernel.split_product_size(ctypes.byref(it))
-    it.workspace = _workspace(it.bytes).data_ptr()
-    kernel.split_product_multiply(ctypes.byref(it))
+    kept: Tensor | None = getattr(_OWN, "workspace", None)
+    it = SplitArgs(
+        *x.shape, len(weight), *weight.stride(), x.data_ptr(), weight.data_ptr(), y.data_ptr(),
+        *((None, 0) if kept is None else (kept.data_ptr(), kept.numel())),
+    )  # fmt: skip
+    if kernel.split_product_multiply(it):
+        _OWN.workspace = _new_workspace(it.bytes)
+        it.workspace = _OWN.workspace.data_ptr()
+        kernel.split_product_multiply(it)
     return y
 
 
-def _workspace(size: int) -> Tensor:
-    kept: Tensor | None = getattr(_OWN, "workspace", None)
-    if kept is None or kept.numel() < size:
-        _OWN.workspace = kept = torch.empty(size, dtype=torch.uint8)
-    return kept
+def _new_workspace(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8)
