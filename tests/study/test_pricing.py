@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adaptive_lora.data.encoding import Example
 from adaptive_lora.errors import TrainingError
+from adaptive_lora.measures import hooks
 from adaptive_lora.measures.measuring import MeasuringProgress, in_goes
 from adaptive_lora.measures.request import Measurement
 from adaptive_lora.stats.run_table import Phase
@@ -68,14 +70,21 @@ def test_what_is_measured_ends_once_its_price_is_known(
         assert [now.step for now in seen if now.step] == waited_for
 
 
-def test_what_was_not_waited_for_takes_its_time_by_tokens(prepared: PreparedStudy) -> None:
-    (together,) = goes(prepared)
-    batches = [sum(len(example.ids) for example in batch) for batch in together[0].request.batches]
-    assert len(set(batches)) > 1
-    assert pricing._sizes(together, 2 * len(batches)) == 2 * batches  # modules in two rounds
-    assert pricing._sizes(together, len(batches) + 1) == [1] * (len(batches) + 1)  # updates of short runs
-    assert pricing._extended([(2.0, 1)], [10, 30]) == 8.0
-    assert pricing._extended([(9.0, 1), (11.0, 2), (13.0, 3)], [10, 20, 20, 40]) == 17.0  # the first warms up
+def test_what_was_not_waited_for_takes_its_time_by_tokens(
+    prepared: PreparedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is computed in parts is not waited for to its end."""
+    (together,), seen = goes(prepared), list[MeasuringProgress]()
+    batches = together[0].request.batches
+    monkeypatch.setattr(hooks, "ACTIVATIONS", 1)  # a record at a time
+    pricing.seconds_of(together, seen.append)
+    tokens = [len(example.ids) for batch in batches for example in batch]
+    assert len(set(tokens)) > 1 and max(map(len, batches)) > 1
+    told = [now for now in seen if now.step]
+    assert [(now.step, now.steps) for now in told] == [(i + 1, len(tokens)) for i in range(len(tokens))]
+    assert [now.share for now in told] == pytest.approx(np.cumsum(tokens) / sum(tokens))
+    assert pricing._extended([(2.0, 0.25)]) == 8.0
+    assert pricing._extended([(9.0, 0.1), (11.0, 0.3), (13.0, 0.5)]) == pytest.approx(18.0)  # the first warms up
 
 
 def test_evaluation_is_timed_on_as_many_records_as_patience_allows(
@@ -92,7 +101,7 @@ def test_evaluation_is_timed_on_as_many_records_as_patience_allows(
     found = pricing.seconds_per_record(records, evaluated)
     assert found == pytest.approx(total / len(records) / 1000)
     tokens = [sum(len(record.ids) for record in some) for some in asked]
-    assert len(asked[0]) == 1 and 250 < tokens[1] < 350 and 900 < tokens[2] < 1100  # a second's worth
+    assert len(asked[0]) == 1 and 450 < tokens[1] < 550 and 900 < tokens[2] < 1100  # a second's worth
 
 
 def test_an_error_that_is_met_is_told(prepared: PreparedStudy) -> None:
@@ -106,12 +115,14 @@ def test_an_error_that_is_met_is_told(prepared: PreparedStudy) -> None:
 def test_answers_are_priced_by_a_few_tokens_of_one(
     study_file: WriteStudy, monkeypatch: pytest.MonkeyPatch, answers: int
 ) -> None:
-    """A second for the first token, and half of one for each that follows, of three who answer."""
+    """A second for the first token, and half of one for each that follows: two who answer as long as the references,
+    one as long as the longest."""
     study = load_study(study_file(("seeds:", f"report: {{answers: {answers}}}\nseeds:")))
     prepared, asked = prepare(study), []
     monkeypatch.setattr(estimated_cost, "greedy", lambda base, prompt, limit, *rest: asked.append(limit))
     monkeypatch.setattr(estimated_cost, "_seconds", lambda do: [do(), 1 + 0.5 * (asked[-1] - 1)][1])
     places = places_of(study, len(prepared.splits.test), answers)
-    longest = max((len(question_of(prepared.splits.test[place]).reference) for place in places), default=0)
-    assert estimated_cost.answer_seconds(prepared) == pytest.approx(3 * answers * (1 + 0.5 * (longest - 1)))
-    assert asked == [1, 9][: 2 * answers]
+    lengths = [len(question_of(prepared.splits.test[place]).reference) for place in places]
+    tokens = 2 * sum(lengths) + answers * max(lengths, default=0)
+    assert estimated_cost.answer_seconds(prepared) == pytest.approx(3 * answers + 0.5 * (tokens - 3 * answers))
+    assert asked == [1, 5][: 2 * answers]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 from typing import Annotated
 
@@ -55,7 +57,16 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Figures go into files. A notebook's shell leaves a backend here that matplotlib refuses outside of it.
     os.environ["MPLBACKEND"] = "agg"
+    _expect_no_garbage_in_libraries()
     app()
+
+
+def _expect_no_garbage_in_libraries() -> None:
+    """Loaded libraries are a million objects that stay. Searching all of them for garbage, again and again, takes most
+    of a second of a command's beginning and more than one of its end."""
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, 1000)
+    atexit.register(gc.freeze)
 
 
 if __name__ == "__main__":

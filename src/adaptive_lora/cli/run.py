@@ -137,7 +137,6 @@ def _dry_run(study: Path, to: Path | None, device: str | None, pilot: Path | Non
 
 def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
     """The spread of a study that was run before, or of the runs that this one has, its tuning runs at first."""
-    from adaptive_lora.reporting.exported import open_findings
     from adaptive_lora.stats.metrics import metric_of
     from adaptive_lora.study.folder import StudyPaths
 
@@ -153,6 +152,8 @@ def _pilot(folder: Path | None, own: Path | None, study: Study) -> Pilot | None:
         folder = own
     if folder is None:
         return None
+    from adaptive_lora.reporting.exported import open_findings
+
     margin = study.spec.analysis.margin
     with open_findings(folder) as found:
         return found.pilot_for(margin if isinstance(margin, float) else None, metric)

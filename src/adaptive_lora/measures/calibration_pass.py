@@ -11,7 +11,7 @@ as in `exact`; what lies before a round's first module then has no backward pass
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -174,18 +174,35 @@ def run_pass(plan: Pass, tick: Tick = no_tick) -> tuple[Found, dict[str, Any]]:
     """
     found: Found = {quantity: {} for quantity in plan.quantities}
     rounds = [list(plan.modules)] if plan.exact else _rounds(plan)
-    largest, done = 0, 0
+    largest, completion, after = 0, plan.tokens == "completion" and not plan.backward, _after_part(plan, rounds, tick)
     for modules in rounds:
         sums = _Round(plan, modules)
         with sums.attached():
             for examples in plan.batches:
-                sums.run(examples, completion=plan.tokens == "completion" and not plan.backward)
-                done += 1
-                tick(done, len(rounds) * len(plan.batches))
+                sums.run(examples, completion, after)
         largest = max(largest, sums.bytes)
         for quantity, values in sums.values().items():
             found[quantity] |= values
     return found, {"mode": "exact" if plan.exact else "stream", "passes": len(rounds), "score_bytes": largest}
+
+
+def _after_part(plan: Pass, rounds: Sequence[Sequence[ModuleShape]], tick: Tick) -> Callable[[Sequence[Example]], None]:
+    """Counts parts of batches, and their tokens as the share of the work."""
+    hooks = Hooks(plan.base, [m.name for m in plan.modules], plan.loss if plan.backward else None)
+    steps = len(rounds) * sum(len(hooks.parts(examples)) for examples in plan.batches)
+    tokens = len(rounds) * sum(map(_tokens_of, plan.batches))
+    done = [0, 0]
+
+    def after(part: Sequence[Example]) -> None:
+        done[0] += 1
+        done[1] += _tokens_of(part)
+        tick(done[0], steps, done[1] / tokens)
+
+    return after
+
+
+def _tokens_of(examples: Sequence[Example]) -> int:
+    return sum(len(example.ids) for example in examples)
 
 
 def _rounds(plan: Pass) -> list[list[ModuleShape]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from adaptive_lora.errors import TrainingError
 from adaptive_lora.measures.request import Measurement, Request
@@ -13,17 +13,21 @@ from adaptive_lora.measures.request import Measurement, Request
 Value = float | list[float]
 """Of one module: a number, or a spectrum in descending order."""
 
-Tick = Callable[[int, int], None]
-"""Called after step k of n (a batch of a pass, an update of short runs); raises KeyboardInterrupt to stop."""
+
+class Tick(Protocol):
+    """Called after step k of n (a part of a batch of a pass, an update of short runs); raises KeyboardInterrupt to
+    stop. `share` of the work is done by then, where it is not k / n."""
+
+    def __call__(self, step: int, steps: int, share: float | None = None) -> None: ...
 
 
-def no_tick(step: int, steps: int) -> None:
+def no_tick(step: int, steps: int, share: float | None = None) -> None:
     """Neither progress nor a stop."""
 
 
 def part_of(tick: Tick, before: int, total: int) -> Tick:
     """Progress of a part that has `before` steps behind it, of `total` in all."""
-    return lambda step, _: tick(before + step, total)
+    return lambda step, steps, share=None: tick(before + step, total)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import functools
 import itertools
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,13 +67,19 @@ class Hooks:
                 handles.callback(module.register_forward_hook(partial(self._forward_hook, name)).remove)
             yield
 
-    def run(self, examples: Sequence[Example], completion: bool = False) -> None:
+    def run(
+        self,
+        examples: Sequence[Example],
+        completion: bool = False,
+        after: Callable[[Sequence[Example]], None] = lambda part: None,
+    ) -> None:
         """One batch, forward and (with a loss) backward; `completion`: only inputs of completion tokens count.
 
-        Where its activations would be many it is computed in parts, whose gradients add up to those of its one loss.
+        Where its activations would be many it is computed in `parts`, whose gradients add up to those of its one loss;
+        `after` is called with each.
         """
         learnt = sum(example.completion_tokens for example in examples)
-        parts = self._parts(examples)
+        parts = self.parts(examples)
         for part in parts:
             self._last = part is parts[-1]
             batch = collate(part).to(self.base.device)
@@ -84,10 +90,11 @@ class Hooks:
                 self._pass(batch, part, learnt)
             self._pending.clear()
             self._seen.clear()
+            after(part)
         for name in self._open.copy():
             self._complete(name)  # some call of it had no part in the loss, or none was in the last part
 
-    def _parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
+    def parts(self, examples: Sequence[Example]) -> list[Sequence[Example]]:
         """The whole batch, or as few parts of neighbours as keep within `ACTIVATIONS`."""
         if self._head is None or self.loss is not label_loss:
             return [examples]

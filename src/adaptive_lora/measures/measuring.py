@@ -77,8 +77,10 @@ class MeasuringProgress:
     """Measurements finished, of `total`."""
     total: int
     step: int
-    """Batches or updates done in this go, of `steps`."""
+    """Parts of batches, or updates, done in this go, of `steps`."""
     steps: int
+    share: float
+    """Of this go's work that is done, about: steps are not all as long."""
 
 
 def group_of(measure: str) -> MeasureGroup:
@@ -121,12 +123,15 @@ def take(
     distinct = list({measurement.key: measurement for measurement in wanted}.values())
     done = 0
 
-    def report(group: MeasureGroup, batch: Sequence[Measurement], step: int, steps: int) -> None:
+    def report(
+        group: MeasureGroup, batch: Sequence[Measurement], step: int, steps: int, share: float | None = None
+    ) -> None:
         if should_stop():
             raise KeyboardInterrupt
         measures = tuple(dict.fromkeys(m.measure for m in batch))
         seeds = tuple(dict.fromkeys(m.request.seed for m in batch))
-        progress(MeasuringProgress(group.name, measures, seeds, done, len(distinct), step, steps))
+        share = step / max(steps, 1) if share is None else share
+        progress(MeasuringProgress(group.name, measures, seeds, done, len(distinct), step, steps, share))
 
     for group, batch in _goes(distinct):
         for taken in _take(group, batch, partial(report, group)):
@@ -184,9 +189,7 @@ def _batches(group: MeasureGroup, wanted: Sequence[Measurement]) -> list[list[Me
     return [batch[at : at + size] for batch in gathered.values() for at in range(0, len(batch), size)]
 
 
-def _take(
-    group: MeasureGroup, batch: Sequence[Measurement], report: Callable[[Sequence[Measurement], int, int], None]
-) -> Iterator[Taken]:
+def _take(group: MeasureGroup, batch: Sequence[Measurement], report: Callable[..., None]) -> Iterator[Taken]:
     """One go; half and half again where it fails as a whole, so that one bad measurement costs no other."""
     report(batch, 0, 0)
     began = time.perf_counter()

@@ -29,10 +29,10 @@ from adaptive_lora.training.reference import update
 
 _UPDATES = 8
 """How many an opened bank has records for."""
-_TRIED_TOKENS = 8
+_TRIED_TOKENS = 4
 """Tokens of an answer that are timed, after its first."""
-_SPEAKERS = 3
-"""Who answers on the page."""
+_ADAPTERS = 2
+"""That answer on the page, beside the frozen model."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,16 @@ def frozen_seconds(prepared: PreparedStudy) -> float:
 def answer_seconds(prepared: PreparedStudy) -> float:
     """Of the answers on the page, by a few tokens of one.
 
-    The frozen model, the baseline and the best other arm answer the same records. 0 where the model does not generate:
-    the page then says why.
+    The frozen model, the baseline and the best other arm answer the same records: an adapter about as long as the
+    references that it learnt are, the frozen model as long as it may. 0 where the model does not generate: the page
+    then says why.
     """
     study, base = prepared.study, prepared.base
     places = places_of(study, len(prepared.splits.test), study.spec.report.answers)
     if not places:
         return 0.0
     questions = [question_of(prepared.splits.test[place]) for place in places]
-    tokens = min(MOST_ANSWER_TOKENS, max(len(question.reference) for question in questions))
+    lengths = [min(MOST_ANSWER_TOKENS, len(question.reference)) for question in questions]
     try:
         first, more = (
             _seconds(lambda some=some: greedy(base, questions[0].prompt, some, (), lambda: False))  # type: ignore[misc]
@@ -75,7 +76,8 @@ def answer_seconds(prepared: PreparedStudy) -> float:
         )
     except Exception:  # of a model that cannot generate, as `answers` takes it
         return 0.0
-    return _SPEAKERS * len(places) * (first + max(0.0, more - first) / _TRIED_TOKENS * (tokens - 1))
+    answers, tokens = (1 + _ADAPTERS) * len(places), len(places) * max(lengths) + _ADAPTERS * sum(lengths)
+    return answers * first + max(0.0, more - first) / _TRIED_TOKENS * (tokens - answers)
 
 
 def answering_seconds(prepared: PreparedStudy, scorer: Scorer | None, plan: RankPlan) -> float:

@@ -16,8 +16,12 @@ _FEWEST = 2
 """Steps that are waited for, as the first pays for warming up; where it takes most of our patience it must do alone."""
 _LONG = 2 / 3
 """Of our patience; beside a step that takes so long warming up is little."""
-_FEW_TOKENS, _WORTH = 300, 2.5
+_FEW_TOKENS, _WORTH = 500, 1.5
 """Tokens on which evaluation is timed first, and how many times as many are worth a second time."""
+
+
+Mark = tuple[float, float]
+"""Seconds since the beginning, and the share of the work that was done by then."""
 
 
 class _Enough(BaseException):
@@ -30,22 +34,22 @@ def seconds_of(together: Sequence[Measurement], progress: Callable[[MeasuringPro
     Raises what stands in the place of a result by then.
     """
     began = time.perf_counter()
-    marks: list[tuple[float, int]] = []
+    marks: list[Mark] = []
 
     def watch(now: MeasuringProgress) -> None:
         progress(now)
         if now.step:
-            marks.append((time.perf_counter() - began, now.step))
+            marks.append((time.perf_counter() - began, now.share))
             if _is_enough([0.0, *(seconds for seconds, _ in marks)]) and now.step < now.steps:
-                raise _Enough(now.steps)
+                raise _Enough
 
     try:
         for taken in take(together, watch):
             for result in taken.results.values():
                 if isinstance(result, Exception):
                     raise result
-    except _Enough as enough:
-        return _extended(marks, _sizes(together, enough.args[0]))
+    except _Enough:
+        return _extended(marks)
     return time.perf_counter() - began
 
 
@@ -54,21 +58,14 @@ def _is_enough(marks: Sequence[float]) -> bool:
     return marks[-1] > PATIENCE * (_LONG if len(marks) <= _FEWEST else 1.0)
 
 
-def _sizes(together: Sequence[Measurement], steps: int) -> list[int]:
-    """Of each step, by which its time is reckoned: tokens, where steps are rounds over the calibration batches."""
-    tokens = [sum(len(example.ids) for example in batch) for batch in together[0].request.batches]
-    rounds, rest = divmod(steps, len(tokens))
-    return [1] * steps if rest else tokens * rounds
+def _extended(marks: Sequence[Mark]) -> float:
+    """Seconds of all work, by what was seen of it; the first step is not counted where there are others.
 
-
-def _extended(marks: Sequence[tuple[float, int]], sizes: Sequence[int]) -> float:
-    """Seconds of all steps, by those that were seen; the first is not counted where there are others.
-
-    >>> _extended([(2.0, 1), (3.0, 2)], [10, 10, 20, 10])
+    >>> _extended([(2.0, 0.2), (3.0, 0.4)])
     6.0
     """
-    (first, begun), (last, done) = (0.0, 0) if len(marks) == 1 else marks[0], marks[-1]
-    return last + (last - first) / sum(sizes[begun:done]) * sum(sizes[done:])
+    (first, begun), (last, done) = (0.0, 0.0) if len(marks) == 1 else marks[0], marks[-1]
+    return last + (last - first) / (done - begun) * (1 - done)
 
 
 Update = tuple[float, int]
