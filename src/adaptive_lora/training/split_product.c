@@ -40,6 +40,7 @@ enum {
     ROWS = 256, /* of x that are cut at a time */
     COLUMNS = 64, /* of y that are computed at a time: parts of so much of W stay in cache */
     PANEL = 4096, /* of y for which W is cut at a time */
+    AHEAD = 3, /* tiles of x that are fetched before they are cut */
     DEPTH = 576, /* of the common dimension that is cut at a time: a multiple of STEPS tiles */
 };
 
@@ -85,16 +86,21 @@ static int64_t place(int64_t block, int64_t blocks, int64_t step, int64_t steps)
 /* Rows of x from `top` on, numbers from `k` on, as tiles: a row of a tile is 32 numbers of a row of x. */
 static void cut_rows(const split_args *t, int64_t top, int64_t rows, int64_t k, int64_t depth, uint16_t *tiles) {
     int64_t blocks = up_to(rows, BLOCK) / BLOCK, steps = up_to(depth, DEEP) / DEEP;
-    for (int64_t r = 0; r < blocks * BLOCK; r++)
-        for (int64_t s = 0; s < steps; s++) {
-            int64_t left = r < rows ? depth - s * DEEP : 0;
-            const float *x = t->x + (top + r) * t->d_in + k + s * DEEP;
+    for (int64_t i = 0; i < blocks * steps; i++) {
+        int64_t block = i / steps, s = i % steps, left = depth - s * DEEP;
+        const __mmask16 low = first(left), high = first(left - SIDE);
+        const float *x = t->x + (top + block * BLOCK) * t->d_in + k + s * DEEP;
+        uint16_t *out = tiles + place(block, blocks, s, steps);
+        int64_t there = smaller(BLOCK, rows - block * BLOCK);
+        for (int64_t r = 0; r < there; r++, x += t->d_in, out += DEEP) {
             __m512i part[PARTS];
-            cut(load(x, left), load(x + SIDE, left - SIDE), part);
-            uint16_t *out = tiles + place(r / BLOCK, blocks, s, steps);
-            for (int p = 0; p < PARTS; p++)
-                _mm512_storeu_si512(out + (2 * p + r % BLOCK / SIDE) * TILE + r % SIDE * DEEP, part[p]);
+            _mm_prefetch(x + AHEAD * DEEP, _MM_HINT_T0);
+            _mm_prefetch(x + AHEAD * DEEP + SIDE, _MM_HINT_T0);
+            cut(_mm512_maskz_loadu_ps(low, x), _mm512_maskz_loadu_ps(high, x + SIDE), part);
+            for (int p = 0; p < PARTS; p++) _mm512_storeu_si512(out + p * 2 * TILE, part[p]);
         }
+        for (int p = 0; p < PARTS; p++) memset(out + p * 2 * TILE, 0, (BLOCK - there) * DEEP * sizeof(uint16_t));
+    }
 }
 
 /* 16 by 16 pairs of numbers, rows for columns. */
@@ -127,6 +133,8 @@ static void cut_along(const split_args *t, int64_t n, int64_t k, uint16_t *out) 
         __m512i part[PARTS];
         int64_t left = n + i < t->d_out ? t->d_in - k : 0;
         const float *w = t->w + (n + i) * t->w_row + k;
+        _mm_prefetch(w + AHEAD * DEEP, _MM_HINT_T0);
+        _mm_prefetch(w + AHEAD * DEEP + SIDE, _MM_HINT_T0);
         cut(load(w, left), load(w + SIDE, left - SIDE), part);
         for (int p = 0; p < PARTS; p++) rows[p][i] = part[p];
     }
@@ -145,6 +153,8 @@ static void cut_across(const split_args *t, int64_t n, int64_t k, uint16_t *out)
         __m512i part[PARTS];
         int64_t row = k + 2 * i, columns = t->d_out - n;
         const float *w = t->w + row * t->w_column + n;
+        _mm_prefetch(w + AHEAD * SIDE, _MM_HINT_T0);
+        _mm_prefetch(w + t->w_column + AHEAD * SIDE, _MM_HINT_T0);
         __m512 even = load(w, row < t->d_in ? columns : 0);
         cut(even, load(w + t->w_column, row + 1 < t->d_in ? columns : 0), part);
         for (int p = 0; p < PARTS; p++)
