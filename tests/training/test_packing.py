@@ -126,12 +126,23 @@ SIZES = st.one_of(st.dictionaries(st.integers(0, 99), st.integers(1, most), max_
 
 
 @given(SIZES, st.one_of(st.integers(1, 8), st.integers(1, 400)), st.integers(1, 4))
-def test_chunks_keep_order_are_complete_and_within_the_limit(sizes: dict[int, int], limit: int, workers: int) -> None:
+def test_chunks_are_complete_ordered_and_within_the_limit(sizes: dict[int, int], limit: int, workers: int) -> None:
     chunks = chunks_of(sizes, limit, workers)
-    assert [member for chunk in chunks for member in chunk] == list(sizes)
-    assert all(chunks)
+    assert sorted(member for chunk in chunks for member in chunk) == sorted(sizes)
+    assert all(chunks) and all(chunk == sorted(chunk) for chunk in chunks)
     assert all(sum(sizes[member] for member in chunk) <= limit or len(chunk) == 1 for chunk in chunks)
     assert chunks == chunks_of(sizes, limit, workers)
+
+
+@given(st.lists(st.integers(50, 150), min_size=1, max_size=40), st.integers(1, 4))
+def test_chunks_are_as_even_as_their_smallest_member(found: list[int], workers: int) -> None:
+    """No chunk has more than another by more than the last member that it was dealt."""
+    sizes = dict(enumerate(found))
+    chunks = chunks_of(sizes, sum(found), workers)
+    filled = [sum(sizes[member] for member in chunk) for chunk in chunks]
+    assert len(chunks) == min(workers, len(sizes))
+    for chunk, size in zip(chunks, filled, strict=True):
+        assert size - min(sizes[member] for member in chunk) <= min(filled)
 
 
 @given(st.integers(1, 30), st.integers(1, 50), st.integers(1, 4))

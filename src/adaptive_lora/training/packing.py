@@ -153,24 +153,28 @@ def positions_of(batches: Mapping[int, Sequence[Example]], padded: bool = False,
 
 
 def chunks_of(sizes: Mapping[int, int], limit: int, workers: int) -> list[list[int]]:
-    """Members with `sizes` positions, cut into consecutive chunks of at most `limit`, even ones and a multiple of
+    """Members with `sizes` positions, dealt to chunks of at most `limit`, as even as can be, their number a multiple of
     `workers` where possible; a member larger than the limit gets a chunk of its own.
 
-    >>> chunks_of({0: 30, 1: 30, 4: 30, 5: 30}, limit=100, workers=2)
-    [[0, 1], [4, 5]]
+    >>> chunks_of({0: 30, 1: 50, 4: 30, 5: 10}, limit=100, workers=2)
+    [[0, 4], [1, 5]]
     """
-    total = sum(sizes.values())
-    passes = math.ceil(total / limit / workers) * workers
-    share = total / max(1, min(passes, len(sizes)))
-    # In order, and by sizes only: a resumed bank cuts the same chunks, and so ends in the same bits.
-    chunks: list[list[int]] = []
-    filled = within = 0
-    for member, size in sizes.items():
-        if not chunks or within + size > limit or filled >= share * len(chunks):
-            chunks.append([])
-            within = 0
-        chunks[-1].append(member)
-        filled, within = filled + size, within + size
+    # By order and sizes only: a resumed bank deals the same chunks, and so ends in the same bits.
+    passes = max(1, math.ceil(sum(sizes.values()) / limit / workers)) * workers
+    while True:
+        chunks = _dealt(sizes, min(passes, len(sizes)))
+        if passes >= len(sizes) or all(len(c) == 1 or sum(sizes[m] for m in c) <= limit for c in chunks):
+            return sorted(sorted(chunk) for chunk in chunks)
+        passes += workers
+
+
+def _dealt(sizes: Mapping[int, int], count: int) -> list[list[int]]:
+    """The largest first, each to the chunk that has the least so far."""
+    chunks, filled = [list[int]() for _ in range(count)], [0] * count
+    for member in sorted(sizes, key=lambda member: -sizes[member]):
+        least = filled.index(min(filled))
+        chunks[least].append(member)
+        filled[least] += sizes[member]
     return chunks
 
 
