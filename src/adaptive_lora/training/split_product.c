@@ -197,6 +197,7 @@ static void multiply(const uint16_t *a, const uint16_t *b, int64_t steps, int fr
                      int64_t stride) {
     float *below = sums + SIDE * stride;
     stride *= sizeof(float);
+    __asm__ volatile("" ::: "memory"); /* GCC does not know that tiles are loaded from memory */
     if (fresh) {
         _tile_zero(0);
         _tile_zero(1);
