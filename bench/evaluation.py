@@ -103,6 +103,7 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     return {
         "speedup_vs_loop": statistics.median(a / b for a, b in zip(seconds["loop"], seconds["bank"], strict=True)),
         "max_loss_difference": largest_share(ours[0], single),
+        "loss_difference": abs(mean_loss(ours[0], records) / mean_loss(single, records) - 1),
         "max_loss_error": {
             "records": min(EXACT, len(records)),
             "bank": largest_share(ours[0][:EXACT], truth),
@@ -127,6 +128,11 @@ def in_double(model: Any, records: Sequence[Example]) -> np.ndarray:
         return plain_loop(model.double(), records, torch.float64)
     finally:
         model.float()
+
+
+def mean_loss(losses: np.ndarray, records: Sequence[Example]) -> float:
+    """Of all completion tokens, as a study reports it."""
+    return float(np.average(losses, weights=[record.completion_tokens for record in records]))
 
 
 def largest_share(found: np.ndarray, wanted: np.ndarray) -> float:

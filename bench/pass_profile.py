@@ -81,8 +81,9 @@ def recorded_parts() -> Iterator[None]:
         yield
 
 
-def updates(bench: Bench, record: bool) -> tuple[float, dict[str, float]]:
-    """Seconds of the measured updates of a fresh bank, and of them the seconds of each part, all threads together."""
+def updates(bench: Bench, record: bool) -> tuple[float, int, dict[str, float]]:
+    """Seconds of the measured updates of a fresh bank, the most rows of its passes, and the seconds of each part, all
+    threads together."""
     members = [
         Member(plan=j.plan, options=bench.options(DROPOUT), seed=j.seed, examples=j.examples) for j in bench.jobs
     ]
@@ -100,7 +101,7 @@ def updates(bench: Bench, record: bool) -> tuple[float, dict[str, float]]:
         for _ in range(bench.steps):
             bank.step()
         seconds = time.perf_counter() - began
-    return seconds, _parts(profiler) if record else {}
+    return seconds, bank.chunk_tokens, _parts(profiler) if record else {}
 
 
 def _parts(profiler: profile) -> dict[str, float]:
@@ -120,11 +121,11 @@ def _parts(profiler: profile) -> dict[str, float]:
 def report(bench: Bench) -> dict[str, Any]:
     """What `bench/pass_profile.py` prints, but for the circumstances."""
     threads, count = torch.get_num_threads(), bench.steps * len(bench.jobs)
-    plain, _ = updates(bench, record=False)
-    recorded, seconds = updates(bench, record=True)
+    plain, most, _ = updates(bench, record=False)
+    recorded, _, seconds = updates(bench, record=True)
     parts = {part: seconds.get(part, 0.0) / (recorded * threads) for part in PARTS}
     tokens = tokens_of(bench, bench.jobs)
-    rows = round(tokens["real"] * len(bench.jobs) / threads)
+    rows = min(most, round(tokens["real"] * len(bench.jobs) / threads))
     alone = seconds_of_products(bench.base, tokens["real"], tokens["completion"], threads, rows=rows)
     torch.set_num_threads(threads)
     return {

@@ -46,6 +46,22 @@ def test_version_is_that_of_the_package() -> None:
     assert found.stderr == "heavy:\n"
 
 
+def test_libraries_are_not_searched_for_garbage() -> None:
+    """Neither while they are loaded nor at the end, which took longer than most commands."""
+    code = """
+import atexit, gc, sys
+from adaptive_lora.cli.main import main
+atexit.register(lambda: print("frozen:", gc.get_freeze_count() > 10_000, file=sys.stderr))
+atexit.register = lambda call: print("at the end:", call.__name__, file=sys.stderr) or call()
+try:
+    main()
+finally:
+    print("oldest:", gc.get_threshold()[2], file=sys.stderr)
+"""
+    said = fresh(FRONT).run(code, "--version").stderr
+    assert "at the end: freeze" in said and "oldest: 1000" in said and "frozen: True" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -62,8 +62,8 @@ def main() -> None:
 
 
 def _expect_no_garbage_in_libraries() -> None:
-    """Loaded libraries are a million objects that stay. Searching all of them for garbage, again and again, takes most
-    of a second of a command's beginning and more than one of its end."""
+    """Loaded libraries are hundreds of thousands of objects that stay. Searching all of them for garbage, again and
+    again, takes most of a second of a command's beginning and more than one of its end."""
     young, middle, _ = gc.get_threshold()
     gc.set_threshold(young, middle, 1000)
     atexit.register(gc.freeze)

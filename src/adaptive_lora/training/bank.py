@@ -121,7 +121,7 @@ class Bank:
 
     @property
     def kernels(self) -> str:
-        """What computes attention and LoRA in an open bank, such as `compiled attention, compiled lora`."""
+        """What computes an open bank, such as `compiled attention, compiled lora, tiled products`."""
         if self._block == 1:
             return ", ".join(sorted(self.model.kernels))
         # The model was tried without adapters, and so without batched products.

@@ -23,7 +23,7 @@ from adaptive_lora.training.current_batch import BankBatch, current_batch
 from adaptive_lora.training.fused_layers import fused_layers
 from adaptive_lora.training.gathering import begin_pass, sharded_part, whole_modules
 from adaptive_lora.training.head import Head
-from adaptive_lora.training.kernels import attention_kernel, lora_kernel
+from adaptive_lora.training.kernels import TILED, attention_kernel, lora_kernel, split_kernel
 from adaptive_lora.training.memory import is_out_of_memory
 from adaptive_lora.training.packing import Pack, pack
 from adaptive_lora.training.pointwise import fused_rotations
@@ -131,7 +131,7 @@ def bank_model(
                     stack.enter_context(fused_rotations(base.model))
                 if not padded:
                     stack.enter_context(_packed_attention(base.model))
-                model = BankModel(Head(base.model), padded, {"the model's attention"} if padded else set())
+                model = BankModel(Head(base.model), padded, _known_kernels(base, padded))
                 found = _compared(model, base, way, probe, expected)
             except (TypeError, ValueError, AttributeError, IndexError, NotCausalOnly, RuntimeError) as problem:
                 begin_pass(base.model)
@@ -163,6 +163,12 @@ def probe_examples(base: FrozenBase) -> list[Example]:
     return [
         Example(tuple((7 * i + 31 * k + 1) % vocabulary for i in range(n)), 1, False) for k, n in enumerate(lengths)
     ]
+
+
+def _known_kernels(base: FrozenBase, padded: bool) -> set[str]:
+    """What a bank computes with whatever it computes."""
+    tiles = base.device.type == "cpu" and base.model.dtype == torch.float32 and base.products is None and split_kernel()
+    return {*(["the model's attention"] if padded else []), *([TILED] if tiles else [])}
 
 
 def _probe_texts(base: FrozenBase, texts: Sequence[Example]) -> list[Example]:

@@ -18,6 +18,8 @@ import torch
 
 from adaptive_lora.training.kernel_cache import load_or_compile
 
+TILED = "tiled products"
+"""What a ledger calls frozen products of float32 on bfloat16 tiles."""
 _SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 _BOTH = ("forward", "backward")
@@ -152,7 +154,6 @@ def kernel_places() -> tuple[str, ...]:
 def _kernels() -> dict[str, _Kernel]:
     return {
         "attention": _loaded("attention", AttentionArgs),
-        "dropout": _loaded("dropout", DropoutArgs),
         "lora": _loaded("lora", LoraArgs, "-DREAL=float"),
         "pointwise": _loaded("pointwise", PointwiseArgs),
     }

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from adaptive_lora.study.engines import devices
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.study_file import load_study
 from adaptive_lora.training.checkpoint import StepRecord
-from adaptive_lora.training.kernels import forget_kernels
+from adaptive_lora.training.kernels import forget_kernels, split_kernel
 
 WriteStudy = Callable[..., Path]
 TWO_ARMS = ("[uniform, linear-decay, empirical, random]", "[uniform, linear-decay]")
@@ -82,7 +83,8 @@ def test_kernels_that_are_missing_at_a_resume_are_told_and_recorded(
     with pytest.raises(KeyboardInterrupt):
         run_study(study, out, Told(3), checkpoint_seconds=0.0)
     began = kernels_of(out)
-    if began != {"compiled attention, compiled lora"}:
+    tiled = ", tiled products" if split_kernel() else ""
+    if began != {f"compiled attention, compiled lora{tiled}"}:
         pytest.skip("no C compiler here: the kernels are not built")
     monkeypatch.setenv("ADAPTIVE_LORA_KERNEL", "off")
     forget_kernels()
@@ -92,10 +94,28 @@ def test_kernels_that_are_missing_at_a_resume_are_told_and_recorded(
     finally:
         monkeypatch.undo()
         forget_kernels()
-    [warning] = told.warnings
+    *_, warning = told.warnings
+    assert len(told.warnings) == (2 if tiled else 1)
     assert warning.startswith("warning: 4 of these runs were trained with the compiled kernels for attention and lora")
     assert "differ in the 7th digit" in warning and "ADAPTIVE_LORA_KERNEL=off" in warning
-    assert kernels_of(out) == {"compiled attention, compiled lora; then torch attention, torch lora"}
+    assert kernels_of(out) == {f"compiled attention, compiled lora{tiled}; then torch attention, torch lora"}
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_products_on_tiles_before_or_after_a_resume_are_told(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: bool
+) -> None:
+    study, out = load_study(study_file(TWO_ARMS)), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, out, Told(3), checkpoint_seconds=0.0)
+    with closing(create_or_open(out)) as ledger, ledger._db as db:
+        db.execute("UPDATE runs SET kernels = ?", ("compiled lora" if here else "compiled lora, tiled products",))
+    monkeypatch.setattr(devices, "split_kernel", lambda: object() if here else None)
+    told = Told()
+    assert run_study(study, out, told).finished
+    [warning] = [text for text in told.warnings if "tiles" in text]
+    before, after = ("without tiles", "on bfloat16 tiles") if here else ("on bfloat16 tiles", "without tiles")
+    assert warning.startswith(f"warning: 4 of these runs multiplied float32 {before}, the rest go on {after}")
 
 
 def kernels_of(folder: Path) -> set[str]:

@@ -3,7 +3,7 @@ same kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.prepare import PreparedStudy
-from adaptive_lora.training.kernels import kernel_status
+from adaptive_lora.training.kernels import TILED, kernel_status, split_kernel
 
 
 def warn_of_other_devices(
@@ -42,13 +42,14 @@ def warn_of_other_devices(
 def _warn_of_other_kernels(
     prepared: PreparedStudy, ledger: Ledger, runs: Mapping[str, Run], warn: Callable[[str], None]
 ) -> None:
-    """Warns where kernels are not compiled here, and where some of `runs` were trained with them."""
+    """Warns where kernels are not compiled here, and where some of `runs` were trained by others."""
     base = prepared.base
     known = [run for run in ledger.runs() if run["run_id"] in runs]
     if base.device.type != "cpu" or base.model.dtype not in (torch.float32, torch.float64):
         return  # where torch computes everything
     if prepared.study.spec.engine == "reference" or all(Status(run["status"]).is_finished for run in known):
         return
+    _warn_of_tiles([run["kernels"] for run in known if run["step"] and run["kernels"]], warn)
     missing = {name: status for name, status in kernel_status().items() if status != "compiled"}
     names, reasons = " and ".join(missing), "; ".join(dict.fromkeys(missing.values()))
     with_them = sum(any(f"compiled {name}" in (run["kernels"] or "") for name in missing) for run in known)
@@ -60,3 +61,17 @@ def _warn_of_other_kernels(
         )
     elif missing and "=off" not in reasons:
         warn(f"warning: no compiled kernels for {names}, which makes training slower: {reasons}")
+
+
+def _warn_of_tiles(kernels: Sequence[str], warn: Callable[[str], None]) -> None:
+    """Warns where runs that began with these kernels multiplied on bfloat16 tiles and none are here, or the reverse."""
+    here = split_kernel() is not None
+    others = sum((TILED in said) != here for said in kernels)
+    if others:
+        ways = ("on bfloat16 tiles", "without tiles")
+        before, now = reversed(ways) if here else ways
+        warn(
+            f"warning: {others} of these runs multiplied float32 {before}, the rest go on {now}: results will differ "
+            "in the 7th digit from those of a study that was not interrupted. The ledger says of each run what computed "
+            "it."
+        )
