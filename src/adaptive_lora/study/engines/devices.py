@@ -72,6 +72,6 @@ def _warn_of_tiles(kernels: Sequence[str], warn: Callable[[str], None]) -> None:
         before, now = reversed(ways) if here else ways
         warn(
             f"warning: {others} of these runs multiplied float32 {before}, the rest go on {now}: results will differ "
-            "in the 7th digit from those of a study that was not interrupted. The ledger says of each run what computed "
-            "it."
+            "in the 7th digit from those of a study that was not interrupted. The ledger says of each run what "
+            "computed it."
         )
