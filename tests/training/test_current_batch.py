@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
+import weakref
 
 import pytest
 
@@ -12,8 +14,9 @@ from adaptive_lora.training import current_batch as module
 from adaptive_lora.training.bank import Bank
 from adaptive_lora.training.base import FrozenBase
 from adaptive_lora.training.current_batch import BankBatch, current_batch, get_current_batch
+from adaptive_lora.training.dropout import DropoutMasks, Positions
 from adaptive_lora.training.packing import pack
-from tests.training.conftest import demo_examples, seven_members
+from tests.training.conftest import demo_examples, like, seven_members
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +94,25 @@ def test_many_threads_have_their_own_batches_and_leave_none_behind() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert not wrong and get_current_batch() is None
+
+
+def test_dropout_masks_live_as_long_as_their_pass(gpt2: FrozenBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every adapter of a bank would keep those of its last update."""
+    drawn, draw = list[weakref.ref[Positions]](), DropoutMasks._draw
+
+    def watched(self: DropoutMasks, step: int, tokens: int) -> Positions:
+        found = draw(self, step, tokens)
+        drawn.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(DropoutMasks, "_draw", watched)
+    members = [like(member, dropout=0.1) for member in seven_members(gpt2, steps=2)[:3]]
+    with Bank(gpt2, members) as bank:
+        drawn.clear()  # opening it has tried a pass
+        bank.step()
+        assert len(drawn) == 3  # once a pass, not once a module
+        gc.collect()
+        assert not any(positions() for positions in drawn)
 
 
 def test_there_is_none_after_a_step(gpt2: FrozenBase) -> None:

@@ -64,6 +64,8 @@ class _Current:
             yield
         finally:
             self._local.batch = before
+            for slot in batch.slots:
+                slot.masks.forget()
             with self._lock:
                 # By identity: comparing batches would compare tensors.
                 del self._active[next(i for i, other in enumerate(self._active) if other is batch)]
@@ -73,7 +75,7 @@ _CURRENT = _Current()
 
 
 def current_batch(batch: BankBatch) -> contextlib.AbstractContextManager[None]:
-    """Makes `batch` the one that layers called by this thread compute."""
+    """Makes `batch` the one that layers called by this thread compute; its dropout masks are forgotten at the end."""
     return _CURRENT.set(batch)
 
 

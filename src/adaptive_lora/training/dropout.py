@@ -88,6 +88,10 @@ class DropoutMasks:
             self._drawn_for, self._positions = (step, tokens), self._draw(step, tokens)
         return self._positions
 
+    def forget(self) -> None:
+        """Frees what was drawn, for a batch of 400 tokens of a 135M model 26 MB; drawn again it is the same."""
+        self._drawn_for, self._flags, self._positions = (-1, -1), {}, None
+
     @staticmethod
     def as_flags(device: torch.device) -> bool:
         """Whether masks on a device are flags that are drawn there, and no indices."""
