@@ -167,8 +167,13 @@ def probe_examples(base: FrozenBase) -> list[Example]:
 
 def _known_kernels(base: FrozenBase, padded: bool) -> set[str]:
     """What a bank computes with whatever it computes."""
-    tiles = base.device.type == "cpu" and base.model.dtype == torch.float32 and base.products is None and split_kernel()
-    return {*(["the model's attention"] if padded else []), *([TILED] if tiles else [])}
+    return {*(["the model's attention"] if padded else []), *([TILED] if uses_tiles(base) else [])}
+
+
+def uses_tiles(base: FrozenBase) -> bool:
+    """Whether a bank multiplies frozen float32 weights on bfloat16 tiles here."""
+    plain = base.device.type == "cpu" and base.model.dtype == torch.float32 and base.products is None
+    return plain and split_kernel() is not None
 
 
 def _probe_texts(base: FrozenBase, texts: Sequence[Example]) -> list[Example]:

@@ -12,6 +12,7 @@ from adaptive_lora.study.engines import devices
 from adaptive_lora.study.open_ledger import create_or_open, open_to_read
 from adaptive_lora.study.runner import Silent, run_study
 from adaptive_lora.study.study_file import load_study
+from adaptive_lora.training import bank_model
 from adaptive_lora.training.checkpoint import StepRecord
 from adaptive_lora.training.kernels import forget_kernels, split_kernel
 
@@ -110,12 +111,25 @@ def test_products_on_tiles_before_or_after_a_resume_are_told(
         run_study(study, out, Told(3), checkpoint_seconds=0.0)
     with closing(create_or_open(out)) as ledger, ledger._db as db:
         db.execute("UPDATE runs SET kernels = ?", ("compiled lora" if here else "compiled lora, tiled products",))
-    monkeypatch.setattr(devices, "split_kernel", lambda: object() if here else None)
+    monkeypatch.setattr(devices, "uses_tiles", lambda base: here)
     told = Told()
     assert run_study(study, out, told).finished
     [warning] = [text for text in told.warnings if "tiles" in text]
     before, after = ("without tiles", "on bfloat16 tiles") if here else ("on bfloat16 tiles", "without tiles")
     assert warning.startswith(f"warning: 4 of these runs multiplied float32 {before}, the rest go on {after}")
+
+
+@pytest.mark.parametrize("model", ["products: bfloat16", "dtype: float64"])
+def test_nothing_is_said_of_tiles_where_none_would_be_used(
+    study_file: WriteStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    """On a processor that has them, at the resume of a study that multiplies otherwise."""
+    monkeypatch.setattr(bank_model, "split_kernel", lambda: object())
+    study, out = load_study(study_file(TWO_ARMS, ("model: {name:", f"model: {{{model}, name:"))), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, out, Told(3), checkpoint_seconds=0.0)
+    told = Told()
+    assert run_study(study, out, told).finished and not told.warnings
 
 
 def kernels_of(folder: Path) -> set[str]:

@@ -11,7 +11,8 @@ from adaptive_lora.stats.run_table import Status
 from adaptive_lora.study.ledger import Ledger
 from adaptive_lora.study.matrix import Run
 from adaptive_lora.study.prepare import PreparedStudy
-from adaptive_lora.training.kernels import TILED, kernel_status, split_kernel
+from adaptive_lora.training.bank_model import uses_tiles
+from adaptive_lora.training.kernels import TILED, kernel_status
 
 
 def warn_of_other_devices(
@@ -49,7 +50,7 @@ def _warn_of_other_kernels(
         return  # where torch computes everything
     if prepared.study.spec.engine == "reference" or all(Status(run["status"]).is_finished for run in known):
         return
-    _warn_of_tiles([run["kernels"] for run in known if run["step"] and run["kernels"]], warn)
+    _warn_of_tiles([run["kernels"] for run in known if run["step"] and run["kernels"]], uses_tiles(base), warn)
     missing = {name: status for name, status in kernel_status().items() if status != "compiled"}
     names, reasons = " and ".join(missing), "; ".join(dict.fromkeys(missing.values()))
     with_them = sum(any(f"compiled {name}" in (run["kernels"] or "") for name in missing) for run in known)
@@ -63,9 +64,8 @@ def _warn_of_other_kernels(
         warn(f"warning: no compiled kernels for {names}, which makes training slower: {reasons}")
 
 
-def _warn_of_tiles(kernels: Sequence[str], warn: Callable[[str], None]) -> None:
+def _warn_of_tiles(kernels: Sequence[str], here: bool, warn: Callable[[str], None]) -> None:
     """Warns where runs that began with these kernels multiplied on bfloat16 tiles and none are here, or the reverse."""
-    here = split_kernel() is not None
     others = sum((TILED in said) != here for said in kernels)
     if others:
         ways = ("on bfloat16 tiles", "without tiles")
